@@ -1,0 +1,31 @@
+# Each target creates .venv from the requirements when it is missing or older than they are.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: help test test-all lint bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "toast_jax needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+test: $(VENV)/.installed  ## run the tests that every commit has to pass
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
+
+test-all: $(VENV)/.installed  ## run all tests, the long ones too
+	$(BIN)/python -m pytest -n $(WORKERS) tests
+
+lint: $(VENV)/.installed  ## check style and formatting
+	$(BIN)/ruff check .
+
+bench: $(VENV)/.installed  ## time every method (README in benchmarks/)
+	$(BIN)/python -m benchmarks.steps
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache
