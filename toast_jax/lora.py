@@ -1,0 +1,84 @@
+"""Low-rank deltas on frozen kernels (LoRA, Hu et al., arXiv 2106.09685).
+
+Networks multiply by a kernel as `x @ kernel` and never learn about this file: `attach` puts a `LowRank` where the kernel was.
+"""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from toast_jax.errors import InputError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class LowRank:
+    """The matrix `kernel + a @ b`, never formed: `x @ it` costs two thin products more than `x @ kernel`.
+
+    `kernel [..., D, F]`, `a [..., D, r]`, `b [..., r, F]`. The kernel comes first: Linen checks its shape, and its alone.
+    """
+
+    kernel: jax.Array
+    a: jax.Array
+    b: jax.Array
+
+    def __rmatmul__(self, x):
+        return x @ self.kernel + (x @ self.a) @ self.b
+
+    def astype(self, dtype):
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+
+
+def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> dict:
+    """Creates the deltas of every kernel whose path matches a regex of `targets` whole.
+
+    Kernels that differ only in a regex's group `shared` read the same input and share one `a` (the release puts its LoRA on
+    a joint qkv kernel: one A, three Bs). Leading axes of a kernel are layers, each with a delta of its own.
+
+    Args:
+      rng: key. a is uniform(+-1 / sqrt(D)), which is torch's kaiming_uniform_(a=sqrt(5)); b is zero.
+      params: nested dict of kernels, or of anything with a shape.
+      targets: regexes over "/"-joined paths.
+      rank: r.
+
+    Returns:
+      a nested dict: `{path without kernel and shared part}/a` and `{path without kernel}/b`.
+
+    Raises:
+      InputError: a regex matches no kernel.
+    """
+    deltas = {}
+    for target in targets:
+        names = [name for name in flatten_dict(params, sep="/") if re.fullmatch(target, name)]
+        if not names:
+            raise InputError(f"The LoRA target {target!r} matches no parameter; see the start-up table for their names.")
+        for name in names:
+            *layers, fan_in, fan_out = flatten_dict(params, sep="/")[name].shape
+            a, b = _paths(target, name)
+            key = jax.random.fold_in(rng, len(deltas))
+            bound = fan_in**-0.5
+            if a not in deltas:
+                deltas[a] = jax.random.uniform(key, (*layers, fan_in, rank), jnp.float32, -bound, bound)
+            deltas[b] = jnp.zeros((*layers, rank, fan_out), jnp.float32)
+    return unflatten_dict(deltas, sep="/")
+
+
+def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -> dict:
+    """Returns `params` with every targeted kernel replaced by `LowRank(kernel, a, scale * b)`."""
+    flat, deltas = flatten_dict(params, sep="/"), flatten_dict(deltas, sep="/")
+    for target in targets:
+        for name in [name for name in flat if re.fullmatch(target, name)]:
+            a, b = _paths(target, name)
+            flat[name] = LowRank(flat[name], deltas[a], scale * deltas[b])
+    return unflatten_dict(flat, sep="/")
+
+
+def _paths(target: str, name: str) -> tuple[str, str]:
+    """Where the factors a and b of kernel `name` live; a is kept once beside all kernels that differ in group `shared`."""
+    match = re.fullmatch(target, name)
+    own = name.removesuffix("/kernel")
+    shared = "shared" in match.re.groupindex
+    return name[: match.start("shared")] + "a" if shared else f"{own}/a", f"{own}/b"

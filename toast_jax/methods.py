@@ -1,0 +1,100 @@
+"""Transfer methods, one row each: which signal steers, which kernels carry a low-rank delta, what is tuned.
+
+Cells are regexes over "/"-joined parameter paths. Every parameter must match exactly one regex of `tuned` and `frozen`, and
+every regex must match something; so a parameter is never frozen, or tuned, by oversight.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from toast_jax import trees
+from toast_jax.errors import InputError
+
+HEAD = "head/.*"
+BACKBONE = "backbone/.*"
+PRIOR = "top_down/prior"
+TRANSFORM = "top_down/transform"
+FEEDBACK = "top_down/(back|out)"
+LORA = "lora/.*"
+LAST_BLOCKS = r"backbone/last_\d+/.*"
+# One A for the three kernels, as on the release's joint qkv kernel.
+ATTENTION_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row.
+
+    Attributes:
+      signal: "" (one look), "prompts" or "top_down".
+      tuned: regexes of the parameters that learn.
+      frozen: regexes of the parameters that do not.
+      lora: regexes of the kernels that carry a low-rank delta.
+      lora_rank, lora_alpha: the delta is `alpha / rank * a @ b`.
+    """
+
+    signal: str
+    tuned: tuple[str, ...]
+    frozen: tuple[str, ...]
+    lora: tuple[str, ...] = ()
+    lora_rank: int = 4
+    lora_alpha: float = 1.0
+
+
+METHODS = {
+    "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
+    "finetune": Method("", tuned=(HEAD, BACKBONE), frozen=()),
+    # The model is built with as many separate last blocks as `config.tuned_blocks` says.
+    "partial": Method("", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!last_\d).*",)),
+    "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
+    "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,)),
+    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), lora=(ATTENTION_KERNELS,)),
+    "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
+    "toast_lite": Method(
+        "top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)
+    ),
+}
+
+
+def tuned_mask(params: dict, method: Method) -> dict:
+    """The one source of truth for freezing: a tree like `params` (arrays or shapes) with True where a leaf is tuned.
+
+    Raises:
+      InputError: a regex matches nothing, or a parameter is matched by none or by several; the names are listed.
+    """
+    cells = [(regex, True) for regex in method.tuned] + [(regex, False) for regex in method.frozen]
+    paths = list(trees.flat(params))
+    matches = {path: [(regex, tuned) for regex, tuned in cells if re.fullmatch(regex, path)] for path in paths}
+    matched = {regex for found in matches.values() for regex, _ in found}
+    if idle := [regex for regex, _ in cells if regex not in matched]:
+        raise InputError(f"These regexes of the method match no parameter: {_listed(idle)}; parameters: {_listed(paths)}.")
+    if uncovered := [path for path, found in matches.items() if not found]:
+        raise InputError(f"No regex of the method's tuned or frozen cells covers these parameters: {_listed(uncovered)}.")
+    if doubled := [path for path, found in matches.items() if len(found) > 1]:
+        raise InputError(f"Several regexes of the method cover these parameters: {_listed(doubled)}.")
+    return trees.nested({path: found[0][1] for path, found in matches.items()})
+
+
+def table(params: dict, method: Method) -> str:
+    """The start-up table: one line per cell of the row (tuned or frozen, arrays, parameters), then totals."""
+    flat = trees.flat(params)
+    lines = [f"{'':7} {'arrays':>7} {'parameters':>13}  matched by"]
+    sums = {True: 0, False: 0}
+    for regex, tuned in [(r, True) for r in method.tuned] + [(r, False) for r in method.frozen]:
+        leaves = [leaf for path, leaf in flat.items() if re.fullmatch(regex, path)]
+        sums[tuned] += trees.count(leaves)
+        lines.append(f"{'tuned' if tuned else 'frozen':7} {len(leaves):7} {trees.count(leaves):13,}  {regex}")
+    total = sum(sums.values())
+    head = trees.count(params["head"])
+    lines.append(
+        f"total {total:,} parameters, {sums[True]:,} tuned ({sums[True] / total:.2%}), "
+        f"{sums[True] - head:,} of them outside the head"
+    )
+    return "\n".join(lines)
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

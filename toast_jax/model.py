@@ -1,0 +1,98 @@
+"""A steered network: look once, form the signal, look again, classify."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from toast_jax import lora
+from toast_jax.data.images import normalize
+from toast_jax.linear import Linear
+from toast_jax.methods import Method
+
+
+class Steered(nn.Module):
+    """Backbone, signal and head as one module.
+
+    Without a signal the network looks once. Prompts enter that one look. The top-down signal is formed from a first look and
+    steers a second one with the same weights; the first look depends on no tuned parameter, so no gradient flows through it.
+
+    Attributes:
+      backbone: a module with `__call__(images, td, prompts, rng)` and `pooled` (see `backbones.vit.ViT`).
+      num_classes: C.
+      top_down: a `top_down.TopDown`, or None for a network that looks once.
+      prompts: a `prompts.Prompts`, or None.
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    top_down: nn.Module | None = None
+    prompts: nn.Module | None = None
+
+    def setup(self):
+        # The release's head: kaiming-normal with fan_out, and a bias that starts every class near probability 0.01.
+        self.head = Linear(
+            self.num_classes,
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            bias_init=nn.initializers.constant(-math.log(99.0)),
+        )
+
+    def __call__(self, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """Logits `[B, C]`, float32, computing only what they need.
+
+        Args:
+          images: `[B, S, S, 3]`, uint8 (normalised here) or floats that are normalised already.
+          rng: `[B]` keys, one per example, for drop-path and prompt dropout; None at evaluation.
+        """
+        images = normalize(images)
+        inputs, _ = self._signal(images, rng)
+        return self.head(self.backbone.pooled(images, **inputs, rng=_of_pass(rng, 2)).astype(jnp.float32))
+
+    def explain(self, images: jax.Array, rng: jax.Array | None = None) -> tuple[jax.Array, dict]:
+        """The logits of `__call__`, and every named intermediate.
+
+        Returns:
+          logits `[B, C]` and a dict: `look` (the backbone's dict of the look that was classified) and, with a top-down signal,
+          `first_look` (the same of the first), `selection [B, N, 1]` and `td [L, B, N, D]`.
+        """
+        images = normalize(images)
+        inputs, out = self._signal(images, rng)
+        pooled, look = self.backbone(images, **inputs, rng=_of_pass(rng, 2))
+        return self.head(pooled.astype(jnp.float32)), {**out, "look": look}
+
+    def _signal(self, images, rng):
+        """The extra inputs of the final look, and what led to them."""
+        if self.prompts is not None:
+            return {"prompts": self.prompts(_of_pass(rng, 0))}, {}
+        if self.top_down is None:
+            return {}, {}
+        _, first = self.backbone(images, rng=_of_pass(rng, 1))
+        first = jax.lax.stop_gradient(first)
+        td, selection = self.top_down(first["tokens"], first["tokens"])
+        return {"td": td}, {"first_look": first, "selection": selection, "td": td}
+
+
+def _of_pass(rng, index):
+    """Independent keys `[B]` for the prompts (0), the first look (1) and the final look (2)."""
+    return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
+
+
+def init(model: Steered, method: Method, rng: jax.Array, image_size: int) -> dict:
+    """Creates all parameters: `backbone`, `head` and, if the row has them, `top_down`, `prompts` and `lora`.
+
+    Wrap it in `jax.eval_shape` for shapes alone.
+    """
+    network, deltas = jax.random.split(rng)
+    params = model.init(network, jnp.zeros((1, image_size, image_size, 3)))["params"]
+    if method.lora:
+        params["lora"] = lora.init(deltas, params, method.lora, method.lora_rank)
+    return params
+
+
+def apply(model: Steered, method: Method, params: dict, images: jax.Array, rng=None, call=None):
+    """Applies a network to images with all parameters of `init`; `call` names another method than `Steered.__call__`."""
+    network = {name: tree for name, tree in params.items() if name != "lora"}
+    if method.lora:
+        network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
+    return model.apply({"params": network}, images, rng, method=call)
