@@ -1,0 +1,34 @@
+"""Our numbers are the PyTorch release's numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toast_jax import parity
+
+FIXTURES = Path(__file__).parent / "fixtures"
+METHODS = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recording_is_replayed(method):
+    checks = parity.replay(str(FIXTURES / f"vit_{method}.npz"))
+    assert [check for check in checks if not check.passed] == []
+    with np.load(FIXTURES / f"vit_{method}.npz") as recorded:
+        quantities = [k for k in recorded.files if k.split("/")[0] in ("out", "mid", "grad", "var", "sgd", "count")]
+    assert {check.name.split(" ")[0].replace("enc.", "") for check in checks} == {q.replace("enc.", "") for q in quantities}
+
+
+def test_a_wrong_number_fails(tmp_path, capsys):
+    with np.load(FIXTURES / "vit_linear.npz") as file:
+        recorded = {key: file[key] for key in file.files}
+    recorded["out/logits"] = recorded["out/logits"] * np.float32(1 + 1e-4)
+    np.savez(tmp_path / "wrong.npz", **recorded)
+    assert parity.main([str(tmp_path / "wrong.npz")]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_relative_error_does_not_hide_nan_or_shape():
+    assert parity.relative_error([np.nan], [1.0]) == float("inf")
+    assert parity.relative_error([1.0], [1.0, 1.0]) == float("inf")

@@ -1,0 +1,59 @@
+"""Optimizers and learning-rate schedules, with frozen parameters masked out by optax."""
+
+import re
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from toast_jax import trees
+from toast_jax.errors import InputError
+
+
+def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
+    """The release's schedule: constant within an epoch e, `e / warmup` while warming up, then half a cosine to zero.
+
+    The first epoch therefore runs with a learning rate of zero when there is a warm-up.
+
+    Returns:
+      a function of the step.
+    """
+
+    def schedule(step):
+        epoch = step // steps_per_epoch
+        progress = (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)
+        return lr * jnp.where(
+            epoch < warmup_epochs, epoch / max(1, warmup_epochs), 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        )
+
+    return schedule
+
+
+def optimizer(
+    *, name: str, schedule: Callable, mask: dict, momentum: float, weight_decay: float, no_decay: tuple[str, ...], clip: float
+) -> optax.GradientTransformation:
+    """Builds the optimizer of the tuned parameters.
+
+    Args:
+      name: "sgd" (PyTorch's: decay is added to the gradient before momentum) or "adamw" (decoupled decay).
+      schedule: learning rate as a function of the step.
+      mask: tree of booleans over all parameters (`methods.tuned_mask`). Frozen ones never enter decay, clipping or state, and
+        get an update of exactly zero if they are there at all.
+      momentum: of SGD.
+      weight_decay: strength of the decay.
+      no_decay: regexes of the paths that are not decayed.
+      clip: largest global norm of the tuned gradients; 0 for no clipping.
+    """
+    decayed = trees.nested(
+        {path: not any(re.fullmatch(regex, path) for regex in no_decay) for path in trees.flat(mask)}
+    )
+    if name == "sgd":
+        steps = [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)]
+    elif name == "adamw":
+        steps = [optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)]
+    else:
+        raise InputError(f"config.optimizer.name is {name!r}; it must be 'sgd' or 'adamw'.")
+    if clip:
+        steps.insert(0, optax.clip_by_global_norm(clip))
+    labels = trees.nested({path: "tuned" if tuned else "frozen" for path, tuned in trees.flat(mask).items()})
+    return optax.partition({"tuned": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)

@@ -1,0 +1,66 @@
+"""Running a per-device step on every device: data parallelism with replicated parameters."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from toast_jax.errors import InputError
+
+AXIS = "data"
+
+
+def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
+    """Maps `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`.
+
+    The first `num_replicated` arguments and all results are the same on every device: the step has to make them so, with
+    `lax.pmean` or `lax.psum` over the axis `parallel.AXIS`. Place the arguments with `place` beforehand; the call is slow else.
+    """
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate
+    )
+
+
+def place(tree):
+    """Copies a tree to every local device, where `replicate`d steps want it."""
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def shard(batch: dict) -> dict:
+    """Splits this host's batch over its devices: every array `[b, ...]` becomes `[devices, b / devices, ...]`, on them."""
+    mesh = _mesh()
+    split = {name: array.reshape(mesh.size, -1, *array.shape[1:]) for name, array in batch.items()}
+    return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def prefetch(batches: Iterable[dict]) -> Iterator[dict]:
+    """Shards one batch ahead, so that the next copy to the device overlaps with the current step."""
+    ahead = None
+    for batch in batches:
+        sharded = shard(batch)
+        if ahead is not None:
+            yield ahead
+        ahead = sharded
+    if ahead is not None:
+        yield ahead
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises InputError unless the global batch splits evenly over all devices."""
+    devices = jax.device_count()
+    if batch_size % devices or batch_size < devices:
+        near = sorted({max(1, batch_size // devices) * devices, -(-batch_size // devices) * devices})
+        raise InputError(
+            f"config.batch_size is {batch_size}, which does not split over {devices} devices; "
+            f"use a multiple of {devices}, such as {' or '.join(map(str, near))}."
+        )
+
+
+def fetch(tree):
+    """Brings a replicated tree to the host as NumPy arrays."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def _mesh():
+    return Mesh(np.array(jax.local_devices()), (AXIS,))

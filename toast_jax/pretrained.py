@@ -1,0 +1,310 @@
+"""Weights of other frameworks, by name: one table, read in both directions.
+
+`read` opens a file, `from_torch` renames its arrays to our paths, `to_torch` renames ours back, `select` picks what a network
+needs and is loud about everything else. Files of the PyTorch release, DeiT and timm use the same names, up to prefixes.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from toast_jax.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """One line of the table: `torch` names and `ours`, `{i}` standing for a layer, and how their arrays become each other."""
+
+    torch: tuple[str, ...]
+    ours: tuple[str, ...]
+    forward: Callable = lambda *arrays: arrays
+    backward: Callable = lambda *arrays: arrays
+
+
+def _linear(torch: str, ours: str) -> Rename:
+    return Rename((f"{torch}.weight",), (f"{ours}/kernel",), lambda w: (w.T,), lambda w: (w.T,))
+
+
+def _bias(torch: str, ours: str) -> Rename:
+    return Rename((f"{torch}.bias",), (f"{ours}/bias",))
+
+
+def _norm(torch: str, ours: str) -> tuple[Rename, Rename]:
+    return Rename((f"{torch}.weight",), (f"{ours}/scale",)), _bias(torch, ours)
+
+
+def _thirds(w):
+    return tuple(part.T for part in np.split(w, 3))
+
+
+def _patches_to_kernel(w):
+    return (w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),)
+
+
+def _kernel_to_patches(w):
+    side = round((w.shape[0] / 3) ** 0.5)
+    return (w.reshape(side, side, 3, -1).transpose(3, 2, 0, 1),)
+
+
+def _qkv(suffix: str, prefix: str = "") -> tuple[str, str, str]:
+    return tuple(f"{prefix}backbone/blocks/{{i}}/attn/{part}/{suffix}" for part in "qkv")
+
+
+def _low_rank(torch: str, ours: str) -> tuple[Rename, Rename]:
+    return (
+        Rename((f"{torch}.lora_A",), (f"{ours}/a",), lambda w: (w.T,), lambda w: (w.T,)),
+        Rename((f"{torch}.lora_B",), (f"{ours}/b",), lambda w: (w.T,), lambda w: (w.T,)),
+    )
+
+
+def _joined(*parts):
+    return (np.concatenate([part.T for part in parts]),)
+
+
+_BLOCK, _OURS = "blocks.{i}", "backbone/blocks/{i}"
+VIT = (
+    Rename(("cls_token",), ("backbone/cls_token",)),
+    Rename(("pos_embed",), ("backbone/pos_embed",)),
+    Rename(("patch_embed.proj.weight",), ("backbone/patch_embed/kernel",), _patches_to_kernel, _kernel_to_patches),
+    _bias("patch_embed.proj", "backbone/patch_embed"),
+    *_norm(f"{_BLOCK}.norm1", f"{_OURS}/norm1"),
+    Rename((f"{_BLOCK}.attn.qkv.weight",), _qkv("kernel"), _thirds, _joined),
+    Rename((f"{_BLOCK}.attn.qkv.bias",), _qkv("bias"), _thirds, _joined),
+    _linear(f"{_BLOCK}.attn.proj", f"{_OURS}/attn/proj"),
+    _bias(f"{_BLOCK}.attn.proj", f"{_OURS}/attn/proj"),
+    *_norm(f"{_BLOCK}.norm2", f"{_OURS}/norm2"),
+    *(row(f"{_BLOCK}.mlp.{fc}", f"{_OURS}/mlp/{fc}") for fc in ("fc1", "fc2") for row in (_linear, _bias)),
+    *_norm("norm", "backbone/norm"),
+    Rename(("head.last_layer.weight",), ("head/kernel",), lambda w: (w.T,), lambda w: (w.T,)),
+    Rename(("head.last_layer.bias",), ("head/bias",)),
+    # The top-down module: prompt is the prior, decoders are the feedback layers.
+    Rename(("prompt",), ("top_down/prior",)),
+    Rename(("top_down_transform",), ("top_down/transform",)),
+    Rename(("decoders.{i}.linear.weight",), ("top_down/back/{i}",), lambda w: (w.T,), lambda w: (w.T,)),
+    Rename(("decoders.{i}.linear2.weight",), ("top_down/out/{i}",), lambda w: (w.T,), lambda w: (w.T,)),
+    # Low-rank deltas: one A for the joint qkv kernel, and its B in three.
+    Rename((f"{_BLOCK}.attn.qkv.lora_A",), (f"lora/{_OURS}/attn/a",), lambda w: (w.T,), lambda w: (w.T,)),
+    Rename((f"{_BLOCK}.attn.qkv.lora_B",), _qkv("b", "lora/"), _thirds, _joined),
+    *_low_rank("decoders.{i}.linear", "lora/top_down/back/{i}"),
+    *_low_rank("decoders.{i}.linear2", "lora/top_down/out/{i}"),
+    # Deep prompts are two parameters in the release: the first block's, and all others'.
+    Rename(
+        ("prompt_embeddings", "deep_prompt_embeddings"),
+        ("prompts/tokens",),
+        lambda first, others: (np.concatenate([first, others]),),
+        lambda tokens: (tokens[:1], tokens[1:]),
+    ),
+    Rename(("prompt_embeddings",), ("prompts/tokens",)),
+)
+
+# Classifiers of the task a backbone was trained on: always replaced by a head of our own.
+_OTHER_HEADS = r"head\.(weight|bias)|head_dist\.(weight|bias)|pre_logits\..*"
+
+
+def read(path: str) -> Arrays:
+    """Reads a PyTorch checkpoint (.pth, .pt, .bin) or a .safetensors file as a flat dict of float arrays.
+
+    A wrapping `model`, `model_state_dict` or `state_dict` and the prefixes `module.` and `enc.` are taken off. Pickles are only
+    read with `torch.load(weights_only=True)`, which cannot run code.
+
+    Raises:
+      InputError: no such file, an unreadable or unknown one, or PyTorch is needed and not installed.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"There is no weights file at {file}; check the path in the config.")
+    if file.suffix == ".safetensors":
+        state = _read_safetensors(file)
+    elif file.suffix in (".pth", ".pt", ".bin"):
+        state = _read_torch(file)
+    else:
+        raise InputError(f"Weights file {file} has an unknown ending; give a .pth, .pt, .bin or .safetensors file.")
+    return {re.sub(r"^(module\.)?(enc\.)?", "", name): array for name, array in state.items()}
+
+
+def _read_safetensors(file: Path) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is not a complete safetensors file ({error}); copy or download it again.") from error
+
+
+def _read_torch(file: Path) -> Arrays:
+    import argparse
+    import pickle
+
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"Reading {file} needs PyTorch; `pip install torch` (the CPU build will do), or convert it to .safetensors."
+        ) from error
+    try:
+        # DeiT files carry their training arguments, an argparse.Namespace of plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); copy or download it again."
+        ) from error
+    for key in ("model", "model_state_dict", "state_dict"):
+        if isinstance(state, dict) and key in state:
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{file} holds no dict of tensors, alone or under model, model_state_dict or state_dict.")
+    return {name: tensor.float().numpy() for name, tensor in state.items()}
+
+
+def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
+    """Renames PyTorch arrays to our "/"-joined paths.
+
+    Args:
+      state: arrays by PyTorch name, prefixes taken off.
+      last_blocks: how many blocks stand outside the scanned stack (see `ViT.last_blocks`).
+
+    Returns:
+      our arrays by path, and the names that the table does not know.
+    """
+    left, ours = dict(state), {}
+    for row in VIT:
+        for i in _layers(row.torch[0], left):
+            names = [name.format(i=i) for name in row.torch]
+            if all(name in left for name in names):
+                arrays = row.forward(*(left.pop(name) for name in names))
+                ours |= dict(zip((path.format(i=i) for path in row.ours), arrays, strict=True))
+    return _stack(ours, last_blocks), sorted(left)
+
+
+def to_torch(ours: Arrays) -> Arrays:
+    """Undoes `from_torch`: arrays by the release's names, without its prefix `enc.`."""
+    left, state = _unstack(ours), {}
+    for row in VIT:
+        for i in _layers(row.ours[0], left):
+            paths = [path.format(i=i) for path in row.ours]
+            if all(path in left for path in paths):
+                arrays = row.backward(*(np.asarray(left.pop(path)) for path in paths))
+                state |= dict(zip((name.format(i=i) for name in row.torch), arrays, strict=True))
+    if left:
+        raise ValueError(f"the rename table has no line for {sorted(left)}")
+    return {name: array for name, array in state.items() if array.size}
+
+
+def _layers(pattern: str, names: Iterable[str]) -> list[int]:
+    """The layer numbers for which `pattern` names something; [0] for a pattern without a layer."""
+    if "{i}" not in pattern:
+        return [0]
+    regex = re.escape(pattern).replace(r"\{i\}", r"(\d+)")
+    return sorted({int(match[1]) for name in names if (match := re.fullmatch(regex, name))})
+
+
+_STACKED = r"(?P<stack>(?:lora/)?(?:backbone/blocks|top_down/(?:back|out)))"
+
+
+def _stack(arrays: Arrays, last_blocks: int) -> Arrays:
+    """`backbone/blocks/3/x` -> layer 3 of `backbone/blocks/x`, or `backbone/last_0/x` for a block outside the stack."""
+    stacks: dict[str, dict[int, np.ndarray]] = {}
+    out = {}
+    for path, array in arrays.items():
+        if match := re.fullmatch(_STACKED + r"/(?P<i>\d+)(?P<rest>/.*)?", path):
+            stacks.setdefault(match["stack"] + (match["rest"] or ""), {})[int(match["i"])] = array
+        else:
+            out[path] = array
+    depth = 1 + max((i for layers in stacks.values() for i in layers), default=-1)
+    for path, layers in stacks.items():
+        if "backbone/blocks" in path:
+            for i in [i for i in layers if i >= depth - last_blocks]:
+                out[path.replace("/blocks/", f"/last_{i - depth + last_blocks}/")] = layers.pop(i)
+        if layers:
+            missing = sorted(set(range(max(layers))) - set(layers))
+            if missing or len({layer.shape for layer in layers.values()}) > 1:
+                raise InputError(f"The layers of {path} do not fit together: {missing or 'shapes differ'}; check the file.")
+            out[path] = np.stack([layers[i] for i in sorted(layers)])
+    return out
+
+
+def _unstack(arrays: Arrays) -> Arrays:
+    """Undoes `_stack`."""
+    stacked = max((len(array) for path, array in arrays.items() if "backbone/blocks/" in path), default=0)
+    out = {}
+    for path, array in arrays.items():
+        if match := re.fullmatch(_STACKED + r"(?P<rest>/.*)?", path):
+            out |= {f"{match['stack']}/{i}{match['rest'] or ''}": layer for i, layer in enumerate(array)}
+        elif match := re.search(r"/last_(\d+)/", path):
+            out[path.replace(match[0], f"/blocks/{stacked + int(match[1])}/")] = array
+        else:
+            out[path] = array
+    return out
+
+
+def load(path: str, shapes: dict, *, last_blocks: int, wanted: str) -> Arrays:
+    """Reads from a file what a network needs of it, and says what is left.
+
+    Args:
+      path: see `read`.
+      shapes: the network's parameters by path, anything with a shape.
+      last_blocks: see `from_torch`.
+      wanted: regex of the paths that this file has to give; every parameter it matches must be in the file.
+
+    Returns:
+      arrays by path, shaped as `shapes` says: those that match `wanted`.
+
+    Raises:
+      InputError: a name is missing or unexpected, or a shape differs; all are listed.
+    """
+    arrays, unknown = from_torch(read(path), last_blocks)
+    unexpected = [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]
+    if unexpected:
+        raise InputError(f"{path} has {len(unexpected)} names that no part of the network has: {', '.join(unexpected[:12])}.")
+    missing = [name for name in shapes if re.fullmatch(wanted, name) and name not in arrays]
+    if missing:
+        raise InputError(
+            f"{path} lacks {len(missing)} parameters of the network: {', '.join(missing[:12])}; "
+            "it belongs to another kind or size of network than the config says."
+        )
+    chosen = {name: array for name, array in arrays.items() if re.fullmatch(wanted, name) and name in shapes}
+    if (name := "backbone/pos_embed") in chosen:
+        chosen[name] = resize_pos_embed(chosen[name], shapes[name].shape[1])
+    wrong = [
+        f"{name} is {array.shape}, the network has {shapes[name].shape}"
+        for name, array in chosen.items()
+        if array.shape != shapes[name].shape
+    ]
+    if wrong:
+        raise InputError(f"{path} does not fit the network of the config: {'; '.join(wrong[:6])}.")
+    if left := sorted(set(arrays) - set(chosen)):
+        groups = sorted({"/".join(name.split("/")[:2]) for name in left})
+        logging.info("%s also holds %s, which is not used here.", path, ", ".join(groups))
+    if ignored := sorted(set(unknown) - set(unexpected)):
+        logging.info("%s also holds a classifier of its own (%s), which is not used here.", path, ", ".join(ignored))
+    return chosen
+
+
+def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Interpolates a position embedding `[1, 1 + g*g, D]` bicubically to `[1, num_tokens, D]`, the class token's apart.
+
+    The kernel is PyTorch's (`F.interpolate(mode="bicubic", align_corners=False)`), as DeiT's and MAE's fine-tuning use it.
+    """
+    if embed.shape[1] == num_tokens:
+        return embed
+    old, new = (round((n - 1) ** 0.5) for n in (embed.shape[1], num_tokens))
+    if old**2 + 1 != embed.shape[1] or new**2 + 1 != num_tokens:
+        raise InputError(f"Position embeddings of {embed.shape[1]} tokens are not one class token and a square of patches.")
+    logging.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, new, new)
+    width = embed.shape[-1]
+    patches = jnp.asarray(embed[0, 1:]).reshape(old, old, width)
+    method = jax.image.ResizeMethod.CUBIC_PYTORCH
+    patches = jax.image.resize(patches, (new, new, width), method, antialias=False)
+    return np.concatenate([embed[:, :1], np.asarray(patches).reshape(1, new * new, width)], axis=1)
