@@ -1,0 +1,127 @@
+"""Pixels: the views against recorded torchvision crops, and decoding of every kind of file."""
+
+import io
+import itertools
+import pathlib
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from toast_jax.data import images
+from toast_jax.errors import InputError
+
+RECORDED = pathlib.Path(__file__).parent / "fixtures" / "preprocess_fgvc.npz"
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return dict(np.load(RECORDED))
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encode(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("shape", ["landscape", "portrait", "small"])
+def test_decode_and_eval_view_match_torchvision(recorded, shape):
+    image = images.decode(recorded[f"{shape}/jpeg_bytes"].tobytes(), shape)
+    np.testing.assert_array_equal(image, recorded[f"{shape}/decoded_uint8"])
+    view = images.eval_view(image, resize=256, size=224)
+    np.testing.assert_array_equal(view, recorded[f"{shape}/eval_224_uint8"])
+
+
+def test_eval_view_at_384_matches_torchvision(recorded):
+    view = images.eval_view(recorded["landscape/decoded_uint8"], resize=438, size=384)
+    np.testing.assert_array_equal(view, recorded["landscape/eval_384_uint8"])
+
+
+def test_normalize_matches_torchvision(recorded):
+    normalized = jax.jit(images.normalize)(recorded["landscape/eval_224_uint8"][None])
+    assert normalized.dtype == jnp.float32 and normalized.shape == (1, 224, 224, 3)
+    np.testing.assert_allclose(normalized.mean((0, 1, 2)), recorded["landscape/eval_224_normalized_mean"], atol=1e-5)
+    np.testing.assert_allclose(normalized.std((0, 1, 2)), recorded["landscape/eval_224_normalized_std"], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_normalize_leaves_floats_alone(dtype):
+    x = jnp.linspace(-2, 2, 12, dtype=dtype).reshape(1, 2, 2, 3)
+    assert images.normalize(x) is x
+
+
+def test_train_view_is_a_random_crop_of_the_resized_image():
+    image = noise(40, 61, 3)  # 36.6 pixels long after the resize, which torchvision truncates
+    resized = np.asarray(Image.fromarray(image).resize((36, 24), Image.Resampling.BILINEAR))
+    windows = {}
+    for top, left in itertools.product(range(5), range(17)):
+        window = resized[top : top + 20, left : left + 20]
+        windows[window.tobytes()] = (top, left, False)
+        windows[window[:, ::-1].tobytes()] = (top, left, True)
+    rng = np.random.default_rng(0)
+    views = [images.train_view(image, rng, resize=24, size=20) for _ in range(600)]
+    places = [windows[view.tobytes()] for view in views]
+    tops, lefts, flips = (np.array(column) for column in zip(*places, strict=True))
+    assert set(tops) == set(range(5)) and set(lefts) == set(range(17))
+    assert 0.4 < flips.mean() < 0.6
+
+
+def test_train_view_is_a_function_of_the_generator():
+    image = noise(30, 50, 3)
+    first, again, other = (images.train_view(image, np.random.default_rng(seed), resize=24, size=16) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 50, 3), (50, 1, 3), (16, 16, 3), (400, 17, 3)])
+def test_views_of_any_shape_have_the_crop_size(shape):
+    image = noise(*shape)
+    assert images.eval_view(image, resize=16, size=16).shape == (16, 16, 3)
+    assert images.train_view(image, np.random.default_rng(0), resize=18, size=16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_decode_gives_rgb_for_every_colour_mode(mode):
+    image = Image.fromarray(noise(8, 9, 3)).convert(mode)
+    data = encode(image, format="TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
+    decoded = images.decode(data, "x")
+    assert decoded.shape == (8, 9, 3) and decoded.dtype == np.uint8
+    with Image.open(io.BytesIO(data)) as stored:
+        np.testing.assert_array_equal(decoded, np.asarray(stored.convert("RGB")))
+
+
+def test_decode_drops_transparency():
+    image = np.full((4, 4, 4), [10, 20, 30, 0], np.uint8)
+    assert (images.decode(encode(Image.fromarray(image)), "x") == [10, 20, 30]).all()
+
+
+DAMAGE = {
+    "empty": (lambda data: b"", "the file is empty"),
+    "text": (lambda data: b"<html>404</html>", "not an image"),
+    "truncated": (lambda data: data[: len(data) // 2], "truncated"),
+    "header only": (lambda data: data[:30], "(not an image|[Tt]runcated)"),
+}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_an_input_error_with_its_name(format, damage):
+    spoil, reason = DAMAGE[damage]
+    data = spoil(encode(Image.fromarray(noise(64, 64, 3)), format=format))
+    with pytest.raises(InputError, match=rf"^Image cats/7\.jpg cannot .*{reason}.*skip_corrupt=True\.$") as raised:
+        images.decode(data, "cats/7.jpg")
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+def test_a_decompression_bomb_is_an_input_error(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match="huge.png cannot be decoded .*decompression bomb"):
+        images.decode(encode(Image.fromarray(noise(20, 20, 3))), "huge.png")

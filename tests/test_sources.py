@@ -1,0 +1,333 @@
+"""Sources: what the three formats read, and one clear sentence for everything that can be wrong with them."""
+
+import io
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl import logging
+from ml_collections import ConfigDict
+from PIL import Image
+
+from toast_jax.data import images, sources
+from toast_jax.errors import InputError
+
+PNG = io.BytesIO()
+Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(PNG, "PNG")
+PNG = PNG.getvalue()
+
+
+def config(root, format, **changes):
+    data = {
+        "format": format,
+        "root": str(root),
+        "image_dir": "images",
+        "name": "",
+        "splits": {"train": "train", "val": "val", "test": "test"},
+        "num_classes": 0,
+    }
+    return ConfigDict({**data, **changes})
+
+
+def write(path, data=PNG):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def json_root(root, train, image_dir="images", **splits):
+    """Split files, and an image for every path in them."""
+    for split, listing in {"train": train, **splits}.items():
+        write(root / f"{split}.json", json.dumps(listing).encode())
+        for name in listing:
+            write(root / image_dir / name)
+    return root
+
+
+def folder_root(root, *paths):
+    for path in paths:
+        write(root / path)
+    return root
+
+
+def error_of(data, split="train"):
+    with pytest.raises(InputError) as raised:
+        sources.open_split(data, split)
+    message = str(raised.value)
+    assert message.endswith(".") and "\n" not in message
+    return message
+
+
+def names(source):
+    return [source[index]["name"] for index in range(len(source))]
+
+
+def labels(source):
+    return [source[index]["label"] for index in range(len(source))]
+
+
+# JSON split files
+
+
+def test_json_keeps_the_order_of_the_file_and_gives_the_bytes(tmp_path):
+    json_root(tmp_path, {"b/2.png": 7, "a/1.png": 5, "b/3.png": 7}, test={"a/9.png": 5})
+    write(tmp_path / "images/a/1.png", b"other bytes")
+    source = sources.open_split(config(tmp_path, "json"), "train")
+    assert len(source) == 3
+    assert source[0] == {"image": PNG, "label": 1, "name": str(tmp_path / "images/b/2.png")}
+    assert source[1] == {"image": b"other bytes", "label": 0, "name": str(tmp_path / "images/a/1.png")}
+    assert source.classes == ("5", "7")
+
+
+@pytest.mark.parametrize(
+    ("ids", "classes"),
+    [([10, 9, 1, 2], ("1", "2", "9", "10")), (["10", "9", "1", "2"], ("1", "10", "2", "9"))],
+    ids=["integers", "strings"],
+)
+def test_json_class_ids_are_sorted_as_they_stand(tmp_path, ids, classes):
+    json_root(tmp_path, {f"{class_id}.png": class_id for class_id in ids})
+    source = sources.open_split(config(tmp_path, "json"), "train")
+    assert source.classes == classes
+    assert [source.classes[label] for label in labels(source)] == [str(class_id) for class_id in ids]
+
+
+def test_json_labels_of_every_split_follow_train(tmp_path):
+    json_root(tmp_path, {"a.png": 3, "b.png": 5, "c.png": 8}, val={"d.png": 8})
+    source = sources.open_split(config(tmp_path, "json"), "val")
+    assert labels(source) == [2] and source.classes == ("3", "5", "8")
+
+
+def test_json_images_may_lie_in_the_root_and_splits_have_other_names(tmp_path):
+    json_root(tmp_path, {}, image_dir="", train800={"jpg/a.png": 1})
+    splits = {"train": "train800", "val": "", "test": ""}
+    source = sources.open_split(config(tmp_path, "json", image_dir="", splits=splits), "train")
+    assert names(source) == [str(tmp_path / "jpg/a.png")]
+
+
+def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    json_root(tmp_path / "birds", {"a.png": 1})
+    assert len(sources.open_split(config("~/birds", "json"), "train")) == 1
+
+
+def test_json_errors(tmp_path):
+    data = config(tmp_path, "json")
+    assert f"Data folder {tmp_path}/x does not exist" in error_of(config(tmp_path / "x", "json"))
+    assert f"Image folder {tmp_path}/images does not exist" in error_of(data)
+    json_root(tmp_path, {"a.png": 1, "b.png": 2}, test={"c.png": 1})
+    assert f"Split file {tmp_path}/val.json does not exist" in error_of(data, "val")
+    json_root(tmp_path, {"a.png": 1, "b.png": 2}, val={"d.png": 4})
+    assert f"{tmp_path}/val.json has class 4, which {tmp_path}/train.json has not" in error_of(data, "val")
+    json_root(tmp_path, {"a.png": 1, "b.png": 2}, val={"d.png": "1"})
+    assert "has class '1'" in error_of(data, "val")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON (Expecting"),
+        ("[1]", "must hold a JSON object"),
+        ("{}", "must hold a JSON object"),
+        ('{"a.png": 1, "b.png": "2"}', "must be all integers or all strings"),
+        ('{"a.png": [1]}', "must be all integers or all strings"),
+        ('{"a.png": true}', "must be all integers or all strings"),
+    ],
+)
+def test_a_malformed_split_file_is_an_input_error(tmp_path, text, message):
+    json_root(tmp_path, {"a.png": 1})
+    (tmp_path / "train.json").write_text(text)
+    error = error_of(config(tmp_path, "json"))
+    assert message in error and f"{tmp_path}/train.json" in error
+
+
+def test_missing_images_are_counted(tmp_path):
+    json_root(tmp_path, {f"{folder}/{index}.png": 1 for folder in "abc" for index in range(2)})
+    (tmp_path / "images/b/1.png").unlink()
+    for path in (tmp_path / "images/c").iterdir():
+        path.unlink()
+    (tmp_path / "images/c").rmdir()
+    assert f"3 of 6 images do not exist, the first is {tmp_path}/images/b/1.png" in error_of(config(tmp_path, "json"))
+
+
+# Class folders
+
+
+def test_folders_are_classes_in_the_order_of_their_names(tmp_path):
+    folder_root(tmp_path, "train/b/2.PNG", "train/b/1.jpg", "train/a/3.webp", "train/c/4.jpeg")
+    folder_root(tmp_path, "test/c/5.gif", "test/b/6.bmp")
+    folder_root(tmp_path, "train/a/notes.txt", "train/a/._3.png", "train/.cache/7.png", "train/readme.png")
+    train, test = (sources.open_split(config(tmp_path, "folder"), split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("a", "b", "c")
+    assert names(train) == [str(tmp_path / "train" / name) for name in ("a/3.webp", "b/1.jpg", "b/2.PNG", "c/4.jpeg")]
+    assert labels(train) == [0, 1, 1, 2] and labels(test) == [1, 2]
+    assert train[0]["image"] == PNG
+
+
+def test_folder_errors(tmp_path):
+    data = config(tmp_path, "folder")
+    assert f"Folder {tmp_path}/train does not exist ({tmp_path} has no folders)" in error_of(data)
+    folder_root(tmp_path, "Train/a/1.png", "test/a/1.png")
+    assert f"Folder {tmp_path}/train does not exist ({tmp_path} has Train, test)" in error_of(data)
+    folder_root(tmp_path, "train/1.png")
+    assert f"Folder {tmp_path}/train has no class folders" in error_of(data)
+    folder_root(tmp_path, "train/a/1.png", "test/b/1.png")
+    assert f"Class folder {tmp_path}/test/b has no counterpart in {tmp_path}/train" in error_of(data, "test")
+    folder_root(tmp_path, "train/b/notes.txt")
+    assert f"Class folder {tmp_path}/train/b has no images (.jpg" in error_of(data)
+
+
+# What the formats share
+
+
+def test_general_errors(tmp_path):
+    folder_root(tmp_path, "train/a/1.png", "train/b/1.png")
+    assert "config.data.format is 'zip'; it must be one of json, folder, tfds" in error_of(config(tmp_path, "zip"))
+    no_val = config(tmp_path, "folder", splits={"train": "train", "val": "", "test": "test"})
+    assert "has no val split: name one with --config.data.splits.val" in error_of(no_val, "val")
+    error = error_of(config(tmp_path, "folder", num_classes=3))
+    assert "has 2 classes but config.data.num_classes is 3: set --config.data.num_classes=2, or 0" in error
+    assert len(sources.open_split(config(tmp_path, "folder", num_classes=2), "train").classes) == 2
+
+
+def test_verify_returns_a_sound_source_as_it_is(tmp_path):
+    source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png"), "folder"), "train")
+    assert sources.verify(source, skip_corrupt=False) is source
+    assert sources.verify(source, skip_corrupt=True) is source
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    folder_root(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/3.png", "train/b/4.png")
+    write(tmp_path / "train/a/2.png", PNG[:40])
+    write(tmp_path / "train/b/3.png", b"")
+    return tmp_path
+
+
+def verify(root, *, skip_corrupt=False):
+    return sources.verify(sources.open_split(config(root, "folder"), "train"), skip_corrupt=skip_corrupt)
+
+
+def test_verify_names_the_corrupt_images(damaged):
+    message = rf"^2 of 4 images .* \({damaged}/train/a/2.png, {damaged}/train/b/3.png\): .*--config.data.skip_corrupt=True\.$"
+    with pytest.raises(InputError, match=message):
+        verify(damaged)
+
+
+def test_skip_corrupt_leaves_them_out_with_a_warning(damaged, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
+    source = verify(damaged, skip_corrupt=True)
+    assert names(source) == [str(damaged / "train/a/1.png"), str(damaged / "train/b/4.png")]
+    assert labels(source) == [0, 1] and source.classes == ("a", "b")
+    assert len(warnings) == 1 and "2 of 4 images" in warnings[0] and "train/b/3.png" in warnings[0]
+
+
+def test_skip_corrupt_may_not_empty_a_class(damaged):
+    write(damaged / "train/b/4.png", b"")
+    with pytest.raises(InputError, match="^3 of 4 images .* and class b has no other image"):
+        verify(damaged, skip_corrupt=True)
+
+
+def test_a_long_list_of_corrupt_images_is_cut(tmp_path):
+    for index in range(9):
+        write(tmp_path / f"train/a/{index}.png", b"")
+    with pytest.raises(InputError, match="9 of 9 images") as raised:
+        verify(tmp_path)
+    assert str(raised.value).count(".png") == 3
+
+
+def test_file_sources_are_picklable(tmp_path):
+    source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png", "train/b/2.png"), "folder"), "train")
+    subset = sources.Subset(source, (1,))
+    copy = pickle.loads(pickle.dumps(subset))
+    assert copy == subset and copy[0] == source[1] and copy.classes == source.classes
+
+
+# TFDS
+
+
+@pytest.fixture(scope="module")
+def tfds_root(tmp_path_factory):
+    """A prepared dataset of 12 training and 5 test images, written without TensorFlow."""
+
+    class ToastDots(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+                "image/filename": tfds.features.Text(),
+                "label": tfds.features.ClassLabel(names=["one", "two", "three"]),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, download_manager):
+            return {"train": self._generate_examples(12), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                image, mask = io.BytesIO(), io.BytesIO()
+                Image.new("RGB", (8, 8), (index,) * 3).save(image, "PNG")
+                Image.new("L", (8, 8)).save(mask, "PNG")
+                image.seek(0), mask.seek(0)
+                example = {"image": image, "segmentation_mask": mask, "label": index % 3}
+                yield index, {**example, "image/filename": f"{index}.png"}
+
+    root = tmp_path_factory.mktemp("tfds")
+    ToastDots(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return root
+
+
+def tfds_config(root, name="toast_dots", train="train"):
+    return config(root, "tfds", name=name, splits={"train": train, "val": "train[10:]", "test": "test"})
+
+
+def test_tfds_gives_encoded_images_and_their_labels(tfds_root):
+    source = sources.open_split(tfds_config(tfds_root), "train")
+    assert len(source) == 12 and source.classes == ("one", "two", "three")
+    for example in (source[index] for index in range(12)):
+        value = int(example["name"].removesuffix(".png"))
+        assert (images.decode(example["image"], "") == value).all() and example["label"] == value % 3
+    assert sorted(names(source)) == sorted(f"{index}.png" for index in range(12))
+
+
+def test_tfds_splits_can_be_slices(tfds_root):
+    train, val = (sources.open_split(tfds_config(tfds_root, train="train[:10]"), split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (10, 2)
+    assert not set(names(train)) & set(names(val))
+
+
+def test_tfds_sources_are_picklable(tfds_root):
+    source = sources.open_split(tfds_config(tfds_root), "test")
+    copy = pickle.loads(pickle.dumps(source))
+    assert [copy[index] for index in range(5)] == [source[index] for index in range(5)]
+
+
+def test_tfds_needs_no_tensorflow(tfds_root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it fails from here on
+    assert len(labels(sources.open_split(tfds_config(tfds_root), "train"))) == 12
+
+
+def test_tfds_errors(tfds_root, tmp_path):
+    message = error_of(tfds_config(tfds_root, name="toast_stripes"))
+    assert "TFDS cannot open dataset 'toast_stripes' (Dataset toast_stripes not found): correct" in message
+    assert "TFDS cannot open dataset ''" in error_of(tfds_config(tfds_root, name=""))
+    message = error_of(tfds_config(tmp_path, name="stanford_dogs"))
+    assert f"`tfds build stanford_dogs --file_format=array_record --data_dir={tmp_path}`" in message
+    message = error_of(tfds_config(tfds_root, train="trian"))
+    assert "no split 'trian' (it has train, test): correct --config.data.splits.train" in message
+
+
+def test_tfds_in_another_format_is_an_input_error(tfds_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    version = tmp_path / "toast_dots/1.0.0"
+    version.mkdir(parents=True)
+    for path in (tfds_root / "toast_dots/1.0.0").iterdir():
+        text = path.read_bytes().replace(b'"fileFormat": "array_record"', b'"fileFormat": "tfrecord"')
+        (version / path.name.replace("array_record", "tfrecord")).write_bytes(text)
+    message = error_of(tfds_config(tmp_path))
+    assert "is not in array_record format" in message
+    assert f"`tfds convert_format --dataset_version_dir={version} --out_file_format=array_record`" in message

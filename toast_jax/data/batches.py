@@ -1,0 +1,164 @@
+"""Batches of images for training and evaluation, on Grain.
+
+Batch k is a function of the source, the seed and k alone: not of where the run was resumed, nor of how many threads,
+processes or hosts load it.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import grain
+import grain.experimental
+import numpy as np
+from absl import flags
+
+from toast_jax.data import images
+from toast_jax.data.sources import Source
+from toast_jax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+
+# More decoding threads than this only contend for Python's global lock.
+MAX_THREADS = 16
+
+
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """The number of whole global batches in one pass over the source.
+
+    Raises:
+        InputError: the source is smaller than one batch.
+    """
+    if len(source) < batch_size:
+        raise InputError(
+            f"The training data has {len(source)} images, fewer than one batch of {batch_size}: "
+            f"set --config.batch_size={len(source)} or less."
+        )
+    return len(source) // batch_size
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    resize: int,
+    size: int,
+    start_step: int = 0,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Shuffled, augmented batches; each epoch has its own order and drops its last incomplete batch.
+
+    Args:
+        source: the training images.
+        batch_size: images in a global batch, over all hosts.
+        epochs: passes over the source.
+        seed: decides the order and the augmentation.
+        resize: length of the shorter side before the crop, in pixels.
+        size: side of the random square crop, in pixels.
+        start_step: number of batches to leave out at the start; they are not loaded.
+        workers: processes that load batches, 0 for threads of this process. Processes are spawned: the main module must
+            have its `if __name__ == '__main__':` guard.
+        shard: (index, count) of this host; it gets rows [index * b, (index + 1) * b) of each global batch.
+
+    Returns:
+        An iterator of epochs * steps_per_epoch - start_step dicts of image uint8 [b, size, size, 3], label int32 [b]
+        and mask float32 [b], all ones, with b = batch_size // count. Closing it stops its threads or processes.
+
+    Raises:
+        InputError: the source is smaller than one batch, the hosts cannot share a batch evenly, or the crop exceeds the
+            resized image. While iterating: an image cannot be decoded.
+    """
+    rows = _rows_of_a_host(batch_size, shard)
+    _check_crop(resize, size)
+
+    def example(record: dict, rng: np.random.Generator) -> Batch:
+        image = images.decode(record["image"], record["name"])
+        view = images.train_view(image, rng, resize=resize, size=size)
+        return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1)}
+
+    # A slice and a repetition keep the epoch of what they are made from: each pass is shuffled anew.
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
+    dataset = dataset[: steps_per_epoch(source, batch_size) * batch_size].repeat(epochs)
+    return _iterate(dataset.random_map(example).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    resize: int,
+    size: int,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up with padding.
+
+    Args:
+        source: the images to evaluate on.
+        batch_size: images in a global batch, over all hosts.
+        resize: length of the shorter side before the crop, in pixels.
+        size: side of the central square crop, in pixels.
+        workers: as in `train_batches`.
+        shard: as in `train_batches`; every host gets the same number of batches.
+
+    Returns:
+        An iterator of dicts of image uint8 [b, size, size, 3], label int32 [b], mask float32 [b] and index int32 [b],
+        the position in the source, with b = batch_size // count. Padding is image 0, label 0, mask 0 and index -1.
+
+    Raises:
+        InputError: the hosts cannot share a batch evenly, or the crop exceeds the resized image. While iterating: an
+            image cannot be decoded.
+    """
+    rows = _rows_of_a_host(batch_size, shard)
+    _check_crop(resize, size)
+
+    def example(index: int) -> Batch:
+        if index >= len(source):
+            blank = np.zeros((size, size, 3), np.uint8)
+            return {"image": blank, "label": np.int32(0), "mask": np.float32(0), "index": np.int32(-1)}
+        record = source[index]
+        view = images.eval_view(images.decode(record["image"], record["name"]), resize=resize, size=size)
+        return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1), "index": np.int32(index)}
+
+    steps = -(-len(source) // batch_size)
+    dataset = grain.MapDataset.range(steps * batch_size).map(example)
+    return _iterate(dataset.batch(rows)[shard[0] :: shard[1]], workers)
+
+
+def _rows_of_a_host(batch_size: int, shard: tuple[int, int]) -> int:
+    _, count = shard
+    if batch_size % count:
+        raise InputError(
+            f"A batch of {batch_size} cannot be shared by {count} hosts: set --config.batch_size to a multiple of {count}."
+        )
+    return batch_size // count
+
+
+def _check_crop(resize: int, size: int) -> None:
+    if size > resize:
+        raise InputError(
+            f"A crop of {size} pixels does not fit in images resized to {resize}: set --config.data.resize={size} or more."
+        )
+
+
+def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
+    # A worker process decodes on one thread; more would contend for its lock.
+    threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)
+    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    loader = dataset.to_iter_dataset(read_options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            # Grain reads its flags when it starts a process; notebooks and tests never parse any.
+            flags.FLAGS.mark_as_parsed()
+        # Through pipes: shared memory is leaked at exit, and is a mere 64 MB in many containers.
+        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        loader = grain.experimental.WithOptionsIterDataset(loader, pipes)
+        loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        batches.close()

@@ -1,0 +1,322 @@
+"""Random-access sources of encoded images: JSON split files, class folders and prepared TFDS datasets.
+
+A source is immutable and picklable, so that it can travel to the processes that load batches.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+from ml_collections import ConfigDict
+
+from toast_jax.data import images
+from toast_jax.errors import InputError, choose
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
+TRAIN = "train"
+
+
+class Source(Protocol):
+    """What every source offers.
+
+    `source[i]` is {'image': the bytes of an image file, 'label': index into `classes`, 'name': where the image is}.
+    """
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Images in files of their own."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
+        with open(path, "rb") as file:
+            return {"image": file.read(), "label": self.labels[index], "name": path}
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsRecords:
+    """Images in a split of a TFDS dataset that is prepared in a random-access format under `directory`."""
+
+    directory: str
+    split: str
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._records[index]
+        name = record.get("image/filename", record.get("file_name", f"{self.split}[{index}]".encode()))
+        return {"image": record["image"], "label": int(record["label"]), "name": name.decode()}
+
+    @functools.cached_property
+    def _records(self) -> Sequence[dict[str, Any]]:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self.directory)
+        features = builder.info.features.items()
+        encoded = {key: tfds.decode.SkipDecoding() for key, value in features if isinstance(value, tfds.features.Image)}
+        return builder.as_data_source(self.split, decoders=encoded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files stay behind; the other process opens its own.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """The examples of another source at `indices`."""
+
+    source: Source
+    indices: tuple[int, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[self.indices[index]]
+
+
+def open_split(data: ConfigDict, split: str) -> Source:
+    """Opens one split of the data that a config describes, and checks that all of it is there.
+
+    Args:
+        data: the fields
+            format: 'json', 'folder' or 'tfds'.
+            root: the folder with the data; '~' is expanded.
+            image_dir: folder of the images under `root`, '' for `root` itself (json).
+            name: name of the dataset, such as 'stanford_dogs' (tfds).
+            splits: for each of train, val and test the stem of its JSON file, its folder or its TFDS split such as
+                'train[:90%]'; '' where the data has no such split.
+            num_classes: 0 takes the number from the data; any other number must agree with the data.
+        split: 'train', 'val' or 'test'.
+
+    Raises:
+        InputError: the data is missing, incomplete, or not as the config says.
+    """
+    read = choose("config.data.format", data.format, _READERS)
+    if not data.splits[split]:
+        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
+    source = read(data, split)
+    if data.num_classes not in (0, len(source.classes)):
+        raise InputError(
+            f"The data in {data.root} has {len(source.classes)} classes but config.data.num_classes is "
+            f"{data.num_classes}: set --config.data.num_classes={len(source.classes)}, or 0 to take it from the data."
+        )
+    return source
+
+
+def verify(source: Source, *, skip_corrupt: bool) -> Source:
+    """Decodes every image once, so that a bad file shows before training and not in the middle of it.
+
+    Args:
+        source: the images to check.
+        skip_corrupt: leave out what cannot be decoded, with a warning, instead of raising.
+
+    Returns:
+        The source, without its corrupt images.
+
+    Raises:
+        InputError: some image cannot be decoded, or leaving such images out leaves a class with none.
+    """
+    log.info("Decoding %d images once to verify them.", len(source))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        checks = list(pool.map(functools.partial(_check_image, source), range(len(source))))
+    corrupt = [name for name, _, readable in checks if not readable]
+    if not corrupt:
+        return source
+    summary = f"{len(corrupt)} of {len(source)} images cannot be decoded ({_some(corrupt)})"
+    if not skip_corrupt:
+        raise InputError(f"{summary}: download them again, or leave them out with --config.data.skip_corrupt=True.")
+    lost = {label for _, label, _ in checks} - {label for _, label, readable in checks if readable}
+    if lost:
+        raise InputError(f"{summary} and class {source.classes[min(lost)]} has no other image: download them again.")
+    log.warning("%s and are left out.", summary)
+    return Subset(source, tuple(index for index, (_, _, readable) in enumerate(checks) if readable))
+
+
+def _check_image(source: Source, index: int) -> tuple[str, int, bool]:
+    example = source[index]
+    try:
+        images.decode(example["image"], example["name"])
+    except InputError:
+        return example["name"], example["label"], False
+    return example["name"], example["label"], True
+
+
+def _read_json(data: ConfigDict, split: str) -> Files:
+    root = _existing_root(data)
+    folder = os.path.join(root, data.image_dir)
+    if not os.path.isdir(folder):
+        raise InputError(f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir.")
+    # The ids are sorted as they stand, strings as strings: the heads of released checkpoints follow that order.
+    class_ids = sorted(set(_load_json(_json_path(data, TRAIN)).values()))
+    listing = _load_json(_json_path(data, split))
+    label_of = {class_id: label for label, class_id in enumerate(class_ids)}
+    unknown = [class_id for class_id in listing.values() if class_id not in label_of]
+    if unknown:
+        raise InputError(
+            f"{_json_path(data, split)} has class {unknown[0]!r}, which {_json_path(data, TRAIN)} has not: "
+            "make both use the same class ids."
+        )
+    paths = tuple(os.path.join(folder, name) for name in listing)
+    _require_files(paths)
+    return Files(paths, tuple(label_of[class_id] for class_id in listing.values()), tuple(map(str, class_ids)))
+
+
+def _json_path(data: ConfigDict, split: str) -> str:
+    return os.path.join(os.path.expanduser(data.root), f"{data.splits[split]}.json")
+
+
+def _load_json(path: str) -> dict[str, int] | dict[str, str]:
+    """Reads a split file: a JSON object from image path to class id."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            listing = json.load(file)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"Split file {path} does not exist: put it there, or set --config.data.root and --config.data.splits."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"Split file {path} is not valid JSON ({error}): download it again.") from error
+    if not isinstance(listing, dict) or not listing:
+        raise InputError(f"Split file {path} must hold a JSON object from image path to class id: write at least one.")
+    if {type(class_id) for class_id in listing.values()} not in ({int}, {str}):
+        raise InputError(f"The class ids in split file {path} must be all integers or all strings: rewrite the others.")
+    return listing
+
+
+def _require_files(paths: Sequence[str]) -> None:
+    names = collections.defaultdict(list)
+    for path in paths:
+        folder, name = os.path.split(path)
+        names[folder].append(name)
+    # One listing a folder: asking for each file takes minutes on network disks.
+    present = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else () for folder in names}
+    missing = [os.path.join(folder, name) for folder in names for name in names[folder] if name not in present[folder]]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(paths)} images do not exist, the first is {missing[0]}: "
+            "unpack all of them, or set --config.data.root and --config.data.image_dir."
+        )
+
+
+def _read_folder(data: ConfigDict, split: str) -> Files:
+    classes = tuple(_subfolders(_split_folder(data, TRAIN)))
+    folder = _split_folder(data, split)
+    unknown = sorted(set(_subfolders(folder)) - set(classes))
+    if unknown:
+        raise InputError(
+            f"Class folder {os.path.join(folder, unknown[0])} has no counterpart in {_split_folder(data, TRAIN)}: "
+            "remove it, or add training images of that class."
+        )
+    examples = [(path, classes.index(name)) for name in _subfolders(folder) for path in _images_in(os.path.join(folder, name))]
+    paths, labels = zip(*examples, strict=True)
+    return Files(paths, labels, classes)
+
+
+def _split_folder(data: ConfigDict, split: str) -> str:
+    root = _existing_root(data)
+    folder = os.path.join(root, data.splits[split])
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"Folder {folder} does not exist ({root} has {_some(_subfolders(root)) or 'no folders'}): "
+            f"create it, or set --config.data.splits.{split}."
+        )
+    if not _subfolders(folder):
+        raise InputError(f"Folder {folder} has no class folders: put the images in one folder for each class.")
+    return folder
+
+
+def _subfolders(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images_in(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        paths = sorted(entry.path for entry in entries if _is_image(entry.name))
+    if not paths:
+        raise InputError(f"Class folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}): add some or remove the folder.")
+    return paths
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _read_tfds(data: ConfigDict, split: str) -> TfdsRecords:
+    import tensorflow_datasets as tfds
+
+    root = _existing_root(data)
+    try:
+        builder = tfds.builder(data.name, data_dir=root)
+    except ValueError as error:
+        reason = str(error).splitlines()[0].strip(".")
+        raise InputError(f"TFDS cannot open dataset {data.name!r} ({reason}): correct --config.data.name.") from error
+    if not builder.info.splits:
+        raise InputError(
+            f"TFDS dataset {data.name} is not prepared under {root}: where TensorFlow is installed, run "
+            f"`tfds build {data.name} --file_format=array_record --data_dir={root}` once."
+        )
+    if not {"image", "label"} <= set(builder.info.features):
+        raise InputError(f"TFDS dataset {data.name} has no features 'image' and 'label': choose another one.")
+    source = TfdsRecords(
+        directory=str(builder.data_path),
+        split=data.splits[split],
+        classes=tuple(builder.info.features["label"].names),
+    )
+    try:
+        len(source)
+    except NotImplementedError as error:
+        raise InputError(
+            f"TFDS dataset {data.name} under {root} is not in array_record format: where TensorFlow is installed, run "
+            f"`tfds convert_format --dataset_version_dir={source.directory} --out_file_format=array_record` once."
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"TFDS dataset {data.name} has no split {source.split!r} (it has {', '.join(builder.info.splits)}): "
+            f"correct --config.data.splits.{split}."
+        ) from error
+    return source
+
+
+def _existing_root(data: ConfigDict) -> str:
+    root = os.path.expanduser(data.root)
+    if not os.path.isdir(root):
+        raise InputError(f"Data folder {root or repr(root)} does not exist: set --config.data.root.")
+    return root
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, for an error."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+_READERS = {"json": _read_json, "folder": _read_folder, "tfds": _read_tfds}
