@@ -23,6 +23,7 @@ test-all: $(VENV)/.installed  ## run all tests, the long ones too
 
 lint: $(VENV)/.installed  ## check style and formatting
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.installed  ## time every method (README in benchmarks/)
 	$(BIN)/python -m benchmarks.steps

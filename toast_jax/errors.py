@@ -1,4 +1,10 @@
-"""The one exception that is a message to the user."""
+"""Errors that are messages to the user."""
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(Exception):
@@ -7,3 +13,12 @@ class InputError(Exception):
     The text is one sentence that names the thing, the place and the remedy. `main.py` prints it without a traceback and exits
     with status 2, so raise it only where the user, not the programmer, can act on it.
     """
+
+
+def choose(what: str, name: str, options: Mapping[str, T]) -> T:
+    """Returns `options[name]`, or raises InputError with the nearest valid names and all of them."""
+    if name in options:
+        return options[name]
+    near = difflib.get_close_matches(str(name), list(options), n=1)
+    hint = f" (the nearest is {near[0]!r})" if near else ""
+    raise InputError(f"{what} is {name!r}; it must be one of {', '.join(options)}{hint}.")

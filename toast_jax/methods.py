@@ -51,9 +51,7 @@ METHODS = {
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,)),
     "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), lora=(ATTENTION_KERNELS,)),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
-    "toast_lite": Method(
-        "top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)
-    ),
+    "toast_lite": Method("top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)),
 }
 
 

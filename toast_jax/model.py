@@ -1,5 +1,6 @@
 """A steered network: look once, form the signal, look again, classify."""
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -7,9 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from toast_jax import lora
+from toast_jax.backbones import vit
 from toast_jax.data.images import normalize
+from toast_jax.errors import choose
 from toast_jax.linear import Linear
-from toast_jax.methods import Method
+from toast_jax.methods import METHODS, Method
+from toast_jax.prompts import Prompts
+from toast_jax.top_down import TopDown
 
 
 class Steered(nn.Module):
@@ -76,6 +81,33 @@ class Steered(nn.Module):
 def _of_pass(rng, index):
     """Independent keys `[B]` for the prompts (0), the first look (1) and the final look (2)."""
     return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
+
+
+def build(config, num_classes: int) -> tuple[Steered, Method]:
+    """The network and the row that a config asks for.
+
+    Args:
+      config: fields `method`, `backbone`, `data.image_size`, `prompts`, `lora`, `tuned_blocks`.
+      num_classes: C.
+
+    Raises:
+      InputError: an unknown method, backbone size or pooling, or an image size that the patches do not tile.
+    """
+    method = dataclasses.replace(
+        choose("config.method", config.method, METHODS), lora_rank=config.lora.rank, lora_alpha=config.lora.alpha
+    )
+    backbone = vit.build(
+        config.backbone,
+        image_size=config.data.image_size,
+        last_blocks=config.tuned_blocks if config.method == "partial" else 1,
+    )
+    dtype = backbone.dtype
+    top_down = TopDown(backbone.depth, backbone.width, dtype) if method.signal == "top_down" else None
+    prompts = None
+    if method.signal == "prompts":
+        layers = backbone.depth if config.prompts.deep else 1
+        prompts = Prompts(layers, config.prompts.num, backbone.width, backbone.patch, config.prompts.dropout)
+    return Steered(backbone, num_classes, top_down=top_down, prompts=prompts), method
 
 
 def init(model: Steered, method: Method, rng: jax.Array, image_size: int) -> dict:

@@ -22,9 +22,7 @@ def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch
     def schedule(step):
         epoch = step // steps_per_epoch
         progress = (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)
-        return lr * jnp.where(
-            epoch < warmup_epochs, epoch / max(1, warmup_epochs), 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        )
+        return lr * jnp.where(epoch < warmup_epochs, epoch / max(1, warmup_epochs), 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
 
     return schedule
 
@@ -44,9 +42,7 @@ def optimizer(
       no_decay: regexes of the paths that are not decayed.
       clip: largest global norm of the tuned gradients; 0 for no clipping.
     """
-    decayed = trees.nested(
-        {path: not any(re.fullmatch(regex, path) for regex in no_decay) for path in trees.flat(mask)}
-    )
+    decayed = trees.nested({path: not any(re.fullmatch(regex, path) for regex in no_decay) for path in trees.flat(mask)})
     if name == "sgd":
         steps = [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)]
     elif name == "adamw":

@@ -1,6 +1,7 @@
 """Running a per-device step on every device: data parallelism with replicated parameters."""
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 
 import jax
 import numpy as np
@@ -17,9 +18,7 @@ def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ())
     The first `num_replicated` arguments and all results are the same on every device: the step has to make them so, with
     `lax.pmean` or `lax.psum` over the axis `parallel.AXIS`. Place the arguments with `place` beforehand; the call is slow else.
     """
-    return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate
-    )
+    return jax.pmap(step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate)
 
 
 def place(tree):
@@ -34,16 +33,19 @@ def shard(batch: dict) -> dict:
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def prefetch(batches: Iterable[dict]) -> Iterator[dict]:
-    """Shards one batch ahead, so that the next copy to the device overlaps with the current step."""
-    ahead = None
-    for batch in batches:
-        sharded = shard(batch)
+def prefetch(batches: Generator[dict]) -> Iterator[dict]:
+    """Shards one batch ahead, so that the next copy to the device overlaps with the current step.
+
+    `batches` is closed, and so stops its threads, when this iterator ends or is dropped.
+    """
+    with contextlib.closing(batches):
+        ahead = next(batches, None)
+        ahead = ahead and shard(ahead)
+        for batch in batches:
+            current, ahead = ahead, shard(batch)
+            yield current
         if ahead is not None:
             yield ahead
-        ahead = sharded
-    if ahead is not None:
-        yield ahead
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -5,6 +5,7 @@ needs and is loud about everything else. Files of the PyTorch release, DeiT and 
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,11 +13,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from toast_jax.errors import InputError
 
 Arrays = dict[str, np.ndarray]
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _unstack(arrays: Arrays) -> Arrays:
     return out
 
 
-def load(path: str, shapes: dict, *, last_blocks: int, wanted: str) -> Arrays:
+def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: str = "") -> Arrays:
     """Reads from a file what a network needs of it, and says what is left.
 
     Args:
@@ -257,9 +258,10 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str) -> Arrays:
       shapes: the network's parameters by path, anything with a shape.
       last_blocks: see `from_torch`.
       wanted: regex of the paths that this file has to give; every parameter it matches must be in the file.
+      optional: regex of the paths that are taken too if the file has them.
 
     Returns:
-      arrays by path, shaped as `shapes` says: those that match `wanted`.
+      arrays by path, shaped as `shapes` says.
 
     Raises:
       InputError: a name is missing or unexpected, or a shape differs; all are listed.
@@ -267,14 +269,13 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str) -> Arrays:
     arrays, unknown = from_torch(read(path), last_blocks)
     unexpected = [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]
     if unexpected:
-        raise InputError(f"{path} has {len(unexpected)} names that no part of the network has: {', '.join(unexpected[:12])}.")
-    missing = [name for name in shapes if re.fullmatch(wanted, name) and name not in arrays]
-    if missing:
+        raise InputError(f"{path} has {len(unexpected)} names that no network here has: {_listed(unexpected)}.")
+    if missing := [name for name in shapes if re.fullmatch(wanted, name) and name not in arrays]:
         raise InputError(
-            f"{path} lacks {len(missing)} parameters of the network: {', '.join(missing[:12])}; "
+            f"{path} lacks {len(missing)} parameters of the network: {_listed(missing)}; "
             "it belongs to another kind or size of network than the config says."
         )
-    chosen = {name: array for name, array in arrays.items() if re.fullmatch(wanted, name) and name in shapes}
+    chosen = {name: arrays[name] for name in shapes if name in arrays and re.fullmatch(f"{wanted}|{optional}", name)}
     if (name := "backbone/pos_embed") in chosen:
         chosen[name] = resize_pos_embed(chosen[name], shapes[name].shape[1])
     wrong = [
@@ -284,12 +285,15 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str) -> Arrays:
     ]
     if wrong:
         raise InputError(f"{path} does not fit the network of the config: {'; '.join(wrong[:6])}.")
-    if left := sorted(set(arrays) - set(chosen)):
-        groups = sorted({"/".join(name.split("/")[:2]) for name in left})
-        logging.info("%s also holds %s, which is not used here.", path, ", ".join(groups))
-    if ignored := sorted(set(unknown) - set(unexpected)):
-        logging.info("%s also holds a classifier of its own (%s), which is not used here.", path, ", ".join(ignored))
+    if unused := sorted({name.split("/")[0] for name in set(arrays) - set(chosen)}):
+        log.info("%s also holds %s, not used here.", path, ", ".join(unused))
+    if unknown:
+        log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
     return chosen
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -302,7 +306,7 @@ def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
     old, new = (round((n - 1) ** 0.5) for n in (embed.shape[1], num_tokens))
     if old**2 + 1 != embed.shape[1] or new**2 + 1 != num_tokens:
         raise InputError(f"Position embeddings of {embed.shape[1]} tokens are not one class token and a square of patches.")
-    logging.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, new, new)
+    log.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, new, new)
     width = embed.shape[-1]
     patches = jnp.asarray(embed[0, 1:]).reshape(old, old, width)
     method = jax.image.ResizeMethod.CUBIC_PYTORCH

@@ -1,4 +1,4 @@
-"""The state, the step and the loop: one of each, for every stage, method and backbone."""
+"""The state and the step: one of each, for every stage, method and backbone."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from toast_jax import losses, trees
-from toast_jax.methods import Method
-from toast_jax.model import Steered, apply
+from toast_jax import trees
 from toast_jax.parallel import AXIS
 
 
@@ -64,14 +62,3 @@ def train_step(state: State, frozen: dict, batch: dict, *, loss: Callable, tx: o
     tuned = optax.apply_updates(state.tuned, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
     return state.replace(step=state.step + 1, tuned=tuned, opt_state=opt_state), metrics
-
-
-def eval_step(tuned: dict, frozen: dict, batch: dict, *, model: Steered, method: Method) -> dict:
-    """Sums over the real examples of a batch, over all devices: `count`, `correct`, `loss`."""
-    logits = apply(model, method, trees.merge(tuned, frozen), batch["image"])
-    sums = {
-        "count": batch["mask"].sum(),
-        "correct": jnp.sum(batch["mask"] * (jnp.argmax(logits, axis=-1) == batch["label"])),
-        "loss": jnp.sum(batch["mask"] * losses.cross_entropy(logits, batch["label"])),
-    }
-    return jax.lax.psum(sums, AXIS)

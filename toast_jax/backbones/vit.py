@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
 
 LAYER_NORM_EPS = 1e-6
@@ -31,6 +32,32 @@ SIZES = {
     "L": Size(width=1024, depth=24, num_heads=16),
     "H": Size(width=1280, depth=32, num_heads=16),
 }
+
+
+def build(config, image_size: int, last_blocks: int) -> "ViT":
+    """The ViT of a config's `backbone` section (`size`, `patch`, `pool`, `drop_path`, `dtype`, `remat`).
+
+    Raises:
+      InputError: an unknown size, pooling or dtype, an image that patches do not tile, or more last blocks than blocks.
+    """
+    size = choose("config.backbone.size", config.size, SIZES)
+    if image_size % config.patch:
+        near = max(1, round(image_size / config.patch)) * config.patch
+        raise InputError(
+            f"config.data.image_size {image_size} is no multiple of the patch size {config.patch}; use {near}, for example."
+        )
+    if not 1 <= last_blocks <= size.depth:
+        raise InputError(f"config.tuned_blocks is {last_blocks}; this ViT has 1 to {size.depth} blocks to tune.")
+    return ViT(
+        **dataclasses.asdict(size),
+        patch=config.patch,
+        grid=image_size // config.patch,
+        last_blocks=last_blocks,
+        pool=choose("config.backbone.pool", config.pool, {"cls": "cls", "mean": "mean"}),
+        drop_path=config.drop_path,
+        dtype=choose("config.backbone.dtype", config.dtype, {"float32": jnp.float32, "bfloat16": jnp.bfloat16}),
+        remat=config.remat,
+    )
 
 
 def drop_path(x: jax.Array, rng: jax.Array | None, rate: jax.Array | float) -> jax.Array:

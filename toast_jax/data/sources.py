@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-
 from ml_collections import ConfigDict
 
 from toast_jax.data import images

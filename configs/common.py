@@ -1,0 +1,92 @@
+"""What every config starts from, and how the text after a config's colon is read."""
+
+import re
+
+from ml_collections import ConfigDict
+
+from toast_jax.errors import InputError, choose
+
+_SIZES = {"ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
+
+
+def arguments(text: str | None, **defaults: str) -> dict[str, str]:
+    """Reads `key=value,key=value`, the text after the colon of `--config=FILE.py:...`; keys are those of `defaults`."""
+    given = dict(defaults)
+    for part in filter(None, (text or "").split(",")):
+        key, equals, value = part.partition("=")
+        choose("The config argument", key, defaults)
+        if not equals or not value:
+            raise InputError(f"The config argument {part!r} has no value; write {key}=VALUE.")
+        given[key] = value
+    return given
+
+
+def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
+    """All fields with their defaults: those of the release's FGVC recipe.
+
+    `backbone` is `vit_` + size (ti, s, b, l, h) + patch, and a tag that names the pre-training, as in vit_b16_in1k.
+    """
+    config = ConfigDict()
+    config.name = name
+    config.task = "train"  # train | evaluate
+    config.stage = stage  # tune: the downstream task | pretune: top-down module, task loss + variational loss
+    config.method = method  # a row of toast_jax/methods.py
+    config.seed = 42
+    config.resume = True  # go on from the last checkpoint in --workdir
+
+    config.backbone = _backbone(backbone)
+    config.top_down = ""  # file of a pre-tuned top-down module
+    config.checkpoint = ""  # task evaluate: a file tuned with the PyTorch release, in place of --workdir's checkpoint
+    config.tuned_blocks = 1  # method partial: how many of the last blocks
+    config.lora = ConfigDict({"rank": 4, "alpha": 1.0})
+    config.prompts = ConfigDict({"num": 100, "deep": True, "dropout": 0.0})
+    config.variational_weight = 0.1
+
+    config.data = ConfigDict()
+    config.data.format = "json"  # json: VPT's split files | folder: SPLIT/CLASS/IMAGE | tfds: prepared as array_record
+    config.data.root = ""
+    config.data.image_dir = ""  # json: where images are, under root
+    config.data.name = ""  # tfds: builder
+    config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})  # "" for none
+    config.data.num_classes = 0  # 0: as many as the data has
+    config.data.resize = 256  # shorter side before the crop
+    config.data.image_size = 224
+    config.data.verify = True  # decode every image once before the first step
+    config.data.skip_corrupt = False
+    config.data.workers = 0  # processes that load images; 0: threads
+
+    config.batch_size = 32  # over all devices
+    config.epochs = 100
+    config.warmup_epochs = 10
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # sgd | adamw
+    config.optimizer.lr = 0.02
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.no_decay = ("head/bias",)  # regexes of parameter paths
+    config.optimizer.clip = 0.0  # largest norm of the tuned gradients; 0: any
+
+    config.log_every = 10  # steps
+    config.eval_every = 10  # epochs
+    config.checkpoint_every = 1  # epochs
+    return config
+
+
+def _backbone(name: str) -> ConfigDict:
+    match = re.fullmatch(r"vit_(?P<size>ti|s|b|l|h)(?P<patch>14|16|32)(_\w+)?", name)
+    if not match:
+        raise InputError(
+            f"The backbone {name!r} is not known; write vit_ + size (ti, s, b, l, h) + patch (14, 16, 32) + a tag, such as "
+            "vit_b16_in1k."
+        )
+    return ConfigDict(
+        {
+            "size": _SIZES[match["size"]],
+            "patch": int(match["patch"]),
+            "weights": f"weights/{name}.pth",  # or .safetensors; "random" for none
+            "pool": "cls",  # cls | mean
+            "drop_path": 0.1,  # the release leaves it on while tuning
+            "dtype": "float32",  # compute: float32 | bfloat16
+            "remat": False,
+        }
+    )

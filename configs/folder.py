@@ -1,0 +1,18 @@
+"""Your own images: a folder with train/CLASS/*.jpg and, if you like, val/CLASS/*.jpg and test/CLASS/*.jpg.
+
+    python main.py --config=configs/folder.py:method=toast,backbone=vit_b16_in1k --config.data.root=FOLDER \\
+        --config.backbone.weights=weights/vit_b16_in1k.pth --config.data.splits.test=""
+
+Set the splits that you do not have to "". The recipe is the one of the fine-grained sets.
+"""
+
+from configs import common
+
+
+def get_config(text: str | None = None):
+    """The config of one method; `text` is what follows the colon of `--config`."""
+    given = common.arguments(text, method="toast", backbone="vit_b16_in1k")
+    name = f"folder_{given['method']}_{given['backbone']}"
+    config = common.base(name=name, method=given["method"], backbone=given["backbone"])
+    config.data.format = "folder"
+    return config

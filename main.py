@@ -1,0 +1,81 @@
+"""python main.py --config=configs/fgvc.py:dataset=cub,method=toast --workdir=runs/cub_toast --config.FIELD=VALUE ..."""
+
+import difflib
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 11):  # noqa: UP036 (pip installs years-old packages on an older Python without a word)
+    sys.exit("error: toast_jax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ".")
+
+import absl.logging
+from absl import app, flags
+from ml_collections import config_flags
+
+from toast_jax.errors import InputError, choose
+
+TASKS = {"train": "toast_jax.tasks.train", "evaluate": "toast_jax.tasks.evaluate"}
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by default, NAME being the config's.")
+
+
+def main(_) -> None:
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every file it writes
+    config = CONFIG.value
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toast_jax"
+    # Read by JAX when a task imports it.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
+    task = importlib.import_module(choose("config.task", config.task, TASKS))
+    task.run(config, WORKDIR.value or f"runs/{config.name}")
+
+
+def check_arguments(argv: list[str]) -> None:
+    """Refuses what config_flags would answer with a traceback: no config, no such file, unknown fields (with the nearest)."""
+    given = next((arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)), None)
+    available = ", ".join(f"configs/{path.name}" for path in sorted(Path(__file__).parent.glob("configs/*.py")))
+    if not given:
+        raise InputError(f"No config was given; add --config=FILE, FILE being one of {available}.")
+    file, _, text = given.partition(":")
+    if not Path(file).is_file():
+        raise InputError(f"There is no config {file}; there are {available}.")
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"{file} is no config of its own; use one of {available}.")
+    fields = _fields(module.get_config(text or None).to_dict())
+    for arg in argv:
+        if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)) and match[1] not in fields:
+            near = difflib.get_close_matches(match[1], fields, n=3, cutoff=0.4)
+            raise InputError(f"The config has no field {match[1]}; the nearest are {', '.join(near) or ', '.join(fields)}.")
+
+
+def _fields(tree: dict, prefix: str = "") -> list[str]:
+    fields = []
+    for name, value in tree.items():
+        fields += _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return fields
+
+
+def cli() -> None:
+    """Runs `main`; an error that is a message to the user ends it with status 2 and no traceback."""
+    log = logging.getLogger("toast_jax")
+    log.setLevel(logging.INFO)
+    log.propagate = False  # absl's own handler, which would print every line again with a prefix, is the root's
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    try:
+        if not {"--help", "--helpfull", "--helpshort"} & set(sys.argv):
+            check_arguments(sys.argv[1:])
+        app.run(main)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    cli()

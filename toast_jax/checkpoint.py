@@ -1,0 +1,110 @@
+"""Checkpoints: the tuned parameters and what is needed to go on, never the frozen backbone.
+
+A checkpoint is a folder named after its step in `WORKDIR/checkpoints`, written by Orbax under another name first and then
+renamed, so that a half-written one is never read. It has the items `tuned` (parameters), `progress` (optimizer state, step,
+random key) and `meta` (JSON).
+"""
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from toast_jax import trees
+from toast_jax.errors import InputError
+from toast_jax.train import State
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+
+
+def manager(workdir: str | Path, create: bool = False) -> ocp.CheckpointManager:
+    """Opens `WORKDIR/checkpoints`; close it, or use it in a `with`, so that the last write is waited for.
+
+    Raises:
+      InputError: the folder is not there, and is not to be created.
+    """
+    # Orbax reports a relative path only in its own thread, after the save has returned.
+    folder = Path(workdir).expanduser().resolve() / "checkpoints"
+    if not create and not folder.is_dir():
+        raise InputError(f"There are no checkpoints in {folder.parent}; give the --workdir of a run.")
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create)
+    return ocp.CheckpointManager(folder, item_names=("tuned", "progress", "meta"), options=options)
+
+
+def save(checkpoints: ocp.CheckpointManager, state: State, meta: dict) -> None:
+    """Writes a checkpoint in the background. `state` holds NumPy arrays (`parallel.fetch`), `meta` JSON values."""
+    tuned, progress = _items(state)
+    args = ocp.args.Composite(
+        tuned=ocp.args.StandardSave(tuned), progress=ocp.args.StandardSave(progress), meta=ocp.args.JsonSave(meta)
+    )
+    checkpoints.save(int(state.step), args=args)
+
+
+def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:
+    """The latest checkpoint as a state with the structure and shapes of `like`, in NumPy arrays; None if there is none."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return None
+    tuned, progress = jax.tree.map(_abstract, _items(like))
+    args = ocp.args.Composite(tuned=ocp.args.StandardRestore(tuned), progress=ocp.args.StandardRestore(progress))
+    try:
+        items = checkpoints.restore(step, args=args)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise _unusable(checkpoints, step, error) from error
+    structure = jax.tree.structure(like.opt_state)
+    leaves = [items.progress["opt_state"][name] for name in _numbered(like.opt_state)]
+    return State(
+        step=items.progress["step"],
+        tuned=_fill(like.tuned, items.tuned),
+        opt_state=jax.tree.unflatten(structure, leaves),
+        rng=items.progress["rng"],
+    )
+
+
+def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, dict]:
+    """The step and the tuned parameters alone of the latest checkpoint, with the gaps (None) of `like`.
+
+    Raises:
+      InputError: there is no checkpoint, or it is of other parameters than `like`.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        raise InputError(f"There is no checkpoint in {checkpoints.directory}; check --workdir.")
+    abstract = jax.tree.map(_abstract, trees.prune(like))
+    try:
+        items = checkpoints.restore(step, args=ocp.args.Composite(tuned=ocp.args.StandardRestore(abstract)))
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise _unusable(checkpoints, step, error) from error
+    return step, _fill(like, items.tuned)
+
+
+def _items(state):
+    """The two array items. Optimizer leaves go by number: their nesting is optax's business, and holds empty nodes."""
+    opt_state = dict(zip(_numbered(state.opt_state), jax.tree.leaves(state.opt_state), strict=True))
+    return trees.prune(state.tuned), {"step": state.step, "rng": state.rng, "opt_state": opt_state}
+
+
+def _numbered(tree):
+    return [f"{i:04}" for i in range(len(jax.tree.leaves(tree)))]
+
+
+def _fill(like, pruned):
+    leaves = trees.flat(pruned)
+    return trees.nested({path: leaves.get(path) for path in trees.flat(like)})
+
+
+def _abstract(leaf):
+    # Restored as NumPy: placement on devices is `parallel.place`'s, so a checkpoint fits any number of devices.
+    return np.empty(leaf.shape, leaf.dtype)
+
+
+def _unusable(checkpoints, step, error):
+    reason = str(error).splitlines()[0]
+    return InputError(
+        f"Checkpoint {checkpoints.directory / str(step)} does not hold this network ({reason}); "
+        "use the config it was made with, or another --workdir."
+    )

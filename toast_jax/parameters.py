@@ -1,0 +1,66 @@
+"""Where the parameters of a run start: files for what is pre-trained, random numbers for what the method creates."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+
+from toast_jax import pretrained, trees
+from toast_jax.errors import InputError
+from toast_jax.methods import Method
+from toast_jax.model import Steered, init
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random"
+
+
+def start(
+    model: Steered, method: Method, *, image_size: int, seed: int, weights: str, top_down: str = "", tuned: str = ""
+) -> dict:
+    """Builds all parameters of a network.
+
+    Args:
+      model, method: from `model.build`.
+      image_size: S, pixels.
+      seed: of everything that is created.
+      weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
+      top_down: file of a pre-tuned top-down module, or "". It comes before the one in `weights`.
+      tuned: a PyTorch file of a whole tuned network of this method, or ""; `weights` and `top_down` are then not read.
+
+    Returns:
+      the tree of `model.init`.
+
+    Raises:
+      InputError: a file is missing or does not fit; see `pretrained.load`.
+    """
+    initialise = lambda: init(model, method, jax.random.key(seed), image_size)  # noqa: E731
+    shapes = trees.flat(jax.eval_shape(initialise))
+    blocks = model.backbone.last_blocks
+    if tuned:
+        loaded = pretrained.load(tuned, shapes, last_blocks=blocks, wanted=".*")
+    else:
+        loaded = _load_pretrained(shapes, blocks, weights, top_down)
+    missing = [path for path in shapes if path not in loaded]
+    if missing:
+        groups = sorted({"/".join(path.split("/")[:1]) for path in missing})
+        log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
+    # Under jit nothing but the missing leaves is computed, whatever else `init` would make.
+    created = jax.jit(lambda: {path: leaf for path, leaf in trees.flat(initialise()).items() if path in missing})()
+    return trees.nested({path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes})
+
+
+def _load_pretrained(shapes, blocks, weights, top_down):
+    if not weights:
+        raise InputError("config.backbone.weights is empty; give the file of a pre-trained backbone (or 'random').")
+    has_top_down = any(path.startswith("top_down/") for path in shapes)
+    loaded = {}
+    if weights != RANDOM:
+        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted="backbone/.*", optional="top_down/.*")
+    if top_down and has_top_down:
+        loaded |= pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*")
+    elif top_down:
+        log.warning("%s is not used: this method has no top-down module.", top_down)
+    if has_top_down and "top_down/prior" not in loaded:
+        log.warning("The top-down module starts at RANDOM: expect far less than from a pre-tuned one (config.top_down).")
+    return loaded
