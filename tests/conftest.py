@@ -1,10 +1,69 @@
-"""Eight virtual CPU devices for every test; the flag has to be there before JAX starts."""
+"""Eight virtual CPU devices for every test, and a network and a data set small enough for them."""
 
 import os
 
+# Before JAX starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+# Many tests compile the same small programs; keep them, for this run's workers and for the next run.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from PIL import Image  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from configs import folder  # noqa: E402
+from toast_jax.backbones import vit  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+
+METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
+CLASSES = ("heron", "kite", "owl")
+COUNTS = {"train": 8, "val": 2, "test": 3}  # images per class
+
+
+@pytest.fixture(autouse=True)
+def tiny_size(monkeypatch):
+    """Adds a ViT size that no user needs."""
+    monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """A folder of small noisy JPEGs in three colours, one for each class."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (40, 48, 3))
+                pixels[..., label] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture
+def config(image_folder):
+    """A run of a few seconds: two epochs of three steps."""
+    return tiny_config(image_folder, "toast")
+
+
+def tiny_config(root, method):
+    config = folder.get_config(f"method={method},backbone=vit_ti16")
+    config.data.root = str(root)
+    config.data.image_size, config.data.resize = 16, 18
+    config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
+    config.prompts.num = 2
+    config.batch_size, config.epochs, config.warmup_epochs = 8, 2, 0
+    config.eval_every = 1
+    config.optimizer.lr = 0.05
+    return config

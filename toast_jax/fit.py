@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -53,15 +54,18 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
     started = time.perf_counter()
     parallel.check_batch_size(config.batch_size)
     run, state = prepare(config, folder)
+    saved = run.folder / "result.json"
     with checkpoint.manager(run.folder, create=True) as checkpoints:
         restored = checkpoint.restore(checkpoints, state) if config.resume else None
         if restored is not None:
             state = restored
             log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
+        if state.step == run.steps and saved.exists():
+            return json.loads(saved.read_text())
         with metrics.Writer(run.folder, int(state.step)) as writer:
             result = _train(run, state, checkpoints, writer, started)
     if jax.process_index() == 0:
-        workdir.write_json(run.folder / "result.json", result)
+        workdir.write_json(saved, result)
     return result
 
 

@@ -22,7 +22,10 @@ def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ())
 
 
 def place(tree):
-    """Copies a tree to every local device, where `replicate`d steps want it."""
+    """Puts a tree on every local device, where `replicate`d steps want it.
+
+    The result may share memory with `tree`: after it was donated to a step, `tree` is gone too.
+    """
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 

@@ -43,7 +43,7 @@ def start(
         loaded = _load_pretrained(shapes, blocks, weights, top_down)
     missing = [path for path in shapes if path not in loaded]
     if missing:
-        groups = sorted({"/".join(path.split("/")[:1]) for path in missing})
+        groups = sorted({path.split("/")[0] for path in missing})
         log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
     # Under jit nothing but the missing leaves is computed, whatever else `init` would make.
     created = jax.jit(lambda: {path: leaf for path, leaf in trees.flat(initialise()).items() if path in missing})()

@@ -6,6 +6,7 @@ needs and is loud about everything else. Files of the PyTorch release, DeiT and 
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -109,9 +110,12 @@ VIT = (
 # Classifiers of the task a backbone was trained on: always replaced by a head of our own.
 _OTHER_HEADS = r"head\.(weight|bias)|head_dist\.(weight|bias)|pre_logits\..*"
 
+# Names that give away a network which looks like one of ours and is not.
+_OTHER_NETWORKS = {"dist_token": "a distilled DeiT", "register_tokens": "a ViT with register tokens"}
+
 
 def read(path: str) -> Arrays:
-    """Reads a PyTorch checkpoint (.pth, .pt, .bin) or a .safetensors file as a flat dict of float arrays.
+    """Reads a PyTorch checkpoint (.pth, .pt, .bin) or a .safetensors file as a flat dict of float32 arrays.
 
     A wrapping `model`, `model_state_dict` or `state_dict` and the prefixes `module.` and `enc.` are taken off. Pickles are only
     read with `torch.load(weights_only=True)`, which cannot run code.
@@ -119,8 +123,10 @@ def read(path: str) -> Arrays:
     Raises:
       InputError: no such file, an unreadable or unknown one, or PyTorch is needed and not installed.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
+    file = Path(os.path.expanduser(path))
+    if os.path.isdir(file):
+        raise InputError(f"{file} is a folder; give the weights file itself in the config.")
+    if not os.path.isfile(file):
         raise InputError(f"There is no weights file at {file}; check the path in the config.")
     if file.suffix == ".safetensors":
         state = _read_safetensors(file)
@@ -136,14 +142,15 @@ def _read_safetensors(file: Path) -> Arrays:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(file)
+        return {name: array.astype(np.float32) for name, array in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a complete safetensors file ({error}); copy or download it again.") from error
+    except AttributeError as error:  # safetensors asks NumPy for a type that NumPy does not have
+        raise InputError(f"{file} holds numbers of a type that cannot be read ({error}); convert it to float32.") from error
 
 
 def _read_torch(file: Path) -> Arrays:
     import argparse
-    import pickle
 
     try:
         import torch
@@ -155,18 +162,26 @@ def _read_torch(file: Path) -> Arrays:
         # DeiT files carry their training arguments, an argparse.Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # nearly any, when bytes are damaged
+        # PyTorch's own texts advise to read the file with weights_only=False, which would run what it refused.
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise InputError(
+                f"{file} holds Python objects ({refused[1]}), not only tensors, and reading those could run code; "
+                "save its dict of tensors alone, best as .safetensors."
+            ) from error
         raise InputError(
-            f"{file} cannot be read as a PyTorch file of plain tensors ({reason}); copy or download it again."
+            f"{file} is not a complete PyTorch file ({type(error).__name__}); copy or download it again."
         ) from error
     for key in ("model", "model_state_dict", "state_dict"):
         if isinstance(state, dict) and key in state:
             state = state[key]
             break
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{file} holds no dict of tensors, alone or under model, model_state_dict or state_dict.")
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
+    try:
+        return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
+    except (AttributeError, TypeError, RuntimeError) as error:  # anything but a dict, anything in it but dense tensors
+        raise InputError(
+            f"{file} holds no dict of plain tensors, alone or under model, model_state_dict or state_dict."
+        ) from error
 
 
 def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
@@ -178,15 +193,29 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
 
     Returns:
       our arrays by path, and the names that the table does not know.
+
+    Raises:
+      ValueError: an array has not the axes of its name, or layers do not stack.
     """
+    ours, unknown = _rename(state)
+    return _stack(ours, last_blocks), unknown
+
+
+def _rename(state: Arrays) -> tuple[Arrays, list[str]]:
+    """`from_torch` with every layer on its own: `backbone/blocks/3/x`."""
     left, ours = dict(state), {}
     for row in VIT:
         for i in _layers(row.torch[0], left):
             names = [name.format(i=i) for name in row.torch]
             if all(name in left for name in names):
-                arrays = row.forward(*(left.pop(name) for name in names))
+                theirs = [left.pop(name) for name in names]
+                try:
+                    arrays = row.forward(*theirs)
+                except (ValueError, IndexError) as error:
+                    found = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, theirs, strict=True))
+                    raise ValueError(f"{found}, which no network here has") from error
                 ours |= dict(zip((path.format(i=i) for path in row.ours), arrays, strict=True))
-    return _stack(ours, last_blocks), sorted(left)
+    return ours, sorted(left)
 
 
 def to_torch(ours: Arrays) -> Arrays:
@@ -229,9 +258,8 @@ def _stack(arrays: Arrays, last_blocks: int) -> Arrays:
             for i in [i for i in layers if i >= depth - last_blocks]:
                 out[path.replace("/blocks/", f"/last_{i - depth + last_blocks}/")] = layers.pop(i)
         if layers:
-            missing = sorted(set(range(max(layers))) - set(layers))
-            if missing or len({layer.shape for layer in layers.values()}) > 1:
-                raise InputError(f"The layers of {path} do not fit together: {missing or 'shapes differ'}; check the file.")
+            if missing := [i for i in range(len(layers)) if i not in layers]:
+                raise ValueError(f"{path} has no layer {missing[0]}")
             out[path] = np.stack([layers[i] for i in sorted(layers)])
     return out
 
@@ -250,6 +278,12 @@ def _unstack(arrays: Arrays) -> Arrays:
     return out
 
 
+def _depth(names: Iterable[str]) -> int:
+    """How many layers paths with layer numbers belong to."""
+    matches = (re.match(_STACKED + r"/(?P<i>\d+)", name) for name in names)
+    return 1 + max((int(match["i"]) for match in matches if match), default=-1)
+
+
 def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: str = "") -> Arrays:
     """Reads from a file what a network needs of it, and says what is left.
 
@@ -257,8 +291,8 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
       path: see `read`.
       shapes: the network's parameters by path, anything with a shape.
       last_blocks: see `from_torch`.
-      wanted: regex of the paths that this file has to give; every parameter it matches must be in the file.
-      optional: regex of the paths that are taken too if the file has them.
+      wanted: regex of the paths that this file has to give, all of them and no others.
+      optional: regex of the paths that are taken too if the file has them; it has to have all of them, then.
 
     Returns:
       arrays by path, shaped as `shapes` says.
@@ -266,30 +300,47 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     Raises:
       InputError: a name is missing or unexpected, or a shape differs; all are listed.
     """
-    arrays, unknown = from_torch(read(path), last_blocks)
-    unexpected = [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]
-    if unexpected:
-        raise InputError(f"{path} has {len(unexpected)} names that no network here has: {_listed(unexpected)}.")
-    if missing := [name for name in shapes if re.fullmatch(wanted, name) and name not in arrays]:
+    # Compared layer by layer: names and numbers of layers are then those of the file.
+    network = _unstack({name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes.items()})
+    state = read(path)
+    try:
+        arrays, unknown = _rename(state)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be used: {error}.") from error
+    if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
+        kind = next((kind for name, kind in _OTHER_NETWORKS.items() if name in unexpected), "another kind of network")
+        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {_listed(unexpected)}.")
+    if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
+        wanted = f"{wanted}|{optional}"
+    needed, given = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
+    if _depth(given) not in (0, _depth(needed)):
         raise InputError(
-            f"{path} lacks {len(missing)} parameters of the network: {_listed(missing)}; "
-            "it belongs to another kind or size of network than the config says."
+            f"{path} has {_depth(given)} layers, the network of the config has {_depth(needed)}; check config.backbone.size."
         )
-    chosen = {name: arrays[name] for name in shapes if name in arrays and re.fullmatch(f"{wanted}|{optional}", name)}
+    if missing := sorted(set(needed) - set(given)):
+        raise InputError(
+            f"{path} lacks {_listed(missing)} of the network of the config; check config.backbone.size and config.method."
+        )
+    if surplus := sorted(set(given) - set(needed)):
+        raise InputError(f"{path} has {_listed(surplus)}, which the network of the config has not; check config.method.")
+    chosen = {name: arrays[name] for name in needed}
     if (name := "backbone/pos_embed") in chosen:
-        chosen[name] = resize_pos_embed(chosen[name], shapes[name].shape[1])
+        try:
+            chosen[name] = resize_pos_embed(chosen[name], network[name].shape[1])
+        except ValueError as error:
+            raise InputError(f"{path} cannot be used: {error}.") from error
     wrong = [
-        f"{name} is {array.shape}, the network has {shapes[name].shape}"
+        f"{name} is {array.shape} in the file and {network[name].shape} in the network"
         for name, array in chosen.items()
-        if array.shape != shapes[name].shape
+        if array.shape != network[name].shape
     ]
     if wrong:
-        raise InputError(f"{path} does not fit the network of the config: {'; '.join(wrong[:6])}.")
+        raise InputError(f"{path} does not fit the network of the config: {_listed(wrong, most=3)}.")
     if unused := sorted({name.split("/")[0] for name in set(arrays) - set(chosen)}):
         log.info("%s also holds %s, not used here.", path, ", ".join(unused))
     if unknown:
         log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
-    return chosen
+    return _stack(chosen, last_blocks)
 
 
 def _listed(names: list[str], most: int = 12) -> str:
@@ -300,12 +351,17 @@ def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
     """Interpolates a position embedding `[1, 1 + g*g, D]` bicubically to `[1, num_tokens, D]`, the class token's apart.
 
     The kernel is PyTorch's (`F.interpolate(mode="bicubic", align_corners=False)`), as DeiT's and MAE's fine-tuning use it.
+
+    Raises:
+      ValueError: the tokens are not one class token and a square of patches.
     """
-    if embed.shape[1] == num_tokens:
+    if embed.shape[1:2] == (num_tokens,):
         return embed
+    if embed.ndim != 3:
+        raise ValueError(f"position embeddings are {embed.shape}, not [1, tokens, width]")
     old, new = (round((n - 1) ** 0.5) for n in (embed.shape[1], num_tokens))
     if old**2 + 1 != embed.shape[1] or new**2 + 1 != num_tokens:
-        raise InputError(f"Position embeddings of {embed.shape[1]} tokens are not one class token and a square of patches.")
+        raise ValueError(f"position embeddings of {embed.shape[1]} tokens are not one class token and a square of patches")
     log.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, new, new)
     width = embed.shape[-1]
     patches = jnp.asarray(embed[0, 1:]).reshape(old, old, width)

@@ -1,0 +1,48 @@
+"""Run as a script: saves what one train step of every method gives on however many devices JAX was told to have."""
+
+import functools
+import sys
+
+import jax
+import numpy as np
+from conftest import METHODS, tiny_config
+
+from toast_jax import losses, methods, model, optim, parallel, trees
+from toast_jax.backbones import vit
+from toast_jax.train import init_state, train_step
+
+
+def main(path):
+    vit.SIZES["tiny"] = vit.Size(width=16, depth=3, num_heads=2)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
+        "label": rng.integers(0, 3, 8).astype(np.int32),
+    }
+    saved = {"devices": jax.device_count()}
+    for name in METHODS:
+        config = tiny_config("", name)
+        # Random numbers have to be the same for any number of devices, too.
+        config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3
+        network, method = model.build(config, num_classes=3)
+        params = jax.jit(lambda network=network, method=method: model.init(network, method, jax.random.key(0), 16))()
+        mask = methods.tuned_mask(params, method)
+        tuned, frozen = trees.split(params, mask)
+        before = trees.flat(trees.prune(parallel.fetch(tuned)))  # now, as the first step is given its buffers
+        tx = optim.optimizer(
+            name="sgd", schedule=lambda _: 0.5, mask=mask, momentum=0.9, weight_decay=0.01, no_decay=("head/bias",), clip=0.0
+        )
+        step = functools.partial(train_step, loss=losses.tune(network, method), tx=tx)
+        step = parallel.replicate(step, num_replicated=2, donate=(0,))
+        state, metrics = parallel.place(init_state(tuned, tx, seed=0)), {}
+        for _ in range(2):
+            state, metrics = step(state, parallel.place(frozen), parallel.shard(batch))
+        after = trees.flat(trees.prune(parallel.fetch(state.tuned)))
+        saved |= {f"{name}/{path}": leaf for path, leaf in after.items()}
+        saved |= {f"{name}/metrics/{key}": value for key, value in parallel.fetch(metrics).items()}
+        saved |= {f"moved/{name}/{path}": np.any(after[path] != before[path]) for path in before}
+    np.savez(path, **saved)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

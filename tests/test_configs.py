@@ -1,0 +1,77 @@
+"""Every config, for every method, makes a step; the recipes are the published ones."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import METHODS
+
+from configs import common, fgvc, folder
+from toast_jax import fit, methods, model, parallel
+from toast_jax.data import batches
+from toast_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+
+
+def shrunk(config, root):
+    """The same run on the small data set with the small network."""
+    config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
+    config.data.update({"format": "folder", "root": str(root), "image_size": 16, "resize": 18, "num_classes": 0})
+    config.batch_size = 8
+    return config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("method", METHODS)
+def test_config_makes_a_step(name, method, image_folder, tmp_path):
+    config = shrunk(importlib.import_module(f"configs.{name}").get_config(f"method={method}"), image_folder)
+    run, state = fit.prepare(config, tmp_path)
+    loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
+    state, metrics = run.step(parallel.place(state), run.frozen, next(parallel.prefetch(loader)))
+    assert int(state.step) == 1 and jax.numpy.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_caption_names_its_command(name):
+    caption = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python main.py --config=configs/{name}.py" in caption
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("method", METHODS)
+def test_full_size_network_builds(name, method):
+    """Shapes alone: the real network of the config's defaults has the row's parameters."""
+    config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
+    network, row = model.build(config, num_classes=10)
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), config.data.image_size))
+    methods.tuned_mask(shapes, row)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes", "lr", "weight_decay"),
+    [
+        ("cub", 200, 0.03, 5e-4),
+        ("nabirds", 555, 0.01, 1e-2),
+        ("flowers", 102, 0.01, 1e-4),
+        ("dogs", 120, 0.02, 1e-4),
+        ("cars", 196, 0.02, 1e-4),
+    ],
+)
+def test_fgvc_recipes(dataset, classes, lr, weight_decay):
+    config = fgvc.get_config(f"dataset={dataset}")
+    assert config.data.num_classes == classes
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.momentum) == (lr, weight_decay, 0.9)
+    assert (config.batch_size, config.epochs, config.warmup_epochs) == (32, 100, 10)
+    assert (config.data.resize, config.data.image_size, config.backbone.drop_path) == (256, 224, 0.1)
+    assert config.optimizer.no_decay == ("head/bias",)
+
+
+def test_backbone_names():
+    assert folder.get_config("backbone=vit_l14_in21k").backbone.weights == "weights/vit_l14_in21k.pth"
+    config = common.base(name="x", method="toast", backbone="vit_h14")
+    assert (config.backbone.size, config.backbone.patch) == ("H", 14)
+    with pytest.raises(InputError, match="'vit_x16' is not known"):
+        common.base(name="x", method="toast", backbone="vit_x16")

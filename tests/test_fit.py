@@ -1,0 +1,256 @@
+"""The loop, end to end on a small data set: what it writes, that it can be interrupted, and how it fails."""
+
+import dataclasses
+import json
+import os
+import stat
+
+import jax
+import numpy as np
+import pytest
+from conftest import COUNTS, METHODS, tiny_config
+from PIL import Image
+
+from toast_jax import checkpoint, fit, trees
+from toast_jax.errors import InputError
+from toast_jax.tasks import evaluate, train
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(monkeypatch, saves):
+    """Ends a run as a kill would, right after so many checkpoints were begun."""
+    save, seen = checkpoint.save, []
+
+    def save_and_die(*args):
+        save(*args)
+        seen.append(args)
+        if len(seen) == saves:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+
+
+def final_state(folder, config):
+    run, state = fit.prepare(config, folder)
+    with checkpoint.manager(folder) as checkpoints:
+        return checkpoint.restore(checkpoints, state)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [line["train/loss"] for line in lines(folder) if "train/loss" in line]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_to_its_result(method, image_folder, tmp_path, capsys):
+    config = tiny_config(image_folder, method)
+    train.run(config, str(tmp_path))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["test"]["count"] == 3 * COUNTS["test"] and result["val"]["count"] == 3 * COUNTS["val"]
+    assert 0.0 <= result["test"]["accuracy"] <= 1.0
+    assert result["config"]["method"] == method and result["seed"] == 42
+    assert result["versions"]["jax"] == jax.__version__ and result["device"]["count"] == 8
+    assert result["tuned_parameters"]["all"] > result["tuned_parameters"]["without_head"]
+    assert len(losses(tmp_path)) == result["steps"] == 6
+    assert f"test accuracy {result['test']['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_it_learns(image_folder, tmp_path):
+    """Three colours are told apart; nothing else in this file would notice a loss that goes up."""
+    config = tiny_config(image_folder, "finetune")
+    config.epochs, config.checkpoint_every = 30, 30
+    config.optimizer.lr = 0.05
+    assert fit.fit(config, tmp_path)["test"]["accuracy"] == 1.0
+    seen = losses(tmp_path)
+    assert np.mean(seen[-5:]) < 0.3 * np.mean(seen[:5])
+
+
+@pytest.mark.parametrize("method", ["vpt", "toast_lite"])
+def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path, monkeypatch):
+    config = tiny_config(image_folder, method)
+    config.epochs = 3
+    config.prompts.dropout = 0.1
+    config.backbone.drop_path = 0.3
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit.fit(config, whole)
+    with monkeypatch.context() as patch:
+        kill_after(patch, saves=2)
+        with pytest.raises(Killed):
+            fit.fit(config, parts)
+    assert len(losses(parts)) == 6
+    fit.fit(config, parts)
+    jax.tree.map(np.testing.assert_array_equal, final_state(parts, config), final_state(whole, config))
+    assert losses(parts) == losses(whole)
+    assert len(losses(parts)) == 9
+
+
+def test_a_finished_run_is_only_reported(config, tmp_path):
+    first = fit.fit(config, tmp_path)
+    before = final_state(tmp_path, config)
+    again = fit.fit(config, tmp_path)
+    assert again["test"] == first["test"]
+    assert again["images_per_second"] == first["images_per_second"]
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path, config), before)
+    assert len(losses(tmp_path)) == 6
+
+
+def test_checkpoint_holds_no_backbone(image_folder, tmp_path):
+    config = tiny_config(image_folder, "linear")
+    run_, state = fit.prepare(config, tmp_path)
+    assert trees.count(state.tuned) < 100 < trees.count(run_.frozen)
+    fit.fit(config, tmp_path)
+    files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 100_000
+
+
+def test_unfinished_checkpoint_is_not_read(config, tmp_path):
+    fit.fit(config, tmp_path)
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    finished = tmp_path / "checkpoints" / str(step)
+    finished.rename(finished.with_name(f"{step}.orbax-checkpoint-tmp"))
+    run, state = fit.prepare(config, tmp_path)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoint.restore(checkpoints, state).step == step - run.steps_per_epoch
+
+
+def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, capsys):
+    result = fit.fit(config, tmp_path)
+    config.task = "evaluate"
+    evaluate.run(config, str(tmp_path))
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert saved["test"] == result["test"] and saved["val"] == result["val"]
+    assert f"test accuracy {result['test']['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_padding_of_the_last_batch_does_not_count(config, tmp_path):
+    config.batch_size = 8
+    nine = fit.fit(config, tmp_path / "a")["test"]
+    assert nine["count"] == 9
+    config.batch_size = 16
+    config.task = "evaluate"
+    evaluate.run(config, str(tmp_path / "a"))
+    again = json.loads((tmp_path / "a" / "evaluation.json").read_text())["test"]
+    assert again["accuracy"] == nine["accuracy"]
+    assert again["loss"] == pytest.approx(nine["loss"], rel=1e-5)
+
+
+def test_pretuning_is_tuning_with_another_loss(config, tmp_path):
+    config.stage = "pretune"
+    fit.fit(config, tmp_path)
+    last = [line for line in lines(tmp_path) if "train/loss" in line][-1]
+    total = last["train/task_loss"] + config.variational_weight * last["train/variational_loss"]
+    assert last["train/loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": "pretrain"}, "config.stage is 'pretrain'; it must be one of tune, pretune"),
+        ({"stage": "pretune", "method": "lora"}, "method lora has no top-down module; use method toast"),
+        ({"method": "tost"}, "config.method is 'tost'.*nearest is 'toast'"),
+        ({"batch_size": 12}, "config.batch_size is 12, which does not split over 8 devices"),
+        ({"batch_size": 32}, "24 images, fewer than one batch of 32"),
+        ({"backbone.weights": ""}, "config.backbone.weights is empty"),
+        ({"backbone.weights": "nowhere.pth"}, "no weights file at nowhere.pth"),
+        ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
+        ({"data.num_classes": 7}, "3 classes but config.data.num_classes is 7"),
+        ({"data.image_size": 17}, "image_size 17 is no multiple of the patch size 8"),
+        ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'"),
+    ],
+)
+def test_errors_before_the_first_step_leave_nothing_behind(config, tmp_path, change, message):
+    config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=message):
+        fit.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
+    for split, count in COUNTS.items():
+        for name in ("a", "b"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(2 * count):
+                Image.new("RGB", (30, 30), (i, 0, 0)).save(tmp_path / "data" / split / name / f"{i}.jpg")
+    broken = tmp_path / "data" / "train" / "a" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:-200])
+    config.data.root = str(tmp_path / "data")
+    with pytest.raises(InputError, match="3.jpg"):
+        fit.fit(config, tmp_path / "run")
+    config.data.skip_corrupt = True
+    train_source, _ = fit.open_sources(config)
+    assert len(train_source) == 31
+
+
+def test_workdir_of_another_config_is_refused(config, tmp_path):
+    fit.prepare(config, tmp_path)
+    config.optimizer.lr = 0.01
+    config.data.workers = 3  # this may change
+    message = r"holds a run of another config \(optimizer.lr 0.05 -> 0.01\); give another --workdir"
+    with pytest.raises(InputError, match=message):
+        fit.prepare(config, tmp_path)
+
+
+def test_a_run_is_not_overwritten(config, tmp_path):
+    fit.prepare(config, tmp_path)
+    config.resume = False
+    with pytest.raises(InputError, match="already holds a run; set --config.resume=True or give another --workdir"):
+        fit.prepare(config, tmp_path)
+
+
+def test_workdir_that_cannot_be_written(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/run cannot be written .*; give another --workdir"):
+        fit.prepare(config, tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
+def test_read_only_workdir(config, tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(InputError, match="cannot be written"):
+        fit.prepare(config, tmp_path / "run")
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
+    config.epochs = 3
+    prepare = fit.prepare
+
+    def exploding(config, folder):
+        """From step 5 on, the loss is NaN."""
+        run, state = prepare(config, folder)
+
+        def step(state, frozen, batch):
+            step.calls += 1
+            state, metrics = run.step(state, frozen, batch)
+            return state, {**metrics, "loss": metrics["loss"] * (np.nan if step.calls >= 5 else 1.0)}
+
+        step.calls = 0
+        return dataclasses.replace(run, step=step), state
+
+    monkeypatch.setattr(fit, "prepare", exploding)
+    with pytest.raises(InputError, match=r"The loss is nan .* at step 5 \(epoch 1, learning rate 0.0\d+\)"):
+        fit.fit(config, tmp_path)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [3]
+    assert not (tmp_path / "result.json").exists()
+    assert lines(tmp_path)[-1]["train/loss"] is None
+    monkeypatch.setattr(fit, "prepare", prepare)
+    assert np.isfinite(fit.fit(config, tmp_path)["test"]["loss"])
+
+
+def test_checkpoint_of_another_network_is_explained(config, image_folder, tmp_path):
+    fit.fit(config, tmp_path)
+    other = tiny_config(image_folder, "toast_lite")
+    other.task = "evaluate"
+    with pytest.raises(InputError, match="does not hold this network .*; use the config it was made with"):
+        evaluate.run(other, str(tmp_path))
+
+
+def test_evaluating_nothing_is_an_error(config, tmp_path):
+    with pytest.raises(InputError, match="There are no checkpoints in"):
+        evaluate.run(config, str(tmp_path / "empty"))

@@ -1,0 +1,91 @@
+"""The command line: what a user types wrong is answered with one sentence and status 2."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from toast_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*args, cwd=ROOT):
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *args], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_tuning_on_the_command_line(image_folder, tmp_path):
+    """Real flags, a real size, no TensorFlow, and nothing written outside the workdir and the cache."""
+    work, cache, here = tmp_path / "run", tmp_path / "cache", tmp_path / "here"
+    here.mkdir()
+    code = "import sys, main; sys.argv[0] = 'main.py'\ntry: main.cli()\nfinally: assert 'tensorflow' not in sys.modules"
+    flags = [
+        f"--config={ROOT}/configs/folder.py:method=lora,backbone=vit_ti16",
+        f"--workdir={work}",
+        f"--config.data.root={image_folder}",
+        "--config.backbone.weights=random",
+        "--config.data.image_size=16",
+        "--config.data.resize=18",
+        "--config.batch_size=8",
+        "--config.epochs=1",
+        "--config.data.splits.val=",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=here, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "36,864 of them outside the head" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("folder_lora_vit_ti16: test accuracy ")
+    assert {path.name for path in work.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "result.json",
+        "tensorboard",
+        "checkpoints",
+    }
+    assert list((cache / "toast_jax" / "compiled").iterdir())
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "No config was given; add --config=FILE, FILE being one of configs/"),
+        (["--config=configs/fgcv.py"], "There is no config configs/fgcv.py; there are configs/"),
+        (["--config=configs/fgvc.py", "--config.optimizer.l=1"], "The config has no field optimizer.l; the nearest are"),
+        (["--config=configs/fgvc.py:datset=cub"], "The config argument is 'datset'; .*nearest is 'dataset'"),
+    ],
+)
+def test_mistakes_end_with_a_sentence_and_status_2(args, message):
+    done = run(*args)
+    assert done.returncode == 2
+    assert re.fullmatch(f"{message}.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config=configs/fgvc.py:dataset=birds"], "The config argument dataset is 'birds'; it must be one of cub"),
+        (["--config=configs/fgvc.py:dataset"], "'dataset' has no value; write dataset=VALUE"),
+        (["--config=configs/fgvc.py:backbone=resnet50"], "The backbone 'resnet50' is not known"),
+        (["--config=configs/common.py"], "configs/common.py is no config of its own"),
+        (["--config=configs/fgvc.py", "--config.metod=lora"], "no field metod; the nearest are method"),
+        (["--config=configs/fgvc.py", "--config.data.foo.bar=1"], "no field data.foo.bar"),
+        (["--config=configs/fgvc.py", "--noconfig.resum"], "no field resum; the nearest are resume"),
+    ],
+)
+def test_arguments_are_checked(args, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=message):
+        main.check_arguments(args)
+
+
+def test_good_arguments_pass(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    main.check_arguments(
+        ["--config=configs/fgvc.py:dataset=cars", "--config.optimizer.lr=1", "--noconfig.resume", "--workdir=x"]
+    )

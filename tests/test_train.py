@@ -1,0 +1,86 @@
+"""The train step: what moves, what stays, and that the number of devices does not matter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import METHODS, tiny_config
+
+from toast_jax import fit, parallel, trees
+from toast_jax.data import batches
+from toast_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """What two steps of every method give on 1, 2 and 8 devices."""
+    folder, results = tmp_path_factory.mktemp("steps"), {}
+    for devices in (1, 2, 8):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        path = folder / f"{devices}.npz"
+        subprocess.run([sys.executable, "tests/steps_on_devices.py", path], check=True, cwd=ROOT, env=env)
+        with np.load(path) as file:
+            results[devices] = {key: file[key] for key in file.files}
+        assert results[devices].pop("devices") == devices
+    return results
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_number_of_devices_does_not_matter(steps, method, devices):
+    names = [name for name in steps[1] if name.startswith(f"{method}/")]
+    assert len(names) > 4
+    for name in names:
+        one, many = steps[1][name], steps[devices][name]
+        assert np.abs(one - many).max() <= 1e-5 * max(np.abs(one).max(), 1e-3), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_tuned_leaf_moves(steps, method):
+    moved = {name: value for name, value in steps[1].items() if name.startswith(f"moved/{method}/")}
+    assert moved and all(moved.values()), moved
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_state_holds_the_tuned_leaves_alone(method, image_folder, tmp_path):
+    run, state = fit.prepare(tiny_config(image_folder, method), tmp_path)
+    tuned = {path for path, leaf in trees.flat(state.tuned).items() if leaf is not None}
+    assert tuned == {path for path, leaf in trees.flat(run.frozen).items() if leaf is None}
+    assert trees.count(state.tuned) == run.tuned_parameters["all"]
+    # SGD keeps one number for each tuned parameter, and none for a frozen one.
+    assert trees.count([leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]) == run.tuned_parameters["all"]
+
+
+@pytest.mark.parametrize("method", ["bias", "toast"])
+def test_frozen_leaves_stay_bit_identical(method, image_folder, tmp_path):
+    config = tiny_config(image_folder, method)
+    run, state = fit.prepare(config, tmp_path)
+    before = parallel.fetch(trees.prune(run.frozen))
+    placed = parallel.place(state)
+    loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
+    for batch in parallel.prefetch(loader):
+        placed, _ = run.step(placed, run.frozen, batch)
+    assert int(placed.step) == run.steps_per_epoch
+    jax.tree.map(np.testing.assert_array_equal, parallel.fetch(trees.prune(run.frozen)), before)
+
+
+def test_state_is_donated(config, tmp_path):
+    run, state = fit.prepare(config, tmp_path)
+    placed = parallel.place(state)
+    loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
+    run.step(placed, run.frozen, next(parallel.prefetch(loader)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed.tuned))
+
+
+@pytest.mark.parametrize(("size", "near"), [(12, "8 or 16"), (3, "such as 8"), (20, "16 or 24")])
+def test_batch_that_devices_cannot_share_is_refused(size, near):
+    with pytest.raises(InputError, match=f"config.batch_size is {size}, which does not split over 8 devices.*{near}"):
+        parallel.check_batch_size(size)
+    parallel.check_batch_size(16)
