@@ -113,6 +113,15 @@ _OTHER_HEADS = r"head\.(weight|bias)|head_dist\.(weight|bias)|pre_logits\..*"
 # Names that give away a network which looks like one of ours and is not.
 _OTHER_NETWORKS = {"dist_token": "a distilled DeiT", "register_tokens": "a ViT with register tokens"}
 
+# What a user has to look at when a shape of this group differs.
+_SIZED_BY = {
+    "backbone": "config.backbone.size and config.backbone.patch",
+    "head": "the number of classes of the data",
+    "top_down": "config.backbone.size",
+    "prompts": "config.prompts",
+    "lora": "config.lora.rank",
+}
+
 
 def read(path: str) -> Arrays:
     """Reads a PyTorch checkpoint (.pth, .pt, .bin) or a .safetensors file as a flat dict of float32 arrays.
@@ -319,7 +328,7 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
         )
     if missing := sorted(set(needed) - set(given)):
         raise InputError(
-            f"{path} lacks {_listed(missing)} of the network of the config; check config.backbone.size and config.method."
+            f"{path} lacks {_listed(missing)}; it belongs to another kind or size of network than the config says."
         )
     if surplus := sorted(set(given) - set(needed)):
         raise InputError(f"{path} has {_listed(surplus)}, which the network of the config has not; check config.method.")
@@ -335,7 +344,8 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
         if array.shape != network[name].shape
     ]
     if wrong:
-        raise InputError(f"{path} does not fit the network of the config: {_listed(wrong, most=3)}.")
+        fields = _SIZED_BY[wrong[0].split("/")[0]]
+        raise InputError(f"{path} does not fit the network of the config: {_listed(wrong, most=3)}; check {fields}.")
     if unused := sorted({name.split("/")[0] for name in set(arrays) - set(chosen)}):
         log.info("%s also holds %s, not used here.", path, ", ".join(unused))
     if unknown:
