@@ -21,6 +21,7 @@ from toast_jax.errors import InputError, choose
 TASKS = {"train": "toast_jax.tasks.train", "evaluate": "toast_jax.tasks.evaluate"}
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by default, NAME being the config's.")
 
 
@@ -31,6 +32,12 @@ def main(_) -> None:
     # Read by JAX when a task imports it.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
     task = importlib.import_module(choose("config.task", config.task, TASKS))
+    if DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize()
+        if jax.process_index():
+            logging.getLogger("toast_jax").setLevel(logging.WARNING)
     task.run(config, WORKDIR.value or f"runs/{config.name}")
 
 

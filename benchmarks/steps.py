@@ -1,0 +1,121 @@
+"""Times the train and the evaluation step of every method.
+
+    python -m benchmarks.steps --backbone=vit_ti16 --batch=32 --rounds=10 --out=benchmarks/results/steps_vit_ti16.json
+
+Weights are random and images are noise: neither changes the time. All methods are compiled first, then they take turns, one
+step each a round, so that a slow minute of the machine hits all of them; the table has medians. Nothing is read from a
+compilation cache.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import fgvc
+from toast_jax import losses, methods, model, optim, parallel, trees, workdir
+from toast_jax.evaluate import eval_step
+from toast_jax.train import init_state, train_step
+
+CLASSES = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="vit_ti16")
+    parser.add_argument("--batch", type=int, default=32, help="images in a step, over all devices")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--methods", nargs="*", default=list(methods.METHODS))
+    parser.add_argument("--out", type=Path, help="JSON file with every time")
+    args = parser.parse_args()
+    parallel.check_batch_size(args.batch)
+
+    batch = _batch(args.batch)
+    cases = {name: _Case(name, args.backbone, batch) for name in args.methods}
+    for _ in range(args.rounds):
+        for case in cases.values():
+            case.time_steps(batch)
+    rows = {name: case.row(args.batch) for name, case in cases.items()}
+    print(f"\n{args.backbone}, batch {args.batch}, medians of {args.rounds} rounds")
+    print("| method | tuned | train images/s | evaluation images/s | compilation, s | temporary memory, MB |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row['tuned']:,} | {row['train']:.1f} | {row['evaluation']:.1f} | {row['compile_seconds']:.1f} "
+            f"| {row['temporary_bytes'] / 2**20:.0f} |"
+        )
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **workdir.circumstances()})
+        print(json.dumps(workdir.circumstances()))
+
+
+class _Case:
+    """One method: its compiled steps, its state, and the times they took."""
+
+    def __init__(self, name: str, backbone: str, batch: dict):
+        config = fgvc.get_config(f"method={name},backbone={backbone}")
+        network, method = model.build(config, CLASSES)
+        size = config.data.image_size
+        params = jax.jit(lambda: model.init(network, method, jax.random.key(0), size))()
+        mask = methods.tuned_mask(params, method)
+        tuned, frozen = trees.split(params, mask)
+        tx = optim.optimizer(
+            name="sgd", schedule=lambda _: 1e-3, mask=mask, momentum=0.9, weight_decay=1e-4, no_decay=("head/bias",), clip=0.0
+        )
+        step = functools.partial(train_step, loss=losses.tune(network, method), tx=tx)
+        self.tuned = trees.count(tuned)
+        self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
+        self.train, self.compile_seconds, self.temporary = _compile(
+            parallel.replicate(step, num_replicated=2, donate=(0,)), self.state, self.frozen, batch
+        )
+        evaluation = parallel.replicate(functools.partial(eval_step, model=network, method=method), num_replicated=2)
+        self.evaluation, _, _ = _compile(evaluation, self.state.tuned, self.frozen, batch)
+        self.train_seconds, self.evaluation_seconds = [], []
+        print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)
+
+    def time_steps(self, batch: dict) -> None:
+        started = time.perf_counter()
+        self.state, metrics = self.train(self.state, self.frozen, batch)
+        jax.block_until_ready((self.state, metrics))
+        trained = time.perf_counter()
+        jax.block_until_ready(self.evaluation(self.state.tuned, self.frozen, batch))
+        self.train_seconds.append(trained - started)
+        self.evaluation_seconds.append(time.perf_counter() - trained)
+
+    def row(self, batch_size: int) -> dict:
+        return {
+            "tuned": self.tuned,
+            "train": batch_size / statistics.median(self.train_seconds),
+            "evaluation": batch_size / statistics.median(self.evaluation_seconds),
+            "compile_seconds": self.compile_seconds,
+            "temporary_bytes": self.temporary,
+            "train_seconds": self.train_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+        }
+
+
+def _compile(step, *args):
+    started = time.perf_counter()
+    compiled = step.lower(*args).compile()
+    return compiled, time.perf_counter() - started, compiled.memory_analysis().temp_size_in_bytes
+
+
+def _batch(size: int) -> dict:
+    rng = np.random.default_rng(0)
+    return parallel.shard(
+        {
+            "image": rng.integers(0, 256, (size, 224, 224, 3), dtype=np.uint8),
+            "label": rng.integers(0, CLASSES, size).astype(np.int32),
+            "mask": np.ones(size, np.float32),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

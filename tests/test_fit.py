@@ -48,7 +48,8 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_to_its_result(method, image_folder, tmp_path, capsys):
+def test_every_method_runs_to_its_result(method, image_folder, tmp_path, caplog):
+    caplog.set_level("INFO", "toast_jax")
     config = tiny_config(image_folder, method)
     train.run(config, str(tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
@@ -58,7 +59,7 @@ def test_every_method_runs_to_its_result(method, image_folder, tmp_path, capsys)
     assert result["versions"]["jax"] == jax.__version__ and result["device"]["count"] == 8
     assert result["tuned_parameters"]["all"] > result["tuned_parameters"]["without_head"]
     assert len(losses(tmp_path)) == result["steps"] == 6
-    assert f"test accuracy {result['test']['accuracy']:.4f}" in capsys.readouterr().out
+    assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
 
 
 def test_it_learns(image_folder, tmp_path):
@@ -119,13 +120,14 @@ def test_unfinished_checkpoint_is_not_read(config, tmp_path):
         assert checkpoint.restore(checkpoints, state).step == step - run.steps_per_epoch
 
 
-def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, capsys):
+def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog):
+    caplog.set_level("INFO", "toast_jax")
     result = fit.fit(config, tmp_path)
     config.task = "evaluate"
     evaluate.run(config, str(tmp_path))
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["test"] == result["test"] and saved["val"] == result["val"]
-    assert f"test accuracy {result['test']['accuracy']:.4f}" in capsys.readouterr().out
+    assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
 
 
 def test_padding_of_the_last_batch_does_not_count(config, tmp_path):

@@ -64,8 +64,7 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
             return json.loads(saved.read_text())
         with metrics.Writer(run.folder, int(state.step)) as writer:
             result = _train(run, state, checkpoints, writer, started)
-    if jax.process_index() == 0:
-        workdir.write_json(saved, result)
+    workdir.write_json(saved, result)
     return result
 
 

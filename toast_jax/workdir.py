@@ -33,7 +33,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
             _check_same(path, config)
             if not config.resume:
                 raise InputError(f"{folder} already holds a run; set --config.resume=True or give another --workdir.")
-        elif jax.process_index() == 0:
+        else:
             write_json(path, config.to_dict())
     except OSError as error:
         reason = error.strerror or error
@@ -60,7 +60,9 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes a file that is either the old one or the new one, never half of it."""
+    """Writes a file that is either the old one or the new one, never half of it; only the first process does."""
+    if jax.process_index():
+        return
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)

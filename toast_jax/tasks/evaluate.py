@@ -3,6 +3,7 @@
 With `--config.checkpoint=FILE.pth` it evaluates a network that was tuned with the PyTorch release instead.
 """
 
+import logging
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -11,6 +12,8 @@ from toast_jax import checkpoint, methods, model, parallel, parameters, trees
 from toast_jax.evaluate import evaluate, mapped
 from toast_jax.fit import eval_batches, open_sources
 from toast_jax.workdir import circumstances, write_json
+
+log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -41,4 +44,4 @@ def run(config: ConfigDict, workdir: str) -> None:
     saved = {**results, "checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **circumstances()}
     write_json(folder / "evaluation.json", saved)
     for name, one in results.items():
-        print(f"{origin}: {name} accuracy {one['accuracy']:.4f}, loss {one['loss']:.4f} ({one['count']} images)")
+        log.info("%s: %s accuracy %.4f, loss %.4f (%d images)", origin, name, *one.values())
