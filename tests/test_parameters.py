@@ -12,7 +12,7 @@ import pytest
 from conftest import METHODS
 from safetensors.numpy import save_file
 
-from toast_jax import methods, parameters, pretrained, trees
+from toast_jax import methods, parameters, rename, trees
 from toast_jax.backbones.vit import ViT
 from toast_jax.errors import InputError
 from toast_jax.model import Steered, apply, init
@@ -102,7 +102,7 @@ def test_released_files_give_the_recorded_logits(name, method, files):
     recorded = recording(name)
     params = start(method, seed=3, **files)
     if "tuned" not in files:  # the head that the recording was made with
-        head, _ = pretrained.from_torch({name: recorded[f"params/{name}"] for name in HEAD}, 1)
+        head, _ = rename.from_torch({name: recorded[f"params/{name}"] for name in HEAD}, 1)
         params |= {path: jnp.asarray(array) for path, array in head.items()}
     images = recorded["input/images_nchw"].transpose(0, 2, 3, 1)
     with jax.default_matmul_precision("highest"):
@@ -115,7 +115,7 @@ def test_a_tuned_file_is_everything(tmp_path, logged):
     params = start(
         "toast", weights="not read", top_down="not read", tuned=weights_file(tmp_path / "t.safetensors", "vit_toast")
     )
-    expected, _ = pretrained.from_torch(
+    expected, _ = rename.from_torch(
         {key.removeprefix("params/"): array for key, array in recording("vit_toast").items() if key.startswith("params/")}, 1
     )
     assert set(params) == set(expected)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from toast_jax import pretrained
+from toast_jax import pretrained, rename, weight_files
 from toast_jax.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -58,7 +58,7 @@ def save(path, state):
 
 def load(path, network="vit_linear", *, last_blocks=1, wanted="backbone/.*", optional=""):
     """Loads a file into the network of a recording."""
-    shapes, _ = pretrained.from_torch(recorded(network), last_blocks)
+    shapes, _ = rename.from_torch(recorded(network), last_blocks)
     return pretrained.load(str(path), shapes, last_blocks=last_blocks, wanted=wanted, optional=optional)
 
 
@@ -94,9 +94,9 @@ def logged(caplog, monkeypatch):
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_renaming_there_and_back_is_the_identity(name, last_blocks):
     state = recorded(name)
-    ours, unknown = pretrained.from_torch(state, last_blocks)
+    ours, unknown = rename.from_torch(state, last_blocks)
     assert unknown == []
-    assert_same(pretrained.to_torch(ours), state)
+    assert_same(rename.to_torch(ours), state)
     for i in range(last_blocks):
         theirs = state[f"blocks.{DEPTH - last_blocks + i}.norm1.weight"]
         np.testing.assert_array_equal(ours[f"backbone/last_{i}/norm1/scale"], theirs)
@@ -104,14 +104,14 @@ def test_renaming_there_and_back_is_the_identity(name, last_blocks):
 
 
 def test_renaming_leaves_out_and_tells_unknown_names():
-    ours, unknown = pretrained.from_torch(backbone(extra=np.ones(1)), 1)
+    ours, unknown = rename.from_torch(backbone(extra=np.ones(1)), 1)
     assert unknown == ["extra"]
-    assert set(ours) == set(pretrained.from_torch(backbone(), 1)[0])
+    assert set(ours) == set(rename.from_torch(backbone(), 1)[0])
 
 
 def test_renaming_back_refuses_a_path_without_a_name():
     with pytest.raises(ValueError, match="no line for.*backbone/extra"):
-        pretrained.to_torch({"backbone/extra": np.ones(1)})
+        rename.to_torch({"backbone/extra": np.ones(1)})
 
 
 # Files that are fine.
@@ -127,21 +127,21 @@ def test_safetensors_give_what_the_released_file_gives(name, tmp_path):
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = torch.load(FIXTURES / name, weights_only=True)
     save_file(content.get("model") or content["model_state_dict"], tmp_path / "same.safetensors")
-    released = pretrained.read(str(FIXTURES / name))
-    assert_same(released, pretrained.read(str(tmp_path / "same.safetensors")))
+    released = weight_files.read(str(FIXTURES / name))
+    assert_same(released, weight_files.read(str(tmp_path / "same.safetensors")))
     assert released.keys() <= recorded("vit_toast").keys()
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "enc.", "module.enc."])
 def test_prefixes_are_taken_off(prefix, tmp_path):
     path = save(tmp_path / "vit.safetensors", {prefix + name: array for name, array in backbone().items()})
-    assert_same(pretrained.read(path), backbone())
+    assert_same(weight_files.read(path), backbone())
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_float_types_become_float32(dtype, tmp_path):
     state = {name: array.astype(dtype) for name, array in backbone().items()}
-    arrays = pretrained.read(save(tmp_path / "vit.safetensors", state))
+    arrays = weight_files.read(save(tmp_path / "vit.safetensors", state))
     assert_same(arrays, {name: array.astype(np.float32) for name, array in state.items()})
 
 
@@ -151,14 +151,14 @@ def test_torch_files_of_every_float_type_and_wrapping(dtype, wrap, tmp_path):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.nn.Parameter(torch.tensor(a).to(getattr(torch, dtype))) for name, a in backbone().items()}
     torch.save({wrap: tensors, "epoch": 3} if wrap else tensors, tmp_path / "vit.pt")
-    arrays = pretrained.read(str(tmp_path / "vit.pt"))
+    arrays = weight_files.read(str(tmp_path / "vit.pt"))
     assert_same(arrays, {name: tensor.detach().float().numpy() for name, tensor in tensors.items()})
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     save(tmp_path / "vit.safetensors", backbone())
-    assert_same(pretrained.read("~/vit.safetensors"), backbone())
+    assert_same(weight_files.read("~/vit.safetensors"), backbone())
 
 
 # What fits a network.
@@ -168,7 +168,7 @@ def test_only_what_is_wanted_is_loaded(tmp_path, logged):
     state = recorded("vit_toast")
     path = save(tmp_path / "vit.safetensors", state)
     arrays = load(path, "vit_linear")
-    assert_same(arrays, {k: v for k, v in pretrained.from_torch(state, 1)[0].items() if k.startswith("backbone/")})
+    assert_same(arrays, {k: v for k, v in rename.from_torch(state, 1)[0].items() if k.startswith("backbone/")})
     assert f"{path} also holds head, top_down, not used here." in logged.messages
 
 
@@ -176,7 +176,7 @@ def test_only_what_is_wanted_is_loaded(tmp_path, logged):
 def test_blocks_outside_the_stack_are_loaded(last_blocks, tmp_path):
     path = save(tmp_path / "vit.safetensors", recorded("vit_toast"))
     arrays = load(path, "vit_toast", last_blocks=last_blocks, wanted=".*")
-    assert_same(arrays, pretrained.from_torch(recorded("vit_toast"), last_blocks)[0])
+    assert_same(arrays, rename.from_torch(recorded("vit_toast"), last_blocks)[0])
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_absent_file(suffix, tmp_path):
 @pytest.mark.parametrize("path", ["~nobody_of_this_name/vit.pth", "x" * 300 + ".pth", "a\0.pth", "vit.pth/"])
 def test_impossible_paths_are_absent_files(path):
     with pytest.raises(InputError, match="There is no weights file at"):
-        pretrained.read(path)
+        weight_files.read(path)
 
 
 @pytest.mark.parametrize("name", ["folder", "folder.pth", "folder.safetensors"])
@@ -433,7 +433,7 @@ def test_damaged_bytes_give_arrays_or_an_input_error(ending, tmp_path):
             damaged[i] = rng.integers(0, 256)
         path.write_bytes(damaged)
         try:
-            pretrained.read(str(path))
+            weight_files.read(str(path))
         except InputError as error:
             assert str(path) in str(error)
             refused += 1
@@ -516,4 +516,4 @@ def test_torch_file_without_pytorch_says_what_to_install(suffix, tmp_path, monke
 
 def test_safetensors_need_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert_same(pretrained.read(save(tmp_path / "vit.safetensors", backbone())), backbone())
+    assert_same(weight_files.read(save(tmp_path / "vit.safetensors", backbone())), backbone())

@@ -20,8 +20,8 @@ from toast_jax import losses, optim, parallel, train, trees
 from toast_jax.backbones.vit import ViT
 from toast_jax.methods import METHODS, Method, tuned_mask
 from toast_jax.model import Steered, apply, init
-from toast_jax.pretrained import from_torch, to_torch
 from toast_jax.prompts import Prompts
+from toast_jax.rename import from_torch, to_torch
 from toast_jax.top_down import TopDown
 
 FORWARD, BACKWARD = 1e-5, 1e-4
