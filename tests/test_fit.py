@@ -163,6 +163,8 @@ def test_pretuning_is_tuning_with_another_loss(config, tmp_path):
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
         ({"data.num_classes": 7}, "3 classes but config.data.num_classes is 7"),
         ({"data.image_size": 17}, "image_size 17 is no multiple of the patch size 8"),
+        ({"backbone.drop_path": 1.0}, "config.backbone.drop_path is 1.0; it is a rate from 0 to less than 1"),
+        ({"lora.rank": 0}, "config.lora.rank is 0; it has to be 1 or more"),
         ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'"),
     ],
 )

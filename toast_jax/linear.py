@@ -22,7 +22,7 @@ class Linear(nn.Module):
     features: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = nn.initializers.truncated_normal(0.02)
+    kernel_init: Callable = nn.initializers.normal(0.02)  # as trunc_normal_(std=0.02) of timm and torch, which cut at +-2
     bias_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact

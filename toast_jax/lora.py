@@ -8,8 +8,8 @@ import re
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from toast_jax import trees
 from toast_jax.errors import InputError
 
 
@@ -50,30 +50,30 @@ def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> d
     Raises:
       InputError: a regex matches no kernel.
     """
-    deltas = {}
+    flat, deltas = trees.flat(params), {}
     for target in targets:
-        names = [name for name in flatten_dict(params, sep="/") if re.fullmatch(target, name)]
+        names = [name for name in flat if re.fullmatch(target, name)]
         if not names:
             raise InputError(f"The LoRA target {target!r} matches no parameter; see the start-up table for their names.")
         for name in names:
-            *layers, fan_in, fan_out = flatten_dict(params, sep="/")[name].shape
+            *layers, fan_in, fan_out = flat[name].shape
             a, b = _paths(target, name)
             key = jax.random.fold_in(rng, len(deltas))
             bound = fan_in**-0.5
             if a not in deltas:
                 deltas[a] = jax.random.uniform(key, (*layers, fan_in, rank), jnp.float32, -bound, bound)
             deltas[b] = jnp.zeros((*layers, rank, fan_out), jnp.float32)
-    return unflatten_dict(deltas, sep="/")
+    return trees.nested(deltas)
 
 
 def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -> dict:
     """Returns `params` with every targeted kernel replaced by `LowRank(kernel, a, scale * b)`."""
-    flat, deltas = flatten_dict(params, sep="/"), flatten_dict(deltas, sep="/")
+    flat, deltas = trees.flat(params), trees.flat(deltas)
     for target in targets:
         for name in [name for name in flat if re.fullmatch(target, name)]:
             a, b = _paths(target, name)
             flat[name] = LowRank(flat[name], deltas[a], scale * deltas[b])
-    return unflatten_dict(flat, sep="/")
+    return trees.nested(flat)
 
 
 def _paths(target: str, name: str) -> tuple[str, str]:

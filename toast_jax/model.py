@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from toast_jax import lora
 from toast_jax.backbones import vit
 from toast_jax.data.images import normalize
-from toast_jax.errors import choose
+from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
 from toast_jax.methods import METHODS, Method
 from toast_jax.prompts import Prompts
@@ -93,6 +93,8 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     Raises:
       InputError: an unknown method, backbone size or pooling, or an image size that the patches do not tile.
     """
+    if config.lora.rank < 1:
+        raise InputError(f"config.lora.rank is {config.lora.rank}; it has to be 1 or more.")
     method = dataclasses.replace(
         choose("config.method", config.method, METHODS), lora_rank=config.lora.rank, lora_alpha=config.lora.alpha
     )

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from toast_jax import trees
@@ -18,13 +19,10 @@ def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch
     Returns:
       a function of the step.
     """
-
-    def schedule(step):
-        epoch = step // steps_per_epoch
-        progress = (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)
-        return lr * jnp.where(epoch < warmup_epochs, epoch / max(1, warmup_epochs), 0.5 * (1.0 + jnp.cos(jnp.pi * progress)))
-
-    return schedule
+    epoch = np.arange(epochs)
+    cosine = 0.5 * (1.0 + np.cos(np.pi * (epoch - warmup_epochs) / max(1, epochs - warmup_epochs)))
+    rates = lr * np.where(epoch < warmup_epochs, epoch / max(1, warmup_epochs), cosine)
+    return lambda step: jnp.asarray(rates, jnp.float32)[step // steps_per_epoch]
 
 
 def optimizer(

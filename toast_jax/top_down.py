@@ -45,7 +45,7 @@ class TopDown(nn.Module):
         width, sites = self.width, self.sites
         self.prior = self.param("prior", nn.initializers.normal(1.0), (width,))
         self.transform = self.param("transform", lambda _, shape: jnp.eye(*shape), (width, width))
-        feedback = nn.initializers.truncated_normal(0.02)
+        feedback = nn.initializers.normal(0.02)
         self.back = self.param("back", feedback, (sites, width, width))
         self.out = self.param("out", feedback, (sites, width, width))
 

@@ -46,6 +46,8 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
         raise InputError(
             f"config.data.image_size {image_size} is no multiple of the patch size {config.patch}; use {near}, for example."
         )
+    if not 0.0 <= config.drop_path < 1.0:
+        raise InputError(f"config.backbone.drop_path is {config.drop_path}; it is a rate from 0 to less than 1.")
     if not 1 <= last_blocks <= size.depth:
         raise InputError(f"config.tuned_blocks is {last_blocks}; this ViT has 1 to {size.depth} blocks to tune.")
     return ViT(
@@ -188,18 +190,22 @@ class ViT(nn.Module):
     remat: bool = False
 
     def setup(self):
-        block = nn.remat(Block, prevent_cse=False, static_argnums=(6,)) if self.remat else Block
+        block = scanned = Block
+        if self.remat:
+            block = nn.remat(Block, static_argnums=(6,))
+            # Inside a scan the compiler cannot merge the second computation with the first one anyway.
+            scanned = nn.remat(Block, static_argnums=(6,), prevent_cse=False)
         fields = {"num_heads": self.num_heads, "dtype": self.dtype}
         self.patch_embed = Linear(self.width, dtype=self.dtype)
-        init = nn.initializers.truncated_normal(0.02)
+        init = nn.initializers.normal(0.02)
         self.cls_token = self.param("cls_token", init, (1, 1, self.width))
         self.pos_embed = self.param("pos_embed", init, (1, 1 + self.grid**2, self.width))
         if self.depth > self.last_blocks:
             self.blocks = nn.scan(
-                block,
+                scanned,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast, 0),
+                in_axes=(0, 0, nn.broadcast, 0, nn.broadcast),
                 length=self.depth - self.last_blocks,
             )(**fields)
         self.last = [block(**fields) for _ in range(self.last_blocks)]
@@ -252,13 +258,15 @@ class ViT(nn.Module):
         if prompts is not None:
             first = jnp.broadcast_to(prompts[0], (x.shape[0], *prompts.shape[2:])).astype(x.dtype)
             x = jnp.concatenate([x[:, :1], first, x[:, 1:]], axis=1)
+            if len(prompts) not in (1, self.depth):
+                raise ValueError(f"prompts are for {len(prompts)} blocks; give them for 1 or for all {self.depth}")
             prompts = prompts if len(prompts) == self.depth > 1 else None
         depth = (jnp.arange(self.depth), jnp.linspace(0.0, self.drop_path, self.depth))
         stacked = self.depth - self.last_blocks
         seen = []
         if stacked:
             first = jax.tree.map(lambda a: a[:stacked], (td, prompts, depth))
-            x, stack = self.blocks(x, first[0], first[1], rng, first[2])
+            x, stack = self.blocks(x, first[0], first[1], rng, first[2], None)
             seen.append(stack)
         for i, block in enumerate(self.last, start=stacked):
             td_i, prompts_i, depth_i = jax.tree.map(lambda a: a[i], (td, prompts, depth))  # noqa: B023

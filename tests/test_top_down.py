@@ -1,0 +1,133 @@
+"""Selection and feedback: which tokens pass, in what order the signal returns, and what the variational loss teaches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from toast_jax import top_down
+from toast_jax.top_down import TopDown
+
+L, B, N, D = 3, 2, 5, 8
+select = jax.jit(top_down.select)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def parameters():
+    return {"prior": draw(D), "transform": draw(D, D, seed=1), "back": draw(L, D, D, seed=2), "out": draw(L, D, D, seed=3)}
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def signal(params, compared, fed_back=None, dtype=jnp.float32):
+    return TopDown(L, D, dtype).apply({"params": params}, compared, compared if fed_back is None else fed_back)
+
+
+def orthogonal_to(prior, tokens):
+    return tokens - (tokens @ prior)[..., None] * prior / (prior @ prior)
+
+
+@pytest.mark.parametrize(("direction", "selected"), [(-1.0, 0.0), (1.0, 1.0)])
+def test_opposite_tokens_are_ignored_and_parallel_ones_pass(direction, selected):
+    prior = draw(D)
+    tokens = direction * np.linspace(0.1, 9.0, B * N, dtype=np.float32).reshape(B, N, 1) * prior
+    mask = select(tokens, prior)
+    assert mask.shape == (B, N, 1)
+    np.testing.assert_allclose(mask, selected, atol=1e-6)
+    assert np.all(mask >= 0) and np.all(mask <= 1)
+
+
+def test_selection_is_the_cosine():
+    prior, tokens = draw(D), draw(B, N, D, seed=1)
+    cosine = tokens @ prior / np.linalg.norm(tokens, axis=-1) / np.linalg.norm(prior)
+    assert (cosine < 0).any() and (cosine > 0).any()
+    np.testing.assert_allclose(select(tokens, prior)[..., 0], np.clip(cosine, 0, 1), rtol=1e-5, atol=1e-7)
+
+
+def test_prior_orthogonal_to_all_tokens_gives_no_signal():
+    params = parameters()
+    params["prior"] = np.eye(D, dtype=np.float32)[0]
+    tokens = draw(B, N, D, seed=4)
+    tokens[..., 0] = 0.0
+    td, mask = signal(params, tokens)
+    assert td.shape == (L, B, N, D)
+    assert not np.any(mask) and not np.any(td)
+    np.testing.assert_allclose(select(orthogonal_to(draw(D), draw(B, N, D, seed=4)), draw(D)), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 50.0])
+def test_selection_ignores_magnitudes_and_the_signal_does_not(scale):
+    params, tokens = parameters(), draw(B, N, D, seed=4)
+    td, mask = signal(params, tokens)
+    scaled_td, scaled_mask = signal({**params, "prior": 3.0 * params["prior"]}, scale * tokens)
+    np.testing.assert_allclose(scaled_mask, mask, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scaled_td, scale * td, rtol=1e-4, atol=1e-5 * scale * np.abs(td).max())
+
+
+@pytest.mark.parametrize("zero", ["tokens", "prior", "both"])
+def test_zero_vectors_give_finite_values_and_gradients(zero):
+    params, tokens = parameters(), draw(B, N, D, seed=4)
+    if zero in ("tokens", "both"):
+        tokens[0, 1] = 0.0
+    if zero in ("prior", "both"):
+        params["prior"] = np.zeros(D, np.float32)
+    loss = lambda params, tokens: sum(jnp.sum(array**2) for array in signal(params, tokens))  # noqa: E731
+    results = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, tokens)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+
+
+def test_signal_returns_from_the_last_block_to_the_first():
+    params, compared, fed_back = parameters(), draw(B, N, D, seed=4), draw(B, N, D, seed=5)
+    td, mask = signal(params, compared, fed_back)
+    np.testing.assert_array_equal(mask, select(compared, params["prior"]))
+    z = np.asarray(mask) * fed_back @ params["transform"]
+    for block in reversed(range(L)):
+        z = z @ params["back"][block]
+        expected = z @ params["out"][block]
+        np.testing.assert_allclose(td[block], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@jax.jit
+def variational(params, hidden):
+    return TopDown(L, D).apply({"params": params}, hidden, method="variational_loss")
+
+
+def test_variational_loss_is_the_sum_of_the_blocks_errors():
+    params, hidden = parameters(), draw(L + 1, B, N, D, seed=6)
+    expected = 0.0
+    for block in range(L):
+        rebuilt = hidden[block + 1] @ params["back"][block]
+        expected += np.mean((rebuilt - hidden[block]) ** 2)
+    np.testing.assert_allclose(variational(params, hidden), expected, rtol=1e-5)
+
+
+def test_variational_loss_teaches_the_way_back_alone():
+    grads, hidden = jax.jit(jax.grad(variational, argnums=(0, 1)))(parameters(), draw(L + 1, B, N, D, seed=6))
+    assert all(np.abs(grads["back"][block]).min() > 0 for block in range(L))
+    assert not any(np.any(grads[name]) for name in ("prior", "transform", "out"))
+    assert not np.any(hidden)
+
+
+def test_signal_starts_with_a_transform_that_changes_nothing():
+    sites, width = 2, 256
+    tokens = jnp.zeros((1, 1, width))
+    params = jax.tree.map(np.asarray, jax.jit(TopDown(sites, width).init)(jax.random.key(0), tokens, tokens)["params"])
+    feedback = (sites, width, width)
+    assert jax.tree.map(np.shape, params) == {"prior": (width,), "transform": feedback[1:], "back": feedback, "out": feedback}
+    np.testing.assert_array_equal(params["transform"], np.eye(width))
+    np.testing.assert_allclose(params["prior"].std(), 1.0, rtol=0.1)
+    # Every matrix is drawn on its own, with the deviation of torch's trunc_normal_(std=0.02).
+    matrices = [*params["back"], *params["out"]]
+    np.testing.assert_allclose([matrix.std() for matrix in matrices], 0.02, rtol=0.02)
+    np.testing.assert_allclose(np.corrcoef([matrix.ravel() for matrix in matrices]), np.eye(2 * sites), atol=0.02)
+
+
+def test_bfloat16_signal_is_selected_in_float32():
+    params, tokens = parameters(), draw(B, N, D, seed=4)
+    (td, mask), (expected, _) = signal(params, tokens.astype(jnp.bfloat16), dtype=jnp.bfloat16), signal(params, tokens)
+    assert (td.dtype, mask.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(td.astype(jnp.float32), expected, atol=0.05 * np.abs(expected).max())
