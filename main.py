@@ -25,7 +25,9 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by default, NAME being the config's.")
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is not understood; fields are set with --config.FIELD=VALUE.")
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every file it writes
     config = CONFIG.value
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toast_jax"
@@ -43,8 +45,10 @@ def main(_) -> None:
 
 def check_arguments(argv: list[str]) -> None:
     """Refuses what config_flags would answer with a traceback: no config, no such file, unknown fields (with the nearest)."""
-    given = next((arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)), None)
-    available = ", ".join(f"configs/{path.name}" for path in sorted(Path(__file__).parent.glob("configs/*.py")))
+    joined = re.search(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv))
+    given = joined and joined[1]
+    files = sorted(Path(__file__).parent.glob("configs/*.py"))
+    available = ", ".join(f"configs/{path.name}" for path in files if path.name != "common.py")
     if not given:
         raise InputError(f"No config was given; add --config=FILE, FILE being one of {available}.")
     file, _, text = given.partition(":")
@@ -69,6 +73,14 @@ def _fields(tree: dict, prefix: str = "") -> list[str]:
     return fields
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags; returns what is left of the arguments."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(f"{error}.") from error
+
+
 def cli() -> None:
     """Runs `main`; an error that is a message to the user ends it with status 2 and no traceback."""
     log = logging.getLogger("toast_jax")
@@ -78,7 +90,7 @@ def cli() -> None:
     try:
         if not {"--help", "--helpfull", "--helpshort"} & set(sys.argv):
             check_arguments(sys.argv[1:])
-        app.run(main)
+        app.run(main, flags_parser=parse)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -19,7 +19,7 @@ import numpy as np
 
 from configs import fgvc
 from toast_jax import losses, methods, model, optim, parallel, trees, workdir
-from toast_jax.evaluate import eval_step
+from toast_jax.evaluation import eval_step
 from toast_jax.train import init_state, train_step
 
 CLASSES = 200

@@ -68,7 +68,7 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
 
     config.log_every = 10  # steps
     config.eval_every = 10  # epochs
-    config.checkpoint_every = 1  # epochs
+    config.checkpoint_every = 5  # epochs
     return config
 
 

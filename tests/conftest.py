@@ -64,6 +64,6 @@ def tiny_config(root, method):
     config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
     config.prompts.num = 2
     config.batch_size, config.epochs, config.warmup_epochs = 8, 2, 0
-    config.eval_every = 1
+    config.eval_every = config.checkpoint_every = 1
     config.optimizer.lr = 0.05
     return config

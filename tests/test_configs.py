@@ -1,6 +1,7 @@
 """Every config, for every method, makes a step; the recipes are the published ones."""
 
 import importlib
+import json
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from conftest import METHODS
 
 from configs import common, fgvc, folder
-from toast_jax import fit, methods, model, parallel
+from toast_jax import methods, model, parallel, prepare
 from toast_jax.data import batches
 from toast_jax.errors import InputError
 
@@ -17,10 +18,13 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 
 
 def shrunk(config, root):
-    """The same run on the small data set with the small network."""
+    """The same run on the small data set, which gets split files too, with the small network."""
     config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
-    config.data.update({"format": "folder", "root": str(root), "image_size": 16, "resize": 18, "num_classes": 0})
+    config.data.update({"root": str(root), "image_dir": "", "image_size": 16, "resize": 18, "num_classes": 0})
     config.batch_size = 8
+    for split in ("train", "val", "test"):
+        listing = {str(path.relative_to(root)): path.parent.name for path in sorted((root / split).glob("*/*.jpg"))}
+        (root / f"{split}.json").write_text(json.dumps(listing))
     return config
 
 
@@ -28,9 +32,9 @@ def shrunk(config, root):
 @pytest.mark.parametrize("method", METHODS)
 def test_config_makes_a_step(name, method, image_folder, tmp_path):
     config = shrunk(importlib.import_module(f"configs.{name}").get_config(f"method={method}"), image_folder)
-    run, state = fit.prepare(config, tmp_path)
+    run, state = prepare.prepare(config, tmp_path)
     loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
-    state, metrics = run.step(parallel.place(state), run.frozen, next(parallel.prefetch(loader)))
+    state, metrics = run.step(parallel.place(state), run.frozen, next(parallel.sharded(loader)))
     assert int(state.step) == 1 and jax.numpy.isfinite(metrics["loss"])
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import COUNTS, METHODS, tiny_config
 from PIL import Image
 
-from toast_jax import checkpoint, fit, trees
+from toast_jax import checkpoint, fit, prepare, trees
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate, train
 
@@ -34,7 +34,7 @@ def kill_after(monkeypatch, saves):
 
 
 def final_state(folder, config):
-    run, state = fit.prepare(config, folder)
+    run, state = prepare.prepare(config, folder)
     with checkpoint.manager(folder) as checkpoints:
         return checkpoint.restore(checkpoints, state)
 
@@ -91,19 +91,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path
     assert len(losses(parts)) == 9
 
 
-def test_a_finished_run_is_only_reported(config, tmp_path):
+def test_a_finished_run_is_only_reported(config, tmp_path, monkeypatch):
     first = fit.fit(config, tmp_path)
     before = final_state(tmp_path, config)
-    again = fit.fit(config, tmp_path)
-    assert again["test"] == first["test"]
-    assert again["images_per_second"] == first["images_per_second"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "prepare", None)  # nothing is loaded for it
+        assert fit.fit(config, tmp_path)["test"] == first["test"]
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path, config), before)
     assert len(losses(tmp_path)) == 6
 
 
 def test_checkpoint_holds_no_backbone(image_folder, tmp_path):
     config = tiny_config(image_folder, "linear")
-    run_, state = fit.prepare(config, tmp_path)
+    run_, state = prepare.prepare(config, tmp_path)
     assert trees.count(state.tuned) < 100 < trees.count(run_.frozen)
     fit.fit(config, tmp_path)
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
@@ -115,7 +115,7 @@ def test_unfinished_checkpoint_is_not_read(config, tmp_path):
     step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     finished = tmp_path / "checkpoints" / str(step)
     finished.rename(finished.with_name(f"{step}.orbax-checkpoint-tmp"))
-    run, state = fit.prepare(config, tmp_path)
+    run, state = prepare.prepare(config, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:
         assert checkpoint.restore(checkpoints, state).step == step - run.steps_per_epoch
 
@@ -128,6 +128,28 @@ def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog):
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["test"] == result["test"] and saved["val"] == result["val"]
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
+
+
+def test_checkpoint_is_not_evaluated_with_another_config(config, tmp_path):
+    """Frozen parameters that were created at random are in no file: with another seed they would be others."""
+    fit.fit(config, tmp_path)
+    config.task, config.seed = "evaluate", 7
+    with pytest.raises(InputError, match=r"another config \(seed 42 -> 7\)"):
+        evaluate.run(config, str(tmp_path))
+
+
+def test_evaluating_on_no_split_is_an_error(config, tmp_path):
+    config.data.splits.val = config.data.splits.test = ""
+    with pytest.raises(InputError, match="nothing to evaluate on; name a split"):
+        evaluate.run(config, str(tmp_path))
+
+
+def test_loss_of_an_evaluation_that_is_not_finite_stops_before_the_checkpoint(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "evaluate", lambda *_: {"accuracy": 0.5, "loss": float("nan"), "count": 1})
+    with pytest.raises(InputError, match="The loss on val is nan after step 3; the last good checkpoint"):
+        fit.fit(config, tmp_path)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == []
 
 
 def test_padding_of_the_last_batch_does_not_count(config, tmp_path):
@@ -163,8 +185,14 @@ def test_pretuning_is_tuning_with_another_loss(config, tmp_path):
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
         ({"data.num_classes": 7}, "3 classes but config.data.num_classes is 7"),
         ({"data.image_size": 17}, "image_size 17 is no multiple of the patch size 8"),
-        ({"backbone.drop_path": 1.0}, "config.backbone.drop_path is 1.0; it is a rate from 0 to less than 1"),
+        ({"backbone.drop_path": 1.0}, "config.backbone.drop_path is 1.0; it has to be less than 1.0"),
         ({"lora.rank": 0}, "config.lora.rank is 0; it has to be 1 or more"),
+        ({"eval_every": 0}, "config.eval_every is 0; it has to be 1 or more"),
+        ({"optimizer.lr": float("nan")}, "config.optimizer.lr is nan; it has to be 0.0 or more"),
+        ({"warmup_epochs": 2}, "warmup_epochs is 2 and config.epochs 2: the run would never leave its warm-up"),
+        ({"data.resize": 15}, "crop of 16 pixels does not fit in images resized to 15; set --config.data.resize=16"),
+        ({"checkpoint": "x.pth"}, "config.checkpoint is for the task evaluate"),
+        ({"optimizer.no_decay": ("bias",)}, "config.optimizer.no_decay has 'bias', which matches no parameter"),
         ({"optimizer.name": "adam"}, "config.optimizer.name is 'adam'"),
     ],
 )
@@ -187,46 +215,57 @@ def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     with pytest.raises(InputError, match="3.jpg"):
         fit.fit(config, tmp_path / "run")
     config.data.skip_corrupt = True
-    train_source, _ = fit.open_sources(config)
+    train_source, _ = prepare.open_sources(config, verified=False)
     assert len(train_source) == 31
 
 
 def test_workdir_of_another_config_is_refused(config, tmp_path):
-    fit.prepare(config, tmp_path)
+    fit.fit(config, tmp_path)
     config.optimizer.lr = 0.01
     config.data.workers = 3  # this may change
     message = r"holds a run of another config \(optimizer.lr 0.05 -> 0.01\); give another --workdir"
     with pytest.raises(InputError, match=message):
-        fit.prepare(config, tmp_path)
+        prepare.prepare(config, tmp_path)
+
+
+def test_a_start_that_failed_does_not_keep_the_folder(config, tmp_path):
+    prepare.prepare(config, tmp_path)
+    config.batch_size = 16
+    prepare.prepare(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
 
 
 def test_a_run_is_not_overwritten(config, tmp_path):
-    fit.prepare(config, tmp_path)
+    fit.fit(config, tmp_path)
     config.resume = False
     with pytest.raises(InputError, match="already holds a run; set --config.resume=True or give another --workdir"):
-        fit.prepare(config, tmp_path)
+        prepare.prepare(config, tmp_path)
+
+
+def test_remote_workdir_is_refused(config):
+    with pytest.raises(InputError, match="--workdir=gs://bucket/run is a remote address; give a local or mounted folder"):
+        prepare.prepare(config, "gs://bucket/run")
 
 
 def test_workdir_that_cannot_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/run cannot be written .*; give another --workdir"):
-        fit.prepare(config, tmp_path / "file" / "run")
+        prepare.prepare(config, tmp_path / "file" / "run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
 def test_read_only_workdir(config, tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(InputError, match="cannot be written"):
-        fit.prepare(config, tmp_path / "run")
+        prepare.prepare(config, tmp_path / "run")
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
     config.epochs = 3
-    prepare = fit.prepare
 
     def exploding(config, folder):
         """From step 5 on, the loss is NaN."""
-        run, state = prepare(config, folder)
+        run, state = prepare.prepare(config, folder)
 
         def step(state, frozen, batch):
             step.calls += 1
@@ -243,18 +282,28 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
         assert checkpoints.all_steps() == [3]
     assert not (tmp_path / "result.json").exists()
     assert lines(tmp_path)[-1]["train/loss"] is None
-    monkeypatch.setattr(fit, "prepare", prepare)
+    monkeypatch.setattr(fit, "prepare", prepare.prepare)
     assert np.isfinite(fit.fit(config, tmp_path)["test"]["loss"])
 
 
-def test_checkpoint_of_another_network_is_explained(config, image_folder, tmp_path):
+def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_path):
     fit.fit(config, tmp_path)
     other = tiny_config(image_folder, "toast_lite")
     other.task = "evaluate"
-    with pytest.raises(InputError, match="does not hold this network .*; use the config it was made with"):
+    with pytest.raises(InputError, match="holds a run of another config .method 'toast' -> 'toast_lite'"):
         evaluate.run(other, str(tmp_path))
 
 
 def test_evaluating_nothing_is_an_error(config, tmp_path):
     with pytest.raises(InputError, match="There are no checkpoints in"):
         evaluate.run(config, str(tmp_path / "empty"))
+
+
+def test_checkpoint_of_another_network_is_explained(config, tmp_path):
+    """As when the folder's config.json was replaced."""
+    fit.fit(config, tmp_path)
+    config.lora.rank = 8
+    config.method = "lora"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(InputError, match="does not hold this network .*; use the config it was made with"):
+        evaluate.run(config, str(tmp_path))

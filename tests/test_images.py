@@ -125,3 +125,10 @@ def test_a_decompression_bomb_is_an_input_error(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InputError, match="huge.png cannot be decoded .*decompression bomb"):
         images.decode(encode(Image.fromarray(noise(20, 20, 3))), "huge.png")
+
+
+def test_16_bit_images_keep_their_range():
+    ramp = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, format="PNG")
+    np.testing.assert_array_equal(images.decode(file.getvalue(), "ramp.png")[..., 0], np.arange(256).reshape(16, 16))

@@ -31,7 +31,9 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
         "--config.data.image_size=16",
         "--config.data.resize=18",
         "--config.batch_size=8",
-        "--config.epochs=1",
+        "--config.epochs=2",
+        "--config.warmup_epochs=0",
+        "--config.log_every=1",
         "--config.data.splits.val=",
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -40,6 +42,8 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "36,864 of them outside the head" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("folder_lora_vit_ti16: test accuracy ")
+    losses = [float(line.split()[3]) for line in done.stdout.splitlines() if line.startswith("step ") and " lr " in line]
+    assert len(losses) == 6 and losses[-1] < losses[0]
     assert {path.name for path in work.iterdir()} == {
         "config.json",
         "metrics.jsonl",
@@ -57,13 +61,15 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
         ([], "No config was given; add --config=FILE, FILE being one of configs/"),
         (["--config=configs/fgcv.py"], "There is no config configs/fgcv.py; there are configs/"),
         (["--config=configs/fgvc.py", "--config.optimizer.l=1"], "The config has no field optimizer.l; the nearest are"),
+        (["--config=configs/fgvc.py", "config.seed=1"], "'config.seed=1' is not understood; fields are set with --config"),
+        (["--config=configs/fgvc.py", "--config.epochs=x"], "flag --config.epochs=x: .*int.*"),
         (["--config=configs/fgvc.py:datset=cub"], "The config argument is 'datset'; .*nearest is 'dataset'"),
     ],
 )
 def test_mistakes_end_with_a_sentence_and_status_2(args, message):
     done = run(*args)
     assert done.returncode == 2
-    assert re.fullmatch(f"{message}.*\n", done.stderr), done.stderr
+    assert re.fullmatch(f"error: {message}.*\n", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize(

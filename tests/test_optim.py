@@ -109,7 +109,7 @@ def test_adamw_decays_apart_from_its_moments():
     ("no_decay", "spared"),
     [
         ((), set()),
-        (("bias",), set()),
+        (("backbone/norm",), {"backbone/norm"}),
         (("head/bias", "backbone/.*m"), {"head/bias", "backbone/norm"}),
         ((".*",), set(trees.flat(MASK))),
     ],
@@ -162,3 +162,17 @@ def test_state_has_no_leaf_for_frozen_parameters(name, copies, whole_tree):
 def test_unknown_optimizer_is_refused():
     with pytest.raises(InputError, match="config.optimizer.name is 'lamb'; it must be .*sgd.*adamw"):
         optimizer(name="lamb")
+
+
+@pytest.mark.parametrize("regex", ["bias", "head"])
+def test_regex_that_spares_nothing_is_refused(regex):
+    with pytest.raises(InputError, match=f"config.optimizer.no_decay has '{regex}', which matches no parameter"):
+        optim.optimizer(
+            name="sgd",
+            schedule=lambda _: 0.1,
+            mask=MASK,
+            momentum=0.9,
+            weight_decay=0.1,
+            no_decay=(regex,),
+            clip=0.0,
+        )

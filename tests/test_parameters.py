@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import METHODS
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from toast_jax import methods, parameters, rename, trees
 from toast_jax.backbones.vit import ViT
@@ -156,7 +156,9 @@ def test_top_down_comes_from_the_weights_if_they_have_it(both, logged):
 
 def test_a_top_down_file_comes_before_the_one_in_the_weights(tmp_path, both):
     state = {key[7:]: array for key, array in recording("vit_toast").items() if key.startswith("params/")}
-    other = {name: 2 * array for name, array in state.items() if name not in HEAD}
+    top_down = ("prompt", "top_down_transform", "decoders")
+    other = {name: 2 * array if name.startswith(top_down) else array for name, array in state.items() if name not in HEAD}
+    other = {name: array for name, array in other.items() if not name.startswith("prompt_")}
     save_file(other, tmp_path / "other.safetensors")
     params = start("toast", weights=both, top_down=str(tmp_path / "other.safetensors"))
     np.testing.assert_array_equal(params["top_down/prior"], 2 * state["prompt"])
@@ -250,3 +252,20 @@ def test_head_starts_as_the_release_has_it(num_classes):
     assert head["kernel"].shape == (512, num_classes)
     assert np.std(head["kernel"]) == pytest.approx(math.sqrt(2 / num_classes), rel=0.05)
     assert abs(np.mean(head["kernel"])) < 0.05 * math.sqrt(2 / num_classes)
+
+
+def test_top_down_module_of_another_backbone_is_refused(tmp_path):
+    other = weights_file(tmp_path / "pretuned.safetensors", "vit_toast")
+    arrays = load_file(other)
+    arrays["norm.weight"] = arrays["norm.weight"] + 0.5
+    save_file(arrays, other)
+    backbone = weights_file(tmp_path / "backbone.safetensors", "vit_linear", leave_out=["head"])
+    with pytest.raises(InputError, match="was made for another backbone .*norm/scale differs.*--config.backbone.weights"):
+        start("toast", weights=backbone, top_down=other)
+
+
+def test_top_down_module_of_half_precision_is_of_the_same_backbone(tmp_path):
+    half = weights_file(tmp_path / "half.safetensors", "vit_toast")
+    save_file({name: array.astype(np.float16) for name, array in load_file(half).items()}, half)
+    backbone = weights_file(tmp_path / "backbone.safetensors", "vit_linear", leave_out=["head"])
+    assert "top_down/prior" in start("toast", weights=backbone, top_down=half)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from toast_jax import parity
+from toast_jax.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 METHODS = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
@@ -32,3 +33,12 @@ def test_a_wrong_number_fails(tmp_path, capsys):
 def test_relative_error_does_not_hide_nan_or_shape():
     assert parity.relative_error([np.nan], [1.0]) == float("inf")
     assert parity.relative_error([1.0], [1.0, 1.0]) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("convnext_toast.npz", "is not a recording of a ViT"), ("nowhere.npz", "cannot be read"), ("vit_toast_tuned.pth", "")],
+)
+def test_other_files_are_refused_with_a_sentence(name, message):
+    with pytest.raises(InputError, match=f"{name} {message}"):
+        parity.replay(str(FIXTURES / name))

@@ -45,6 +45,12 @@ def test_command_is_understood(page, command, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_is_finished(page):
+    text = page.read_text()
+    assert len(text) > 500 and "@@" not in text and "TODO" not in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text())
     assert all((page.parent / link).exists() for link in links), links

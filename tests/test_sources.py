@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
 from toast_jax.data import images, sources
+from toast_jax.data import verify as verifying
 from toast_jax.errors import InputError
 
 PNG = io.BytesIO()
@@ -193,8 +193,8 @@ def test_general_errors(tmp_path):
 
 def test_verify_returns_a_sound_source_as_it_is(tmp_path):
     source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png"), "folder"), "train")
-    assert sources.verify(source, skip_corrupt=False) is source
-    assert sources.verify(source, skip_corrupt=True) is source
+    assert verifying.verify(source, skip_corrupt=False) is source
+    assert verifying.verify(source, skip_corrupt=True) is source
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def damaged(tmp_path):
 
 
 def verify(root, *, skip_corrupt=False):
-    return sources.verify(sources.open_split(config(root, "folder"), "train"), skip_corrupt=skip_corrupt)
+    return verifying.verify(sources.open_split(config(root, "folder"), "train"), skip_corrupt=skip_corrupt)
 
 
 def test_verify_names_the_corrupt_images(damaged):
@@ -215,12 +215,11 @@ def test_verify_names_the_corrupt_images(damaged):
         verify(damaged)
 
 
-def test_skip_corrupt_leaves_them_out_with_a_warning(damaged, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
+def test_skip_corrupt_leaves_them_out_with_a_warning(damaged, caplog):
     source = verify(damaged, skip_corrupt=True)
     assert names(source) == [str(damaged / "train/a/1.png"), str(damaged / "train/b/4.png")]
     assert labels(source) == [0, 1] and source.classes == ("a", "b")
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and "2 of 4 images" in warnings[0] and "train/b/3.png" in warnings[0]
 
 
@@ -240,7 +239,7 @@ def test_a_long_list_of_corrupt_images_is_cut(tmp_path):
 
 def test_file_sources_are_picklable(tmp_path):
     source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png", "train/b/2.png"), "folder"), "train")
-    subset = sources.Subset(source, (1,))
+    subset = verifying.Subset(source, (1,))
     copy = pickle.loads(pickle.dumps(subset))
     assert copy == subset and copy[0] == source[1] and copy.classes == source.classes
 
@@ -331,3 +330,19 @@ def test_tfds_in_another_format_is_an_input_error(tfds_root, tmp_path, monkeypat
     message = error_of(tfds_config(tmp_path))
     assert "is not in array_record format" in message
     assert f"`tfds convert_format --dataset_version_dir={version} --out_file_format=array_record`" in message
+
+
+def test_labels_outside_the_classes_are_refused(tmp_path):
+    """TFDS gives the label -1 to every image of some test splits."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(path)
+    source = sources.Files((str(path),), (-1,), ("a", "b"))
+    with pytest.raises(InputError, match=r"have a label outside the 2 classes \(.*a.png has -1\): choose a split"):
+        verifying.verify(source, skip_corrupt=False)
+
+
+def test_unreadable_file_is_named(tmp_path):
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    source = sources.Files((str(tmp_path / "link.jpg"),), (0,), ("a",))
+    with pytest.raises(InputError, match="link.jpg cannot be read .*: mend or remove it"):
+        verifying.verify(source, skip_corrupt=True)

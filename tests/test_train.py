@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import METHODS, tiny_config
 
-from toast_jax import fit, parallel, trees
+from toast_jax import parallel, prepare, trees
 from toast_jax.data import batches
 from toast_jax.errors import InputError
 
@@ -24,6 +24,7 @@ def steps(tmp_path_factory):
     for devices in (1, 2, 8):
         flags = f"--xla_force_host_platform_device_count={devices}"
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for compile time
         path = folder / f"{devices}.npz"
         subprocess.run([sys.executable, "tests/steps_on_devices.py", path], check=True, cwd=ROOT, env=env)
         with np.load(path) as file:
@@ -50,7 +51,7 @@ def test_every_tuned_leaf_moves(steps, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_state_holds_the_tuned_leaves_alone(method, image_folder, tmp_path):
-    run, state = fit.prepare(tiny_config(image_folder, method), tmp_path)
+    run, state = prepare.prepare(tiny_config(image_folder, method), tmp_path)
     tuned = {path for path, leaf in trees.flat(state.tuned).items() if leaf is not None}
     assert tuned == {path for path, leaf in trees.flat(run.frozen).items() if leaf is None}
     assert trees.count(state.tuned) == run.tuned_parameters["all"]
@@ -61,21 +62,21 @@ def test_state_holds_the_tuned_leaves_alone(method, image_folder, tmp_path):
 @pytest.mark.parametrize("method", ["bias", "toast"])
 def test_frozen_leaves_stay_bit_identical(method, image_folder, tmp_path):
     config = tiny_config(image_folder, method)
-    run, state = fit.prepare(config, tmp_path)
+    run, state = prepare.prepare(config, tmp_path)
     before = parallel.fetch(trees.prune(run.frozen))
     placed = parallel.place(state)
     loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
-    for batch in parallel.prefetch(loader):
+    for batch in parallel.sharded(loader):
         placed, _ = run.step(placed, run.frozen, batch)
     assert int(placed.step) == run.steps_per_epoch
     jax.tree.map(np.testing.assert_array_equal, parallel.fetch(trees.prune(run.frozen)), before)
 
 
 def test_state_is_donated(config, tmp_path):
-    run, state = fit.prepare(config, tmp_path)
+    run, state = prepare.prepare(config, tmp_path)
     placed = parallel.place(state)
     loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
-    run.step(placed, run.frozen, next(parallel.prefetch(loader)))
+    run.step(placed, run.frozen, next(parallel.sharded(loader)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed.tuned))
 
 

@@ -345,3 +345,8 @@ def test_build_passes_every_field_on():
 def test_build_refuses_what_it_cannot_build(change, arguments, message):
     with pytest.raises(InputError, match=message):
         build(change, **arguments)
+
+
+def test_prompts_for_some_of_the_blocks_are_refused():
+    with pytest.raises(ValueError, match=f"prompts are for 2 blocks; give them for 1 or for all {L}"):
+        look(network(), parameters(), images(), prompts=np.zeros((2, 1, P, D), np.float32))

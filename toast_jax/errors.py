@@ -1,7 +1,7 @@
 """Errors that are messages to the user."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,3 +22,8 @@ def choose(what: str, name: str, options: Mapping[str, T]) -> T:
     near = difflib.get_close_matches(str(name), list(options), n=1)
     hint = f" (the nearest is {near[0]!r})" if near else ""
     raise InputError(f"{what} is {name!r}; it must be one of {', '.join(options)}{hint}.")
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,45 +1,22 @@
 """The loop: from a config to a tuned network, its checkpoint and its result. Pre-tuning is tuning with another loss."""
 
-import dataclasses
-import functools
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, losses, methods, metrics, model, optim, parallel, parameters, trees, workdir
+from toast_jax import checkpoint, metrics, parallel, workdir
 from toast_jax.data import batches, sources
-from toast_jax.errors import InputError, choose
-from toast_jax.evaluate import evaluate, mapped
-from toast_jax.train import State, init_state, train_step
+from toast_jax.errors import InputError
+from toast_jax.evaluation import evaluate
+from toast_jax.prepare import Run, prepare
+from toast_jax.train import State
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything that stays the same during a run."""
-
-    config: ConfigDict
-    folder: Path
-    train: sources.Source
-    evals: dict[str, sources.Source]
-    step: Callable
-    eval_step: Callable
-    frozen: dict
-    schedule: Callable
-    steps_per_epoch: int
-    tuned_parameters: dict[str, int]
-
-    @property
-    def steps(self) -> int:
-        return self.config.epochs * self.steps_per_epoch
 
 
 def fit(config: ConfigDict, folder: str | Path) -> dict:
@@ -48,74 +25,26 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
     A run that was killed goes on from its last checkpoint, bit for bit; a run that is done is only reported.
 
     Raises:
-      InputError: anything about the config, the data, the weights or the folder that would stop the run, before its first
-        step; later, a loss that is not finite.
+      InputError: anything that `prepare` finds before the first step; later, a loss that is not finite.
     """
     started = time.perf_counter()
-    parallel.check_batch_size(config.batch_size)
+    if result := workdir.finished(folder, config):
+        log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
+        return result
     run, state = prepare(config, folder)
-    saved = run.folder / "result.json"
     with checkpoint.manager(run.folder, create=True) as checkpoints:
-        restored = checkpoint.restore(checkpoints, state) if config.resume else None
+        restored = checkpoint.restore(checkpoints, state)
         if restored is not None:
             state = restored
             log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
-        if state.step == run.steps and saved.exists():
-            return json.loads(saved.read_text())
         with metrics.Writer(run.folder, int(state.step)) as writer:
             result = _train(run, state, checkpoints, writer, started)
-    workdir.write_json(saved, result)
+    workdir.write_json(run.folder / "result.json", result)
     return result
 
 
-def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
-    """Opens and checks the data, builds the network and loads its weights: whatever can fail before the first step."""
-    train, evals = open_sources(config)
-    network, method = model.build(config, len(train.classes))
-    params = parameters.start(
-        network,
-        method,
-        image_size=config.data.image_size,
-        seed=config.seed,
-        weights=config.backbone.weights,
-        top_down=config.top_down,
-    )
-    mask = methods.tuned_mask(params, method)
-    log.info("%s", methods.table(params, method))
-    tuned, frozen = trees.split(params, mask)
-    steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
-    schedule = optim.warmup_cosine(
-        lr=config.optimizer.lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
-    )
-    tx = _optimizer(config, schedule, mask)
-    step = functools.partial(train_step, loss=_loss(config, network, method), tx=tx)
-    run = Run(
-        config=config,
-        folder=workdir.claim(folder, config),
-        train=train,
-        evals=evals,
-        step=_mapped_train_step(step),
-        eval_step=mapped(network, method),
-        frozen=parallel.place(frozen),
-        schedule=schedule,
-        steps_per_epoch=steps_per_epoch,
-        tuned_parameters={"all": trees.count(tuned), "without_head": trees.count(tuned) - trees.count(tuned["head"])},
-    )
-    return run, init_state(tuned, tx, config.seed)
-
-
-def open_sources(config: ConfigDict) -> tuple[sources.Source, dict[str, sources.Source]]:
-    """The training source, and by name the evaluation sources that the config has."""
-    names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
-    opened = {name: sources.open_split(config.data, name) for name in names}
-    if config.data.verify or config.data.skip_corrupt:
-        opened = {name: sources.verify(one, skip_corrupt=config.data.skip_corrupt) for name, one in opened.items()}
-    log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
-    return opened.pop("train"), opened
-
-
 def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
-    """This host's share of an evaluation split."""
+    """This host's share of an evaluation split, as the config wants it."""
     data = config.data
     return batches.eval_batches(
         source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=_shard()
@@ -124,34 +53,6 @@ def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
 
 def _shard():
     return jax.process_index(), jax.process_count()
-
-
-def _optimizer(config, schedule, mask) -> optax.GradientTransformation:
-    fields = config.optimizer
-    return optim.optimizer(
-        name=fields.name,
-        schedule=schedule,
-        mask=mask,
-        momentum=fields.momentum,
-        weight_decay=fields.weight_decay,
-        no_decay=tuple(fields.no_decay),
-        clip=fields.clip,
-    )
-
-
-def _loss(config, network, method) -> Callable:
-    """The only place where the stage of a run is asked for."""
-    if config.stage == "pretune" and method.signal != "top_down":
-        raise InputError(f"config.stage is pretune, but method {config.method} has no top-down module; use method toast.")
-    stages = {
-        "tune": losses.tune,
-        "pretune": functools.partial(losses.pretune, weight=config.variational_weight),
-    }
-    return choose("config.stage", config.stage, stages)(network, method)
-
-
-def _mapped_train_step(step: Callable) -> Callable:
-    return parallel.replicate(step, num_replicated=2, donate=(0,))
 
 
 def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started: float) -> dict:
@@ -170,7 +71,7 @@ def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started:
         shard=_shard(),
     )
     pending = []
-    for step, batch in enumerate(parallel.prefetch(loader), start=start + 1):
+    for step, batch in enumerate(parallel.sharded(loader), start=start + 1):
         state, numbers = run.step(state, run.frozen, batch)
         pending.append((step, numbers))
         last_of_epoch = step % run.steps_per_epoch == 0
@@ -214,6 +115,11 @@ def _evaluate(run: Run, state: State, writer, step: int) -> dict[str, dict[str, 
         results[name] = evaluate(run.eval_step, state.tuned, run.frozen, eval_batches(run.config, source))
         writer.write(step, {f"{name}/{key}": results[name][key] for key in ("accuracy", "loss")})
         log.info("step %d  %s accuracy %.4f  loss %.4f  (%d images)", step, name, *results[name].values())
+        if not np.isfinite(results[name]["loss"]):
+            raise InputError(
+                f"The loss on {name} is {results[name]['loss']} after step {step}; the last good checkpoint, if any, is kept "
+                f"in {run.folder / 'checkpoints'}; try a lower --config.optimizer.lr in another --workdir."
+            )
     return results
 
 

@@ -54,7 +54,7 @@ def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> d
     for target in targets:
         names = [name for name in flat if re.fullmatch(target, name)]
         if not names:
-            raise InputError(f"The LoRA target {target!r} matches no parameter; see the start-up table for their names.")
+            raise InputError(f"The LoRA target {target!r} matches no parameter.")
         for name in names:
             *layers, fan_in, fan_out = flat[name].shape
             a, b = _paths(target, name)

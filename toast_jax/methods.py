@@ -6,10 +6,9 @@ every regex must match something; so a parameter is never frozen, or tuned, by o
 
 import dataclasses
 import re
-from collections.abc import Iterable
 
 from toast_jax import trees
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, listed
 
 HEAD = "head/.*"
 BACKBONE = "backbone/.*"
@@ -66,11 +65,11 @@ def tuned_mask(params: dict, method: Method) -> dict:
     matches = {path: [(regex, tuned) for regex, tuned in cells if re.fullmatch(regex, path)] for path in paths}
     matched = {regex for found in matches.values() for regex, _ in found}
     if idle := [regex for regex, _ in cells if regex not in matched]:
-        raise InputError(f"These regexes of the method match no parameter: {_listed(idle)}; parameters: {_listed(paths)}.")
+        raise InputError(f"These regexes of the method match no parameter: {listed(idle)}; parameters: {listed(paths)}.")
     if uncovered := [path for path, found in matches.items() if not found]:
-        raise InputError(f"No regex of the method's tuned or frozen cells covers these parameters: {_listed(uncovered)}.")
+        raise InputError(f"No regex of the method's tuned or frozen cells covers these parameters: {listed(uncovered)}.")
     if doubled := [path for path, found in matches.items() if len(found) > 1]:
-        raise InputError(f"Several regexes of the method cover these parameters: {_listed(doubled)}.")
+        raise InputError(f"Several regexes of the method cover these parameters: {listed(doubled)}.")
     return trees.nested({path: found[0][1] for path, found in matches.items()})
 
 
@@ -90,9 +89,3 @@ def table(params: dict, method: Method) -> str:
         f"{sums[True] - head:,} of them outside the head"
     )
     return "\n".join(lines)
-
-
-def _listed(names: Iterable[str], most: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -40,6 +40,9 @@ def optimizer(
       no_decay: regexes of the paths that are not decayed.
       clip: largest global norm of the tuned gradients; 0 for no clipping.
     """
+    for regex in no_decay:
+        if not any(re.fullmatch(regex, path) for path in trees.flat(mask)):
+            raise InputError(f"config.optimizer.no_decay has {regex!r}, which matches no parameter; correct or remove it.")
     decayed = trees.nested({path: not any(re.fullmatch(regex, path) for regex in no_decay) for path in trees.flat(mask)})
     if name == "sgd":
         steps = [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)]

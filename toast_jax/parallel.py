@@ -36,19 +36,13 @@ def shard(batch: dict) -> dict:
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def prefetch(batches: Generator[dict]) -> Iterator[dict]:
-    """Shards one batch ahead, so that the next copy to the device overlaps with the current step.
+def sharded(batches: Generator[dict]) -> Iterator[dict]:
+    """`shard`s each batch; closes `batches`, which stops its threads, when this iterator ends or is dropped.
 
-    `batches` is closed, and so stops its threads, when this iterator ends or is dropped.
+    A step returns before it is computed, so the next batch is made and copied while the device works.
     """
     with contextlib.closing(batches):
-        ahead = next(batches, None)
-        ahead = ahead and shard(ahead)
-        for batch in batches:
-            current, ahead = ahead, shard(batch)
-            yield current
-        if ahead is not None:
-            yield ahead
+        yield from map(shard, batches)
 
 
 def check_batch_size(batch_size: int) -> None:

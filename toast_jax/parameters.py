@@ -4,6 +4,7 @@ import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from toast_jax import pretrained, trees
 from toast_jax.errors import InputError
@@ -58,9 +59,21 @@ def _load_pretrained(shapes, blocks, weights, top_down):
     if weights != RANDOM:
         loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted="backbone/.*", optional="top_down/.*")
     if top_down and has_top_down:
-        loaded |= pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*")
+        module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional="backbone/.*")
+        _check_same_backbone(top_down, module, loaded)
+        loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:
         log.warning("%s is not used: this method has no top-down module.", top_down)
     if has_top_down and "top_down/prior" not in loaded:
         log.warning("The top-down module starts at RANDOM: expect far less than from a pre-tuned one (config.top_down).")
     return loaded
+
+
+def _check_same_backbone(file, module, loaded):
+    """A top-down module is made for one backbone, which released files hold too. Half precision is close enough."""
+    for path in [path for path in module if path.startswith("backbone/") and path in loaded]:
+        if not np.allclose(module[path], loaded[path], rtol=1e-2, atol=1e-2):
+            raise InputError(
+                f"The top-down module in {file} was made for another backbone ({path} differs); give the one it belongs to in "
+                "--config.backbone.weights."
+            )

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import re
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import numpy as np
 
 from toast_jax import losses, optim, parallel, train, trees
 from toast_jax.backbones.vit import ViT
+from toast_jax.errors import InputError
 from toast_jax.methods import METHODS, Method, tuned_mask
 from toast_jax.model import Steered, apply, init
 from toast_jax.prompts import Prompts
@@ -54,8 +56,13 @@ def relative_error(ours, theirs) -> float:
 
 def replay(path: str) -> list[Check]:
     """Compares every quantity of a recording of the ViT family."""
-    with np.load(path, allow_pickle=False) as file:
-        recorded = {key: file[key] for key in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            recorded = {key: file[key] for key in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as a recording ({error}); give the path of an .npz file.") from error
+    if "params/enc.blocks.0.attn.qkv.weight" not in recorded:
+        raise InputError(f"{path} is not a recording of a ViT; no other network can be replayed.")
     state = _group(recorded, "params/")
     model, method, params = _network(state, set(map(str, recorded["trainable_names"])))
     batch = {
@@ -108,7 +115,7 @@ def _row(state, trainable) -> tuple[Method, dict]:
         tuned, _ = trees.split(trees.nested(arrays), tuned_mask(trees.nested(arrays), method))
         if set(to_torch(trees.flat(trees.prune(tuned)))) == trainable:
             return method, arrays
-    raise SystemExit("No method has the recording's tuned parameters.")
+    raise InputError("No method has the tuned parameters of the recording.")
 
 
 def _build(arrays, method) -> Steered:
@@ -206,4 +213,8 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as message:
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)

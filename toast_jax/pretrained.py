@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, listed
 from toast_jax.rename import Arrays, depth_of, rename, stack, unstack
 from toast_jax.weight_files import read
 
@@ -54,7 +54,7 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
         kind = next((kind for name, kind in _OTHER_NETWORKS.items() if name in unexpected), "another kind of network")
-        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {_listed(unexpected)}.")
+        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {listed(unexpected)}.")
     if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
         wanted = f"{wanted}|{optional}"
     needed, given = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
@@ -64,11 +64,9 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
             "check config.backbone.size."
         )
     if missing := sorted(set(needed) - set(given)):
-        raise InputError(
-            f"{path} lacks {_listed(missing)}; it belongs to another kind or size of network than the config says."
-        )
+        raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
     if surplus := sorted(set(given) - set(needed)):
-        raise InputError(f"{path} has {_listed(surplus)}, which the network of the config has not; check config.method.")
+        raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")
     chosen = {name: arrays[name] for name in needed}
     if (name := "backbone/pos_embed") in chosen:
         try:
@@ -82,16 +80,12 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     ]
     if wrong:
         fields = _SIZED_BY[wrong[0].split("/")[0]]
-        raise InputError(f"{path} does not fit the network of the config: {_listed(wrong, most=3)}; check {fields}.")
+        raise InputError(f"{path} does not fit the network of the config: {listed(wrong, most=3)}; check {fields}.")
     if unused := sorted({name.split("/")[0] for name in set(arrays) - set(chosen)}):
         log.info("%s also holds %s, not used here.", path, ", ".join(unused))
     if unknown:
         log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
     return stack(chosen, last_blocks)
-
-
-def _listed(names: list[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:

@@ -30,7 +30,8 @@ class State:
 
 def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int) -> State:
     """The state before the first step."""
-    rng = jax.random.key_data(jax.random.key(seed))
+    # Apart from the key that created the parameters.
+    rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
     return State(step=jnp.zeros((), jnp.int32), tuned=tuned, opt_state=tx.init(tuned), rng=rng)
 
 

@@ -24,7 +24,7 @@ def read(path: str) -> Arrays:
     if os.path.isdir(file):
         raise InputError(f"{file} is a folder; give the weights file itself in the config.")
     if not os.path.isfile(file):
-        raise InputError(f"There is no weights file at {file}; check the path in the config.")
+        raise InputError(f"There is no weights file at {file}; correct --config.backbone.weights or the field that names it.")
     if file.suffix == ".safetensors":
         state = _read_safetensors(file)
     elif file.suffix in (".pth", ".pt", ".bin"):
@@ -55,6 +55,8 @@ def _read_torch(file: Path) -> Arrays:
         raise InputError(
             f"Reading {file} needs PyTorch; `pip install torch` (the CPU build will do), or convert it to .safetensors."
         ) from error
+    if not hasattr(torch.serialization, "safe_globals"):
+        raise InputError(f"Reading {file} needs PyTorch 2.5 or newer; this is {torch.__version__}.")
     try:
         # DeiT files carry their training arguments, an argparse.Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -1,5 +1,6 @@
 """The folder of a run: that it can be written, whose it is, and what it says about itself."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -13,49 +14,82 @@ import toast_jax
 from toast_jax.errors import InputError
 
 # Fields that may differ between the parts of one run: they change when and how, not what is computed.
-_FREE = {"task", "resume", "log_every", "data.workers", "data.verify"}
+_FREE = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "data.workers", "data.verify"}
+# And those that may differ when its checkpoint is evaluated.
+_FREE_TO_EVALUATE = _FREE | {"batch_size", "epochs", "data.root", "data.splits.train", "data.splits.val", "data.splits.test"}
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
     """Creates the folder, or checks that it belongs to the same config, and saves the config in it.
 
+    A folder without a checkpoint belongs to nobody: what started there and failed may be corrected. With several processes the
+    folder is shared, and the first one decides.
+
     Raises:
-      InputError: the folder cannot be written, holds another config (the differing fields are listed), or holds a run while
-        `config.resume` is False.
+      InputError: the folder cannot be written, or holds the checkpoints of another config (the differing fields are listed), or
+        of this one while `config.resume` is False.
     """
-    folder = Path(workdir).expanduser()
-    path = folder / "config.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("permission denied")
-        if path.exists():
-            _check_same(path, config)
-            if not config.resume:
-                raise InputError(f"{folder} already holds a run; set --config.resume=True or give another --workdir.")
-        else:
-            write_json(path, config.to_dict())
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"The folder {folder} cannot be written ({reason}); give another --workdir.") from error
+    folder = writable(workdir)
+    if jax.process_index():
+        return folder
+    if has_checkpoint(folder):
+        _check_same(folder, config, _FREE)
+        if not config.resume:
+            raise InputError(f"{folder} already holds a run; set --config.resume=True or give another --workdir.")
+    write_json(folder / "config.json", config.to_dict())
     return folder
 
 
-def _check_same(path, config):
+def writable(workdir: str | Path) -> Path:
+    """Creates the folder if need be, and raises InputError unless files can be written in it."""
+    if "://" in str(workdir):
+        raise InputError(f"--workdir={workdir} is a remote address; give a local or mounted folder.")
+    folder = Path(workdir).expanduser()
     try:
-        ours, theirs = _flat(json.loads(json.dumps(config.to_dict()))), _flat(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged ({error}); give another --workdir.") from error
-    fields = sorted((ours.keys() | theirs.keys()) - _FREE)
-    pairs = [(name, theirs.get(name), ours.get(name)) for name in fields]
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be written ({error.strerror}); give another --workdir.") from error
+    return folder
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a run in this folder has got as far as a finished checkpoint."""
+    return any(path.name.isdigit() for path in (Path(workdir).expanduser() / "checkpoints").glob("*"))
+
+
+def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
+    """The result of a run of this config that is done, if the folder holds one and the config would resume it."""
+    folder = Path(workdir).expanduser()
+    if not config.resume or not (folder / "result.json").exists() or not has_checkpoint(folder):
+        return None
+    _check_same(folder, config, _FREE)
+    return json.loads((folder / "result.json").read_text())
+
+
+def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:
+    """Raises InputError unless the config builds the network whose checkpoint the folder holds."""
+    _check_same(Path(workdir).expanduser(), config, _FREE_TO_EVALUATE)
+
+
+def _check_same(folder, config, free):
+    path = folder / "config.json"
+    try:
+        ours = flat_fields(json.loads(json.dumps(config.to_dict())))
+        theirs = flat_fields(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); give another --workdir.") from error
+    pairs = [(name, theirs.get(name), ours.get(name)) for name in sorted((ours.keys() | theirs.keys()) - free)]
     if differing := [f"{name} {old!r} -> {new!r}" for name, old, new in pairs if old != new]:
-        raise InputError(f"{path.parent} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
+        raise InputError(f"{folder} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
 
 
-def _flat(tree: dict, prefix: str = "") -> dict:
+def flat_fields(tree: dict, prefix: str = "") -> dict:
+    """`{"data": {"root": x}}` -> `{"data.root": x}`."""
     flat = {}
     for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 
@@ -64,7 +98,7 @@ def write_json(path: Path, value: dict) -> None:
     if jax.process_index():
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     partial.replace(path)
 
 

@@ -4,21 +4,16 @@ A source is immutable and picklable, so that it can travel to the processes that
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import json
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from toast_jax.data import images
-from toast_jax.errors import InputError, choose
-
-log = logging.getLogger(__name__)
+from toast_jax.errors import InputError, choose, listed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 TRAIN = "train"
@@ -50,8 +45,11 @@ class Files:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        with open(path, "rb") as file:
-            return {"image": file.read(), "label": self.labels[index], "name": path}
+        try:
+            with open(path, "rb") as file:
+                return {"image": file.read(), "label": self.labels[index], "name": path}
+        except OSError as error:
+            raise InputError(f"Image {path} cannot be read ({error.strerror}): mend or remove it.") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +82,6 @@ class TfdsRecords:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """The examples of another source at `indices`."""
-
-    source: Source
-    indices: tuple[int, ...]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[self.indices[index]]
-
-
 def open_split(data: ConfigDict, split: str) -> Source:
     """Opens one split of the data that a config describes, and checks that all of it is there.
 
@@ -129,44 +109,6 @@ def open_split(data: ConfigDict, split: str) -> Source:
             f"{data.num_classes}: set --config.data.num_classes={len(source.classes)}, or 0 to take it from the data."
         )
     return source
-
-
-def verify(source: Source, *, skip_corrupt: bool) -> Source:
-    """Decodes every image once, so that a bad file shows before training and not in the middle of it.
-
-    Args:
-        source: the images to check.
-        skip_corrupt: leave out what cannot be decoded, with a warning, instead of raising.
-
-    Returns:
-        The source, without its corrupt images.
-
-    Raises:
-        InputError: some image cannot be decoded, or leaving such images out leaves a class with none.
-    """
-    log.info("Decoding %d images once to verify them.", len(source))
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = list(pool.map(functools.partial(_check_image, source), range(len(source))))
-    corrupt = [name for name, _, readable in checks if not readable]
-    if not corrupt:
-        return source
-    summary = f"{len(corrupt)} of {len(source)} images cannot be decoded ({_some(corrupt)})"
-    if not skip_corrupt:
-        raise InputError(f"{summary}: download them again, or leave them out with --config.data.skip_corrupt=True.")
-    lost = {label for _, label, _ in checks} - {label for _, label, readable in checks if readable}
-    if lost:
-        raise InputError(f"{summary} and class {source.classes[min(lost)]} has no other image: download them again.")
-    log.warning("%s and are left out.", summary)
-    return Subset(source, tuple(index for index, (_, _, readable) in enumerate(checks) if readable))
-
-
-def _check_image(source: Source, index: int) -> tuple[str, int, bool]:
-    example = source[index]
-    try:
-        images.decode(example["image"], example["name"])
-    except InputError:
-        return example["name"], example["label"], False
-    return example["name"], example["label"], True
 
 
 def _read_json(data: ConfigDict, split: str) -> Files:
@@ -235,7 +177,8 @@ def _read_folder(data: ConfigDict, split: str) -> Files:
             f"Class folder {os.path.join(folder, unknown[0])} has no counterpart in {_split_folder(data, TRAIN)}: "
             "remove it, or add training images of that class."
         )
-    examples = [(path, classes.index(name)) for name in _subfolders(folder) for path in _images_in(os.path.join(folder, name))]
+    label_of = {name: label for label, name in enumerate(classes)}
+    examples = [(path, label_of[name]) for name in _subfolders(folder) for path in _images_in(os.path.join(folder, name))]
     paths, labels = zip(*examples, strict=True)
     return Files(paths, labels, classes)
 
@@ -245,8 +188,8 @@ def _split_folder(data: ConfigDict, split: str) -> str:
     folder = os.path.join(root, data.splits[split])
     if not os.path.isdir(folder):
         raise InputError(
-            f"Folder {folder} does not exist ({root} has {_some(_subfolders(root)) or 'no folders'}): "
-            f"create it, or set --config.data.splits.{split}."
+            f"Folder {folder} does not exist ({root} has {listed(_subfolders(root), most=3) or 'no folders'}): "
+            f"create it, or set --config.data.splits.{split} to another folder, or to nothing if there is no such split."
         )
     if not _subfolders(folder):
         raise InputError(f"Folder {folder} has no class folders: put the images in one folder for each class.")
@@ -286,6 +229,8 @@ def _read_tfds(data: ConfigDict, split: str) -> TfdsRecords:
         )
     if not {"image", "label"} <= set(builder.info.features):
         raise InputError(f"TFDS dataset {data.name} has no features 'image' and 'label': choose another one.")
+    if not isinstance(builder.info.features["label"], tfds.features.ClassLabel):
+        raise InputError(f"The label of TFDS dataset {data.name} is not a class: choose another one.")
     source = TfdsRecords(
         directory=str(builder.data_path),
         split=data.splits[split],
@@ -311,11 +256,6 @@ def _existing_root(data: ConfigDict) -> str:
     if not os.path.isdir(root):
         raise InputError(f"Data folder {root or repr(root)} does not exist: set --config.data.root.")
     return root
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few names, for an error."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 _READERS = {"json": _read_json, "folder": _read_folder, "tfds": _read_tfds}

@@ -9,9 +9,9 @@ from toast_jax.fit import fit
 log = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, workdir: str) -> None:
-    """Trains, saves `result.json` in `workdir` and prints the result in one line."""
-    result = fit(config, workdir)
+def run(config: ConfigDict, folder: str) -> None:
+    """Trains, saves `result.json` in the folder and logs the result in one line."""
+    result = fit(config, folder)
     scores = ", ".join(f"{split} accuracy {result[split]['accuracy']:.4f}" for split in ("val", "test") if split in result)
-    tuned = result["tuned_parameters"]["all"]
-    log.info("%s: %s; %s tuned parameters; seed %d; %s", config.name, scores or "done", f"{tuned:,}", config.seed, workdir)
+    tuned = f"{result['tuned_parameters']['all']:,} tuned parameters"
+    log.info("%s: %s; %s; seed %d; %s/result.json", config.name, scores or "done", tuned, config.seed, folder)

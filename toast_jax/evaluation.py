@@ -33,8 +33,8 @@ def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict]
 
     Sums stay on the device until the last batch, and are added up on the host, where a count cannot be rounded.
     """
-    sums = [step(tuned, frozen, batch) for batch in parallel.prefetch(batches)]
-    total = {name: float(sum(float(one[name]) for one in sums)) for name in ("count", "correct", "loss")}
+    sums = jax.device_get([step(tuned, frozen, batch) for batch in parallel.sharded(batches)])
+    total = {name: sum(float(one[name]) for one in sums) for name in ("count", "correct", "loss")}
     return {
         "accuracy": total["correct"] / total["count"],
         "loss": total["loss"] / total["count"],

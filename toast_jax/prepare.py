@@ -1,0 +1,184 @@
+"""From a config to something that can run. Whatever can fail does so here, before the first step."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import optax
+from ml_collections import ConfigDict
+
+from toast_jax import losses, methods, model, optim, parallel, parameters, trees, workdir
+from toast_jax.data import batches, sources
+from toast_jax.data.verify import verify
+from toast_jax.errors import InputError, choose
+from toast_jax.evaluation import mapped
+from toast_jax.train import State, init_state, train_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network with its parameters, split into those that learn and those that do not (None in the gaps)."""
+
+    model: model.Steered
+    method: methods.Method
+    mask: dict
+    tuned: dict
+    frozen: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that stays the same during a run."""
+
+    config: ConfigDict
+    folder: Path
+    train: sources.Source
+    evals: dict[str, sources.Source]
+    step: Callable
+    eval_step: Callable
+    frozen: dict
+    schedule: Callable
+    steps_per_epoch: int
+    tuned_parameters: dict[str, int]
+
+    @property
+    def steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+
+def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
+    """Checks the config, opens and checks the data, loads the network and claims the folder, in this order.
+
+    Raises:
+      InputError: anything in them that would stop the run.
+    """
+    check(config)
+    # Images that were verified when the run began need it no more when it goes on.
+    train, evals = open_sources(config, verified=workdir.has_checkpoint(folder))
+    steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
+    network = load_network(config, len(train.classes))
+    schedule = optim.warmup_cosine(
+        lr=config.optimizer.lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
+    )
+    tx = _optimizer(config, schedule, network.mask)
+    step = functools.partial(train_step, loss=_loss(config, network), tx=tx)
+    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned["head"])
+    run = Run(
+        config=config,
+        folder=workdir.claim(folder, config),
+        train=train,
+        evals=evals,
+        step=parallel.replicate(step, num_replicated=2, donate=(0,)),
+        eval_step=mapped(network.model, network.method),
+        frozen=parallel.place(network.frozen),
+        schedule=schedule,
+        steps_per_epoch=steps_per_epoch,
+        tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
+    )
+    return run, init_state(network.tuned, tx, config.seed)
+
+
+# Smallest value of every number that has one.
+_AT_LEAST = {
+    "batch_size": 1,
+    "epochs": 1,
+    "warmup_epochs": 0,
+    "log_every": 1,
+    "eval_every": 1,
+    "checkpoint_every": 1,
+    "lora.rank": 1,
+    "prompts.num": 1,
+    "prompts.dropout": 0.0,
+    "backbone.patch": 1,
+    "backbone.drop_path": 0.0,
+    "optimizer.lr": 0.0,
+    "optimizer.momentum": 0.0,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.clip": 0.0,
+    "data.image_size": 1,
+    "data.workers": 0,
+}
+_LESS_THAN = {"prompts.dropout": 1.0, "backbone.drop_path": 1.0, "optimizer.momentum": 1.0}
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError for the first number of the config that is out of range or contradicts another."""
+    values = workdir.flat_fields(config.to_dict())
+    for name, bound in _AT_LEAST.items():
+        if not values[name] >= bound:
+            raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or more.")
+    for name, bound in _LESS_THAN.items():
+        if not values[name] < bound:
+            raise InputError(f"config.{name} is {values[name]}; it has to be less than {bound}.")
+    if config.warmup_epochs >= config.epochs:
+        raise InputError(
+            f"config.warmup_epochs is {config.warmup_epochs} and config.epochs {config.epochs}: the run would never leave its "
+            "warm-up; make the warm-up shorter."
+        )
+    if config.data.resize < config.data.image_size:
+        raise InputError(
+            f"A crop of {config.data.image_size} pixels does not fit in images resized to {config.data.resize}; "
+            f"set --config.data.resize={config.data.image_size} or more."
+        )
+    if config.checkpoint and config.task == "train":
+        raise InputError("config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.")
+    parallel.check_batch_size(config.batch_size)
+
+
+def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
+    """The training source, and by name the evaluation sources that the config has.
+
+    Unless they are `verified` already, and if the config says so, every image is decoded once.
+    """
+    names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
+    opened = {name: sources.open_split(config.data, name) for name in names}
+    if config.data.skip_corrupt or (config.data.verify and not verified):
+        opened = {name: verify(one, skip_corrupt=config.data.skip_corrupt) for name, one in opened.items()}
+    log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
+    return opened.pop("train"), opened
+
+
+def load_network(config: ConfigDict, num_classes: int) -> Network:
+    """Builds the network of a config, loads its weights, and tells what of it is tuned."""
+    network, method = model.build(config, num_classes)
+    params = parameters.start(
+        network,
+        method,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        weights=config.backbone.weights,
+        top_down=config.top_down,
+        tuned=config.checkpoint,
+    )
+    mask = methods.tuned_mask(params, method)
+    log.info("%s", methods.table(params, method))
+    tuned, frozen = trees.split(params, mask)
+    return Network(network, method, mask, tuned, frozen)
+
+
+def _optimizer(config, schedule, mask) -> optax.GradientTransformation:
+    fields = config.optimizer
+    return optim.optimizer(
+        name=fields.name,
+        schedule=schedule,
+        mask=mask,
+        momentum=fields.momentum,
+        weight_decay=fields.weight_decay,
+        no_decay=tuple(fields.no_decay),
+        clip=fields.clip,
+    )
+
+
+def _loss(config, network) -> Callable:
+    """The only place where the stage of a run is asked for."""
+    if config.stage == "pretune" and network.method.signal != "top_down":
+        raise InputError(f"config.stage is pretune, but method {config.method} has no top-down module; use method toast.")
+    stages = {
+        "tune": losses.tune,
+        "pretune": functools.partial(losses.pretune, weight=config.variational_weight),
+    }
+    return choose("config.stage", config.stage, stages)(network.model, network.method)
