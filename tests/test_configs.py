@@ -28,8 +28,13 @@ def shrunk(config, root):
     return config
 
 
+# Every method is run to its end elsewhere; here it is the configs' turn.
+QUICK = ("linear", "toast")
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method not in QUICK]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*QUICK, *SLOW])
 def test_config_makes_a_step(name, method, image_folder, tmp_path):
     config = shrunk(importlib.import_module(f"configs.{name}").get_config(f"method={method}"), image_folder)
     run, state = prepare.prepare(config, tmp_path)
