@@ -17,6 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from toast_jax.errors import InputError, choose
+from toast_jax.fields import flat_fields
 
 TASKS = {"train": "toast_jax.tasks.train", "evaluate": "toast_jax.tasks.evaluate"}
 
@@ -59,18 +60,11 @@ def check_arguments(argv: list[str]) -> None:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"{file} is no config of its own; use one of {available}.")
-    fields = _fields(module.get_config(text or None).to_dict())
+    fields = list(flat_fields(module.get_config(text or None).to_dict()))
     for arg in argv:
         if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)) and match[1] not in fields:
             near = difflib.get_close_matches(match[1], fields, n=3, cutoff=0.4)
             raise InputError(f"The config has no field {match[1]}; the nearest are {', '.join(near) or ', '.join(fields)}.")
-
-
-def _fields(tree: dict, prefix: str = "") -> list[str]:
-    fields = []
-    for name, value in tree.items():
-        fields += _fields(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
-    return fields
 
 
 def parse(argv: list[str]) -> list[str]:

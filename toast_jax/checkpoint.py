@@ -5,7 +5,6 @@ renamed, so that a half-written one is never read. It has the items `tuned` (par
 random key) and `meta` (JSON).
 """
 
-import logging
 from pathlib import Path
 
 import jax
@@ -15,8 +14,6 @@ import orbax.checkpoint as ocp
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.train import State
-
-log = logging.getLogger(__name__)
 
 KEEP = 2
 
@@ -49,12 +46,8 @@ def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:
     step = checkpoints.latest_step()
     if step is None:
         return None
-    tuned, progress = jax.tree.map(_abstract, _items(like))
-    args = ocp.args.Composite(tuned=ocp.args.StandardRestore(tuned), progress=ocp.args.StandardRestore(progress))
-    try:
-        items = checkpoints.restore(step, args=args)
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        raise _unusable(checkpoints, step, error) from error
+    tuned, progress = _items(like)
+    items = _read(checkpoints, step, tuned=tuned, progress=progress)
     structure = jax.tree.structure(like.opt_state)
     leaves = [items.progress["opt_state"][name] for name in _numbered(like.opt_state)]
     return State(
@@ -74,12 +67,7 @@ def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, 
     step = checkpoints.latest_step()
     if step is None:
         raise InputError(f"There is no checkpoint in {checkpoints.directory}; check --workdir.")
-    abstract = jax.tree.map(_abstract, trees.prune(like))
-    try:
-        items = checkpoints.restore(step, args=ocp.args.Composite(tuned=ocp.args.StandardRestore(abstract)))
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        raise _unusable(checkpoints, step, error) from error
-    return step, _fill(like, items.tuned)
+    return step, _fill(like, _read(checkpoints, step, tuned=trees.prune(like)).tuned)
 
 
 def _items(state):
@@ -97,14 +85,15 @@ def _fill(like, pruned):
     return trees.nested({path: leaves.get(path) for path in trees.flat(like)})
 
 
-def _abstract(leaf):
-    # Restored as NumPy: placement on devices is `parallel.place`'s, so a checkpoint fits any number of devices.
-    return np.empty(leaf.shape, leaf.dtype)
-
-
-def _unusable(checkpoints, step, error):
-    reason = str(error).splitlines()[0]
-    return InputError(
-        f"Checkpoint {checkpoints.directory / str(step)} does not hold this network ({reason}); "
-        "use the config it was made with, or another --workdir."
-    )
+def _read(checkpoints, step, **like):
+    """Items of a checkpoint, each with the structure and shapes of its namesake in `like`."""
+    # As NumPy: placement on devices is `parallel.place`'s, so a checkpoint fits any number of devices.
+    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
+    try:
+        return checkpoints.restore(step, args=args)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise InputError(
+            f"Checkpoint {checkpoints.directory / str(step)} does not hold this network ({str(error).splitlines()[0]}); "
+            "use the config it was made with, or another --workdir."
+        ) from error

@@ -1,14 +1,11 @@
 """Where the numbers of a run go: the console, `metrics.jsonl` and TensorBoard, all from the first process."""
 
 import json
-import logging
 import math
 from pathlib import Path
 
 import jax
 from tensorboardX import SummaryWriter
-
-log = logging.getLogger(__name__)
 
 
 class Writer:

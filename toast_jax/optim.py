@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from toast_jax import trees
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, choose
 
 
 def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
@@ -44,13 +44,12 @@ def optimizer(
         if not any(re.fullmatch(regex, path) for path in trees.flat(mask)):
             raise InputError(f"config.optimizer.no_decay has {regex!r}, which matches no parameter; correct or remove it.")
     decayed = trees.nested({path: not any(re.fullmatch(regex, path) for regex in no_decay) for path in trees.flat(mask)})
-    if name == "sgd":
-        steps = [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)]
-    elif name == "adamw":
-        steps = [optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)]
-    else:
-        raise InputError(f"config.optimizer.name is {name!r}; it must be 'sgd' or 'adamw'.")
+    optimizers = {
+        "sgd": [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)],
+        "adamw": [optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)],
+    }
+    steps = choose("config.optimizer.name", name, optimizers)
     if clip:
-        steps.insert(0, optax.clip_by_global_norm(clip))
+        steps = [optax.clip_by_global_norm(clip), *steps]
     labels = trees.nested({path: "tuned" if tuned else "frozen" for path, tuned in trees.flat(mask).items()})
     return optax.partition({"tuned": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)

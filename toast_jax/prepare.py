@@ -14,6 +14,7 @@ from toast_jax.data import batches, sources
 from toast_jax.data.verify import verify
 from toast_jax.errors import InputError, choose
 from toast_jax.evaluation import mapped
+from toast_jax.fields import flat_fields
 from toast_jax.train import State, init_state, train_step
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ _LESS_THAN = {"prompts.dropout": 1.0, "backbone.drop_path": 1.0, "optimizer.mome
 
 def check(config: ConfigDict) -> None:
     """Raises InputError for the first number of the config that is out of range or contradicts another."""
-    values = workdir.flat_fields(config.to_dict())
+    values = flat_fields(config.to_dict())
     for name, bound in _AT_LEAST.items():
         if not values[name] >= bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or more.")

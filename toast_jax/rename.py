@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+from toast_jax.weight_files import Arrays
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import toast_jax
 from toast_jax.errors import InputError
+from toast_jax.fields import flat_fields
 
 # Fields that may differ between the parts of one run: they change when and how, not what is computed.
 _FREE = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "data.workers", "data.verify"}
@@ -83,14 +84,6 @@ def _check_same(folder, config, free):
     pairs = [(name, theirs.get(name), ours.get(name)) for name in sorted((ours.keys() | theirs.keys()) - free)]
     if differing := [f"{name} {old!r} -> {new!r}" for name, old, new in pairs if old != new]:
         raise InputError(f"{folder} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
-
-
-def flat_fields(tree: dict, prefix: str = "") -> dict:
-    """`{"data": {"root": x}}` -> `{"data.root": x}`."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def write_json(path: Path, value: dict) -> None:
