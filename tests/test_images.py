@@ -74,6 +74,32 @@ def test_train_view_is_a_random_crop_of_the_resized_image():
     assert 0.4 < flips.mean() < 0.6
 
 
+def coordinates(height, width):
+    """An image in which every pixel tells where it is."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.full_like(rows, 128)], axis=-1).astype(np.uint8)
+
+
+def test_random_resized_crop_covers_the_areas_and_ratios_of_inception():
+    rng = np.random.default_rng(0)
+    views = [images.train_view(coordinates(200, 240), rng, resize=0, size=32, min_crop_area=0.2) for _ in range(400)]
+    # The extent of what is seen, the half pixels at both ends put back.
+    heights, widths = (np.array([np.ptp(view[..., axis].astype(float)) * 32 / 31 for view in views]) for axis in (0, 1))
+    area, ratio = heights * widths / (200 * 240), widths / heights
+    assert 0.18 < area.min() < 0.27 and 0.85 < area.max() < 1.02 and 0.5 < area.mean() < 0.65
+    assert 0.72 < ratio.min() < 0.82 and 1.22 < ratio.max() < 1.38
+    assert 0.4 < np.mean([view[0, 0, 1] > view[0, -1, 1] for view in views]) < 0.6  # flipped
+    assert np.std([view[..., 0].min() for view in views]) > 20 and np.std([view[..., 1].min() for view in views]) > 20
+
+
+@pytest.mark.parametrize(("shape", "seen"), [((20, 200), 1 / 7.5), ((200, 20), 1 / 7.5)])
+def test_random_resized_crop_of_a_strip_is_its_middle(shape, seen):
+    view = images.train_view(coordinates(*shape), np.random.default_rng(0), resize=0, size=16, min_crop_area=0.99)
+    long = int(np.argmax(shape))
+    values = view[..., long].astype(float)
+    assert values.mean() == pytest.approx(100, abs=1.5) and np.ptp(values) * 16 / 15 == pytest.approx(200 * seen, abs=4)
+
+
 def test_train_view_is_a_function_of_the_generator():
     image = noise(30, 50, 3)
     first, again, other = (images.train_view(image, np.random.default_rng(seed), resize=24, size=16) for seed in (1, 1, 2))

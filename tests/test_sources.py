@@ -28,6 +28,7 @@ def config(root, format, **changes):
         "name": "",
         "splits": {"train": "train", "val": "val", "test": "test"},
         "num_classes": 0,
+        "labels": True,
     }
     return ConfigDict({**data, **changes})
 
@@ -346,3 +347,36 @@ def test_unreadable_file_is_named(tmp_path):
     source = sources.Files((str(tmp_path / "link.jpg"),), (0,), ("a",))
     with pytest.raises(InputError, match="link.jpg cannot be read .*: mend or remove it"):
         verifying.verify(source, skip_corrupt=True)
+
+
+# Without labels
+
+
+@pytest.mark.parametrize("listing", [["a/1.png", "b/2.png"], {"a/1.png": 3, "b/2.png": 5}])
+def test_json_without_labels_is_a_list_of_paths(tmp_path, listing):
+    source = sources.open_split(config(json_root(tmp_path, listing), "json", labels=False), "train")
+    assert labels(source) == [0, 0] and source.classes == (sources.UNLABELLED,)
+    assert names(source) == [f"{tmp_path}/images/a/1.png", f"{tmp_path}/images/b/2.png"]
+
+
+def test_json_with_labels_is_no_list(tmp_path):
+    assert "must hold a JSON object" in error_of(config(json_root(tmp_path, ["a/1.png"]), "json"))
+
+
+def test_folder_without_labels_is_searched_at_every_depth(tmp_path):
+    folder_root(tmp_path, "train/1.png", "train/x/y/2.PNG", "train/x/.hidden.png", "train/x/notes.txt", "val/3.png")
+    source = sources.open_split(config(tmp_path, "folder", labels=False), "train")
+    assert names(source) == [f"{tmp_path}/train/1.png", f"{tmp_path}/train/x/y/2.PNG"]
+    assert labels(source) == [0, 0] and source.classes == (sources.UNLABELLED,)
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert "has no images" in error_of(config(tmp_path, "folder", labels=False))
+
+
+def test_tfds_labels_need_not_be_read(tfds_root):
+    data = tfds_config(tfds_root)
+    data.labels = False
+    source = sources.open_split(data, "train")
+    assert set(labels(source)) == {0} and source.classes == (sources.UNLABELLED,)

@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from toast_jax.data import images
+from toast_jax.data.randaugment import randaugment
 from toast_jax.data.sources import Source
 from toast_jax.errors import InputError
 
@@ -45,6 +46,9 @@ def train_batches(
     seed: int,
     resize: int,
     size: int,
+    min_crop_area: float = 1.0,
+    randaugment_ops: int = 0,
+    randaugment_magnitude: float = 9.0,
     start_step: int = 0,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
@@ -58,6 +62,8 @@ def train_batches(
         seed: decides the order and the augmentation.
         resize: length of the shorter side before the crop, in pixels.
         size: side of the random square crop, in pixels.
+        min_crop_area: see `images.train_view`.
+        randaugment_ops, randaugment_magnitude: see `randaugment`.
         start_step: number of batches to leave out at the start; they are not loaded.
         workers: processes that load batches, 0 for threads of this process. Processes are spawned: the main module must
             have its `if __name__ == '__main__':` guard.
@@ -76,7 +82,8 @@ def train_batches(
 
     def example(record: dict, rng: np.random.Generator) -> Batch:
         image = images.decode(record["image"], record["name"])
-        view = images.train_view(image, rng, resize=resize, size=size)
+        view = images.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area)
+        view = randaugment(view, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
         return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1)}
 
     # A slice and a repetition keep the epoch of what they are made from: each pass is shuffled anew.

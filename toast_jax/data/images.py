@@ -43,23 +43,30 @@ def decode(data: bytes, name: str) -> np.ndarray:
         ) from error
 
 
-def train_view(image: np.ndarray, rng: np.random.Generator, *, resize: int, size: int) -> np.ndarray:
-    """Resizes the shorter side, takes a random crop and flips it horizontally half of the time.
+def train_view(
+    image: np.ndarray, rng: np.random.Generator, *, resize: int, size: int, min_crop_area: float = 1.0
+) -> np.ndarray:
+    """Takes a random crop and flips it horizontally half of the time.
 
     Args:
         image: uint8 [H, W, 3].
         rng: source of the crop's place and of the flip.
         resize: length of the shorter side before the crop, in pixels.
         size: side of the square crop, in pixels; at most `resize`.
+        min_crop_area: 1 crops from the resized image. Less is Inception's crop: a rectangle of the original that covers at
+            least this share of it and at most all, resized to the square; `resize` is not used then.
 
     Returns:
         uint8 [size, size, 3].
     """
-    image = _resize_shorter_side(image, resize)
-    height, width, _ = image.shape
-    top = rng.integers(height - size + 1)
-    left = rng.integers(width - size + 1)
-    crop = image[top : top + size, left : left + size]
+    if min_crop_area < 1:
+        crop = _random_resized_crop(image, rng, size, min_crop_area)
+    else:
+        image = _resize_shorter_side(image, resize)
+        height, width, _ = image.shape
+        top = rng.integers(height - size + 1)
+        left = rng.integers(width - size + 1)
+        crop = image[top : top + size, left : left + size]
     return crop[:, ::-1] if rng.random() < 0.5 else crop
 
 
@@ -92,6 +99,23 @@ def normalize(images: jax.Array) -> jax.Array:
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int, min_area: float) -> np.ndarray:
+    """Szegedy et al., arXiv 1409.4842: a rectangle with sides in a ratio of 3/4 to 4/3; ten trials, then the central one."""
+    height, width, _ = image.shape
+    for _ in range(10):
+        area = height * width * rng.uniform(min_area, 1)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        h, w = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+        if 0 < h <= height and 0 < w <= width:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            break
+    else:
+        h, w = min(height, round(width / (3 / 4))), min(width, round(height * (4 / 3)))
+        top, left = (height - h) // 2, (width - w) // 2
+    box = (left, top, left + w, top + h)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _resize_shorter_side(image: np.ndarray, length: int) -> np.ndarray:

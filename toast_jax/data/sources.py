@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from toast_jax.errors import InputError, choose, listed
 
+# The one class of images without labels.
+UNLABELLED = "unlabelled"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 TRAIN = "train"
 
@@ -66,7 +68,8 @@ class TfdsRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._records[index]
         name = record.get("image/filename", record.get("file_name", f"{self.split}[{index}]".encode()))
-        return {"image": record["image"], "label": int(record["label"]), "name": name.decode()}
+        label = 0 if self.classes == (UNLABELLED,) else int(record["label"])
+        return {"image": record["image"], "label": label, "name": name.decode()}
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
@@ -94,6 +97,8 @@ def open_split(data: ConfigDict, split: str) -> Source:
             splits: for each of train, val and test the stem of its JSON file, its folder or its TFDS split such as
                 'train[:90%]'; '' where the data has no such split.
             num_classes: 0 takes the number from the data; any other number must agree with the data.
+            labels: False for images without classes: JSON lists of paths, images anywhere under the split's folder, TFDS
+                features without 'label'. All get label 0 of the one class `UNLABELLED`; labels that are there are not read.
         split: 'train', 'val' or 'test'.
 
     Raises:
@@ -116,6 +121,10 @@ def _read_json(data: ConfigDict, split: str) -> Files:
     folder = os.path.join(root, data.image_dir)
     if not os.path.isdir(folder):
         raise InputError(f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir.")
+    if not data.labels:
+        paths = tuple(os.path.join(folder, name) for name in _load_json(_json_path(data, split), labels=False))
+        _require_files(paths)
+        return Files(paths, (0,) * len(paths), (UNLABELLED,))
     # The ids are sorted as they stand, strings as strings: the heads of released checkpoints follow that order.
     class_ids = sorted(set(_load_json(_json_path(data, TRAIN)).values()))
     listing = _load_json(_json_path(data, split))
@@ -135,8 +144,8 @@ def _json_path(data: ConfigDict, split: str) -> str:
     return os.path.join(os.path.expanduser(data.root), f"{data.splits[split]}.json")
 
 
-def _load_json(path: str) -> dict[str, int] | dict[str, str]:
-    """Reads a split file: a JSON object from image path to class id."""
+def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str] | list[str]:
+    """Reads a split file: a JSON object from image path to class id or, without labels, also a list of image paths."""
     try:
         with open(path, encoding="utf-8") as file:
             listing = json.load(file)
@@ -146,6 +155,8 @@ def _load_json(path: str) -> dict[str, int] | dict[str, str]:
         ) from error
     except ValueError as error:
         raise InputError(f"Split file {path} is not valid JSON ({error}): download it again.") from error
+    if not labels and isinstance(listing, list) and listing and all(isinstance(name, str) for name in listing):
+        return listing
     if not isinstance(listing, dict) or not listing:
         raise InputError(f"Split file {path} must hold a JSON object from image path to class id: write at least one.")
     if {type(class_id) for class_id in listing.values()} not in ({int}, {str}):
@@ -169,6 +180,12 @@ def _require_files(paths: Sequence[str]) -> None:
 
 
 def _read_folder(data: ConfigDict, split: str) -> Files:
+    if not data.labels:
+        folder = _split_folder(data, split, classes=False)
+        paths = tuple(sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if _is_image(name)))
+        if not paths:
+            raise InputError(f"Folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}): put some there, at any depth.")
+        return Files(paths, (0,) * len(paths), (UNLABELLED,))
     classes = tuple(_subfolders(_split_folder(data, TRAIN)))
     folder = _split_folder(data, split)
     unknown = sorted(set(_subfolders(folder)) - set(classes))
@@ -183,7 +200,7 @@ def _read_folder(data: ConfigDict, split: str) -> Files:
     return Files(paths, labels, classes)
 
 
-def _split_folder(data: ConfigDict, split: str) -> str:
+def _split_folder(data: ConfigDict, split: str, classes: bool = True) -> str:
     root = _existing_root(data)
     folder = os.path.join(root, data.splits[split])
     if not os.path.isdir(folder):
@@ -191,7 +208,7 @@ def _split_folder(data: ConfigDict, split: str) -> str:
             f"Folder {folder} does not exist ({root} has {listed(_subfolders(root), most=3) or 'no folders'}): "
             f"create it, or set --config.data.splits.{split} to another folder, or to nothing if there is no such split."
         )
-    if not _subfolders(folder):
+    if classes and not _subfolders(folder):
         raise InputError(f"Folder {folder} has no class folders: put the images in one folder for each class.")
     return folder
 
@@ -227,14 +244,14 @@ def _read_tfds(data: ConfigDict, split: str) -> TfdsRecords:
             f"TFDS dataset {data.name} is not prepared under {root}: where TensorFlow is installed, run "
             f"`tfds build {data.name} --file_format=array_record --data_dir={root}` once."
         )
-    if not {"image", "label"} <= set(builder.info.features):
-        raise InputError(f"TFDS dataset {data.name} has no features 'image' and 'label': choose another one.")
-    if not isinstance(builder.info.features["label"], tfds.features.ClassLabel):
+    if missing := {"image", "label"} - set(builder.info.features) - (set() if data.labels else {"label"}):
+        raise InputError(f"TFDS dataset {data.name} has no feature {' and no '.join(sorted(missing))}: choose another one.")
+    if data.labels and not isinstance(builder.info.features["label"], tfds.features.ClassLabel):
         raise InputError(f"The label of TFDS dataset {data.name} is not a class: choose another one.")
     source = TfdsRecords(
         directory=str(builder.data_path),
         split=data.splits[split],
-        classes=tuple(builder.info.features["label"].names),
+        classes=tuple(builder.info.features["label"].names) if data.labels else (UNLABELLED,),
     )
     try:
         len(source)
