@@ -19,7 +19,7 @@ from ml_collections import config_flags
 from toast_jax.errors import InputError, choose
 from toast_jax.fields import flat_fields
 
-TASKS = {"train": "toast_jax.tasks.train", "evaluate": "toast_jax.tasks.evaluate"}
+TASKS = {name: f"toast_jax.tasks.{name}" for name in ("train", "evaluate", "convert")}
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")
@@ -54,7 +54,7 @@ def check_arguments(argv: list[str]) -> None:
         raise InputError(f"No config was given; add --config=FILE, FILE being one of {available}.")
     file, _, text = given.partition(":")
     if not Path(file).is_file():
-        raise InputError(f"There is no config {file}; there are {available}.")
+        raise InputError(f"There is no config {file} under {Path.cwd()}; {Path(__file__).parent} has {available}.")
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

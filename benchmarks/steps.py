@@ -68,13 +68,13 @@ class _Case:
         tx = optim.optimizer(
             name="sgd", schedule=lambda _: 1e-3, mask=mask, momentum=0.9, weight_decay=1e-4, no_decay=("head/bias",), clip=0.0
         )
-        step = functools.partial(train_step, loss=losses.tune(network, method), tx=tx)
+        step = functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.train, self.compile_seconds, self.temporary = _compile(
             parallel.replicate(step, num_replicated=2, donate=(0,)), self.state, self.frozen, batch
         )
-        evaluation = parallel.replicate(functools.partial(eval_step, model=network, method=method), num_replicated=2)
+        evaluation = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, method)), num_replicated=2)
         self.evaluation, _, _ = _compile(evaluation, self.state.tuned, self.frozen, batch)
         self.train_seconds, self.evaluation_seconds = [], []
         print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)

@@ -29,18 +29,20 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config = ConfigDict()
     config.name = name
     config.task = "train"  # train | evaluate
-    config.stage = stage  # tune: the downstream task | pretune: top-down module, task loss + variational loss
+    config.stage = stage  # tune: the downstream task | pretune: the top-down module on generic images
     config.method = method  # a row of toast_jax/methods.py
     config.seed = 42
     config.resume = True  # go on from the last checkpoint in --workdir
 
     config.backbone = _backbone(backbone)
     config.top_down = ""  # file of a pre-tuned top-down module
+    config.tune_transform = False  # toast: tune the transform of the selected tokens too; the release keeps it the identity
     config.checkpoint = ""  # task evaluate: a file tuned with the PyTorch release, in place of --workdir's checkpoint
     config.tuned_blocks = 1  # method partial: how many of the last blocks
     config.lora = ConfigDict({"rank": 4, "alpha": 1.0})
     config.prompts = ConfigDict({"num": 100, "deep": True, "dropout": 0.0})
-    config.variational_weight = 0.1
+    config.task_weight = 1.0  # pretune: of the cross-entropy
+    config.variational_weight = 0.1  # pretune: of the variational loss
 
     config.data = ConfigDict()
     config.data.format = "json"  # json: VPT's split files | folder: SPLIT/CLASS/IMAGE | tfds: prepared as array_record
@@ -49,11 +51,21 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.data.name = ""  # tfds: builder
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})  # "" for none
     config.data.num_classes = 0  # 0: as many as the data has
+    config.data.labels = True  # False: images without classes, to pre-tune on
     config.data.resize = 256  # shorter side before the crop
     config.data.image_size = 224
     config.data.verify = True  # decode every image once before the first step
     config.data.skip_corrupt = False
     config.data.workers = 0  # processes that load images; 0: threads
+
+    config.augment = ConfigDict()  # beside a random crop and a flip
+    config.augment.min_crop_area = 1.0  # less than 1: crops are random rectangles of at least this share, resized
+    config.augment.randaugment_ops = 0
+    config.augment.randaugment_magnitude = 9.0  # of 10
+    config.augment.erasing = 0.0  # probability
+    config.augment.mixup = 0.0  # alpha; 0: none
+    config.augment.cutmix = 0.0  # alpha; 0: none
+    config.augment.label_smoothing = 0.0
 
     config.batch_size = 32  # over all devices
     config.epochs = 100
@@ -61,10 +73,13 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd | adamw
     config.optimizer.lr = 0.02
+    config.optimizer.base_batch_size = 0  # lr is meant for batches of this size and scales with batch_size; 0: as it is
+    config.optimizer.schedule = "epoch"  # how often the rate changes: epoch, as in the release | step
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-4
     config.optimizer.no_decay = ("head/bias",)  # regexes of parameter paths
     config.optimizer.clip = 0.0  # largest norm of the tuned gradients; 0: any
+    config.ema = 0.0  # decay of a moving average of the tuned parameters, then used in their place; 0: none
 
     config.log_every = 10  # steps
     config.eval_every = 10  # epochs
@@ -83,7 +98,8 @@ def _backbone(name: str) -> ConfigDict:
         {
             "size": _SIZES[match["size"]],
             "patch": int(match["patch"]),
-            "weights": f"weights/{name}.pth",  # or .safetensors; "random" for none
+            "weights": f"weights/{name}.pth",  # or .safetensors, .npz; "random" for none
+            "classifier": False,  # start the head from the classifier in that file: the same classes in the same order
             "pool": "cls",  # cls | mean
             "drop_path": 0.1,  # the release leaves it on while tuning
             "dtype": "float32",  # compute: float32 | bfloat16

@@ -32,7 +32,7 @@ def main(path):
         tx = optim.optimizer(
             name="sgd", schedule=lambda _: 0.5, mask=mask, momentum=0.9, weight_decay=0.01, no_decay=("head/bias",), clip=0.0
         )
-        step = functools.partial(train_step, loss=losses.tune(network, method), tx=tx)
+        step = functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
         step = parallel.replicate(step, num_replicated=2, donate=(0,))
         state, metrics = parallel.place(init_state(tuned, tx, seed=0)), {}
         for _ in range(2):

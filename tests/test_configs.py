@@ -8,13 +8,14 @@ import jax
 import pytest
 from conftest import METHODS
 
-from configs import common, fgvc, folder
-from toast_jax import methods, model, parallel, prepare
+from configs import common, fgvc, folder, pretune
+from toast_jax import methods, model, parallel, prepare, trees
 from toast_jax.data import batches
 from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+TUNING = [name for name in CONFIGS if name not in ("convert", "pretune")]
 
 
 def shrunk(config, root):
@@ -33,7 +34,7 @@ QUICK = ("linear", "toast")
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method not in QUICK]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("method", [*QUICK, *SLOW])
 def test_config_makes_a_step(name, method, image_folder, tmp_path):
     config = shrunk(importlib.import_module(f"configs.{name}").get_config(f"method={method}"), image_folder)
@@ -43,13 +44,32 @@ def test_config_makes_a_step(name, method, image_folder, tmp_path):
     assert int(state.step) == 1 and jax.numpy.isfinite(metrics["loss"])
 
 
+@pytest.mark.parametrize("text", ["source=imagenet", "source=downstream", "source=downstream,labels=no"])
+def test_pretuning_config_makes_a_step(text, image_folder, tmp_path):
+    config = shrunk(pretune.get_config(text), image_folder)
+    config.data.format, config.data.splits.val = "folder", ""
+    config.batch_size = 16  # two for each device, to mix
+    run, state = prepare.prepare(config, tmp_path)
+    before = parallel.fetch(trees.prune(state.tuned))
+    loader = batches.train_batches(run.train, batch_size=16, epochs=1, seed=0, resize=18, size=16)
+    placed = parallel.place(state)
+    for batch in [next(parallel.sharded(loader))] * 2:  # the rate of the first step is zero
+        placed, metrics = run.step(placed, run.frozen, batch)
+    assert jax.numpy.isfinite(metrics["loss"])
+    after = parallel.fetch(trees.prune(placed.tuned))
+    moved = {path: (leaf != trees.flat(before)[path]).any() for path, leaf in trees.flat(after).items()}
+    assert all(moved.values())
+    expected = {"top_down/back"} if "labels=no" in text else {"top_down/back", "top_down/out", "top_down/prior"}
+    assert {path for path in moved if path.startswith("top_down")} == expected
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_caption_names_its_command(name):
     caption = importlib.import_module(f"configs.{name}").__doc__
     assert f"python main.py --config=configs/{name}.py" in caption
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("method", METHODS)
 def test_full_size_network_builds(name, method):
     """Shapes alone: the real network of the config's defaults has the row's parameters."""

@@ -11,7 +11,8 @@ import pytest
 from conftest import COUNTS, METHODS, tiny_config
 from PIL import Image
 
-from toast_jax import checkpoint, fit, prepare, trees
+from toast_jax import checkpoint, fit, parallel, prepare, trees
+from toast_jax.data import batches
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate, train
 
@@ -72,10 +73,15 @@ def test_it_learns(image_folder, tmp_path):
     assert np.mean(seen[-5:]) < 0.3 * np.mean(seen[:5])
 
 
-@pytest.mark.parametrize("method", ["vpt", "toast_lite"])
+@pytest.mark.parametrize("method", ["vpt", "toast_lite", "toast"])
 def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path, monkeypatch):
     config = tiny_config(image_folder, method)
     config.epochs = 3
+    if method == "toast":  # with all that pre-tuning adds
+        config.stage, config.ema, config.batch_size = "pretune", 0.9, 16
+        config.optimizer.update({"name": "adamw", "schedule": "step", "base_batch_size": 8, "lr": 0.01})
+        augmented = {"min_crop_area": 0.3, "randaugment_ops": 2, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
+        config.augment.update({**augmented, "label_smoothing": 0.1})
     config.prompts.dropout = 0.1
     config.backbone.drop_path = 0.3
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -84,11 +90,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path
         kill_after(patch, saves=2)
         with pytest.raises(Killed):
             fit.fit(config, parts)
-    assert len(losses(parts)) == 6
+    assert len(losses(parts)) == 2 * (24 // config.batch_size)
     fit.fit(config, parts)
     jax.tree.map(np.testing.assert_array_equal, final_state(parts, config), final_state(whole, config))
     assert losses(parts) == losses(whole)
-    assert len(losses(parts)) == 9
+    assert len(losses(parts)) == 3 * (24 // config.batch_size)
 
 
 def test_a_finished_run_is_only_reported(config, tmp_path, monkeypatch):
@@ -165,18 +171,67 @@ def test_padding_of_the_last_batch_does_not_count(config, tmp_path):
 
 
 def test_pretuning_is_tuning_with_another_loss(config, tmp_path):
-    config.stage = "pretune"
-    fit.fit(config, tmp_path)
+    config.stage, config.task_weight = "pretune", 0.5
+    result = fit.fit(config, tmp_path)
     last = [line for line in lines(tmp_path) if "train/loss" in line][-1]
-    total = last["train/task_loss"] + config.variational_weight * last["train/variational_loss"]
+    total = 0.5 * last["train/task_loss"] + config.variational_weight * last["train/variational_loss"]
     assert last["train/loss"] == pytest.approx(total, rel=1e-5)
+    assert set(result["val"]) == {"accuracy", "count", "loss", "task_loss", "variational_loss"}
+
+
+def test_pretuning_without_labels_trains_what_the_variational_loss_trains(config, tmp_path, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    config.stage, config.task_weight, config.data.labels = "pretune", 0.0, False
+    config.epochs, config.checkpoint_every, config.eval_every = 8, 8, 8
+    config.optimizer.name, config.optimizer.lr = "adamw", 0.01
+    train.run(config, str(tmp_path))
+    _, start = prepare.prepare(config, tmp_path / "other")
+    assert [path for path, leaf in trees.flat(start.tuned).items() if leaf is not None] == ["top_down/back"]
+    seen = losses(tmp_path)
+    assert seen[-1] < 0.9 * seen[0]
+    assert "test loss " in caplog.text and "accuracy" not in caplog.text
+
+
+def test_moving_average_is_what_is_evaluated_and_kept(config, tmp_path):
+    config.ema = 0.5
+    config.epochs = 1
+    fit.fit(config, tmp_path)
+    final = final_state(tmp_path, config)
+    run, state = prepare.prepare(config, tmp_path / "again")
+    placed, loader = parallel.place(state), batches.train_batches(run.train, **train_options(config))
+    average = trees.prune(parallel.fetch(state.average))
+    for batch in parallel.sharded(loader):
+        placed, _ = run.step(placed, run.frozen, batch)
+        tuned = trees.prune(parallel.fetch(placed.tuned))
+        average = jax.tree.map(lambda old, new: 0.5 * old + 0.5 * new, average, tuned)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), trees.prune(final.average), average)
+    jax.tree.map(np.testing.assert_array_equal, trees.prune(final.tuned), tuned)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        _, kept = checkpoint.restore_tuned(checkpoints, state.tuned)
+    jax.tree.map(np.testing.assert_array_equal, trees.prune(kept), trees.prune(final.average))
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(final.average), jax.tree.leaves(final.tuned), strict=True))
+
+
+def train_options(config):
+    data = config.data
+    return {"batch_size": config.batch_size, "epochs": 1, "seed": config.seed, "resize": data.resize, "size": data.image_size}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"stage": "pretrain"}, "config.stage is 'pretrain'; it must be one of tune, pretune"),
-        ({"stage": "pretune", "method": "lora"}, "method lora has no top-down module; use method toast"),
+        ({"stage": "pretune", "method": "lora"}, "stage is pretune and config.method lora; only toast can be pre-tuned"),
+        ({"stage": "pretune", "data.labels": False}, "leaves the variational loss alone; set --config.task_weight=0"),
+        ({"stage": "pretune", "task_weight": 0.0, "variational_weight": 0.0}, "are both 0; one of them has to be more"),
+        ({"data.labels": False}, "config.data.labels is False, but tuning needs labels"),
+        ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
+        ({"augment.mixup": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
+        ({"augment.cutmix": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
+        ({"augment.erasing": 1.5}, "config.augment.erasing is 1.5; it has to be 1.0 or less"),
+        ({"augment.label_smoothing": 1.0}, "config.augment.label_smoothing is 1.0; it has to be less than 1.0"),
+        ({"ema": 1.0}, "config.ema is 1.0; it has to be less than 1.0"),
+        ({"optimizer.schedule": "week"}, "config.optimizer.schedule is 'week'; it must be one of epoch, step"),
         ({"method": "tost"}, "config.method is 'tost'.*nearest is 'toast'"),
         ({"batch_size": 12}, "config.batch_size is 12, which does not split over 8 devices"),
         ({"batch_size": 32}, "24 images, fewer than one batch of 32"),

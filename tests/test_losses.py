@@ -1,4 +1,4 @@
-"""Losses: cross-entropy against NumPy, and metrics that add up to what is minimised."""
+"""Scores: cross-entropy against NumPy, and parts that add up to what is minimised."""
 
 import functools
 
@@ -9,7 +9,7 @@ from conftest import tiny_config
 
 from toast_jax import losses, model
 
-CLASSES, SIDE, WEIGHT = 3, 16, 0.3
+CLASSES, SIDE, TASK, VARIATIONAL = 3, 16, 0.7, 0.3
 
 
 def cross_entropy(logits, labels):
@@ -27,14 +27,15 @@ def batch():
 
 @functools.cache
 def outputs():
-    """Of a network with random parameters: the two losses with their metrics, its logits, its hidden tokens, and `back`."""
+    """Of a network with random parameters: scores of both stages, its logits, its hidden tokens, and `back`."""
 
     @jax.jit
     def run(params):
-        tuned = losses.tune(network, method)(params, batch(), None)
-        pretuned = losses.pretune(network, method, WEIGHT)(params, batch(), None)
+        tuned = losses.tune(network, method)(params, batch())
+        both = losses.pretune(network, method, task_weight=TASK, variational_weight=VARIATIONAL)(params, batch())
+        alone = losses.pretune(network, method, task_weight=0.0, variational_weight=VARIATIONAL)(params, batch())
         logits, out = model.apply(network, method, params, batch()["image"], call="explain")
-        return tuned, pretuned, logits, out["look"]["hidden"]
+        return tuned, both, alone, logits, out["look"]["hidden"]
 
     network, method = model.build(tiny_config("", "toast"), CLASSES)
     shapes = jax.eval_shape(lambda: model.init(network, method, jax.random.key(0), SIDE))
@@ -47,25 +48,37 @@ def outputs():
 def test_cross_entropy_of_every_example(scale):
     rng = np.random.default_rng(0)
     logits, labels = (scale * rng.normal(size=(6, 5))).astype(np.float32), rng.integers(0, 5, 6)
-    ours = losses.cross_entropy(logits, labels)
+    ours = losses.cross_entropy(logits, {"label": labels})
     assert ours.shape == (6,)
     np.testing.assert_allclose(ours, cross_entropy(logits, labels), rtol=1e-5, atol=1e-5)
 
 
-def test_tuning_minimises_the_mean_cross_entropy_of_the_final_look():
-    (value, metrics), _, logits, _, _ = outputs()
+def test_cross_entropy_with_targets_that_are_no_single_class():
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(size=(6, 5)).astype(np.float32), rng.dirichlet(np.ones(5), 6).astype(np.float32)
+    expected = sum(target[:, c] * cross_entropy(logits, np.full(6, c)) for c in range(5))
+    ours = losses.cross_entropy(logits, {"target": target, "label": np.zeros(6, np.int32)})
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_tuning_minimises_the_cross_entropy_of_the_final_look():
+    scores, _, _, logits, _, _ = outputs()
     labels = batch()["label"]
-    np.testing.assert_allclose(value, cross_entropy(logits, labels).mean(), rtol=1e-5)
-    assert set(metrics) == {"accuracy"}
-    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(-1) == labels).mean())
+    assert set(scores) == {"loss", "accuracy"}
+    np.testing.assert_allclose(scores["loss"], cross_entropy(logits, labels), rtol=1e-5)
+    np.testing.assert_array_equal(scores["accuracy"], logits.argmax(-1) == labels)
 
 
 def test_pretuning_adds_the_weighted_variational_loss_of_the_final_look():
-    (task, _), (value, metrics), _, hidden, back = outputs()
-    assert set(metrics) == {"accuracy", "task_loss", "variational_loss"}
-    np.testing.assert_allclose(metrics["task_loss"], task, rtol=1e-5)
-    np.testing.assert_allclose(value, metrics["task_loss"] + WEIGHT * metrics["variational_loss"], rtol=1e-6)
+    tuned, scores, alone, _, hidden, back = outputs()
+    assert set(scores) == {"loss", "accuracy", "task_loss", "variational_loss"}
+    np.testing.assert_allclose(scores["task_loss"], tuned["loss"], rtol=1e-5)
+    np.testing.assert_array_equal(scores["accuracy"], tuned["accuracy"])
+    np.testing.assert_allclose(scores["loss"], TASK * scores["task_loss"] + VARIATIONAL * scores["variational_loss"], rtol=1e-6)
     rebuilt = np.stack([after @ matrix for after, matrix in zip(hidden[1:], back, strict=True)])
-    expected = ((rebuilt - hidden[:-1]) ** 2).mean(axis=(1, 2, 3)).sum()
-    assert expected > 1e-2
-    np.testing.assert_allclose(metrics["variational_loss"], expected, rtol=1e-4)
+    expected = ((rebuilt - hidden[:-1]) ** 2).mean(axis=(2, 3)).sum(axis=0)
+    assert expected.min() > 1e-2 and np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(scores["variational_loss"], expected, rtol=1e-4)
+    # Without labels that is all there is.
+    assert set(alone) == {"loss", "variational_loss"}
+    np.testing.assert_allclose(alone["loss"], VARIATIONAL * expected, rtol=1e-4)

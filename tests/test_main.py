@@ -59,7 +59,7 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
     ("args", "message"),
     [
         ([], "No config was given; add --config=FILE, FILE being one of configs/"),
-        (["--config=configs/fgcv.py"], "There is no config configs/fgcv.py; there are configs/"),
+        (["--config=configs/fgcv.py"], "There is no config configs/fgcv.py under .* has configs/"),
         (["--config=configs/fgvc.py", "--config.optimizer.l=1"], "The config has no field optimizer.l; the nearest are"),
         (["--config=configs/fgvc.py", "config.seed=1"], "'config.seed=1' is not understood; fields are set with --config"),
         (["--config=configs/fgvc.py", "--config.epochs=x"], "flag --config.epochs=x: .*int.*"),

@@ -71,6 +71,15 @@ def test_schedule_without_warm_up_starts_high_and_approaches_zero():
     np.testing.assert_allclose([schedule(jnp.asarray(step)) for step in range(8)], expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_schedule_by_step_is_a_line_and_half_a_cosine(warmup):
+    schedule = optim.SCHEDULES["step"](lr=0.5, epochs=6, warmup_epochs=warmup, steps_per_epoch=5)
+    start = 5 * warmup
+    line = [0.5 * step / start for step in range(start)]
+    cosine = [0.25 * (1 + np.cos(np.pi * (step - start) / (30 - start))) for step in range(start, 30)]
+    np.testing.assert_allclose([schedule(jnp.asarray(step)) for step in range(30)], line + cosine, atol=1e-7)
+
+
 @pytest.mark.parametrize("warmup", [3, 5])
 def test_schedule_that_only_warms_up_is_finite(warmup):
     schedule = optim.warmup_cosine(lr=1.0, epochs=3, warmup_epochs=warmup, steps_per_epoch=1)

@@ -191,7 +191,7 @@ def test_a_top_down_file_that_is_not_used_is_a_warning(method, backbone, logged)
 def test_a_top_down_module_at_random_is_a_warning(method, random, backbone, logged):
     start(method, weights="random" if random else backbone)
     (warning,) = warnings(logged)
-    assert "starts at RANDOM" in warning and "config.top_down" in warning
+    assert "starts at random" in warning and "config.top_down" in warning
 
 
 def test_half_a_top_down_module_is_refused(tmp_path, backbone):
@@ -269,3 +269,31 @@ def test_top_down_module_of_half_precision_is_of_the_same_backbone(tmp_path):
     save_file({name: array.astype(np.float16) for name, array in load_file(half).items()}, half)
     backbone = weights_file(tmp_path / "backbone.safetensors", "vit_linear", leave_out=["head"])
     assert "top_down/prior" in start("toast", weights=backbone, top_down=half)
+
+
+def with_classifier(path, classes=7):
+    """A backbone file with the classifier of its own task, and that classifier."""
+    state = {key.removeprefix("params/"): array for key, array in recording("vit_linear").items() if key.startswith("params/")}
+    kernel, bias = (state.pop(name)[:classes] for name in HEAD)
+    save_file({**state, "head.weight": kernel, "head.bias": bias}, path)
+    return str(path), kernel, bias
+
+
+@pytest.mark.parametrize("method", ["linear", "toast"])
+def test_head_can_start_from_the_classifier_of_the_backbone(method, tmp_path):
+    weights, kernel, bias = with_classifier(tmp_path / "vit.safetensors")
+    params = start(method, weights=weights, classifier=True)
+    np.testing.assert_array_equal(params["head/kernel"], kernel.T)
+    np.testing.assert_array_equal(params["head/bias"], bias)
+    assert np.any(start(method, weights=weights)["head/bias"] != bias)
+
+
+def test_classifier_of_other_classes_is_refused(tmp_path):
+    weights, *_ = with_classifier(tmp_path / "vit.safetensors", classes=5)
+    with pytest.raises(InputError, match=r"head/kernel is \(32, 5\) in the file and \(32, 7\).*check the number of classes"):
+        start("linear", weights=weights, classifier=True)
+
+
+def test_file_without_a_classifier_is_told(backbone):
+    with pytest.raises(InputError, match="no classifier to start the head from; set --config.backbone.classifier=False"):
+        start("linear", weights=backbone, classifier=True)

@@ -98,15 +98,18 @@ def variational(params, hidden):
 
 def test_variational_loss_is_the_sum_of_the_blocks_errors():
     params, hidden = parameters(), draw(L + 1, B, N, D, seed=6)
-    expected = 0.0
+    expected = np.zeros(B)
     for block in range(L):
-        rebuilt = hidden[block + 1] @ params["back"][block]
-        expected += np.mean((rebuilt - hidden[block]) ** 2)
+        for example in range(B):
+            rebuilt = hidden[block + 1, example] @ params["back"][block]
+            expected[example] += np.mean((rebuilt - hidden[block, example]) ** 2)
     np.testing.assert_allclose(variational(params, hidden), expected, rtol=1e-5)
 
 
 def test_variational_loss_teaches_the_way_back_alone():
-    grads, hidden = jax.jit(jax.grad(variational, argnums=(0, 1)))(parameters(), draw(L + 1, B, N, D, seed=6))
+    grads, hidden = jax.jit(jax.grad(lambda *args: variational(*args).mean(), argnums=(0, 1)))(
+        parameters(), draw(L + 1, B, N, D, seed=6)
+    )
     assert all(np.abs(grads["back"][block]).min() > 0 for block in range(L))
     assert not any(np.any(grads[name]) for name in ("prior", "transform", "out"))
     assert not np.any(hidden)

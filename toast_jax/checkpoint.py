@@ -1,8 +1,8 @@
 """Checkpoints: the tuned parameters and what is needed to go on, never the frozen backbone.
 
 A checkpoint is a folder named after its step in `WORKDIR/checkpoints`, written by Orbax under another name first and then
-renamed, so that a half-written one is never read. It has the items `tuned` (parameters), `progress` (optimizer state, step,
-random key) and `meta` (JSON).
+renamed, so that a half-written one is never read. It has the items `tuned` (parameters; their moving average if the run keeps
+one), `progress` (optimizer state, step, random key, and the parameters behind a moving average) and `meta` (JSON).
 """
 
 from pathlib import Path
@@ -50,11 +50,13 @@ def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:
     items = _read(checkpoints, step, tuned=tuned, progress=progress)
     structure = jax.tree.structure(like.opt_state)
     leaves = [items.progress["opt_state"][name] for name in _numbered(like.opt_state)]
+    result, latest = _fill(like.tuned, items.tuned), items.progress.get("latest")
     return State(
         step=items.progress["step"],
-        tuned=_fill(like.tuned, items.tuned),
+        tuned=result if latest is None else _fill(like.tuned, latest),
         opt_state=jax.tree.unflatten(structure, leaves),
         rng=items.progress["rng"],
+        average=None if latest is None else result,
     )
 
 
@@ -70,10 +72,25 @@ def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, 
     return step, _fill(like, _read(checkpoints, step, tuned=trees.prune(like)).tuned)
 
 
+def read_meta(checkpoints: ocp.CheckpointManager) -> dict:
+    """The `config` and the `classes` that the latest checkpoint was made with.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    step = checkpoints.latest_step()
+    if step is None:
+        raise InputError(f"There is no checkpoint in {checkpoints.directory}; check the folder.")
+    return checkpoints.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+
 def _items(state):
     """The two array items. Optimizer leaves go by number: their nesting is optax's business, and holds empty nodes."""
     opt_state = dict(zip(_numbered(state.opt_state), jax.tree.leaves(state.opt_state), strict=True))
-    return trees.prune(state.tuned), {"step": state.step, "rng": state.rng, "opt_state": opt_state}
+    progress = {"step": state.step, "rng": state.rng, "opt_state": opt_state}
+    if state.average is not None:
+        progress["latest"] = trees.prune(state.tuned)
+    return trees.prune(state.result), progress
 
 
 def _numbered(tree):

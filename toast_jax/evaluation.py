@@ -1,4 +1,4 @@
-"""Accuracy over a split, every example counted once."""
+"""Scores over a split, every example counted once."""
 
 import functools
 from collections.abc import Callable, Generator
@@ -6,37 +6,33 @@ from collections.abc import Callable, Generator
 import jax
 import jax.numpy as jnp
 
-from toast_jax import losses, parallel, trees
-from toast_jax.methods import Method
-from toast_jax.model import Steered, apply
+from toast_jax import parallel, trees
 
 
-def eval_step(tuned: dict, frozen: dict, batch: dict, *, model: Steered, method: Method) -> dict:
-    """Sums over the real examples (mask 1) of a batch, over all devices: `count`, `correct`, `loss`."""
-    logits = apply(model, method, trees.merge(tuned, frozen), batch["image"])
-    hits = jnp.argmax(logits, axis=-1) == batch["label"]
-    sums = {
-        "count": batch["mask"].sum(),
-        "correct": jnp.sum(batch["mask"] * hits),
-        "loss": jnp.sum(batch["mask"] * losses.cross_entropy(logits, batch["label"])),
-    }
-    return jax.lax.psum(sums, parallel.AXIS)
+def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> dict:
+    """Sums over the real examples (mask 1) of a batch, over all devices: of every score (see `losses`), and their `count`."""
+    real = batch["mask"]
+    sums = {name: jnp.sum(real * score) for name, score in scores(trees.merge(tuned, frozen), batch).items()}
+    return jax.lax.psum({**sums, "count": real.sum()}, parallel.AXIS)
 
 
-def mapped(model: Steered, method: Method) -> Callable:
+def mapped(scores: Callable) -> Callable:
     """`eval_step` over all devices: `(tuned, frozen, batch) -> sums`."""
-    return parallel.replicate(functools.partial(eval_step, model=model, method=method), num_replicated=2)
+    return parallel.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
+
+
+def described(scores: dict[str, float]) -> str:
+    """One line of a dict that `evaluate` returned."""
+    numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
+    return f"{numbers} ({scores['count']} images)"
 
 
 def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict]) -> dict[str, float]:
-    """Runs `step` over all batches; returns `accuracy` (a fraction), `loss` (mean) and `count`.
+    """Runs `step` over all batches; returns the mean of every score (`accuracy` is a fraction, `loss` in nats) and `count`.
 
     Sums stay on the device until the last batch, and are added up on the host, where a count cannot be rounded.
     """
     sums = jax.device_get([step(tuned, frozen, batch) for batch in parallel.sharded(batches)])
-    total = {name: sum(float(one[name]) for one in sums) for name in ("count", "correct", "loss")}
-    return {
-        "accuracy": total["correct"] / total["count"],
-        "loss": total["loss"] / total["count"],
-        "count": int(total["count"]),
-    }
+    total = {name: sum(float(one[name]) for one in sums) for name in sums[0]}
+    count = total.pop("count")
+    return {**{name: total[name] / count for name in sorted(total)}, "count": int(count)}

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, metrics, parallel, workdir
+from toast_jax import checkpoint, metrics, parallel, top_down_file, trees, workdir
 from toast_jax.data import batches, sources
 from toast_jax.errors import InputError
-from toast_jax.evaluation import evaluate
+from toast_jax.evaluation import described, evaluate
 from toast_jax.prepare import Run, prepare
 from toast_jax.train import State
 
@@ -66,6 +66,9 @@ def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started:
         seed=config.seed,
         resize=config.data.resize,
         size=config.data.image_size,
+        min_crop_area=config.augment.min_crop_area,
+        randaugment_ops=config.augment.randaugment_ops,
+        randaugment_magnitude=config.augment.randaugment_magnitude,
         start_step=start,
         workers=config.data.workers,
         shard=_shard(),
@@ -83,9 +86,11 @@ def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started:
             if epoch % config.eval_every == 0 or step == run.steps:
                 evaluated = _evaluate(run, state, writer, step)
             if epoch % config.checkpoint_every == 0 or step == run.steps:
-                checkpoint.save(checkpoints, parallel.fetch(state), {"config": config.to_dict()})
+                checkpoint.save(checkpoints, parallel.fetch(state), {"config": config.to_dict(), "classes": run.train.classes})
             timer.resume()
     evaluated = evaluated or _evaluate(run, state, writer, run.steps)
+    if config.stage == "pretune":
+        top_down_file.save(run.folder / "top_down.safetensors", parallel.fetch(trees.merge(state.result, run.frozen)), config)
     return _result(run, evaluated, timer)
 
 
@@ -103,18 +108,19 @@ def _log_steps(run: Run, writer, pending, timer) -> None:
                 f"is kept in {run.folder / 'checkpoints'}; try a lower --config.optimizer.lr in another --workdir."
             )
     step, numbers = fetched[-1]
+    names = ["loss", *(name for name in numbers if name not in ("loss", "lr", "grad_norm"))]
+    told = "  ".join(f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in names)
     log.info(
-        "step %d/%d  loss %.4f  accuracy %.3f  lr %.2e  %.1f images/s  ETA %s",
-        *(step, run.steps, numbers["loss"], numbers["accuracy"], numbers["lr"], timer.rate, timer.eta(step)),
+        "step %d/%d  %s  lr %.2e  %.1f images/s  ETA %s", step, run.steps, told, numbers["lr"], timer.rate, timer.eta(step)
     )
 
 
 def _evaluate(run: Run, state: State, writer, step: int) -> dict[str, dict[str, float]]:
     results = {}
     for name, source in run.evals.items():
-        results[name] = evaluate(run.eval_step, state.tuned, run.frozen, eval_batches(run.config, source))
-        writer.write(step, {f"{name}/{key}": results[name][key] for key in ("accuracy", "loss")})
-        log.info("step %d  %s accuracy %.4f  loss %.4f  (%d images)", step, name, *results[name].values())
+        results[name] = evaluate(run.eval_step, state.result, run.frozen, eval_batches(run.config, source))
+        writer.write(step, {f"{name}/{key}": value for key, value in results[name].items() if key != "count"})
+        log.info("step %d  %s %s", step, name, described(results[name]))
         if not np.isfinite(results[name]["loss"]):
             raise InputError(
                 f"The loss on {name} is {results[name]['loss']} after step {step}; the last good checkpoint, if any, is kept "

@@ -1,4 +1,8 @@
-"""What is minimised: one function per stage, `(params, batch, rng) -> (loss, metrics)`."""
+"""What is minimised: one function per stage, `(params, batch, rng) -> scores`.
+
+Scores are arrays `[B]`, one number per example. Training minimises the mean of `loss` and reports the means of all; evaluation
+averages the same scores over a split.
+"""
 
 from collections.abc import Callable
 
@@ -10,37 +14,47 @@ from toast_jax.methods import Method
 from toast_jax.model import Steered, apply
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Per-example cross-entropy `[B]` of `logits [B, C]` and class ids `[B]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
+    """Cross-entropy `[B]` of `logits [B, C]` with the batch's `target [B, C]` if it has one, else with its `label [B]`."""
+    if "target" in batch:
+        return optax.softmax_cross_entropy(logits, batch["target"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
 def tune(model: Steered, method: Method) -> Callable:
-    """Cross-entropy of the final look, averaged over the batch."""
+    """Cross-entropy of the final look; scores `loss` and `accuracy` (1 where the largest logit is the label's)."""
 
-    def loss(params, batch, rng):
+    def scores(params, batch, rng=None):
         logits = apply(model, method, params, batch["image"], rng)
-        value = cross_entropy(logits, batch["label"]).mean()
-        return value, {"accuracy": _accuracy(logits, batch["label"])}
+        return {"loss": cross_entropy(logits, batch), "accuracy": _hits(logits, batch)}
 
-    return loss
+    return scores
 
 
-def pretune(model: Steered, method: Method, weight: float) -> Callable:
-    """Cross-entropy plus `weight` times the variational loss (paper, section 3.3), both of the final look."""
+def pretune(model: Steered, method: Method, *, task_weight: float, variational_weight: float) -> Callable:
+    """Weighted sum of the cross-entropy and the variational loss (paper, section 3.3), both of the final look.
+
+    Scores `loss`, `variational_loss` and, unless `task_weight` is 0, `task_loss` and `accuracy`.
+    """
 
     def explain(module, images, rng):
         logits, out = module.explain(images, rng)
         return logits, module.top_down.variational_loss(out["look"]["hidden"])
 
-    def loss(params, batch, rng):
+    def scores(params, batch, rng=None):
         logits, variational = apply(model, method, params, batch["image"], rng, call=explain)
-        task = cross_entropy(logits, batch["label"]).mean()
-        metrics = {"accuracy": _accuracy(logits, batch["label"]), "task_loss": task, "variational_loss": variational}
-        return task + weight * variational, metrics
+        if not task_weight:
+            return {"loss": variational_weight * variational, "variational_loss": variational}
+        task = cross_entropy(logits, batch)
+        return {
+            "loss": task_weight * task + variational_weight * variational,
+            "accuracy": _hits(logits, batch),
+            "task_loss": task,
+            "variational_loss": variational,
+        }
 
-    return loss
+    return scores
 
 
-def _accuracy(logits, labels):
-    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+def _hits(logits, batch):
+    return (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)

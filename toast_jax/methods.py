@@ -8,13 +8,14 @@ import dataclasses
 import re
 
 from toast_jax import trees
-from toast_jax.errors import InputError, listed
+from toast_jax.errors import InputError, choose, listed
 
 HEAD = "head/.*"
 BACKBONE = "backbone/.*"
 PRIOR = "top_down/prior"
 TRANSFORM = "top_down/transform"
 FEEDBACK = "top_down/(back|out)"
+BACK, OUT = "top_down/back", "top_down/out"
 LORA = "lora/.*"
 LAST_BLOCKS = r"backbone/last_\d+/.*"
 # One A for the three kernels, as on the release's joint qkv kernel.
@@ -52,6 +53,29 @@ METHODS = {
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
     "toast_lite": Method("top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)),
 }
+
+
+def row(config) -> Method:
+    """The row that `config.method` names, as the fields `lora`, `tune_transform`, `stage` and `task_weight` change it.
+
+    Pre-tuning tunes what `toast` tunes; by the variational loss alone, only what that loss trains.
+
+    Raises:
+      InputError: an unknown method, or a method that has not what a field asks for.
+    """
+    method = choose("config.method", config.method, METHODS)
+    method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    if config.stage == "pretune":
+        if config.method != "toast":
+            raise InputError(f"config.stage is pretune and config.method {config.method}; only toast can be pre-tuned.")
+        if not config.task_weight:
+            return dataclasses.replace(method, tuned=(BACK,), frozen=(HEAD, BACKBONE, PRIOR, TRANSFORM, OUT))
+    if config.tune_transform and TRANSFORM in method.frozen:
+        frozen = tuple(regex for regex in method.frozen if regex != TRANSFORM)
+        method = dataclasses.replace(method, tuned=(*method.tuned, TRANSFORM), frozen=frozen)
+    if config.tune_transform and TRANSFORM not in method.tuned:
+        raise InputError(f"config.tune_transform is True, but method {config.method} has no transform; set it to False.")
+    return method
 
 
 def tuned_mask(params: dict, method: Method) -> dict:

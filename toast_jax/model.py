@@ -1,18 +1,17 @@
 """A steered network: look once, form the signal, look again, classify."""
 
-import dataclasses
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from toast_jax import lora
+from toast_jax import lora, methods
 from toast_jax.backbones import vit
 from toast_jax.data.images import normalize
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import InputError
 from toast_jax.linear import Linear
-from toast_jax.methods import METHODS, Method
+from toast_jax.methods import Method
 from toast_jax.prompts import Prompts
 from toast_jax.top_down import TopDown
 
@@ -87,7 +86,7 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     """The network and the row that a config asks for.
 
     Args:
-      config: fields `method`, `backbone`, `data.image_size`, `prompts`, `lora`, `tuned_blocks`.
+      config: fields `backbone`, `data.image_size`, `prompts`, `tuned_blocks`, and those of `methods.row`.
       num_classes: C.
 
     Raises:
@@ -95,9 +94,7 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     """
     if config.lora.rank < 1:
         raise InputError(f"config.lora.rank is {config.lora.rank}; it has to be 1 or more.")
-    method = dataclasses.replace(
-        choose("config.method", config.method, METHODS), lora_rank=config.lora.rank, lora_alpha=config.lora.alpha
-    )
+    method = methods.row(config)
     backbone = vit.build(
         config.backbone,
         image_size=config.data.image_size,

@@ -25,6 +25,16 @@ def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch
     return lambda step: jnp.asarray(rates, jnp.float32)[step // steps_per_epoch]
 
 
+def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
+    """The common schedule: a line from zero, then half a cosine to zero, both changing with every step."""
+    warmup, steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)
+
+
+# By the value of `config.optimizer.schedule`: how often the rate changes.
+SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step}
+
+
 def optimizer(
     *, name: str, schedule: Callable, mask: dict, momentum: float, weight_decay: float, no_decay: tuple[str, ...], clip: float
 ) -> optax.GradientTransformation:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax import pretrained, trees
+from toast_jax import pretrained, top_down_file, trees
 from toast_jax.errors import InputError
 from toast_jax.methods import Method
 from toast_jax.model import Steered, init
@@ -17,7 +17,15 @@ RANDOM = "random"
 
 
 def start(
-    model: Steered, method: Method, *, image_size: int, seed: int, weights: str, top_down: str = "", tuned: str = ""
+    model: Steered,
+    method: Method,
+    *,
+    image_size: int,
+    seed: int,
+    weights: str,
+    classifier: bool = False,
+    top_down: str = "",
+    tuned: str = "",
 ) -> dict:
     """Builds all parameters of a network.
 
@@ -26,6 +34,7 @@ def start(
       image_size: S, pixels.
       seed: of everything that is created.
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
+      classifier: whether the head, too, is read from `weights`: the classifier of the backbone's own task.
       top_down: file of a pre-tuned top-down module, or "". It comes before the one in `weights`.
       tuned: a PyTorch file of a whole tuned network of this method, or ""; `weights` and `top_down` are then not read.
 
@@ -41,7 +50,7 @@ def start(
     if tuned:
         loaded = pretrained.load(tuned, shapes, last_blocks=blocks, wanted=".*")
     else:
-        loaded = _load_pretrained(shapes, blocks, weights, top_down)
+        loaded = _load_pretrained(shapes, blocks, weights, classifier, top_down)
     missing = [path for path in shapes if path not in loaded]
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
@@ -51,21 +60,26 @@ def start(
     return trees.nested({path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes})
 
 
-def _load_pretrained(shapes, blocks, weights, top_down):
+def _load_pretrained(shapes, blocks, weights, classifier, top_down):
     if not weights:
         raise InputError("config.backbone.weights is empty; give the file of a pre-trained backbone (or 'random').")
     has_top_down = any(path.startswith("top_down/") for path in shapes)
     loaded = {}
     if weights != RANDOM:
-        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted="backbone/.*", optional="top_down/.*")
+        wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
+        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")
     if top_down and has_top_down:
         module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional="backbone/.*")
         _check_same_backbone(top_down, module, loaded)
+        if weights != RANDOM:
+            top_down_file.check_backbone(top_down, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:
         log.warning("%s is not used: this method has no top-down module.", top_down)
     if has_top_down and "top_down/prior" not in loaded:
-        log.warning("The top-down module starts at RANDOM: expect far less than from a pre-tuned one (config.top_down).")
+        log.warning(
+            "The top-down module starts at random; tuned like that it falls far behind a pre-tuned one (config.top_down)."
+        )
     return loaded
 
 

@@ -78,10 +78,10 @@ def replay(path: str) -> list[Check]:
     checks += _forward(model, method, params, batch, recorded)
     checks += _gradients(losses.tune(model, method), tuned, frozen, batch, _group(recorded, "grad/"), "grad/")
     if "var/loss" in recorded:
-        loss = functools.partial(_variational, model, method)
-        value = jax.jit(lambda params: loss(params, batch, None)[0])(params)
+        scores = losses.pretune(model, method, task_weight=0.0, variational_weight=VARIATIONAL_WEIGHT)
+        value = jax.jit(lambda params: scores(params, batch)["loss"].mean())(params)
         checks.append(Check("var/loss", relative_error(value, recorded["var/loss"]), FORWARD))
-        checks += _gradients(loss, tuned, frozen, batch, _group(recorded, "var/grad/"), "var/grad/")
+        checks += _gradients(scores, tuned, frozen, batch, _group(recorded, "var/grad/"), "var/grad/")
     if "sgd/losses" in recorded:
         checks += _sgd(losses.tune(model, method), mask, tuned, frozen, batch, recorded)
     return checks
@@ -141,7 +141,7 @@ def _build(arrays, method) -> Steered:
 def _forward(model, method, params, batch, recorded) -> list[Check]:
     logits = jax.jit(functools.partial(apply, model, method))(params, batch["image"])
     explained, out = jax.jit(functools.partial(apply, model, method, call="explain"))(params, batch["image"])
-    loss = losses.cross_entropy(logits, batch["label"]).mean()
+    loss = losses.cross_entropy(logits, batch).mean()
     pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": loss}
     if "selection" in out:
         first, look = out["first_look"]["tokens"], out["look"]["tokens"]
@@ -162,8 +162,8 @@ def _forward(model, method, params, batch, recorded) -> list[Check]:
     ]
 
 
-def _gradients(loss, tuned, frozen, batch, theirs, prefix) -> list[Check]:
-    grads = jax.jit(jax.grad(lambda tuned: loss(trees.merge(tuned, frozen), batch, None)[0]))(tuned)
+def _gradients(scores, tuned, frozen, batch, theirs, prefix) -> list[Check]:
+    grads = jax.jit(jax.grad(lambda tuned: scores(trees.merge(tuned, frozen), batch)["loss"].mean()))(tuned)
     return _compare(grads, theirs, prefix)
 
 
@@ -172,18 +172,12 @@ def _compare(tree, theirs, prefix) -> list[Check]:
     return [Check(prefix + name, relative_error(ours[name], array), BACKWARD) for name, array in theirs.items()]
 
 
-def _variational(model, method, params, batch, rng):
-    """The variational part of the pre-tuning loss alone, weighted."""
-    _, metrics = losses.pretune(model, method, VARIATIONAL_WEIGHT)(params, batch, rng)
-    return VARIATIONAL_WEIGHT * metrics["variational_loss"], metrics
-
-
-def _sgd(loss, mask, tuned, frozen, batch, recorded) -> list[Check]:
+def _sgd(scores, mask, tuned, frozen, batch, recorded) -> list[Check]:
     """Six steps of the real train step on one device; the second, fourth and sixth batch is the first one turned around."""
     tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, **SGD)
-    step = jax.vmap(  # one device, without asking the machine for one
-        functools.partial(train.train_step, loss=loss, tx=tx), in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS
-    )
+    step = functools.partial(train.train_step, scores=scores, tx=tx)
+    # One device, without asking the machine for one.
+    step = jax.vmap(step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)
     state = train.init_state(tuned, tx, seed=0)
     turned = {"image": 0.5 * batch["image"][::-1], "label": batch["label"][::-1]}
     seen = []

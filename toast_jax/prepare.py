@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
 from toast_jax import losses, methods, model, optim, parallel, parameters, trees, workdir
+from toast_jax.augment import augment
 from toast_jax.data import batches, sources
 from toast_jax.data.verify import verify
 from toast_jax.errors import InputError, choose
@@ -62,11 +64,10 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     train, evals = open_sources(config, verified=workdir.has_checkpoint(folder))
     steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
-    schedule = optim.warmup_cosine(
-        lr=config.optimizer.lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
-    )
+    scores = scores_of(config, network)
+    schedule = _schedule(config, steps_per_epoch)
     tx = _optimizer(config, schedule, network.mask)
-    step = functools.partial(train_step, loss=_loss(config, network), tx=tx)
+    step = functools.partial(train_step, scores=scores, tx=tx, augment=_augment(config, len(train.classes)), ema=config.ema)
     num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned["head"])
     run = Run(
         config=config,
@@ -74,13 +75,13 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         train=train,
         evals=evals,
         step=parallel.replicate(step, num_replicated=2, donate=(0,)),
-        eval_step=mapped(network.model, network.method),
+        eval_step=mapped(scores),
         frozen=parallel.place(network.frozen),
         schedule=schedule,
         steps_per_epoch=steps_per_epoch,
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
     )
-    return run, init_state(network.tuned, tx, config.seed)
+    return run, init_state(network.tuned, tx, config.seed, averaged=config.ema > 0)
 
 
 # Smallest value of every number that has one.
@@ -97,13 +98,31 @@ _AT_LEAST = {
     "backbone.patch": 1,
     "backbone.drop_path": 0.0,
     "optimizer.lr": 0.0,
+    "optimizer.base_batch_size": 0,
     "optimizer.momentum": 0.0,
     "optimizer.weight_decay": 0.0,
     "optimizer.clip": 0.0,
     "data.image_size": 1,
     "data.workers": 0,
+    "task_weight": 0.0,
+    "variational_weight": 0.0,
+    "ema": 0.0,
+    "augment.min_crop_area": 0.01,
+    "augment.randaugment_ops": 0,
+    "augment.randaugment_magnitude": 0.0,
+    "augment.erasing": 0.0,
+    "augment.mixup": 0.0,
+    "augment.cutmix": 0.0,
+    "augment.label_smoothing": 0.0,
 }
-_LESS_THAN = {"prompts.dropout": 1.0, "backbone.drop_path": 1.0, "optimizer.momentum": 1.0}
+_AT_MOST = {"augment.min_crop_area": 1.0, "augment.randaugment_magnitude": 10.0, "augment.erasing": 1.0}
+_LESS_THAN = {
+    "prompts.dropout": 1.0,
+    "backbone.drop_path": 1.0,
+    "optimizer.momentum": 1.0,
+    "augment.label_smoothing": 1.0,
+    "ema": 1.0,
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -112,6 +131,9 @@ def check(config: ConfigDict) -> None:
     for name, bound in _AT_LEAST.items():
         if not values[name] >= bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or more.")
+    for name, bound in _AT_MOST.items():
+        if not values[name] <= bound:
+            raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or less.")
     for name, bound in _LESS_THAN.items():
         if not values[name] < bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be less than {bound}.")
@@ -128,6 +150,22 @@ def check(config: ConfigDict) -> None:
     if config.checkpoint and config.task == "train":
         raise InputError("config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.")
     parallel.check_batch_size(config.batch_size)
+    _check_pretuning(config)
+    share = config.batch_size // jax.device_count()
+    if (config.augment.mixup or config.augment.cutmix) and share % 2:
+        raise InputError(
+            f"Each device gets {share} of {config.batch_size} images, but config.augment.mixup and config.augment.cutmix mix "
+            "pairs of them; use a batch size that gives each an even number."
+        )
+
+
+def _check_pretuning(config):
+    if config.stage == "pretune" and not (config.task_weight or config.variational_weight):
+        raise InputError("config.task_weight and config.variational_weight are both 0; one of them has to be more.")
+    if config.stage == "pretune" and not config.data.labels and config.task_weight:
+        raise InputError("config.data.labels is False, which leaves the variational loss alone; set --config.task_weight=0.")
+    if config.stage == "tune" and not config.data.labels:
+        raise InputError("config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.")
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
@@ -152,6 +190,7 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
         image_size=config.data.image_size,
         seed=config.seed,
         weights=config.backbone.weights,
+        classifier=config.backbone.classifier,
         top_down=config.top_down,
         tuned=config.checkpoint,
     )
@@ -174,12 +213,28 @@ def _optimizer(config, schedule, mask) -> optax.GradientTransformation:
     )
 
 
-def _loss(config, network) -> Callable:
-    """The only place where the stage of a run is asked for."""
-    if config.stage == "pretune" and network.method.signal != "top_down":
-        raise InputError(f"config.stage is pretune, but method {config.method} has no top-down module; use method toast.")
-    stages = {
-        "tune": losses.tune,
-        "pretune": functools.partial(losses.pretune, weight=config.variational_weight),
-    }
+def _schedule(config, steps_per_epoch) -> Callable:
+    fields = config.optimizer
+    lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
+    return choose("config.optimizer.schedule", fields.schedule, optim.SCHEDULES)(
+        lr=lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
+    )
+
+
+def _augment(config, num_classes) -> Callable:
+    fields = config.augment
+    return functools.partial(
+        augment,
+        num_classes=num_classes,
+        erasing=fields.erasing,
+        mixup=fields.mixup,
+        cutmix=fields.cutmix,
+        smoothing=fields.label_smoothing,
+    )
+
+
+def scores_of(config, network) -> Callable:
+    """What the stage of the run minimises."""
+    weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
+    stages = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
     return choose("config.stage", config.stage, stages)(network.model, network.method)

@@ -8,16 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
+from toast_jax.formats import other_network, timm_names
 from toast_jax.rename import Arrays, depth_of, rename, stack, unstack
 from toast_jax.weight_files import read
 
 log = logging.getLogger(__name__)
 
 # Classifiers of the task a backbone was trained on: always replaced by a head of our own.
-_OTHER_HEADS = r"head\.(weight|bias)|head_dist\.(weight|bias)|pre_logits\..*"
-
-# Names that give away a network which looks like one of ours and is not.
-_OTHER_NETWORKS = {"dist_token": "a distilled DeiT", "register_tokens": "a ViT with register tokens"}
+_OTHER_HEADS = r"head_dist\.(weight|bias)|pre_logits\..*"
 
 # What a user has to look at when a shape of this group differs.
 _SIZED_BY = {
@@ -49,12 +47,15 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     network = unstack({name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes.items()})
     state = read(path)
     try:
-        arrays, unknown = rename(state)
+        arrays, unknown = rename(timm_names(state))
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
-        kind = next((kind for name, kind in _OTHER_NETWORKS.items() if name in unexpected), "another kind of network")
-        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {listed(unexpected)}.")
+        kind, telling = other_network(unexpected)
+        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {listed(telling)}.")
+    if re.fullmatch(wanted, "head/bias") and "head/bias" not in arrays:
+        # What a file calls its classifier is the head of a network that goes on with the same classes.
+        arrays = {name.replace("classifier/", "head/"): array for name, array in arrays.items()}
     if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
         wanted = f"{wanted}|{optional}"
     needed, given = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
@@ -64,6 +65,8 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
             "check config.backbone.size."
         )
     if missing := sorted(set(needed) - set(given)):
+        if all(name.startswith("head/") for name in missing):
+            raise InputError(f"{path} has no classifier to start the head from; set --config.backbone.classifier=False.")
         raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
     if surplus := sorted(set(given) - set(needed)):
         raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")

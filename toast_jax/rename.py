@@ -4,11 +4,13 @@ Files of the PyTorch release, of DeiT and of timm use the same names, up to pref
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from toast_jax.errors import listed
 from toast_jax.weight_files import Arrays
 
 
@@ -76,6 +78,9 @@ VIT = (
     *_norm(f"{_BLOCK}.norm2", f"{_OURS}/norm2"),
     *(row(f"{_BLOCK}.mlp.{fc}", f"{_OURS}/mlp/{fc}") for fc in ("fc1", "fc2") for row in (_linear, _bias)),
     *_norm("norm", "backbone/norm"),
+    # The classifier of the task that the backbone was trained on.
+    Rename(("head.weight",), ("classifier/kernel",), lambda w: (w.T,), lambda w: (w.T,)),
+    Rename(("head.bias",), ("classifier/bias",)),
     Rename(("head.last_layer.weight",), ("head/kernel",), lambda w: (w.T,), lambda w: (w.T,)),
     Rename(("head.last_layer.bias",), ("head/bias",)),
     # The top-down module: prompt is the prior, decoders are the feedback layers.
@@ -135,7 +140,12 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
 
 def to_torch(ours: Arrays) -> Arrays:
     """Undoes `from_torch`: arrays by the release's names, without its prefix `enc.`."""
-    left, state = unstack(ours), {}
+    return rename_back(unstack(ours))
+
+
+def rename_back(layers: Arrays) -> Arrays:
+    """Undoes `rename`: arrays by the release's names, from paths with every layer on its own."""
+    left, state = dict(layers), {}
     for row in VIT:
         for i in _layers(row.ours[0], left):
             paths = [path.format(i=i) for path in row.ours]
@@ -143,8 +153,30 @@ def to_torch(ours: Arrays) -> Arrays:
                 arrays = row.backward(*(np.asarray(left.pop(path)) for path in paths))
                 state |= dict(zip((name.format(i=i) for name in row.torch), arrays, strict=True))
     if left:
-        raise ValueError(f"the rename table has no line for {sorted(left)}")
+        raise ValueError(f"the rename table has no line for {listed(sorted(left))}")
     return {name: array for name, array in state.items() if array.size}
+
+
+def table(layers: Arrays) -> str:
+    """For paths with every layer on its own, one line for each row that applies: PyTorch's name, ours, layers, our shape."""
+    left, lines = dict(layers), []
+    for row in VIT:
+        numbers = [i for i in _layers(row.ours[0], left) if all(path.format(i=i) in left for path in row.ours)]
+        arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.ours]
+        if arrays:
+            names = ", ".join(row.torch), _together(row.ours)
+            lines.append((*names, f"{len(numbers)}x" if "{i}" in row.torch[0] else "", str(arrays[0].shape)))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _together(paths: tuple[str, ...]) -> str:
+    """`("a/q/x", "a/k/x")` -> `a/{q,k}/x`."""
+    if len(paths) == 1:
+        return paths[0]
+    start = os.path.commonprefix(paths)
+    end = os.path.commonprefix([path[len(start) :][::-1] for path in paths])[::-1]
+    return f"{start}{{{','.join(path[len(start) : len(path) - len(end)] for path in paths)}}}{end}"
 
 
 def _layers(pattern: str, names: Iterable[str]) -> list[int]:

@@ -79,9 +79,9 @@ class TopDown(nn.Module):
           hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
 
         Returns:
-          a float32 scalar, to be weighted by the caller.
+          float32 `[B]`, the loss of every example, to be averaged and weighted by the caller.
         """
         hidden = jax.lax.stop_gradient(hidden)
         rebuilt = jax.vmap(lambda output, back: output @ back)(hidden[1:], self.back.astype(hidden.dtype))
         error = (rebuilt - hidden[:-1]).astype(jnp.float32)
-        return jnp.mean(jnp.square(error), axis=(1, 2, 3)).sum()
+        return jnp.mean(jnp.square(error), axis=(2, 3)).sum(axis=0)

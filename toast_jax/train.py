@@ -20,22 +20,40 @@ class State:
       tuned: the parameters with None where they are frozen.
       opt_state: of optax.
       rng: key data `[2]`, never changed: every step folds its number in.
+      average: the moving average of `tuned`, or None where none is kept.
     """
 
     step: jax.Array
     tuned: dict
     opt_state: optax.OptState
     rng: jax.Array
+    average: dict | None = None
+
+    @property
+    def result(self) -> dict:
+        """The tuned parameters that are evaluated and handed on: the moving average if there is one."""
+        return self.tuned if self.average is None else self.average
 
 
-def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int) -> State:
-    """The state before the first step."""
+def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int, averaged: bool = False) -> State:
+    """The state before the first step; `averaged` says whether a moving average is kept."""
     # Apart from the key that created the parameters.
     rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
-    return State(step=jnp.zeros((), jnp.int32), tuned=tuned, opt_state=tx.init(tuned), rng=rng)
+    # A copy: the state is donated, and no buffer can be given away twice.
+    average = jax.tree.map(jnp.copy, tuned) if averaged else None
+    return State(step=jnp.zeros((), jnp.int32), tuned=tuned, opt_state=tx.init(tuned), rng=rng, average=average)
 
 
-def train_step(state: State, frozen: dict, batch: dict, *, loss: Callable, tx: optax.GradientTransformation):
+def train_step(
+    state: State,
+    frozen: dict,
+    batch: dict,
+    *,
+    scores: Callable,
+    tx: optax.GradientTransformation,
+    augment: Callable = lambda batch, rng: batch,
+    ema: float = 0.0,
+):
     """One update, as seen by one device of the axis `parallel.AXIS`.
 
     Gradients are taken with respect to the tuned leaves alone, and averaged over devices. Random numbers are drawn per example
@@ -45,21 +63,30 @@ def train_step(state: State, frozen: dict, batch: dict, *, loss: Callable, tx: o
       state: the same on every device.
       frozen: the complement of `state.tuned`.
       batch: this device's share, `image [b, S, S, 3]` and `label [b]`.
-      loss: `(params, batch, rng [b]) -> (scalar, dict of scalars)`, means over the batch.
+      scores: `(params, batch, rng [b]) -> dict of [b]`; the mean of its `loss` is minimised (see `losses`).
       tx: optimizer over the tuned leaves.
+      augment: `(batch, rng [b]) -> batch`, what training does to images and labels on the device.
+      ema: decay of the moving average, if the state has one.
 
     Returns:
-      the new state, and metrics averaged over devices: those of `loss`, `loss` and `grad_norm` (of the tuned gradients).
+      the new state, and metrics: the means of all scores over the global batch, and `grad_norm` (of the tuned gradients).
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     size = len(batch["label"])
     place = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
     rng = jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
 
-    objective = lambda tuned: loss(trees.merge(tuned, frozen), batch, rng)  # noqa: E731
-    (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.tuned)
-    grads, metrics = jax.lax.pmean((grads, {**metrics, "loss": value}), AXIS)
+    batch = augment(batch, rng)
+
+    def objective(tuned):
+        means = jax.tree.map(jnp.mean, scores(trees.merge(tuned, frozen), batch, rng))
+        return means["loss"], means
+
+    grads, metrics = jax.lax.pmean(jax.grad(objective, has_aux=True)(state.tuned), AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.tuned)
     tuned = optax.apply_updates(state.tuned, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return state.replace(step=state.step + 1, tuned=tuned, opt_state=opt_state), metrics
+    average = state.average
+    if average is not None:
+        average = optax.incremental_update(tuned, average, 1.0 - ema)
+    return state.replace(step=state.step + 1, tuned=tuned, opt_state=opt_state, average=average), metrics

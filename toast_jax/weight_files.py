@@ -2,23 +2,25 @@
 
 import os
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, listed
 
 Arrays = dict[str, np.ndarray]
 
 
 def read(path: str) -> Arrays:
-    """Reads a PyTorch checkpoint (.pth, .pt, .bin) or a .safetensors file as a flat dict of float32 arrays.
+    """Reads a PyTorch checkpoint (.pth, .pt, .bin), a .safetensors or a .npz file as a flat dict of float32 arrays.
 
-    A wrapping `model`, `model_state_dict` or `state_dict` and the prefixes `module.` and `enc.` are taken off. Pickles are only
-    read with `torch.load(weights_only=True)`, which cannot run code.
+    What wraps the arrays (`model`, `model_state_dict`, `state_dict`, DINO's `teacher`) and the prefixes of modules that wrap a
+    backbone are taken off. Pickles are only read with `torch.load(weights_only=True)`, which cannot run code.
 
     Raises:
-      InputError: no such file, an unreadable or unknown one, or PyTorch is needed and not installed.
+      InputError: no such file, an unreadable or unknown one, one that names an array twice, or PyTorch is needed and not
+        installed.
     """
     file = Path(os.path.expanduser(path))
     if os.path.isdir(file):
@@ -29,9 +31,17 @@ def read(path: str) -> Arrays:
         state = _read_safetensors(file)
     elif file.suffix in (".pth", ".pt", ".bin"):
         state = _read_torch(file)
+    elif file.suffix == ".npz":
+        state = _read_npz(file)
     else:
-        raise InputError(f"Weights file {file} has an unknown ending; give a .pth, .pt, .bin or .safetensors file.")
-    return {re.sub(r"^(module\.)?(enc\.)?", "", name): array for name, array in state.items()}
+        raise InputError(f"Weights file {file} has an unknown ending; give a .pth, .pt, .bin, .safetensors or .npz file.")
+    out = {}
+    for name, array in state.items():
+        bare = re.sub(r"^((module|_orig_mod|backbone|enc)\.)*", "", name)
+        if bare in out:
+            raise InputError(f"{file} holds {bare} twice, under different prefixes; save the weights of one network alone.")
+        out[bare] = array
+    return out
 
 
 def _read_safetensors(file: Path) -> Arrays:
@@ -46,17 +56,29 @@ def _read_safetensors(file: Path) -> Arrays:
         raise InputError(f"{file} holds numbers of a type that cannot be read ({error}); convert it to float32.") from error
 
 
+def _read_npz(file: Path) -> Arrays:
+    incomplete = f"{file} is not a complete .npz file"
+    if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle
+        raise InputError(f"{incomplete} (its end is missing); copy or download it again.")
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except Exception as error:  # nearly any, when bytes are damaged
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"{file} holds Python objects, not only arrays, and reading those could run code; "
+                "save its arrays of floats alone."
+            ) from error
+        raise InputError(f"{incomplete} ({type(error).__name__}); copy or download it again.") from error
+    if others := [name for name, array in arrays.items() if getattr(array, "dtype", np.dtype("V")).kind != "f"]:
+        raise InputError(f"{file} holds {listed(others)}, which are no arrays of floats; save its arrays of floats alone.")
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
 def _read_torch(file: Path) -> Arrays:
     import argparse
 
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f"Reading {file} needs PyTorch; `pip install torch` (the CPU build will do), or convert it to .safetensors."
-        ) from error
-    if not hasattr(torch.serialization, "safe_globals"):
-        raise InputError(f"Reading {file} needs PyTorch 2.5 or newer; this is {torch.__version__}.")
+    torch = _torch(f"Reading {file}")
     try:
         # DeiT files carry their training arguments, an argparse.Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -68,10 +90,14 @@ def _read_torch(file: Path) -> Arrays:
                 f"{file} holds Python objects ({refused[1]}), not only tensors, and reading those could run code; "
                 "save its dict of tensors alone, best as .safetensors."
             ) from error
+        if "TorchScript" in str(error):
+            raise InputError(
+                f"{file} is a TorchScript program, not a dict of tensors; save its state_dict() alone, best as .safetensors."
+            ) from error
         raise InputError(
             f"{file} is not a complete PyTorch file ({type(error).__name__}); copy or download it again."
         ) from error
-    for key in ("model", "model_state_dict", "state_dict"):
+    for key in ("model", "model_state_dict", "state_dict", "teacher"):
         if isinstance(state, dict) and key in state:
             state = state[key]
             break
@@ -79,5 +105,62 @@ def _read_torch(file: Path) -> Arrays:
         return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
     except (AttributeError, TypeError, RuntimeError) as error:  # anything but a dict, anything in it but dense tensors
         raise InputError(
-            f"{file} holds no dict of plain tensors, alone or under model, model_state_dict or state_dict."
+            f"{file} holds no dict of plain tensors, alone or under model, model_state_dict, state_dict or teacher."
         ) from error
+
+
+def _torch(purpose: str):
+    """PyTorch, imported where a .pth file makes it necessary and nowhere else."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{purpose} needs PyTorch; `pip install torch` (the CPU build will do), or use a .safetensors file."
+        ) from error
+    if not hasattr(torch.serialization, "safe_globals"):
+        raise InputError(f"{purpose} needs PyTorch 2.5 or newer; this is {torch.__version__}.")
+    return torch
+
+
+def read_header(path: str) -> dict[str, str]:
+    """The free text that a .safetensors file carries beside its arrays; {} for other files."""
+    from safetensors import safe_open
+
+    file = Path(os.path.expanduser(path))
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(file, framework="numpy") as opened:
+        return opened.metadata() or {}
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises InputError unless `write` can write the file: its ending, its folder, and PyTorch where it is needed."""
+    path = Path(path).expanduser()
+    if path.suffix not in (".pth", ".safetensors"):
+        raise InputError(f"{path} has an ending that is not written here; name it .pth or .safetensors.")
+    if path.suffix == ".pth":
+        _torch(f"Writing {path}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written; give a file in a folder that exists and is yours.")
+
+
+def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "model") -> None:
+    """Writes a .safetensors or .pth file that is either the old one or the new one, never half of it.
+
+    Args:
+      path: the file.
+      arrays: by PyTorch name.
+      header: free text that .safetensors files carry; a .pth has no place for it.
+      key: under which a .pth holds the arrays, as the files of the release do.
+    """
+    path = Path(path).expanduser()
+    partial = path.with_name(path.name + ".partial")
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    if path.suffix == ".pth":
+        torch = _torch(f"Writing {path}")
+        torch.save({key: {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}, partial)
+    else:
+        from safetensors.numpy import save
+
+        partial.write_bytes(save(arrays, metadata=header))
+    partial.replace(path)

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from toast_jax import checkpoint, parallel, workdir
 from toast_jax.errors import InputError
-from toast_jax.evaluation import evaluate, mapped
+from toast_jax.evaluation import described, evaluate, mapped
 from toast_jax.fit import eval_batches
-from toast_jax.prepare import check, load_network, open_sources
+from toast_jax.prepare import check, load_network, open_sources, scores_of
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ def run(config: ConfigDict, folder: str) -> None:
             network = load_network(config, len(train.classes))
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
-    step = mapped(network.model, network.method)
+    step = mapped(scores_of(config, network))
     tuned, frozen = parallel.place(tuned), parallel.place(network.frozen)
     results = {name: evaluate(step, tuned, frozen, eval_batches(config, source)) for name, source in evals.items()}
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **workdir.circumstances()}
     workdir.write_json(saved, {**results, **facts})
     for name, one in results.items():
-        log.info("%s: %s accuracy %.4f, loss %.4f (%d images)", origin, name, *one.values())
+        log.info("%s: %s %s", origin, name, described(one))
