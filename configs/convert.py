@@ -1,0 +1,22 @@
+"""Convert weights: any file that can be imported, or a finished run, to the names of the PyTorch release.
+
+    python main.py --config=configs/convert.py:from=runs/cub_toast,to=cub_toast.pth
+    python main.py --config=configs/convert.py:from=B_16.npz,to=weights/vit_b16_in21k.safetensors
+
+from: a run's folder; a .pth, .safetensors or .npz file; or its gs:// address. to: a .pth or .safetensors file.
+sha256: what the source has to hash to, for a file from elsewhere.
+A tuned run becomes the whole network, as the release saves it; a pre-tuning run its backbone and top-down module, as the
+release's `--top-down` files hold them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(text: str | None = None):
+    """`text` is what follows the colon of `--config`."""
+    given = common.arguments(text, **{"from": "", "to": "", "sha256": ""})
+    return ConfigDict(
+        {"name": "convert", "task": "convert", "source": given["from"], "target": given["to"], "sha256": given["sha256"]}
+    )

@@ -1,0 +1,168 @@
+"""Conversion: what was imported is exported unchanged, under the names that the PyTorch release loads."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import METHODS, tiny_config
+from etils import epath
+from safetensors.numpy import load_file, save_file
+
+from configs import convert as convert_config
+from toast_jax import download, fit, rename, trees, weight_files
+from toast_jax.errors import InputError
+from toast_jax.tasks import convert
+
+FIXTURES = Path(__file__).parent / "fixtures"
+RECORDINGS = sorted(path.stem for path in FIXTURES.glob("vit_*.npz"))
+RELEASED = ("vit_top_down_pretuned", "vit_bottom_up_deit_style", "vit_toast_tuned")
+
+
+def converted(source, target, sha256=""):
+    given = f"from={source},to={target}" + (f",sha256={sha256}" if sha256 else "")
+    convert.run(convert_config.get_config(given), "unused")
+    return target
+
+
+def state_of(name):
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        return {key.removeprefix("params/"): file[key] for key in file.files if key.startswith("params/")}
+
+
+def assert_identical(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_networks_of_the_release_come_back_as_they_were(name, tmp_path):
+    """The names of a recording are those of the release's state dict, so that it loads ours with strict=True."""
+    save_file(state_of(name), tmp_path / "theirs.safetensors")
+    ours = converted(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
+    assert_identical(load_file(ours), state_of(name))
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_files_come_back_as_they_were(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    source = FIXTURES / f"{name}.pth"
+    ours = converted(source, tmp_path / "ours.pth")
+    again = converted(ours, tmp_path / "again.safetensors")
+    content = torch.load(ours, weights_only=True)
+    key = "model_state_dict" if name == "vit_toast_tuned" else "model"
+    assert list(content) == [key]
+    theirs = torch.load(source, weights_only=False)[key]  # of this repository
+    assert_identical({k: v.numpy() for k, v in content[key].items()}, {k: v.numpy() for k, v in theirs.items()})
+    assert_identical(load_file(again), {k: v.numpy() for k, v in theirs.items()})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_run_becomes_the_network_it_evaluated(method, image_folder, tmp_path):
+    """Saved, converted, and evaluated as a file tuned with the release: the same accuracy and loss."""
+    config = tiny_config(image_folder, method)
+    config.epochs = 1
+    result = fit.fit(config, tmp_path / "run")
+    converted(tmp_path / "run", tmp_path / "network.safetensors")
+    from toast_jax.tasks import evaluate
+
+    config.task, config.checkpoint = "evaluate", str(tmp_path / "network.safetensors")
+    evaluate.run(config, str(tmp_path / "evaluated"))
+    import json
+
+    again = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
+    assert again["test"]["loss"] == pytest.approx(result["test"]["loss"], rel=1e-6)
+    assert again["test"]["accuracy"] == result["test"]["accuracy"]
+
+
+def test_pretuning_run_becomes_backbone_and_module(image_folder, tmp_path):
+    config = tiny_config(image_folder, "toast")
+    config.epochs, config.stage = 1, "pretune"
+    fit.fit(config, tmp_path / "run")
+    ours = load_file(converted(tmp_path / "run", tmp_path / "pretuned.safetensors"))
+    assert {"prompt", "top_down_transform", "cls_token", "decoders.2.linear2.weight", "blocks.0.attn.qkv.weight"} <= set(ours)
+    assert not any(name.startswith(("enc.", "head.")) for name in ours)
+    module = load_file(tmp_path / "run" / "top_down.safetensors")
+    assert_identical({name: ours[name] for name in module}, module)
+
+
+def test_classifier_of_a_backbone_is_kept(tmp_path):
+    state = {name.removeprefix("enc."): array for name, array in state_of("vit_linear").items()}
+    state = {name.replace("last_layer.", ""): array for name, array in state.items()}
+    save_file(state, tmp_path / "timm.safetensors")
+    assert_identical(load_file(converted(tmp_path / "timm.safetensors", tmp_path / "ours.safetensors")), state)
+
+
+def test_table_has_a_line_for_every_name(caplog, tmp_path):
+    caplog.set_level("INFO", "toast_jax")
+    arrays, unknown = rename.rename({name.removeprefix("enc."): array for name, array in state_of("vit_toast").items()})
+    lines = rename.table(arrays).splitlines()
+    assert not unknown
+    assert any(line.split() == ["prompt", "top_down/prior", "(32,)"] for line in lines)
+    assert any(line.startswith("decoders.{i}.linear2.weight") and "top_down/out/{i}" in line and "3x" in line for line in lines)
+    assert len(lines) == len({rename.re.sub(r"\.\d+\.", ".", name) for name in state_of("vit_toast")})
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("", "x.pth", "Nothing to convert; write"),
+        ("{tmp}/file.safetensors", "", "Nothing to convert"),
+        ("{tmp}/file.safetensors", "{tmp}/x.onnx", "x.onnx has an ending that is not written here"),
+        ("{tmp}/file.safetensors", "{tmp}/nowhere/x.safetensors", "cannot be written; give a file in a folder that exists"),
+        ("{tmp}/gone.safetensors", "{tmp}/x.safetensors", "There is no weights file at"),
+        ("{tmp}", "{tmp}/x.safetensors", "There are no checkpoints in"),
+        ("https://example.com/x.npz", "{tmp}/x.safetensors", "is not fetched from here; download it with curl"),
+        ("nosuch://bucket/x.npz", "{tmp}/x.safetensors", "nosuch://bucket/x.npz cannot be read"),
+        ("{tmp}/other.safetensors", "{tmp}/x.safetensors", "holds nothing that a network here has .what."),
+    ],
+)
+def test_refusals(source, target, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_file(state_of("vit_linear"), tmp_path / "file.safetensors")
+    save_file({"what": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    config = convert_config.get_config()
+    config.source, config.target = source.format(tmp=tmp_path), target.format(tmp=tmp_path)
+    with pytest.raises(InputError, match=message) as raised:
+        convert.run(config, "unused")
+    assert str(raised.value).endswith(".")
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_remote_file_is_copied_once_and_verified(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_file(state_of("vit_linear"), tmp_path / "b.safetensors")
+    digest = hashlib.sha256((tmp_path / "b.safetensors").read_bytes()).hexdigest()
+    address = "gs://bucket/b.safetensors"
+    remote = epath.Path(tmp_path / "b.safetensors")
+    monkeypatch.setattr(download.epath, "Path", {address: remote}.__getitem__)
+    copy = download.local(address, digest)
+    assert copy.read_bytes() == (tmp_path / "b.safetensors").read_bytes() and tmp_path / "cache" in copy.parents
+    (tmp_path / "b.safetensors").unlink()
+    assert download.local(address, digest.upper()) == copy
+    with pytest.raises(InputError, match=f"is another file: its sha256 is {digest}, not abc; remove it"):
+        download.local(address, "abc")
+    assert [path.name for path in copy.parent.iterdir()] == ["b.safetensors"]
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    weight_files.write(path, {"a": np.zeros(3, np.float32)}, {})
+    before = path.read_bytes()
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(OSError):
+        weight_files.write(path, {"a": np.ones(3, np.float32)}, {})
+    assert path.read_bytes() == before
+
+
+def test_transposed_arrays_are_written_as_they_look(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    weight_files.write(tmp_path / "x.safetensors", {"a": array}, {"note": "kept"})
+    np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["a"], array)
+    assert weight_files.read_header(tmp_path / "x.safetensors") == {"note": "kept"}
+    assert trees.count({"a": array}) == 6
