@@ -1,4 +1,4 @@
-"""Run as a script: saves what one train step of every method gives on however many devices JAX was told to have."""
+"""Run as a script: saves what two steps of every method, and of pre-tuning, give on the devices JAX was told to have."""
 
 import functools
 import sys
@@ -8,20 +8,24 @@ import numpy as np
 from conftest import METHODS, tiny_config
 
 from toast_jax import losses, methods, model, optim, parallel, trees
+from toast_jax.augment import augment
 from toast_jax.backbones import vit
 from toast_jax.train import init_state, train_step
+
+RUNS = (*METHODS, "pretune")
+AUGMENT = functools.partial(augment, num_classes=3, erasing=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1)
 
 
 def main(path):
     vit.SIZES["tiny"] = vit.Size(width=16, depth=3, num_heads=2)
     rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
-        "label": rng.integers(0, 3, 8).astype(np.int32),
+    batch = {  # two examples for each of eight devices, to mix
+        "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
+        "label": rng.integers(0, 3, 16).astype(np.int32),
     }
     saved = {"devices": jax.device_count()}
-    for name in METHODS:
-        config = tiny_config("", name)
+    for name in RUNS:
+        config = tiny_config("", "toast" if name == "pretune" else name)
         # Random numbers have to be the same for any number of devices, too.
         config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3
         network, method = model.build(config, num_classes=3)
@@ -33,11 +37,14 @@ def main(path):
             name="sgd", schedule=lambda _: 0.5, mask=mask, momentum=0.9, weight_decay=0.01, no_decay=("head/bias",), clip=0.0
         )
         step = functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
+        if name == "pretune":
+            scores = losses.pretune(network, method, task_weight=1.0, variational_weight=0.1)
+            step = functools.partial(train_step, scores=scores, tx=tx, augment=AUGMENT, ema=0.9)
         step = parallel.replicate(step, num_replicated=2, donate=(0,))
-        state, metrics = parallel.place(init_state(tuned, tx, seed=0)), {}
+        state, metrics = parallel.place(init_state(tuned, tx, seed=0, averaged=name == "pretune")), {}
         for _ in range(2):
             state, metrics = step(state, parallel.place(frozen), parallel.shard(batch))
-        after = trees.flat(trees.prune(parallel.fetch(state.tuned)))
+        after = trees.flat(trees.prune(parallel.fetch(state.result)))
         saved |= {f"{name}/{path}": leaf for path, leaf in after.items()}
         saved |= {f"{name}/metrics/{key}": value for key, value in parallel.fetch(metrics).items()}
         saved |= {f"moved/{name}/{path}": np.any(after[path] != before[path]) for path in before}

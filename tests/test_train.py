@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """What two steps of every method give on 1, 2 and 8 devices."""
+    """What two steps of every method, and of pre-tuning, give on 1, 2 and 8 devices."""
     folder, results = tmp_path_factory.mktemp("steps"), {}
     for devices in (1, 2, 8):
         flags = f"--xla_force_host_platform_device_count={devices}"
@@ -34,7 +34,7 @@ def steps(tmp_path_factory):
 
 
 @pytest.mark.parametrize("devices", [2, 8])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "pretune"])
 def test_number_of_devices_does_not_matter(steps, method, devices):
     names = [name for name in steps[1] if name.startswith(f"{method}/")]
     assert len(names) > 4
@@ -43,7 +43,7 @@ def test_number_of_devices_does_not_matter(steps, method, devices):
         assert np.abs(one - many).max() <= 1e-5 * max(np.abs(one).max(), 1e-3), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "pretune"])
 def test_every_tuned_leaf_moves(steps, method):
     moved = {name: value for name, value in steps[1].items() if name.startswith(f"moved/{method}/")}
     assert moved and all(moved.values()), moved
