@@ -36,6 +36,7 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
 
     config.backbone = _backbone(backbone)
     config.top_down = ""  # file of a pre-tuned top-down module
+    config.tune_head = True  # False: keep it as it starts, from backbone.classifier
     config.tune_transform = False  # toast: tune the transform of the selected tokens too; the release keeps it the identity
     config.checkpoint = ""  # task evaluate: a file tuned with the PyTorch release, in place of --workdir's checkpoint
     config.tuned_blocks = 1  # method partial: how many of the last blocks

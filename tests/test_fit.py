@@ -226,6 +226,8 @@ def train_options(config):
         ({"stage": "pretune", "task_weight": 0.0, "variational_weight": 0.0}, "are both 0; one of them has to be more"),
         ({"data.labels": False}, "config.data.labels is False, but tuning needs labels"),
         ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
+        ({"method": "linear", "tune_head": False}, "method linear tunes nothing else; set it to True"),
+        ({"tune_head": False}, "leaves a random head; set --config.backbone.classifier=True too"),
         ({"augment.mixup": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
         ({"augment.cutmix": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
         ({"augment.erasing": 1.5}, "config.augment.erasing is 1.5; it has to be 1.0 or less"),

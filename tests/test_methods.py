@@ -164,3 +164,35 @@ def test_numbers_of_the_table_add_up(name):
     share = f"{(outside + HEAD) / everything:.2%}"
     tuned = f"{outside + HEAD:,} tuned ({share}), {outside:,} of them outside the head"
     assert totals == f"total {everything:,} parameters, {tuned}"
+
+
+def tuned_by(config):
+    params, method = created(config)
+    mask = trees.flat(tuned_mask(params, method))
+    text = methods.table(params, method)
+    head = HEAD if mask["head/kernel"] else 0
+    count = trees.count(trees.split(params, tuned_mask(params, method))[0])
+    assert f"{count:,} tuned" in text and f"{count - head:,} of them outside the head" in text
+    return {path for path, tuned in mask.items() if tuned}
+
+
+FEEDBACK = {"top_down/back", "top_down/out", "top_down/prior"}
+CLASSIFIER = {"head/kernel", "head/bias"}
+
+
+@pytest.mark.parametrize("stage", ["tune", "pretune"])
+def test_fields_change_what_toast_tunes(stage):
+    assert tuned_by(configured("toast", stage=stage)) == FEEDBACK | CLASSIFIER
+    assert tuned_by(configured("toast", stage=stage, tune_transform=True)) == FEEDBACK | CLASSIFIER | {"top_down/transform"}
+    frozen_head = configured("toast", stage=stage, tune_head=False)
+    frozen_head.backbone.classifier = True
+    assert tuned_by(frozen_head) == FEEDBACK
+
+
+def test_variational_loss_alone_tunes_what_it_trains():
+    assert tuned_by(configured("toast", stage="pretune", task_weight=0.0)) == {"top_down/back"}
+
+
+def test_toast_lite_tunes_its_transform_anyway():
+    lite = tuned_by(configured("toast_lite"))
+    assert tuned_by(configured("toast_lite", tune_transform=True)) == lite and "top_down/transform" in lite

@@ -56,9 +56,10 @@ METHODS = {
 
 
 def row(config) -> Method:
-    """The row that `config.method` names, as the fields `lora`, `tune_transform`, `stage` and `task_weight` change it.
+    """The row that `config.method` names, changed as fields say.
 
-    Pre-tuning tunes what `toast` tunes; by the variational loss alone, only what that loss trains.
+    Those fields are `lora`, `tune_head`, `tune_transform`, `stage` and `task_weight`: pre-tuning tunes what `toast` tunes; by
+    the variational loss alone, only what that loss trains.
 
     Raises:
       InputError: an unknown method, or a method that has not what a field asks for.
@@ -70,12 +71,26 @@ def row(config) -> Method:
             raise InputError(f"config.stage is pretune and config.method {config.method}; only toast can be pre-tuned.")
         if not config.task_weight:
             return dataclasses.replace(method, tuned=(BACK,), frozen=(HEAD, BACKBONE, PRIOR, TRANSFORM, OUT))
-    if config.tune_transform and TRANSFORM in method.frozen:
-        frozen = tuple(regex for regex in method.frozen if regex != TRANSFORM)
-        method = dataclasses.replace(method, tuned=(*method.tuned, TRANSFORM), frozen=frozen)
-    if config.tune_transform and TRANSFORM not in method.tuned:
-        raise InputError(f"config.tune_transform is True, but method {config.method} has no transform; set it to False.")
+    if config.tune_transform:
+        if TRANSFORM not in method.tuned + method.frozen:
+            raise InputError(f"config.tune_transform is True, but method {config.method} has no transform; set it to False.")
+        method = _moved(method, TRANSFORM, tuned=True)
+    if not config.tune_head:
+        if config.method == "linear":
+            raise InputError("config.tune_head is False, but method linear tunes nothing else; set it to True.")
+        if not config.backbone.classifier:
+            raise InputError(
+                "config.tune_head is False, which leaves a random head; set --config.backbone.classifier=True."
+            )
+        method = _moved(method, HEAD, tuned=False)
     return method
+
+
+def _moved(method, regex, *, tuned):
+    """The row with a regex on the other side."""
+    sides = [[r for r in side if r != regex] for side in (method.tuned, method.frozen)]
+    sides[0 if tuned else 1].append(regex)
+    return dataclasses.replace(method, tuned=tuple(sides[0]), frozen=tuple(sides[1]))
 
 
 def tuned_mask(params: dict, method: Method) -> dict:
@@ -107,7 +122,7 @@ def table(params: dict, method: Method) -> str:
         sums[tuned] += trees.count(leaves)
         lines.append(f"{'tuned' if tuned else 'frozen':7} {len(leaves):7} {trees.count(leaves):13,}  {regex}")
     total = sum(sums.values())
-    head = trees.count(params["head"])
+    head = trees.count(params["head"]) if HEAD in method.tuned else 0
     lines.append(
         f"total {total:,} parameters, {sums[True]:,} tuned ({sums[True] / total:.2%}), "
         f"{sums[True] - head:,} of them outside the head"
