@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.errors import InputError, choose
 
-_SIZES = {"ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
+_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
 
 
 def arguments(text: str | None, **defaults: str) -> dict[str, str]:
@@ -36,20 +36,22 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
 
     config.backbone = _backbone(backbone)
     config.top_down = ""  # file of a pre-tuned top-down module
-    config.tune_head = True  # False: keep it as it starts, from backbone.classifier
     config.tune_transform = False  # toast: tune the transform of the selected tokens too; the release keeps it the identity
     config.checkpoint = ""  # task evaluate: a file tuned with the PyTorch release, in place of --workdir's checkpoint
     config.tuned_blocks = 1  # method partial: how many of the last blocks
+    config.head = ConfigDict()
+    config.head.start = "random"  # random, as in the release | zeros | classifier: of the backbone's own task, the same classes
+    config.head.tune = True
     config.lora = ConfigDict({"rank": 4, "alpha": 1.0})
     config.prompts = ConfigDict({"num": 100, "deep": True, "dropout": 0.0})
     config.task_weight = 1.0  # pretune: of the cross-entropy
     config.variational_weight = 0.1  # pretune: of the variational loss
 
     config.data = ConfigDict()
-    config.data.format = "json"  # json: VPT's split files | folder: SPLIT/CLASS/IMAGE | tfds: prepared as array_record
+    config.data.format = "json"  # json: VPT split files | folder: SPLIT/CLASS/IMAGE | tfds | scenes: the demo
     config.data.root = ""
     config.data.image_dir = ""  # json: where images are, under root
-    config.data.name = ""  # tfds: builder
+    config.data.name = ""  # tfds: builder; scenes: task
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})  # "" for none
     config.data.num_classes = 0  # 0: as many as the data has
     config.data.labels = True  # False: images without classes, to pre-tune on
@@ -59,7 +61,8 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.data.skip_corrupt = False
     config.data.workers = 0  # processes that load images; 0: threads
 
-    config.augment = ConfigDict()  # beside a random crop and a flip
+    config.augment = ConfigDict()  # beside a random crop
+    config.augment.flip = True  # horizontally, half of the time
     config.augment.min_crop_area = 1.0  # less than 1: crops are random rectangles of at least this share, resized
     config.augment.randaugment_ops = 0
     config.augment.randaugment_magnitude = 9.0  # of 10
@@ -89,18 +92,17 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
 
 
 def _backbone(name: str) -> ConfigDict:
-    match = re.fullmatch(r"vit_(?P<size>ti|s|b|l|h)(?P<patch>14|16|32)(_\w+)?", name)
+    match = re.fullmatch(r"vit_(?P<size>mini|ti|s|b|l|h)(?P<patch>8|14|16|32)(_\w+)?", name)
     if not match:
         raise InputError(
-            f"The backbone {name!r} is not known; write vit_ + size (ti, s, b, l, h) + patch (14, 16, 32) + a tag, such as "
-            "vit_b16_in1k."
+            f"The backbone {name!r} is not known; write vit_ + size (mini, ti, s, b, l, h) + patch (8, 14, 16, 32) + a tag, "
+            "such as vit_b16_in1k."
         )
     return ConfigDict(
         {
             "size": _SIZES[match["size"]],
             "patch": int(match["patch"]),
             "weights": f"weights/{name}.pth",  # or .safetensors, .npz; "random" for none
-            "classifier": False,  # start the head from the classifier in that file: the same classes in the same order
             "pool": "cls",  # cls | mean
             "drop_path": 0.1,  # the release leaves it on while tuning
             "dtype": "float32",  # compute: float32 | bfloat16

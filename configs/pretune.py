@@ -9,6 +9,8 @@ Your own images, with or without classes (folders train/CLASS/, or train/ with i
 
     python main.py --config=configs/pretune.py:source=downstream,labels=no,backbone=vit_b16_in1k --config.data.root=data/mine
 
+With a backbone whose file holds the classifier of the same classes (DeiT's of ImageNet-1k, say), keep that one as it is, by
+`--config.head.start=classifier --config.head.tune=False`: on few images this is the recipe that works (docs/results.md).
 The run leaves `top_down.safetensors` in its folder, for `--config.top_down=FILE` of a run that tunes.
 source: imagenet, downstream. labels: yes, no (the variational loss alone).
 The release has no recipe for this stage. This one is ours: the predecessor's (AbSViT: AdamW, DeiT's augmentation) with fewer
@@ -29,6 +31,7 @@ def get_config(text: str | None = None):
     name = f"pretune_{given['source']}_{given['backbone']}"
     config = common.base(name=name, method="toast", backbone=given["backbone"], stage="pretune")
     config.data.labels = labels
+    config.head.start = "zeros"
     config.task_weight = 1.0 if labels else 0.0
     config.data.splits.val = config.data.splits.test = ""
 

@@ -62,6 +62,7 @@ def tiny_config(root, method):
     config.data.root = str(root)
     config.data.image_size, config.data.resize = 16, 18
     config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
+    config.head.start = "random"  # its gradients reach everything at once
     config.prompts.num = 2
     config.batch_size, config.epochs, config.warmup_epochs = 8, 2, 0
     config.eval_every = config.checkpoint_every = 1

@@ -184,8 +184,7 @@ CLASSIFIER = {"head/kernel", "head/bias"}
 def test_fields_change_what_toast_tunes(stage):
     assert tuned_by(configured("toast", stage=stage)) == FEEDBACK | CLASSIFIER
     assert tuned_by(configured("toast", stage=stage, tune_transform=True)) == FEEDBACK | CLASSIFIER | {"top_down/transform"}
-    frozen_head = configured("toast", stage=stage, tune_head=False)
-    frozen_head.backbone.classifier = True
+    frozen_head = configured("toast", stage=stage, head={"start": "classifier", "tune": False})
     assert tuned_by(frozen_head) == FEEDBACK
 
 

@@ -216,3 +216,11 @@ def test_unknown_method_is_refused_with_the_nearest():
     config = fgvc.get_config("method=tost")
     with pytest.raises(InputError, match="config.method is 'tost'.*the nearest is 'toast'"):
         model.build(config, 5)
+
+
+def test_head_starts_at_zero_if_the_config_says_so():
+    config = fgvc.get_config("method=linear")
+    config.head.start = "zeros"
+    network, row = model.build(config, 50)
+    head = jax.jit(lambda: model.init(network, row, jax.random.key(0), 224)["head"])()
+    assert not np.any(head["kernel"]) and np.all(head["bias"] == head["bias"][0])

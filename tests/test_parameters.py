@@ -295,5 +295,5 @@ def test_classifier_of_other_classes_is_refused(tmp_path):
 
 
 def test_file_without_a_classifier_is_told(backbone):
-    with pytest.raises(InputError, match="no classifier to start the head from; set --config.backbone.classifier=False"):
+    with pytest.raises(InputError, match="no classifier to start from; set --config.head.start=random"):
         start("linear", weights=backbone, classifier=True)

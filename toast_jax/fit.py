@@ -67,6 +67,7 @@ def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started:
         resize=config.data.resize,
         size=config.data.image_size,
         min_crop_area=config.augment.min_crop_area,
+        flip=config.augment.flip,
         randaugment_ops=config.augment.randaugment_ops,
         randaugment_magnitude=config.augment.randaugment_magnitude,
         start_step=start,

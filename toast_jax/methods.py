@@ -58,7 +58,7 @@ METHODS = {
 def row(config) -> Method:
     """The row that `config.method` names, changed as fields say.
 
-    Those fields are `lora`, `tune_head`, `tune_transform`, `stage` and `task_weight`: pre-tuning tunes what `toast` tunes; by
+    Those fields are `lora`, `head.tune`, `tune_transform`, `stage` and `task_weight`: pre-tuning tunes what `toast` tunes; by
     the variational loss alone, only what that loss trains.
 
     Raises:
@@ -75,13 +75,11 @@ def row(config) -> Method:
         if TRANSFORM not in method.tuned + method.frozen:
             raise InputError(f"config.tune_transform is True, but method {config.method} has no transform; set it to False.")
         method = _moved(method, TRANSFORM, tuned=True)
-    if not config.tune_head:
+    if not config.head.tune:
         if config.method == "linear":
-            raise InputError("config.tune_head is False, but method linear tunes nothing else; set it to True.")
-        if not config.backbone.classifier:
-            raise InputError(
-                "config.tune_head is False, which leaves a random head; set --config.backbone.classifier=True."
-            )
+            raise InputError("config.head.tune is False, but method linear tunes nothing else; set it to True.")
+        if config.head.start != "classifier":
+            raise InputError("config.head.tune is False, which leaves an untrained head; set --config.head.start=classifier.")
         method = _moved(method, HEAD, tuned=False)
     return method
 

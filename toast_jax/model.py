@@ -1,6 +1,7 @@
 """A steered network: look once, form the signal, look again, classify."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from toast_jax import lora, methods
 from toast_jax.backbones import vit
 from toast_jax.data.images import normalize
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
 from toast_jax.methods import Method
 from toast_jax.prompts import Prompts
@@ -25,22 +26,22 @@ class Steered(nn.Module):
     Attributes:
       backbone: a module with `__call__(images, td, prompts, rng)` and `pooled` (see `backbones.vit.ViT`).
       num_classes: C.
+      head_init: initializer of the head's kernel.
       top_down: a `top_down.TopDown`, or None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.
     """
 
     backbone: nn.Module
     num_classes: int
+    # The release's. Few classes make it large, and its first gradients then spoil what was pre-tuned.
+    head_init: Callable = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
 
     def setup(self):
-        # The release's head: kaiming-normal with fan_out, and a bias that starts every class near probability 0.01.
-        self.head = Linear(
-            self.num_classes,
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            bias_init=nn.initializers.constant(-math.log(99.0)),
-        )
+        # The release's bias starts every class near probability 0.01.
+        bias_init = nn.initializers.constant(-math.log(99.0))
+        self.head = Linear(self.num_classes, kernel_init=self.head_init, bias_init=bias_init)
 
     def __call__(self, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """Logits `[B, C]`, float32, computing only what they need.
@@ -82,11 +83,15 @@ def _of_pass(rng, index):
     return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
 
 
+# What `config.head.start` changes in the network; a classifier is read from a file later.
+_HEAD_STARTS = {"random": {}, "zeros": {"head_init": nn.initializers.zeros_init()}, "classifier": {}}
+
+
 def build(config, num_classes: int) -> tuple[Steered, Method]:
     """The network and the row that a config asks for.
 
     Args:
-      config: fields `backbone`, `data.image_size`, `prompts`, `tuned_blocks`, and those of `methods.row`.
+      config: fields `backbone`, `head`, `data.image_size`, `prompts`, `tuned_blocks`, and those of `methods.row`.
       num_classes: C.
 
     Raises:
@@ -106,7 +111,8 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     if method.signal == "prompts":
         layers = backbone.depth if config.prompts.deep else 1
         prompts = Prompts(layers, config.prompts.num, backbone.width, backbone.patch, config.prompts.dropout)
-    return Steered(backbone, num_classes, top_down=top_down, prompts=prompts), method
+    start = choose("config.head.start", config.head.start, _HEAD_STARTS)
+    return Steered(backbone, num_classes, **start, top_down=top_down, prompts=prompts), method
 
 
 def init(model: Steered, method: Method, rng: jax.Array, image_size: int) -> dict:

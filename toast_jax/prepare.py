@@ -190,7 +190,7 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
         image_size=config.data.image_size,
         seed=config.seed,
         weights=config.backbone.weights,
-        classifier=config.backbone.classifier,
+        classifier=config.head.start == "classifier",
         top_down=config.top_down,
         tuned=config.checkpoint,
     )

@@ -66,7 +66,7 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
         )
     if missing := sorted(set(needed) - set(given)):
         if all(name.startswith("head/") for name in missing):
-            raise InputError(f"{path} has no classifier to start the head from; set --config.backbone.classifier=False.")
+            raise InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
         raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
     if surplus := sorted(set(given) - set(needed)):
         raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")

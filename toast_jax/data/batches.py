@@ -47,6 +47,7 @@ def train_batches(
     resize: int,
     size: int,
     min_crop_area: float = 1.0,
+    flip: bool = True,
     randaugment_ops: int = 0,
     randaugment_magnitude: float = 9.0,
     start_step: int = 0,
@@ -62,7 +63,7 @@ def train_batches(
         seed: decides the order and the augmentation.
         resize: length of the shorter side before the crop, in pixels.
         size: side of the random square crop, in pixels.
-        min_crop_area: see `images.train_view`.
+        min_crop_area, flip: see `images.train_view`.
         randaugment_ops, randaugment_magnitude: see `randaugment`.
         start_step: number of batches to leave out at the start; they are not loaded.
         workers: processes that load batches, 0 for threads of this process. Processes are spawned: the main module must
@@ -82,7 +83,7 @@ def train_batches(
 
     def example(record: dict, rng: np.random.Generator) -> Batch:
         image = images.decode(record["image"], record["name"])
-        view = images.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area)
+        view = images.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area, flip=flip)
         view = randaugment(view, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
         return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1)}
 

@@ -44,9 +44,9 @@ def decode(data: bytes, name: str) -> np.ndarray:
 
 
 def train_view(
-    image: np.ndarray, rng: np.random.Generator, *, resize: int, size: int, min_crop_area: float = 1.0
+    image: np.ndarray, rng: np.random.Generator, *, resize: int, size: int, min_crop_area: float = 1.0, flip: bool = True
 ) -> np.ndarray:
-    """Takes a random crop and flips it horizontally half of the time.
+    """Takes a random crop and, if `flip`, flips it horizontally half of the time.
 
     Args:
         image: uint8 [H, W, 3].
@@ -67,7 +67,7 @@ def train_view(
         top = rng.integers(height - size + 1)
         left = rng.integers(width - size + 1)
         crop = image[top : top + size, left : left + size]
-    return crop[:, ::-1] if rng.random() < 0.5 else crop
+    return crop[:, ::-1] if flip and rng.random() < 0.5 else crop
 
 
 def eval_view(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -90,12 +91,12 @@ def open_split(data: ConfigDict, split: str) -> Source:
 
     Args:
         data: the fields
-            format: 'json', 'folder' or 'tfds'.
+            format: 'json', 'folder', 'tfds' or 'scenes'.
             root: the folder with the data; '~' is expanded.
             image_dir: folder of the images under `root`, '' for `root` itself (json).
-            name: name of the dataset, such as 'stanford_dogs' (tfds).
+            name: name of the dataset, such as 'stanford_dogs' (tfds), or the task (scenes).
             splits: for each of train, val and test the stem of its JSON file, its folder or its TFDS split such as
-                'train[:90%]'; '' where the data has no such split.
+                'train[:90%]', or of how many scenes, 'train[:500]'; '' where the data has no such split.
             num_classes: 0 takes the number from the data; any other number must agree with the data.
             labels: False for images without classes: JSON lists of paths, images anywhere under the split's folder, TFDS
                 features without 'label'. All get label 0 of the one class `UNLABELLED`; labels that are there are not read.
@@ -275,4 +276,15 @@ def _existing_root(data: ConfigDict) -> str:
     return root
 
 
-_READERS = {"json": _read_json, "folder": _read_folder, "tfds": _read_tfds}
+def _read_scenes(data: ConfigDict, split: str) -> Source:
+    from toast_jax.data import scenes
+
+    if data.name not in scenes.TASKS:
+        raise InputError(f"config.data.name is {data.name!r}; scenes have the tasks {' and '.join(scenes.TASKS)}.")
+    match = re.fullmatch(r"(\w+)\[:(\d+)\]", data.splits[split])
+    if not match or match[1] not in scenes.SPLITS:
+        raise InputError(f"config.data.splits.{split} is {data.splits[split]!r}; write how many scenes, as in {split}[:500].")
+    return scenes.Scenes(match[1], int(match[2]), data.name)
+
+
+_READERS = {"json": _read_json, "folder": _read_folder, "tfds": _read_tfds, "scenes": _read_scenes}
