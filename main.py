@@ -1,5 +1,6 @@
-"""python main.py --config=configs/fgvc.py:dataset=cub,method=toast --workdir=runs/cub_toast --config.FIELD=VALUE ..."""
+"""python main.py --config=configs/fgvc.py:dataset=cub,method=toast --workdir=runs/cub --config.FIELD=VALUE"""
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -44,22 +45,27 @@ def main(argv: list[str]) -> None:
     task.run(config, WORKDIR.value or f"runs/{config.name}")
 
 
+def captions() -> str:
+    """The configs, one a line, each with the first line of its caption."""
+    files = [path for path in sorted(Path(__file__).parent.glob("configs/*.py")) if path.name != "common.py"]
+    lines = [ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] for path in files]
+    return "\n".join(f"  configs/{path.name:<12} {line}" for path, line in zip(files, lines, strict=True))
+
+
 def check_arguments(argv: list[str]) -> None:
     """Refuses what config_flags would answer with a traceback: no config, no such file, unknown fields (with the nearest)."""
     joined = re.search(r"(?:^|\0)--?config[=\0]([^\0]*)", "\0".join(argv))
     given = joined and joined[1]
-    files = sorted(Path(__file__).parent.glob("configs/*.py"))
-    available = ", ".join(f"configs/{path.name}" for path in files if path.name != "common.py")
     if not given:
-        raise InputError(f"No config was given; add --config=FILE, FILE being one of {available}.")
+        raise InputError(f"No config was given; add --config=FILE, FILE being one of\n{captions()}")
     file, _, text = given.partition(":")
     if not Path(file).is_file():
-        raise InputError(f"There is no config {file} under {Path.cwd()}; {Path(__file__).parent} has {available}.")
+        raise InputError(f"There is no config {file} under {Path.cwd()}; {Path(__file__).parent} has\n{captions()}")
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise InputError(f"{file} is no config of its own; use one of {available}.")
+        raise InputError(f"{file} is no config of its own; use one of\n{captions()}")
     fields = list(flat_fields(module.get_config(text or None).to_dict()))
     for arg in argv:
         if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)) and match[1] not in fields:
@@ -81,6 +87,8 @@ def cli() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False  # absl's own handler, which would print every line again with a prefix, is the root's
     log.addHandler(logging.StreamHandler(sys.stdout))
+    # What --help prints.
+    sys.modules["__main__"].__doc__ = f"{__doc__}\n\nConfigs:\n{captions()}\n"
     try:
         if not {"--help", "--helpfull", "--helpshort"} & set(sys.argv):
             check_arguments(sys.argv[1:])

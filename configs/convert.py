@@ -1,4 +1,4 @@
-"""Convert weights: any file that can be imported, or a finished run, to the names of the PyTorch release.
+"""Weights: any file that loads, or a finished run, to the names of the release.
 
     python main.py --config=configs/convert.py:from=runs/cub_toast,to=cub_toast.pth
     python main.py --config=configs/convert.py:from=B_16.npz,to=weights/vit_b16_in21k.safetensors

@@ -1,0 +1,74 @@
+"""Scenes: the same every time, with disjoint digits in the splits, and masks that are where the digit is."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from toast_jax.data import images, scenes, sources
+from toast_jax.errors import InputError
+
+
+def config(name="target", train="train[:20]"):
+    return ConfigDict({"format": "scenes", "name": name, "splits": {"train": train, "val": "", "test": ""}, "num_classes": 0})
+
+
+def test_a_scene_is_always_the_same():
+    one, again = scenes.scene("val", 3), scenes.scene("val", 3)
+    np.testing.assert_array_equal(one.image, again.image)
+    assert one.labels == again.labels
+    assert np.any(one.image != scenes.scene("val", 4).image) and np.any(one.image != scenes.scene("test", 3).image)
+
+
+def test_splits_share_no_digit():
+    parts = {split: {digit.tobytes() for digit in scenes._digits(split)[0]} for split in scenes.SPLITS}
+    assert not parts["train"] & parts["val"] and not parts["train"] & parts["test"] and not parts["val"] & parts["test"]
+    counts = [len(scenes._digits(split)[0]) for split in scenes.SPLITS]
+    assert sum(counts) == 1797 and counts == [1078, 360, 359]
+
+
+def test_tasks_ask_for_different_digits():
+    made = [scenes.scene("train", i) for i in range(500)]
+    salient, target = (np.array([scene.labels[task] for scene in made]) for task in scenes.TASKS)
+    assert abs(np.mean(salient == target) - 0.1) < 0.05  # independent
+    assert np.bincount(target, minlength=10).min() > 25 and np.bincount(salient, minlength=10).min() > 25
+
+
+def test_the_target_alone_is_green_and_its_mask_is_on_it():
+    for i in range(100):
+        made = scenes.scene("train", i)
+        image = made.image.astype(int)
+        green = (image[..., 1] > image[..., 0] + 60) & (image[..., 1] > image[..., 2] + 60)
+        mask = made.masks["target"]
+        assert 20 < mask.sum() < 16 * 16
+        assert (green & mask).sum() > 0.5 * mask.sum() or (made.masks["salient"] & mask).any()
+        assert (green & ~mask).sum() < 0.35 * mask.sum() + 8  # the rim of the strokes
+
+
+def test_the_salient_digit_is_the_brightest():
+    for i in range(100):
+        made = scenes.scene("train", i)
+        bright = made.image.max(-1).astype(float)
+        free = made.masks["salient"] & ~made.masks["target"]
+        assert np.percentile(bright[free], 75) > np.percentile(bright[~made.masks["salient"]], 99) - 60
+
+
+def test_source_gives_the_label_of_its_task():
+    for task in scenes.TASKS:
+        source = sources.open_split(config(task), "train")
+        assert len(source) == 20 and source.classes == tuple("0123456789")
+        record = source[7]
+        assert record["label"] == scenes.scene("train", 7).labels[task]
+        np.testing.assert_array_equal(images.decode(record["image"], record["name"]), scenes.scene("train", 7).image)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "color"}, "config.data.name is 'color'; scenes have the tasks salient and target"),
+        ({"train": "train"}, r"config.data.splits.train is 'train'; write how many scenes, as in train\[:500\]"),
+        ({"train": "all[:5]"}, r"is 'all\[:5\]'; write how many scenes"),
+    ],
+)
+def test_mistakes_are_told(change, message):
+    with pytest.raises(InputError, match=message):
+        sources.open_split(config(**change), "train")

@@ -1,0 +1,131 @@
+"""Scenes for a demonstration that needs no download: handwritten digits of several sizes and colours, and one question.
+
+Each scene holds a bright digit, two dim ones, of which exactly one is green, and pieces of others as clutter. Two tasks share
+the pictures: `salient` asks for the class of the bright digit, `target` for that of the green one. A network that was trained
+on the first has every reason to look past the answer of the second.
+
+The digits are scikit-learn's `load_digits` (1,797 real ones, 8 x 8 pixels, shipped inside the package). Splits are made of
+disjoint digits, so no stroke of a test scene was ever seen in training.
+"""
+
+import colorsys
+import dataclasses
+import functools
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIDE = 48  # pixels
+TASKS = ("salient", "target")
+SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # shares of the digits
+
+_GREEN = 0.33
+_OTHER_HUES = (0.0, 0.08, 0.16, 0.5, 0.62, 0.78, 0.9)
+_CLUTTER = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A rendered scene.
+
+    Attributes:
+        image: uint8 [SIDE, SIDE, 3].
+        labels: the class of each task's digit, by task.
+        masks: bool [SIDE, SIDE], the strokes of each task's digit, by task.
+    """
+
+    image: np.ndarray
+    labels: dict[str, int]
+    masks: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """The first `count` scenes of a split, as a source of images (see `sources.Source`) with the labels of one task."""
+
+    split: str
+    count: int
+    task: str
+    classes: tuple[str, ...] = tuple("0123456789")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        made = scene(self.split, index)
+        file = io.BytesIO()
+        Image.fromarray(made.image).save(file, "PNG", compress_level=0)
+        return {"image": file.getvalue(), "label": made.labels[self.task], "name": f"{self.split}[{index}]"}
+
+
+def scene(split: str, index: int) -> Scene:
+    """Composes scene `index` of a split, always the same one."""
+    rng = np.random.default_rng((tuple(SPLITS).index(split), index))
+    images, classes = _digits(split)
+    canvas = rng.normal(0.12, 0.04, (SIDE, SIDE, 3))
+    for _ in range(_CLUTTER):
+        glyph = _enlarged(images[rng.integers(len(images))], 16)
+        top, left = rng.integers(0, 9, 2)
+        place = rng.integers(0, SIDE - 7, 2)
+        _draw(canvas, glyph[top : top + 8, left : left + 8], place, _colour(rng.choice(_OTHER_HUES), 0.6, 0.35))
+    hues = rng.permutation(_OTHER_HUES)
+    wanted = {
+        "salient": (rng.integers(18, 27), _colour(hues[0], rng.uniform(0.2, 0.9), 1.0)),
+        "target": (16, _colour(_GREEN, 0.8, 0.62)),
+        "other": (16, _colour(hues[1], 0.8, 0.62)),
+    }
+    labels, masks, taken = {}, {}, []
+    for name, (size, colour) in wanted.items():
+        place = _free_place(rng, size, taken)
+        taken.append((place, size))
+        chosen = rng.integers(len(images))
+        masks[name] = _draw(canvas, _enlarged(images[chosen], size), place, colour)
+        labels[name] = int(classes[chosen])
+    pixels = (np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+    return Scene(pixels, {task: labels[task] for task in TASKS}, {task: masks[task] for task in TASKS})
+
+
+@functools.cache
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The digits of a split, uint8 [n, 8, 8], and their classes [n]."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    first, last = (round(share * len(order)) for share in SPLITS[split])
+    chosen = order[first:last]
+    return np.round(data.images[chosen] * 255 / 16).astype(np.uint8), data.target[chosen]
+
+
+def _enlarged(digit: np.ndarray, size: int) -> np.ndarray:
+    """[8, 8] bytes -> [size, size] between 0 and 1."""
+    return np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)) / 255
+
+
+def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+    return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
+
+
+def _draw(canvas: np.ndarray, glyph: np.ndarray, place: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Paints a glyph over what is there, and returns the mask of its strokes."""
+    (top, left), (height, width) = place, glyph.shape
+    window = canvas[top : top + height, left : left + width]
+    window[:] = window * (1 - glyph[..., None]) + glyph[..., None] * colour
+    mask = np.zeros(canvas.shape[:2], bool)
+    mask[top : top + height, left : left + width] = glyph > 0.3
+    return mask
+
+
+def _free_place(rng: np.random.Generator, size: int, taken: list) -> np.ndarray:
+    """A random corner from which a square overlaps the others least, of a few tries."""
+    best, least = None, np.inf
+    for _ in range(50):
+        place = rng.integers(0, SIDE - size + 1, 2)
+        overlap = sum(np.prod(np.clip(np.minimum(place + size, p + s) - np.maximum(place, p), 0, None)) for p, s in taken)
+        if overlap < least:
+            best, least = place, overlap
+        if not overlap:
+            break
+    return best
