@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ml_collections import config_flags
 
 from toast_jax.errors import InputError, choose
 from toast_jax.fields import flat_fields
+from toast_jax.interrupt import Interrupted
 
 TASKS = {name: f"toast_jax.tasks.{name}" for name in ("train", "evaluate", "convert")}
 
@@ -96,6 +98,12 @@ def cli() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as message:
+        print(f"{message} Go on with\n  {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

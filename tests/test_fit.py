@@ -1,9 +1,12 @@
 """The loop, end to end on a small data set: what it writes, that it can be interrupted, and how it fails."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import signal
 import stat
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from conftest import COUNTS, METHODS, tiny_config
 from PIL import Image
 
-from toast_jax import checkpoint, fit, parallel, prepare, trees
+from toast_jax import checkpoint, fit, interrupt, parallel, prepare, trees
 from toast_jax.data import batches
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate, train
@@ -95,6 +98,40 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path
     jax.tree.map(np.testing.assert_array_equal, final_state(parts, config), final_state(whole, config))
     assert losses(parts) == losses(whole)
     assert len(losses(parts)) == 3 * (24 // config.batch_size)
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(config, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit.fit(config, whole)
+    with monkeypatch.context() as patch:
+        answers = iter([False, True])
+        patch.setattr(interrupt, "asked", lambda: contextlib.nullcontext(lambda: next(answers)))
+        with pytest.raises(interrupt.Interrupted, match="Stopped after step 2 of 6, which is saved in"):
+            fit.fit(config, parts)
+    assert final_state(parts, config).step == 2 and len(losses(parts)) == 2
+    fit.fit(config, parts)
+    jax.tree.map(np.testing.assert_array_equal, final_state(parts, config), final_state(whole, config))
+    assert losses(parts) == losses(whole)
+
+
+def test_first_signal_asks_and_second_one_ends():
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with interrupt.asked() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert before == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_terminal_gets_a_bar_and_no_lines(config, tmp_path, monkeypatch, capfd, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    config.log_every = 1
+    fit.fit(config, tmp_path)
+    assert "/6 [" in capfd.readouterr().out
+    assert not [line for line in caplog.messages if " lr " in line]
 
 
 def test_a_finished_run_is_only_reported(config, tmp_path, monkeypatch):

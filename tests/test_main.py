@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,31 @@ def test_good_arguments_pass(monkeypatch):
     main.check_arguments(
         ["--config=configs/fgvc.py:dataset=cars", "--config.optimizer.lr=1", "--noconfig.resume", "--workdir=x"]
     )
+
+
+def test_ctrl_c_saves_and_tells_how_to_go_on(image_folder, tmp_path):
+    flags = [
+        "--config=configs/folder.py:method=linear,backbone=vit_ti16",
+        f"--workdir={tmp_path}",
+        f"--config.data.root={image_folder}",
+        "--config.backbone.weights=random",
+        "--config.data.image_size=16",
+        "--config.data.resize=18",
+        "--config.batch_size=8",
+        "--config.epochs=2000",
+        "--config.log_every=1",
+        "--config.eval_every=2000",
+        "--config.checkpoint_every=2000",
+    ]
+    process = subprocess.Popen([sys.executable, "main.py", *flags], stdout=-1, stderr=-1, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    stopped = re.match(
+        r"Stopped after step (\d+) of 6000, which is saved in .*\. Go on with\n  python main.py --config=", error
+    )
+    assert stopped and f"--workdir={tmp_path}" in error and "Traceback" not in error
+    assert (tmp_path / "checkpoints" / stopped[1]).is_dir()

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, metrics, parallel, top_down_file, trees, workdir
+from toast_jax import checkpoint, interrupt, metrics, parallel, top_down_file, trees, workdir
 from toast_jax.data import batches, sources
 from toast_jax.errors import InputError
 from toast_jax.evaluation import described, evaluate
 from toast_jax.prepare import Run, prepare
+from toast_jax.progress import Progress
 from toast_jax.train import State
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
 
     Raises:
       InputError: anything that `prepare` finds before the first step; later, a loss that is not finite.
+      Interrupted: the process was asked to end; the last step is saved.
     """
     started = time.perf_counter()
     if result := workdir.finished(folder, config):
@@ -58,7 +60,6 @@ def _shard():
 def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started: float) -> dict:
     """Steps, evaluations and checkpoints from `state` to the last epoch."""
     config, start = run.config, int(state.step)
-    state, timer, evaluated = parallel.place(state), _Timer(config.batch_size, run.steps, started), {}
     loader = batches.train_batches(
         run.train,
         batch_size=config.batch_size,
@@ -74,31 +75,36 @@ def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started:
         workers=config.data.workers,
         shard=_shard(),
     )
-    pending = []
-    for step, batch in enumerate(parallel.sharded(loader), start=start + 1):
-        state, numbers = run.step(state, run.frozen, batch)
-        pending.append((step, numbers))
-        last_of_epoch = step % run.steps_per_epoch == 0
-        if step == start + 1 or step % config.log_every == 0 or last_of_epoch:
-            _log_steps(run, writer, pending, timer)
-            pending = []
-        if last_of_epoch:
-            epoch = step // run.steps_per_epoch
-            if epoch % config.eval_every == 0 or step == run.steps:
-                evaluated = _evaluate(run, state, writer, step)
-            if epoch % config.checkpoint_every == 0 or step == run.steps:
-                checkpoint.save(checkpoints, parallel.fetch(state), {"config": config.to_dict(), "classes": run.train.classes})
-            timer.resume()
+    meta = {"config": config.to_dict(), "classes": run.train.classes}
+    state, pending, evaluated = parallel.place(state), [], {}
+    with Progress(config.batch_size, start, run.steps, started) as progress, interrupt.asked() as interrupted:
+        for step, batch in enumerate(parallel.sharded(loader), start=start + 1):
+            state, numbers = run.step(state, run.frozen, batch)
+            pending.append((step, numbers))
+            last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
+            if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
+                _log_steps(run, writer, pending, progress)
+                pending = []
+            if last_of_epoch:
+                epoch = step // run.steps_per_epoch
+                if epoch % config.eval_every == 0 or step == run.steps:
+                    evaluated = _evaluate(run, state, writer, step)
+            if stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps)):
+                checkpoint.save(checkpoints, parallel.fetch(state), meta)
+            if stop and step < run.steps:
+                raise interrupt.Interrupted(f"Stopped after step {step} of {run.steps}, which is saved in {run.folder}.")
+            if last_of_epoch:
+                progress.resume()
     evaluated = evaluated or _evaluate(run, state, writer, run.steps)
     if config.stage == "pretune":
         top_down_file.save(run.folder / "top_down.safetensors", parallel.fetch(trees.merge(state.result, run.frozen)), config)
-    return _result(run, evaluated, timer)
+    return _result(run, evaluated, progress)
 
 
-def _log_steps(run: Run, writer, pending, timer) -> None:
+def _log_steps(run: Run, writer, pending, progress) -> None:
     """Fetches the numbers of the steps since the last call, which waits for the device, and reports them."""
     fetched = [(step, {name: float(value) for name, value in numbers.items()}) for step, numbers in jax.device_get(pending)]
-    timer.tick(len(fetched))
+    progress.tick(len(fetched))
     for step, numbers in fetched:
         numbers["lr"] = float(run.schedule(step - 1))
         writer.write(step, {f"train/{name}": value for name, value in numbers.items()})
@@ -108,12 +114,7 @@ def _log_steps(run: Run, writer, pending, timer) -> None:
                 f"{(step - 1) // run.steps_per_epoch}, learning rate {numbers['lr']:.3g}); the last good checkpoint, if any, "
                 f"is kept in {run.folder / 'checkpoints'}; try a lower --config.optimizer.lr in another --workdir."
             )
-    step, numbers = fetched[-1]
-    names = ["loss", *(name for name in numbers if name not in ("loss", "lr", "grad_norm"))]
-    told = "  ".join(f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in names)
-    log.info(
-        "step %d/%d  %s  lr %.2e  %.1f images/s  ETA %s", step, run.steps, told, numbers["lr"], timer.rate, timer.eta(step)
-    )
+    progress.tell(*fetched[-1])
 
 
 def _evaluate(run: Run, state: State, writer, step: int) -> dict[str, dict[str, float]]:
@@ -130,52 +131,14 @@ def _evaluate(run: Run, state: State, writer, step: int) -> dict[str, dict[str, 
     return results
 
 
-def _result(run: Run, evaluated, timer) -> dict:
+def _result(run: Run, evaluated, progress) -> dict:
     return {
         **{name: one for name, one in evaluated.items()},
         "seed": run.config.seed,
         "tuned_parameters": run.tuned_parameters,
-        "images_per_second": timer.median_rate,
-        "seconds_to_first_step": timer.first_step,
+        "images_per_second": progress.median_rate,
+        "seconds_to_first_step": progress.first_step,
         "steps": run.steps,
         "config": run.config.to_dict(),
         **workdir.circumstances(),
     }
-
-
-class _Timer:
-    """Speed of the training steps alone: compilation, evaluation and checkpoints are left out."""
-
-    def __init__(self, batch_size: int, steps: int, started: float):
-        self._batch_size, self._steps, self._started = batch_size, steps, started
-        self._rates, self._since = [], started
-        self.first_step = None
-
-    def tick(self, steps: int) -> None:
-        """Call after `steps` steps have ended."""
-        now = time.perf_counter()
-        if self.first_step is None:
-            self.first_step = now - self._started
-        else:
-            self._rates.append(steps * self._batch_size / (now - self._since))
-        self._since = now
-
-    def resume(self) -> None:
-        """Call after something other than a step."""
-        self._since = time.perf_counter()
-
-    @property
-    def rate(self) -> float:
-        """Images per second since the last tick but one."""
-        return self._rates[-1] if self._rates else 0.0
-
-    @property
-    def median_rate(self) -> float | None:
-        return float(np.median(self._rates)) if self._rates else None
-
-    def eta(self, step: int) -> str:
-        """Time left for the steps after `step`, as h:mm:ss."""
-        if not self._rates:
-            return "-"
-        seconds = int((self._steps - step) * self._batch_size / np.median(self._rates))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
