@@ -22,7 +22,7 @@ from toast_jax.errors import InputError, choose
 from toast_jax.fields import flat_fields
 from toast_jax.interrupt import Interrupted
 
-TASKS = {name: f"toast_jax.tasks.{name}" for name in ("train", "evaluate", "convert")}
+TASKS = {name: f"toast_jax.tasks.{name}" for name in ("train", "evaluate", "convert", "predict")}
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")

@@ -15,7 +15,7 @@ from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-TUNING = [name for name in CONFIGS if name not in ("convert", "pretune")]
+TUNING = [name for name in CONFIGS if name not in ("convert", "predict", "pretrain", "pretune")]
 
 
 def shrunk(config, root):

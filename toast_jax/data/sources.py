@@ -117,6 +117,22 @@ def open_split(data: ConfigDict, split: str) -> Source:
     return source
 
 
+def unlabelled(path: str) -> Files:
+    """One image, or those of a folder at every depth, in the order of their paths; all have label 0 of the class `UNLABELLED`.
+
+    Raises:
+        InputError: there is no image.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise InputError(f"There is nothing at {path}: give a folder with images, or an image.")
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names if _is_image(name)]
+    paths = tuple(sorted(found)) if os.path.isdir(path) else (path,)
+    if not paths:
+        raise InputError(f"Folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}): put some there, at any depth.")
+    return Files(paths, (0,) * len(paths), (UNLABELLED,))
+
+
 def _read_json(data: ConfigDict, split: str) -> Files:
     root = _existing_root(data)
     folder = os.path.join(root, data.image_dir)
@@ -182,11 +198,7 @@ def _require_files(paths: Sequence[str]) -> None:
 
 def _read_folder(data: ConfigDict, split: str) -> Files:
     if not data.labels:
-        folder = _split_folder(data, split, classes=False)
-        paths = tuple(sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if _is_image(name)))
-        if not paths:
-            raise InputError(f"Folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}): put some there, at any depth.")
-        return Files(paths, (0,) * len(paths), (UNLABELLED,))
+        return unlabelled(_split_folder(data, split, classes=False))
     classes = tuple(_subfolders(_split_folder(data, TRAIN)))
     folder = _split_folder(data, split)
     unknown = sorted(set(_subfolders(folder)) - set(classes))

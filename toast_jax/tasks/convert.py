@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, download, trees
+from toast_jax import download, saved_run, trees
 from toast_jax.errors import InputError, listed
 from toast_jax.formats import timm_names
-from toast_jax.prepare import load_network
 from toast_jax.rename import Arrays, rename, rename_back, table, unstack
 from toast_jax.weight_files import check_writable, read, write
 
@@ -47,12 +46,8 @@ def _of_file(path: Path) -> tuple[Arrays, list[str]]:
 
 
 def _of_run(folder: Path) -> tuple[Arrays, list[str]]:
-    with checkpoint.manager(folder) as checkpoints:
-        meta = checkpoint.read_meta(checkpoints)
-        config = ConfigDict(meta["config"])
-        network = load_network(config, len(meta["classes"]))
-        _, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
-    arrays = unstack({path: np.asarray(leaf) for path, leaf in trees.flat(trees.merge(tuned, network.frozen)).items()})
-    if config.stage == "pretune":
+    saved = saved_run.load(folder)
+    arrays = unstack({path: np.asarray(leaf) for path, leaf in trees.flat(saved.params).items()})
+    if saved.config.stage == "pretune":
         arrays = {path: array for path, array in arrays.items() if not path.startswith("head/")}
     return arrays, []

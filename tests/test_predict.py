@@ -1,0 +1,110 @@
+"""Prediction by a tuned run: the classes it was evaluated with, pictures of where it looks, and what is refused."""
+
+import csv
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CLASSES, COUNTS, tiny_config
+from PIL import Image
+
+from configs import predict as predict_config
+from toast_jax import attention, drawing, fit
+from toast_jax.errors import InputError
+from toast_jax.tasks import predict
+
+
+@pytest.fixture(scope="module")
+def tuned(image_folder, tmp_path_factory):
+    """A run that tells the three colours apart."""
+    from toast_jax.backbones import vit
+
+    folder = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+        config = tiny_config(image_folder, "toast")
+        config.epochs = config.eval_every = config.checkpoint_every = 20
+        result = fit.fit(config, folder)
+    assert result["test"]["accuracy"] > 0.6
+    return folder, result
+
+
+def rows(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predicted(run, images, folder, **fields):
+    config = predict_config.get_config(f"run={run},images={images}")
+    config.update(fields)
+    predict.run(config, str(folder))
+    return rows(folder)
+
+
+@pytest.mark.parametrize("attention_too", [True, False])
+def test_predictions_are_those_of_the_evaluation(tuned, image_folder, tmp_path, attention_too):
+    found = predicted(tuned[0], image_folder / "test", tmp_path, batch_size=4, attention=attention_too)
+    assert len(found) == 3 * COUNTS["test"] and {row["class"] for row in found} <= set(CLASSES)
+    right = [row["class"] == row["image"].split("/")[-2] for row in found]
+    assert np.mean(right) == pytest.approx(tuned[1]["test"]["accuracy"])
+    assert all(1 / 3 <= float(row["probability"]) <= 1 for row in found)
+    pictures = sorted((tmp_path / "attention").glob("*.png"))
+    assert len(pictures) == (len(found) if attention_too else 0)
+    if pictures:  # the image, the first look and the last
+        assert np.asarray(Image.open(pictures[0])).shape == (16, 3 * 16 + 2 * 4, 3)
+
+
+def test_one_image_will_do(tuned, image_folder, tmp_path):
+    path = image_folder / "test" / CLASSES[0] / "0.jpg"
+    (row,) = predicted(tuned[0], path, tmp_path)
+    assert row["image"] == str(path)
+
+
+@pytest.mark.parametrize(
+    ("run", "images", "message"),
+    [
+        ("", "x", "Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER"),
+        ("{run}", "{tmp}/nowhere", "There is nothing at .*nowhere: give a folder with images"),
+        ("{run}", "{tmp}", "has no images"),
+        ("{tmp}", "{images}", "There are no checkpoints in"),
+    ],
+)
+def test_refusals(tuned, image_folder, tmp_path, run, images, message):
+    config = predict_config.get_config()
+    config.run = run.format(run=tuned[0], tmp=tmp_path)
+    config.images = images.format(images=image_folder, tmp=tmp_path)
+    with pytest.raises(InputError, match=message):
+        predict.run(config, str(tmp_path / "out"))
+
+
+def test_pretuned_module_is_no_classifier(image_folder, tmp_path):
+    config = tiny_config(image_folder, "toast")
+    config.stage, config.epochs = "pretune", 1
+    fit.fit(config, tmp_path / "run")
+    with pytest.raises(InputError, match="has pre-tuned a top-down module; give one that tuned with it"):
+        predicted(tmp_path / "run", image_folder, tmp_path / "out")
+
+
+def test_map_of_the_class_token_is_its_row_of_the_last_block():
+    weights = np.random.default_rng(0).dirichlet(np.ones(7), (2, 3, 4, 7)).astype(np.float32)  # L, B, H, N; two prompts
+    ours = attention.of_class_token(jnp.asarray(weights), grid=2)
+    expected = weights[1, :, :, 0, 3:].mean(axis=1)
+    np.testing.assert_allclose(ours, expected.reshape(3, 2, 2), rtol=1e-6)
+
+
+def test_colours_go_from_dark_blue_to_yellow():
+    picture = drawing.coloured(np.linspace(-3, 5, 50)[None])
+    assert tuple(picture[0, 0]) == (68, 1, 84) and tuple(picture[0, -1]) == (253, 231, 37)
+    brightness = picture[0].astype(float) @ [0.299, 0.587, 0.114]
+    assert np.all(np.diff(brightness) > 0)
+    assert np.ptp(drawing.coloured(np.ones((2, 2))), axis=(0, 1)).max() == 0
+
+
+def test_overlay_is_brightest_where_the_map_is_highest():
+    values = np.zeros((4, 4))
+    values[1, 2] = 1
+    picture = drawing.overlay(np.zeros((32, 32, 3), np.uint8), values).astype(int).sum(-1)
+    row, column = np.unravel_index(picture.argmax(), picture.shape)
+    assert (row // 8, column // 8) == (1, 2)
+    same = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(drawing.overlay(same, values, strength=0.0), same)

@@ -1,0 +1,45 @@
+"""A run read back from its folder: what it was, and the network it ended with."""
+
+import dataclasses
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from toast_jax import checkpoint, trees
+from toast_jax.methods import Method
+from toast_jax.model import Steered
+from toast_jax.prepare import load_network
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A run at its latest checkpoint.
+
+    Attributes:
+      config: the config it was made with.
+      classes: names of the classes, in the order of the logits.
+      step: of the checkpoint.
+      model, method, params: for `model.apply`.
+    """
+
+    config: ConfigDict
+    classes: tuple[str, ...]
+    step: int
+    model: Steered
+    method: Method
+    params: dict
+
+
+def load(folder: str | Path) -> SavedRun:
+    """Reads a run; its backbone is read again from where its config says.
+
+    Raises:
+      InputError: there is no checkpoint in the folder, or the backbone's file is gone or another one.
+    """
+    with checkpoint.manager(folder) as checkpoints:
+        meta = checkpoint.read_meta(checkpoints)
+        config = ConfigDict(meta["config"])
+        network = load_network(config, len(meta["classes"]))
+        step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
+    params = trees.merge(tuned, network.frozen)
+    return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params)

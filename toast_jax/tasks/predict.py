@@ -1,0 +1,73 @@
+"""Predict: `--config=configs/predict.py:run=FOLDER,images=FOLDER`, with a run that has tuned something."""
+
+import csv
+import functools
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from toast_jax import attention, drawing, saved_run, workdir
+from toast_jax.data import batches, images, sources
+from toast_jax.errors import InputError
+from toast_jax.model import apply
+
+log = logging.getLogger(__name__)
+
+SHOWN = 20  # lines on the console
+
+
+def run(config: ConfigDict, folder: str) -> None:
+    """Writes `predictions.csv` (image, class, probability) and, if asked for, `attention/*.png` to the folder.
+
+    A picture shows the image as the network sees it and where the class token looks: in the first look, for networks that look
+    twice, and in the last.
+
+    Raises:
+      InputError: no such run, one that is no classifier, or no images.
+    """
+    if not config.run or not config.images:
+        raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
+    folder = workdir.writable(folder)
+    source = sources.unlabelled(config.images)
+    saved = saved_run.load(config.run)
+    if saved.config.stage != "tune":
+        raise InputError(f"The run in {config.run} has pre-tuned a top-down module; give one that tuned with it.")
+    look = jax.jit(functools.partial(_look, saved.model, saved.method, bool(config.attention)))
+    data = saved.config.data
+    loader = batches.eval_batches(source, batch_size=config.batch_size, resize=data.resize, size=data.image_size)
+    rows = []
+    for batch in loader:
+        probabilities, maps = jax.device_get(look(saved.params, batch["image"]))
+        for i in np.flatnonzero(batch["mask"]):
+            best = int(probabilities[i].argmax())
+            name = source.paths[batch["index"][i]]
+            rows.append((name, saved.classes[best], f"{probabilities[i, best]:.4f}"))
+            if config.attention:
+                _draw(folder / "attention", len(rows), name, batch["image"][i], [one[i] for one in maps])
+    with (folder / "predictions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "class", "probability"), *rows])
+    for name, label, probability in rows[:SHOWN]:
+        log.info("%s  %s  %s", probability, label, name)
+    if len(rows) > SHOWN:
+        log.info("... and %d more", len(rows) - SHOWN)
+    log.info("%d predictions are in %s.", len(rows), folder / "predictions.csv")
+
+
+def _look(model, method, with_attention, params, pixels):
+    """Probabilities `[B, C]`, and the maps `[B, g, g]` of each look."""
+    if not with_attention:
+        return jax.nn.softmax(apply(model, method, params, pixels)), []
+    logits, out = apply(model, method, params, images.normalize(jnp.asarray(pixels)), call="explain")
+    looks = [out[name] for name in ("first_look", "look") if name in out]
+    return jax.nn.softmax(logits), [attention.of_class_token(one["attention"], model.backbone.grid) for one in looks]
+
+
+def _draw(folder: Path, number: int, name: str, image: np.ndarray, maps: list[np.ndarray]) -> None:
+    folder.mkdir(exist_ok=True)
+    picture = drawing.side_by_side([image, *(drawing.overlay(image, one) for one in maps)])
+    Image.fromarray(picture).save(folder / f"{number:05}_{Path(name).stem}.png")
