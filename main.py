@@ -22,7 +22,8 @@ from toast_jax.errors import InputError, choose
 from toast_jax.fields import flat_fields
 from toast_jax.interrupt import Interrupted
 
-TASKS = {name: f"toast_jax.tasks.{name}" for name in ("train", "evaluate", "convert", "predict")}
+# Modules of toast_jax/tasks, each with a field that its configs have.
+TASKS = {"train": "optimizer", "evaluate": "optimizer", "convert": "target", "predict": "images"}
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")
@@ -34,10 +35,12 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{argv[1]!r} is not understood; fields are set with --config.FIELD=VALUE.")
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every file it writes
     config = CONFIG.value
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toast_jax"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax"
     # Read by JAX when a task imports it.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
-    task = importlib.import_module(choose("config.task", config.task, TASKS))
+    if choose("config.task", config.task, TASKS) not in config:
+        raise InputError(f"This config is not for the task {config.task}; see the captions of the configs.\n{captions()}")
+    task = importlib.import_module(f"toast_jax.tasks.{config.task}")
     if DISTRIBUTED.value:
         import jax
 

@@ -3,7 +3,7 @@
     python main.py --config=configs/predict.py:run=runs/mine,images=data/new --workdir=predictions
 
 run: the folder of the run. images: a folder, searched at every depth, or one image. attention: yes, no (pictures of where the
-network looks).
+network looks). weights: the backbone of the run, if its file has moved.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,6 @@ from toast_jax.errors import choose
 
 def get_config(text: str | None = None):
     """`text` is what follows the colon of `--config`."""
-    given = common.arguments(text, run="", images="", attention="yes")
+    given = common.arguments(text, run="", images="", attention="yes", weights="")
     attention = choose("The config argument attention", given["attention"], {"yes": True, "no": False})
-    fields = {"run": given["run"], "images": given["images"], "attention": attention, "batch_size": 32}
-    return ConfigDict({"name": "predict", "task": "predict", **fields})
+    return ConfigDict({"name": "predict", "task": "predict", **given, "attention": attention, "batch_size": 32})

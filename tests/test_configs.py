@@ -49,6 +49,7 @@ def test_pretuning_config_makes_a_step(text, image_folder, tmp_path):
     config = shrunk(pretune.get_config(text), image_folder)
     config.data.format, config.data.splits.val = "folder", ""
     config.batch_size = 16  # two for each device, to mix
+    config.head.start, config.optimizer.weight_decay = "random", 0.0  # so that what moves was moved by its gradient
     run, state = prepare.prepare(config, tmp_path)
     before = parallel.fetch(trees.prune(state.tuned))
     loader = batches.train_batches(run.train, batch_size=16, epochs=1, seed=0, resize=18, size=16)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import convert as convert_config
 from toast_jax import download, fit, rename, trees, weight_files
+from toast_jax.backbones import vit
 from toast_jax.errors import InputError
 from toast_jax.tasks import convert
 
@@ -111,11 +112,15 @@ def test_table_has_a_line_for_every_name(caplog, tmp_path):
         ("{tmp}/file.safetensors", "", "Nothing to convert"),
         ("{tmp}/file.safetensors", "{tmp}/x.onnx", "x.onnx has an ending that is not written here"),
         ("{tmp}/file.safetensors", "{tmp}/nowhere/x.safetensors", "cannot be written; give a file in a folder that exists"),
-        ("{tmp}/gone.safetensors", "{tmp}/x.safetensors", "There is no weights file at"),
+        ("{tmp}/gone.safetensors", "{tmp}/x.safetensors", "There is nothing at .*gone.safetensors; correct from="),
         ("{tmp}", "{tmp}/x.safetensors", "There are no checkpoints in"),
         ("https://example.com/x.npz", "{tmp}/x.safetensors", "is not fetched from here; download it with curl"),
         ("nosuch://bucket/x.npz", "{tmp}/x.safetensors", "nosuch://bucket/x.npz cannot be read"),
-        ("{tmp}/other.safetensors", "{tmp}/x.safetensors", "holds nothing that a network here has .what."),
+        (
+            "{tmp}/other.safetensors",
+            "{tmp}/x.safetensors",
+            "another kind of network, which cannot be used: no network here has what",
+        ),
     ],
 )
 def test_refusals(source, target, message, tmp_path, monkeypatch):
@@ -146,6 +151,57 @@ def test_remote_file_is_copied_once_and_verified(tmp_path, monkeypatch):
     assert [path.name for path in copy.parent.iterdir()] == ["b.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"enc.register_tokens": np.zeros((1, 4, 32), "f4")}, "belongs to a ViT with register tokens"),
+        ({"enc.blocks.0.attn.q_norm.weight": np.zeros(8, "f4")}, "belongs to a ViT with norms of queries and keys"),
+        ({"enc.blocks.1.mlp.fc2.bias": None}, "lacks backbone/blocks/{i}/mlp/fc2/bias in some of its layers"),
+        ({"enc.blocks.2.norm1.weight": None}, "lacks backbone/blocks/{i}/norm1/scale in some of its layers"),
+        ({"enc.norm.bias": np.full(32, np.nan, "f4")}, "has numbers that are not finite in backbone/norm/bias"),
+    ],
+)
+def test_what_does_not_load_is_not_converted(change, message, tmp_path):
+    state = {**state_of("vit_linear"), **change}
+    save_file({name: array for name, array in state.items() if array is not None}, tmp_path / "theirs.safetensors")
+    with pytest.raises(InputError, match=message):
+        converted(tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
+
+
+def test_header_travels_with_the_arrays(tmp_path):
+    save_file(state_of("vit_toast"), tmp_path / "a.safetensors", {"toast_jax": "{}"})
+    converted(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert weight_files.read_header(tmp_path / "b.safetensors") == {"toast_jax": "{}"}
+
+
+def test_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    save_file(state_of("vit_linear"), tmp_path / "a.safetensors")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="b.safetensors cannot be written .*No space left on device"):
+        converted(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_run_whose_backbone_has_moved_can_be_told_where(image_folder, tmp_path):
+    state = {name: array for name, array in state_of("vit_linear").items() if not name.startswith("head")}
+    save_file(state, tmp_path / "old.safetensors")
+    config = tiny_config(image_folder, "linear")
+    config.backbone.update({"size": "recorded", "weights": str(tmp_path / "old.safetensors")})
+    config.epochs, config.data.image_size, config.data.resize = 1, 32, 32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vit.SIZES, "recorded", vit.Size(width=32, depth=3, num_heads=4))
+        fit.fit(config, tmp_path / "run")
+        (tmp_path / "old.safetensors").rename(tmp_path / "new.safetensors")
+        with pytest.raises(InputError, match="There is no weights file at"):
+            converted(tmp_path / "run", tmp_path / "x.safetensors")
+        target = f"from={tmp_path}/run,to={tmp_path}/x.safetensors,weights={tmp_path}/new.safetensors"
+        convert.run(convert_config.get_config(target), "unused")
+    np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["enc.norm.bias"], state["enc.norm.bias"])
+
+
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     weight_files.write(path, {"a": np.zeros(3, np.float32)}, {})
@@ -155,7 +211,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_bytes", fails)
-    with pytest.raises(OSError):
+    with pytest.raises(InputError):
         weight_files.write(path, {"a": np.ones(3, np.float32)}, {})
     assert path.read_bytes() == before
 

@@ -125,6 +125,31 @@ def test_first_signal_asks_and_second_one_ends():
     assert before == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
 
 
+def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch):
+    values = {"min_crop_area": 0.31, "randaugment_ops": 3, "randaugment_magnitude": 4.5, "flip": False}
+    on_device = {"erasing": 0.11, "mixup": 0.21, "cutmix": 0.41, "label_smoothing": 0.05}
+    config.augment.update({**values, **on_device})
+    config.batch_size, config.ema, config.optimizer.base_batch_size = 16, 0.7, 8
+    run, _ = prepare.prepare(config, tmp_path)
+    np.testing.assert_allclose(run.schedule(0), 2 * config.optimizer.lr)
+    seen = {}
+    monkeypatch.setattr(prepare, "train_step", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(prepare.parallel, "replicate", lambda step, **_: step)
+    prepare.prepare(config, tmp_path)[0].step()
+    on_device["smoothing"] = on_device.pop("label_smoothing")
+    assert seen["ema"] == 0.7 and seen["augment"].keywords == {**on_device, "num_classes": 3}
+    monkeypatch.undo()
+
+    def stop(source, **options):
+        seen.update(options)
+        raise Killed
+
+    monkeypatch.setattr(fit.batches, "train_batches", stop)
+    with pytest.raises(Killed):
+        fit.fit(config, tmp_path)
+    assert {name: seen[name] for name in values} == values
+
+
 def test_terminal_gets_a_bar_and_no_lines(config, tmp_path, monkeypatch, capfd, caplog):
     caplog.set_level("INFO", "toast_jax")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
@@ -230,7 +255,7 @@ def test_pretuning_without_labels_trains_what_the_variational_loss_trains(config
 
 
 def test_moving_average_is_what_is_evaluated_and_kept(config, tmp_path):
-    config.ema = 0.5
+    config.ema = 0.9
     config.epochs = 1
     fit.fit(config, tmp_path)
     final = final_state(tmp_path, config)
@@ -240,7 +265,7 @@ def test_moving_average_is_what_is_evaluated_and_kept(config, tmp_path):
     for batch in parallel.sharded(loader):
         placed, _ = run.step(placed, run.frozen, batch)
         tuned = trees.prune(parallel.fetch(placed.tuned))
-        average = jax.tree.map(lambda old, new: 0.5 * old + 0.5 * new, average, tuned)
+        average = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, average, tuned)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), trees.prune(final.average), average)
     jax.tree.map(np.testing.assert_array_equal, trees.prune(final.tuned), tuned)
     with checkpoint.manager(tmp_path) as checkpoints:
@@ -264,6 +289,8 @@ def train_options(config):
         ({"data.labels": False}, "config.data.labels is False, but tuning needs labels"),
         ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
         ({"head.start": "zero"}, "config.head.start is 'zero'.*nearest is 'zeros'"),
+        ({"head.start": "classifier"}, "a random backbone has none; name a --config.backbone.weights"),
+        ({"stage": "pretune", "task_weight": 0.0, "tune_transform": True}, "only the cross-entropy trains it; set a"),
         ({"method": "linear", "head.tune": False}, "method linear tunes nothing else; set it to True"),
         ({"head.tune": False}, "leaves an untrained head; set --config.head.start=classifier"),
         ({"augment.mixup": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),

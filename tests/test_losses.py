@@ -61,6 +61,13 @@ def test_cross_entropy_with_targets_that_are_no_single_class():
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+def test_accuracy_asks_for_the_largest_target():
+    logits, target = np.eye(3, dtype=np.float32)[[0, 1, 2]], np.eye(3, dtype=np.float32)[[0, 2, 2]]
+    hits = losses._hits(logits, {"target": target, "label": np.array([1, 1, 1])})
+    np.testing.assert_array_equal(hits, [1, 0, 1])
+    np.testing.assert_array_equal(losses._hits(logits, {"label": np.array([1, 1, 1])}), [0, 1, 0])
+
+
 def test_tuning_minimises_the_cross_entropy_of_the_final_look():
     scores, _, _, logits, _, _ = outputs()
     labels = batch()["label"]

@@ -9,7 +9,8 @@ from toast_jax.errors import InputError
 
 
 def config(name="target", train="train[:20]"):
-    return ConfigDict({"format": "scenes", "name": name, "splits": {"train": train, "val": "", "test": ""}, "num_classes": 0})
+    splits = {"train": train, "val": "", "test": ""}
+    return ConfigDict({"format": "scenes", "name": name, "splits": splits, "num_classes": 0, "labels": True})
 
 
 def test_a_scene_is_always_the_same():
@@ -66,6 +67,7 @@ def test_source_gives_the_label_of_its_task():
     [
         ({"name": "color"}, "config.data.name is 'color'; scenes have the tasks salient and target"),
         ({"train": "train"}, r"config.data.splits.train is 'train'; write how many scenes, as in train\[:500\]"),
+        ({"train": "train[:0]"}, r"is 'train\[:0\]'; write how many scenes"),
         ({"train": "all[:5]"}, r"is 'all\[:5\]'; write how many scenes"),
     ],
 )

@@ -365,9 +365,12 @@ def test_json_with_labels_is_no_list(tmp_path):
 
 def test_folder_without_labels_is_searched_at_every_depth(tmp_path):
     folder_root(tmp_path, "train/1.png", "train/x/y/2.PNG", "train/x/.hidden.png", "train/x/notes.txt", "val/3.png")
+    folder_root(tmp_path, "train/.thumbs/4.png", "elsewhere/5.png")
+    (tmp_path / "train/z").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "train")
     source = sources.open_split(config(tmp_path, "folder", labels=False), "train")
-    assert names(source) == [f"{tmp_path}/train/1.png", f"{tmp_path}/train/x/y/2.PNG"]
-    assert labels(source) == [0, 0] and source.classes == (sources.UNLABELLED,)
+    assert names(source) == [f"{tmp_path}/train/{name}" for name in ("1.png", "x/y/2.PNG", "z/5.png")]
+    assert labels(source) == [0, 0, 0] and source.classes == (sources.UNLABELLED,)
 
 
 def test_folder_without_images_is_refused(tmp_path):

@@ -115,6 +115,34 @@ def test_one_changed_parameter_changes_the_fingerprint(part):
     assert before == top_down_file.fingerprint({**params, "backbone/pos_embed": rng.normal(size=(1, 9, 8))})
 
 
+@pytest.mark.parametrize(("factor", "same"), [(1.001, True), (1.05, False)])
+def test_fingerprints_may_differ_by_rounding_alone(pretuned, image_folder, factor, same):
+    params = {name: np.asarray(leaf) for name, leaf in flat_backbone(pretuned[1], image_folder).items()}
+    name = "backbone/blocks/attn/q/kernel"
+    mean = params[name].mean(axis=(1, 2), keepdims=True)
+    params[name] = mean + factor * (params[name] - mean)  # the root mean square alone has to tell
+    if same:
+        return top_down_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
+    with pytest.raises(InputError, match="attn/q/kernel differs"):
+        top_down_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
+
+
+def flat_backbone(weights, image_folder):
+    return trees.flat(trees.merge(*network(tuning(image_folder, weights, "", "linear"))))
+
+
+def test_random_backbone_is_another_one(pretuned, image_folder):
+    with pytest.raises(InputError, match="was made for another backbone"):
+        network(tuning(image_folder, "random", pretuned[0] / "top_down.safetensors"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"backbone": [1]}', '{"backbone": {"a": 1}}', '{"backbone": {"a": ["x", 1]}}'])
+def test_damaged_header_is_told(pretuned, tmp_path, text):
+    save_file(load_file(pretuned[0] / "top_down.safetensors"), tmp_path / "x.safetensors", {"toast_jax": text})
+    with pytest.raises(InputError, match="The header of .*x.safetensors is damaged"):
+        top_down_file.check_backbone(str(tmp_path / "x.safetensors"), {})
+
+
 def test_network_of_another_depth_is_refused(pretuned, image_folder, monkeypatch):
     from toast_jax.backbones import vit
 

@@ -29,7 +29,7 @@ def local(address: str, sha256: str = "") -> Path:
         return path
     if address.startswith(("http://", "https://")):
         raise InputError(f"{address} is not fetched from here; download it with curl or a browser, and give the file.")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "toast_jax" / "downloads"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax" / "downloads"
     # Files of one name from two places are two files.
     path = cache / hashlib.sha256(address.encode()).hexdigest()[:16] / address.rsplit("/", 1)[1]
     if not path.exists():
@@ -39,7 +39,8 @@ def local(address: str, sha256: str = "") -> Path:
         try:
             epath.Path(address).copy(partial, overwrite=True)
         except ImportError as error:
-            raise InputError(f'Reading {address} needs another package ({error}); pip install "etils[epath-gcs]".') from error
+            extra = address.split("://")[0].replace("gs", "gcs")
+            raise InputError(f'Reading {address} needs a package ({error}); pip install "etils[epath-{extra}]".') from error
         except Exception as error:  # whatever the storage's library raises
             raise InputError(f"{address} cannot be read ({error}); check it, or download the file yourself.") from error
         partial.replace(path)

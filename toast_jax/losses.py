@@ -22,7 +22,7 @@ def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
 
 
 def tune(model: Steered, method: Method) -> Callable:
-    """Cross-entropy of the final look; scores `loss` and `accuracy` (1 where the largest logit is the label's)."""
+    """Cross-entropy of the final look; scores `loss` and `accuracy` (1 where the largest logit is the largest target's)."""
 
     def scores(params, batch, rng=None):
         logits = apply(model, method, params, batch["image"], rng)
@@ -57,4 +57,5 @@ def pretune(model: Steered, method: Method, *, task_weight: float, variational_w
 
 
 def _hits(logits, batch):
-    return (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
+    wanted = jnp.argmax(batch["target"], axis=-1) if "target" in batch else batch["label"]
+    return (jnp.argmax(logits, axis=-1) == wanted).astype(jnp.float32)

@@ -69,6 +69,8 @@ def row(config) -> Method:
     if config.stage == "pretune":
         if config.method != "toast":
             raise InputError(f"config.stage is pretune and config.method {config.method}; only toast can be pre-tuned.")
+        if not config.task_weight and config.tune_transform:
+            raise InputError("config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.")
         if not config.task_weight:
             return dataclasses.replace(method, tuned=(BACK,), frozen=(HEAD, BACKBONE, PRIOR, TRANSFORM, OUT))
     if config.tune_transform:

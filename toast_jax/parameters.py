@@ -57,12 +57,17 @@ def start(
         log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
     # Under jit nothing but the missing leaves is computed, whatever else `init` would make.
     created = jax.jit(lambda: {path: leaf for path, leaf in trees.flat(initialise()).items() if path in missing})()
-    return trees.nested({path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes})
+    params = {path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes}
+    if top_down and "top_down/prior" in params and not tuned:
+        top_down_file.check_backbone(top_down, params)
+    return trees.nested(params)
 
 
 def _load_pretrained(shapes, blocks, weights, classifier, top_down):
     if not weights:
         raise InputError("config.backbone.weights is empty; give the file of a pre-trained backbone (or 'random').")
+    if classifier and weights == RANDOM:
+        raise InputError("config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.")
     has_top_down = any(path.startswith("top_down/") for path in shapes)
     loaded = {}
     if weights != RANDOM:
@@ -71,8 +76,6 @@ def _load_pretrained(shapes, blocks, weights, classifier, top_down):
     if top_down and has_top_down:
         module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional="backbone/.*")
         _check_same_backbone(top_down, module, loaded)
-        if weights != RANDOM:
-            top_down_file.check_backbone(top_down, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:
         log.warning("%s is not used: this method has no top-down module.", top_down)

@@ -225,6 +225,16 @@ def unstack(arrays: Arrays) -> Arrays:
     return out
 
 
+def uneven_layers(layers: Arrays) -> list[str]:
+    """Paths, with `{i}` for the layer, that fewer layers have than there are."""
+    counts: dict[str, int] = {}
+    for name in layers:
+        if match := re.fullmatch(_STACKED + r"/(?P<i>\d+)(?P<rest>/.*)?", name):
+            pattern = f"{match['stack']}/{{i}}{match['rest'] or ''}"
+            counts[pattern] = counts.get(pattern, 0) + 1
+    return sorted(pattern for pattern, count in counts.items() if count < depth_of(layers))
+
+
 def depth_of(names: Iterable[str]) -> int:
     """How many layers paths with layer numbers belong to."""
     matches = (re.match(_STACKED + r"/(?P<i>\d+)", name) for name in names)

@@ -30,8 +30,8 @@ class SavedRun:
     params: dict
 
 
-def load(folder: str | Path) -> SavedRun:
-    """Reads a run; its backbone is read again from where its config says.
+def load(folder: str | Path, weights: str = "") -> SavedRun:
+    """Reads a run; its backbone is read again from where its config says, or from the file `weights`.
 
     Raises:
       InputError: there is no checkpoint in the folder, or the backbone's file is gone or another one.
@@ -39,6 +39,7 @@ def load(folder: str | Path) -> SavedRun:
     with checkpoint.manager(folder) as checkpoints:
         meta = checkpoint.read_meta(checkpoints)
         config = ConfigDict(meta["config"])
+        config.backbone.weights = weights or config.backbone.weights
         network = load_network(config, len(meta["classes"]))
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)

@@ -83,5 +83,5 @@ class TopDown(nn.Module):
         """
         hidden = jax.lax.stop_gradient(hidden)
         rebuilt = jax.vmap(lambda output, back: output @ back)(hidden[1:], self.back.astype(hidden.dtype))
-        error = (rebuilt - hidden[:-1]).astype(jnp.float32)
+        error = rebuilt.astype(jnp.float32) - hidden[:-1].astype(jnp.float32)
         return jnp.mean(jnp.square(error), axis=(2, 3)).sum(axis=0)

@@ -21,17 +21,20 @@ _TOLERANCE = 1e-2
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
-    """Writes `params["top_down"]`; only the first process does.
-
-    The header holds the config, versions and device, and a fingerprint of `params["backbone"]`, against which `check_backbone`
-    compares the one that the module is used with.
-    """
+    """Writes `params["top_down"]`; only the first process does."""
     if jax.process_index():
         return
-    flat = trees.flat(params)
-    module = to_torch({name: array for name, array in flat.items() if name.startswith("top_down/")})
-    facts = {"config": config.to_dict(), "backbone": fingerprint(flat), **workdir.circumstances()}
-    write(path, module, {"toast_jax": json.dumps(facts)})
+    module = {name: array for name, array in trees.flat(params).items() if name.startswith("top_down/")}
+    write(path, to_torch(module), header(params, config))
+
+
+def header(params: dict, config: ConfigDict) -> dict[str, str]:
+    """What a file says about itself: config, versions, device, and a fingerprint of `params["backbone"]`.
+
+    `check_backbone` compares it with the backbone that the file's module is used with.
+    """
+    facts = {"config": config.to_dict(), "backbone": fingerprint(trees.flat(params)), **workdir.circumstances()}
+    return {"toast_jax": json.dumps(facts)}
 
 
 def fingerprint(params: Arrays) -> dict[str, list[float]]:
@@ -46,12 +49,16 @@ def fingerprint(params: Arrays) -> dict[str, list[float]]:
 
 def check_backbone(path: str, params: Arrays) -> None:
     """Raises InputError if the file says that its module was made for another backbone than the one in `params`."""
-    theirs = json.loads(read_header(path).get("toast_jax", "{}")).get("backbone")
+    try:
+        theirs = json.loads(read_header(path).get("toast_jax", "{}")).get("backbone", {})
+        theirs = {name: (float(mean), float(rms)) for name, (mean, rms) in theirs.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"The header of {path} is damaged; copy the file again, or leave its header out.") from error
     if not theirs:
         return
     ours = fingerprint(params)
     for name in sorted(theirs.keys() | ours.keys()):
-        pair = np.array([theirs.get(name, [np.inf, np.inf]), ours.get(name, [np.inf, np.inf])])
+        pair = np.array([theirs.get(name, (np.inf, np.inf)), ours.get(name, (np.inf, np.inf))])
         if not np.abs(pair[0] - pair[1]).max() <= _TOLERANCE * pair[:, 1].max():
             raise InputError(
                 f"The top-down module in {path} was made for another backbone ({name} differs); give the one it belongs to in "

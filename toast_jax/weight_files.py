@@ -152,15 +152,22 @@ def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "
       arrays: by PyTorch name.
       header: free text that .safetensors files carry; a .pth has no place for it.
       key: under which a .pth holds the arrays, as the files of the release do.
+
+    Raises:
+      InputError: the disk is full, or fails.
     """
     path = Path(path).expanduser()
     partial = path.with_name(path.name + ".partial")
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    if path.suffix == ".pth":
-        torch = _torch(f"Writing {path}")
-        torch.save({key: {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}, partial)
-    else:
-        from safetensors.numpy import save
+    try:
+        if path.suffix == ".pth":
+            torch = _torch(f"Writing {path}")
+            torch.save({key: {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}, partial)
+        else:
+            from safetensors.numpy import save
 
-        partial.write_bytes(save(arrays, metadata=header))
-    partial.replace(path)
+            partial.write_bytes(save(arrays, metadata=header))
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # PyTorch tells a full disk by the latter
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written ({error}); free some space, or give another place.") from error

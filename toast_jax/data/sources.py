@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
@@ -126,8 +126,7 @@ def unlabelled(path: str) -> Files:
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise InputError(f"There is nothing at {path}: give a folder with images, or an image.")
-    found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names if _is_image(name)]
-    paths = tuple(sorted(found)) if os.path.isdir(path) else (path,)
+    paths = tuple(sorted(_images_below(path))) if os.path.isdir(path) else (path,)
     if not paths:
         raise InputError(f"Folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}): put some there, at any depth.")
     return Files(paths, (0,) * len(paths), (UNLABELLED,))
@@ -239,6 +238,16 @@ def _images_in(folder: str) -> list[str]:
     return paths
 
 
+def _images_below(path: str) -> Iterator[str]:
+    """Images at every depth, through links too; hidden folders are left out, and none is entered twice."""
+    entered = {os.path.realpath(path)}
+    for folder, below, names in os.walk(path, followlinks=True):
+        new = {name: os.path.realpath(os.path.join(folder, name)) for name in below if not name.startswith(".")}
+        below[:] = [name for name, real in new.items() if real not in entered]
+        entered.update(new.values())
+        yield from (os.path.join(folder, name) for name in names if _is_image(name))
+
+
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
@@ -291,9 +300,11 @@ def _existing_root(data: ConfigDict) -> str:
 def _read_scenes(data: ConfigDict, split: str) -> Source:
     from toast_jax.data import scenes
 
+    if not data.labels:
+        raise InputError("Scenes have labels; set --config.data.labels=True, and --config.task_weight=0 to do without.")
     if data.name not in scenes.TASKS:
         raise InputError(f"config.data.name is {data.name!r}; scenes have the tasks {' and '.join(scenes.TASKS)}.")
-    match = re.fullmatch(r"(\w+)\[:(\d+)\]", data.splits[split])
+    match = re.fullmatch(r"(\w+)\[:([1-9]\d*)\]", data.splits[split])
     if not match or match[1] not in scenes.SPLITS:
         raise InputError(f"config.data.splits.{split} is {data.splits[split]!r}; write how many scenes, as in {split}[:500].")
     return scenes.Scenes(match[1], int(match[2]), data.name)

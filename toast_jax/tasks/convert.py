@@ -1,17 +1,15 @@
 """Convert weights to the names of the PyTorch release: `--config=configs/convert.py:from=...,to=...`."""
 
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import download, saved_run, trees
+from toast_jax import download, pretrained, saved_run, top_down_file, trees
 from toast_jax.errors import InputError, listed
-from toast_jax.formats import timm_names
-from toast_jax.rename import Arrays, rename, rename_back, table, unstack
-from toast_jax.weight_files import check_writable, read, write
+from toast_jax.rename import Arrays, rename_back, table, uneven_layers, unstack
+from toast_jax.weight_files import check_writable, read_header, write
 
 log = logging.getLogger(__name__)
 
@@ -22,32 +20,36 @@ def run(config: ConfigDict, folder: str) -> None:
         raise InputError("Nothing to convert; write --config=configs/convert.py:from=SOURCE,to=FILE.")
     check_writable(config.target)
     source = download.local(config.source, config.sha256)
-    arrays, ignored = _of_run(source) if source.is_dir() else _of_file(source)
+    if not source.exists():
+        raise InputError(f"There is nothing at {source}; correct from= in --config=configs/convert.py:from=...,to=...")
+    arrays, header = _of_run(source, config.weights) if source.is_dir() else _of_file(source)
     state = rename_back(arrays)
     tuned = "head.last_layer.weight" in state
     if tuned:  # the release wraps its network: an encoder and a head
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
-    key = "model_state_dict" if tuned else "model"
-    write(config.target, state, {"toast_jax": json.dumps({"source": config.source})}, key=key)
+    write(config.target, state, header, key="model_state_dict" if tuned else "model")
     log.info("%s", table(arrays))
-    if ignored:
-        log.info("Left out: %s.", listed(ignored))
     log.info("%s -> %s: %d arrays, %s numbers.", config.source, config.target, len(state), f"{trees.count(state):,}")
 
 
-def _of_file(path: Path) -> tuple[Arrays, list[str]]:
-    try:
-        arrays, unknown = rename(timm_names(read(str(path))))
-    except ValueError as error:
-        raise InputError(f"{path} cannot be used: {error}.") from error
+def _of_file(path: Path) -> tuple[Arrays, dict[str, str]]:
+    arrays, ignored = pretrained.layers(str(path))
     if not arrays:
-        raise InputError(f"{path} holds nothing that a network here has ({listed(unknown)}); give another file.")
-    return arrays, unknown
+        raise InputError(f"{path} holds nothing that a network here has; give another file.")
+    if uneven := uneven_layers(arrays):
+        raise InputError(f"{path} lacks {listed(uneven)} in some of its layers; copy or download it again.")
+    if ignored:
+        log.info("Left out: %s.", listed(ignored))
+    return arrays, read_header(str(path))
 
 
-def _of_run(folder: Path) -> tuple[Arrays, list[str]]:
-    saved = saved_run.load(folder)
+def _of_run(folder: Path, weights: str) -> tuple[Arrays, dict[str, str]]:
+    saved = saved_run.load(folder, weights)
+    log.info("%s is read at step %d.", folder, saved.step)
+    if saved.config.backbone.pool != "cls":
+        log.warning("This network pools by %s; the release would read its class token.", saved.config.backbone.pool)
+    header = top_down_file.header(saved.params, saved.config)
     arrays = unstack({path: np.asarray(leaf) for path, leaf in trees.flat(saved.params).items()})
     if saved.config.stage == "pretune":
         arrays = {path: array for path, array in arrays.items() if not path.startswith("head/")}
-    return arrays, []
+    return arrays, header

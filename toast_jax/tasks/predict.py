@@ -34,7 +34,7 @@ def run(config: ConfigDict, folder: str) -> None:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
     folder = workdir.writable(folder)
     source = sources.unlabelled(config.images)
-    saved = saved_run.load(config.run)
+    saved = saved_run.load(config.run, config.weights)
     if saved.config.stage != "tune":
         raise InputError(f"The run in {config.run} has pre-tuned a top-down module; give one that tuned with it.")
     look = jax.jit(functools.partial(_look, saved.model, saved.method, bool(config.attention)))
