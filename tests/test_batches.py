@@ -237,3 +237,30 @@ def test_an_impossible_request_is_an_input_error_before_any_batch(source, change
 def test_an_impossible_evaluation_is_an_input_error_before_any_batch(source, changes, message):
     with pytest.raises(InputError, match=message):
         batches.eval_batches(source, **{"batch_size": 4, **VIEWS, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"min_crop_area": 0.3}, {"flip": False}, {"randaugment_ops": 2}])
+def test_every_augmentation_changes_the_images_and_nothing_else(source, changes):
+    plain, augmented = train(source), train(source, **changes)
+    assert any((a["image"] != b["image"]).any() for a, b in zip(plain, augmented, strict=True))
+    assert all(
+        (a["label"] == b["label"]).all() and a["image"].shape == b["image"].shape for a, b in zip(plain, augmented, strict=True)
+    )
+    assert_same(augmented, train(source, **changes))
+
+
+def test_magnitude_of_randaugment_matters(source):
+    weak, strong = (train(source, randaugment_ops=2, randaugment_magnitude=magnitude) for magnitude in (1.0, 9.0))
+    assert any((a["image"] != b["image"]).any() for a, b in zip(weak, strong, strict=True))
+
+
+def test_without_flips_every_view_is_a_window_of_the_image(source):
+    views = np.concatenate([batch["image"] for batch in train(source, flip=False, epochs=6)])
+    labels = np.concatenate([batch["label"] for batch in train(source, flip=False, epochs=6)])
+    for view, label in zip(views, labels, strict=True):
+        image = np.asarray(Image.open(source.paths[label]))
+        resized = np.asarray(
+            Image.fromarray(image).resize((int(VIEWS["resize"] * 30 / 24), VIEWS["resize"]), Image.Resampling.BILINEAR)
+        )
+        windows = np.lib.stride_tricks.sliding_window_view(resized, (VIEWS["size"], VIEWS["size"]), axis=(0, 1))
+        assert (windows == view.transpose(2, 0, 1)).all(axis=(2, 3, 4)).any()

@@ -12,10 +12,11 @@ import pytest
 from conftest import METHODS
 from safetensors.numpy import load_file, save_file
 
-from toast_jax import methods, parameters, rename, trees
+from configs import fgvc
+from toast_jax import methods, parameters, pretrained, rename, trees
 from toast_jax.backbones.vit import ViT
 from toast_jax.errors import InputError
-from toast_jax.model import Steered, apply, init
+from toast_jax.model import Steered, apply, build, init
 from toast_jax.prompts import Prompts
 from toast_jax.top_down import TopDown
 
@@ -297,3 +298,33 @@ def test_classifier_of_other_classes_is_refused(tmp_path):
 def test_file_without_a_classifier_is_told(backbone):
     with pytest.raises(InputError, match="no classifier to start from; set --config.head.start=random"):
         start("linear", weights=backbone, classifier=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b16_in1k", "vit_l16_in21k"])
+def test_files_of_the_released_sizes_fit(name, monkeypatch):
+    """Shapes alone: a state dict with the names and shapes that the release has for ViT-B and ViT-L, top-down module and all."""
+    config = fgvc.get_config(f"method=toast,backbone={name}")
+    model, row = build(config, 7)
+    width, depth = model.backbone.width, model.backbone.depth
+    block = {"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    block |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 197, width),
+        "prompt": (width,),
+        "top_down_transform": (width, width),
+    }
+    shapes |= {"patch_embed.proj.weight": (width, 3, 16, 16), "patch_embed.proj.bias": (width,)}
+    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+    for i in range(depth):
+        for part, shape in block.items():
+            shapes |= {f"blocks.{i}.{part}.weight": shape, f"blocks.{i}.{part}.bias": shape[:1]}
+        shapes |= {f"decoders.{i}.{part}.weight": (width, width) for part in ("linear", "linear2")}
+    state = {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in shapes.items()}
+    monkeypatch.setattr(pretrained, "read", lambda path: state)
+    expected = trees.flat(jax.eval_shape(lambda: init(model, row, jax.random.key(0), 224)))
+    loaded = pretrained.load("file", expected, last_blocks=1, wanted="(backbone|top_down)/.*")
+    assert {name: array.shape for name, array in loaded.items()} == {
+        name: leaf.shape for name, leaf in expected.items() if not name.startswith("head/")
+    }
