@@ -303,7 +303,7 @@ def test_file_without_a_classifier_is_told(backbone):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b16_in1k", "vit_l16_in21k"])
 def test_files_of_the_released_sizes_fit(name, monkeypatch):
-    """Shapes alone: a state dict with the names and shapes that the release has for ViT-B and ViT-L, top-down module and all."""
+    """Shapes alone: the names and shapes that the release has for ViT-B and ViT-L, top-down module and all."""
     config = fgvc.get_config(f"method=toast,backbone={name}")
     model, row = build(config, 7)
     width, depth = model.backbone.width, model.backbone.depth
