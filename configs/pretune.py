@@ -1,7 +1,7 @@
 """Pre-tune the top-down module on generic images, or on your own.
 
 The loss is the cross-entropy of the second look plus the variational loss; the backbone stays frozen. ImageNet-1k, prepared by
-TFDS as array_record, or in folders with --config.data.format=folder:
+TFDS as array_record, or in folders with --config.data.format=folder --config.data.splits.val=val:
 
     python main.py --config=configs/pretune.py:backbone=vit_b16_in1k --workdir=runs/pretune_vit_b16 \\
         --config.data.root=data/tfds

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from toast_jax.data import batches, images
-from toast_jax.data.sources import Files
+from toast_jax.data.files import Files
 from toast_jax.errors import InputError
 
 COUNT = 11

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax.data import images, sources
+from toast_jax.data import files, images, sources
 from toast_jax.data import verify as verifying
 from toast_jax.errors import InputError
 
@@ -337,14 +337,14 @@ def test_labels_outside_the_classes_are_refused(tmp_path):
     """TFDS gives the label -1 to every image of some test splits."""
     path = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(path)
-    source = sources.Files((str(path),), (-1,), ("a", "b"))
+    source = files.Files((str(path),), (-1,), ("a", "b"))
     with pytest.raises(InputError, match=r"have a label outside the 2 classes \(.*a.png has -1\): choose a split"):
         verifying.verify(source, skip_corrupt=False)
 
 
 def test_unreadable_file_is_named(tmp_path):
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
-    source = sources.Files((str(tmp_path / "link.jpg"),), (0,), ("a",))
+    source = files.Files((str(tmp_path / "link.jpg"),), (0,), ("a",))
     with pytest.raises(InputError, match="link.jpg cannot be read .*: mend or remove it"):
         verifying.verify(source, skip_corrupt=True)
 
@@ -355,7 +355,7 @@ def test_unreadable_file_is_named(tmp_path):
 @pytest.mark.parametrize("listing", [["a/1.png", "b/2.png"], {"a/1.png": 3, "b/2.png": 5}])
 def test_json_without_labels_is_a_list_of_paths(tmp_path, listing):
     source = sources.open_split(config(json_root(tmp_path, listing), "json", labels=False), "train")
-    assert labels(source) == [0, 0] and source.classes == (sources.UNLABELLED,)
+    assert labels(source) == [0, 0] and source.classes == (files.UNLABELLED,)
     assert names(source) == [f"{tmp_path}/images/a/1.png", f"{tmp_path}/images/b/2.png"]
 
 
@@ -370,7 +370,7 @@ def test_folder_without_labels_is_searched_at_every_depth(tmp_path):
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "train")
     source = sources.open_split(config(tmp_path, "folder", labels=False), "train")
     assert names(source) == [f"{tmp_path}/train/{name}" for name in ("1.png", "x/y/2.PNG", "z/5.png")]
-    assert labels(source) == [0, 0, 0] and source.classes == (sources.UNLABELLED,)
+    assert labels(source) == [0, 0, 0] and source.classes == (files.UNLABELLED,)
 
 
 def test_folder_without_images_is_refused(tmp_path):
@@ -382,4 +382,4 @@ def test_tfds_labels_need_not_be_read(tfds_root):
     data = tfds_config(tfds_root)
     data.labels = False
     source = sources.open_split(data, "train")
-    assert set(labels(source)) == {0} and source.classes == (sources.UNLABELLED,)
+    assert set(labels(source)) == {0} and source.classes == (files.UNLABELLED,)

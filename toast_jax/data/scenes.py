@@ -12,10 +12,14 @@ import colorsys
 import dataclasses
 import functools
 import io
+import re
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
+
+from toast_jax.errors import InputError
 
 SIDE = 48  # pixels
 TASKS = ("salient", "target")
@@ -58,6 +62,18 @@ class Scenes:
         file = io.BytesIO()
         Image.fromarray(made.image).save(file, "PNG", compress_level=0)
         return {"image": file.getvalue(), "label": made.labels[self.task], "name": f"{self.split}[{index}]"}
+
+
+def read(data: ConfigDict, split: str) -> Scenes:
+    """The scenes that `data.splits` asks for, as in `train[:500]`, with the labels of the task `data.name`."""
+    if not data.labels:
+        raise InputError("Scenes have labels; set --config.data.labels=True, and --config.task_weight=0 to do without.")
+    if data.name not in TASKS:
+        raise InputError(f"config.data.name is {data.name!r}; scenes have the tasks {' and '.join(TASKS)}.")
+    match = re.fullmatch(r"(\w+)\[:([1-9]\d*)\]", data.splits[split])
+    if not match or match[1] not in SPLITS:
+        raise InputError(f"config.data.splits.{split} is {data.splits[split]!r}; write how many scenes, as in {split}[:500].")
+    return Scenes(match[1], int(match[2]), data.name)
 
 
 def scene(split: str, index: int) -> Scene:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from toast_jax import attention, drawing, saved_run, workdir
-from toast_jax.data import batches, images, sources
+from toast_jax.data import batches, files, images
 from toast_jax.errors import InputError
 from toast_jax.model import apply
 
@@ -33,7 +33,7 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.run or not config.images:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
     folder = workdir.writable(folder)
-    source = sources.unlabelled(config.images)
+    source = files.unlabelled(config.images)
     saved = saved_run.load(config.run, config.weights)
     if saved.config.stage != "tune":
         raise InputError(f"The run in {config.run} has pre-tuned a top-down module; give one that tuned with it.")
