@@ -18,9 +18,8 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import InputError, Interrupted, choose
 from toast_jax.fields import flat_fields
-from toast_jax.interrupt import Interrupted
 
 # Modules of toast_jax/tasks, each with a field that its configs have.
 TASKS = {"train": "optimizer", "evaluate": "optimizer", "convert": "target", "predict": "images"}

@@ -65,8 +65,9 @@ def _imagenet(config):
 
 
 def _downstream(config):
-    """Few images: small batches, more epochs, and no mixing, which needs many to learn from."""
+    """Few images: small batches at the same rate, larger crops, and no mixing."""
     config.data.format = "folder"
-    config.batch_size = 64
-    config.epochs, config.warmup_epochs = 50, 5
+    config.batch_size = 32
+    config.optimizer.lr, config.optimizer.base_batch_size = 1e-3, 0
+    config.epochs, config.warmup_epochs = 10, 1
     config.augment.min_crop_area = 0.3

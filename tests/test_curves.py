@@ -37,9 +37,9 @@ def test_picture_has_a_line_for_each_name_and_they_go_where_the_numbers_go(tmp_p
     assert {"falling", "rising &amp; more", "step", "train/loss", "0", "4"} <= set(texts)
 
 
-def test_runs_of_one_name_are_averaged(tmp_path):
+def test_runs_of_one_name_become_their_median(tmp_path):
     runs = [save_run(tmp_path / str(i), [i, i + 1.0, i + 2.0]) for i in (1, 3)]
-    steps, values = curves.mean_of_runs([curves.read(run, "train/loss") for run in runs])
+    steps, values = curves.median_of_runs([curves.read(run, "train/loss") for run in runs])
     np.testing.assert_allclose(steps, [1, 2, 3])
     np.testing.assert_allclose(values, [2, 3, 4])
 

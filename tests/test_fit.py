@@ -16,7 +16,7 @@ from PIL import Image
 
 from toast_jax import checkpoint, fit, interrupt, parallel, prepare, trees
 from toast_jax.data import batches
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(confi
     with monkeypatch.context() as patch:
         answers = iter([False, True])
         patch.setattr(interrupt, "asked", lambda: contextlib.nullcontext(lambda: next(answers)))
-        with pytest.raises(interrupt.Interrupted, match="Stopped after step 2 of 6, which is saved in"):
+        with pytest.raises(Interrupted, match="Stopped after step 2 of 6, which is saved in"):
             fit.fit(config, parts)
     assert final_state(parts, config).step == 2 and len(losses(parts)) == 2
     fit.fit(config, parts)
@@ -133,12 +133,12 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
     run, _ = prepare.prepare(config, tmp_path)
     np.testing.assert_allclose(run.schedule(0), 2 * config.optimizer.lr)
     seen = {}
-    monkeypatch.setattr(prepare, "train_step", lambda *_, **options: seen.update(options))
-    monkeypatch.setattr(prepare.parallel, "replicate", lambda step, **_: step)
-    prepare.prepare(config, tmp_path)[0].step()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "train_step", lambda *_, **options: seen.update(options))
+        patch.setattr(prepare.parallel, "replicate", lambda step, **_: step)
+        prepare.prepare(config, tmp_path)[0].step()
     on_device["smoothing"] = on_device.pop("label_smoothing")
     assert seen["ema"] == 0.7 and seen["augment"].keywords == {**on_device, "num_classes": 3}
-    monkeypatch.undo()
 
     def stop(source, **options):
         seen.update(options)

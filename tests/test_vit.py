@@ -333,7 +333,7 @@ def test_build_passes_every_field_on():
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        ({"size": "XL"}, {}, r"config.backbone.size is 'XL'; it must be one of Ti, S, B, L, H"),
+        ({"size": "XL"}, {}, r"config.backbone.size is 'XL'; it must be one of Mini, Ti, S, B, L, H"),
         ({"pool": "max"}, {}, "config.backbone.pool is 'max'; it must be one of cls, mean"),
         ({"dtype": "bf16"}, {}, "config.backbone.dtype is 'bf16'.*the nearest is 'bfloat16'"),
         ({}, {"image_size": 230}, "config.data.image_size 230 is no multiple of the patch size 16; use 224"),

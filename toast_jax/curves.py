@@ -2,7 +2,7 @@
 
     python -m toast_jax.curves train/task_loss curves.svg both=runs/a,runs/b cross-entropy=runs/c
 
-draws one number of `metrics.jsonl` over the steps: a line for each name, the mean over its runs, in bins.
+draws one number of `metrics.jsonl` over the steps: a line for each name, the median over its runs, in bins.
 """
 
 import json
@@ -37,10 +37,10 @@ def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array(values, float)
 
 
-def mean_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over runs of one length, with neighbouring steps averaged into at most `BINS` points."""
+def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The median over runs of one length, with neighbouring steps averaged into at most `BINS` points."""
     steps = runs[0][0]
-    values = np.mean([values[: len(steps)] for _, values in runs], axis=0)
+    values = np.median([values[: len(steps)] for _, values in runs], axis=0)
     parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
@@ -88,7 +88,7 @@ def main(args: list[str]) -> None:
     metric, path, *named = args
     lines = {}
     for name, _, folders in (arg.partition("=") for arg in named):
-        lines[name] = mean_of_runs([read(folder, metric) for folder in folders.split(",")])
+        lines[name] = median_of_runs([read(folder, metric) for folder in folders.split(",")])
     Path(path).write_text(svg(lines, metric))
 
 

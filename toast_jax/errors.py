@@ -1,4 +1,4 @@
-"""Errors that are messages to the user."""
+"""Errors that are messages to the user. Imports nothing of JAX, which reads its settings when it is imported."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,10 @@ class InputError(Exception):
     The text is one sentence that names the thing, the place and the remedy. `main.py` prints it without a traceback and exits
     with status 2, so raise it only where the user, not the programmer, can act on it.
     """
+
+
+class Interrupted(Exception):
+    """A run was asked to end and has saved where it is; giving the same command again goes on from there."""
 
 
 def choose(what: str, name: str, options: Mapping[str, T]) -> T:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import checkpoint, interrupt, metrics, parallel, top_down_file, trees, workdir
 from toast_jax.data import batches, sources
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, Interrupted
 from toast_jax.evaluation import described, evaluate
 from toast_jax.prepare import Run, prepare
 from toast_jax.progress import Progress
@@ -92,7 +92,7 @@ def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started:
             if stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps)):
                 checkpoint.save(checkpoints, parallel.fetch(state), meta)
             if stop and step < run.steps:
-                raise interrupt.Interrupted(f"Stopped after step {step} of {run.steps}, which is saved in {run.folder}.")
+                raise Interrupted(f"Stopped after step {step} of {run.steps}, which is saved in {run.folder}.")
             if last_of_epoch:
                 progress.resume()
     evaluated = evaluated or _evaluate(run, state, writer, run.steps)

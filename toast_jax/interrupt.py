@@ -10,10 +10,6 @@ import jax
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
-    """A run was asked to end and has saved where it is; giving the same command again goes on from there."""
-
-
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
     """Inside the block the first signal only makes the yielded function return True; the handlers are put back after it."""
