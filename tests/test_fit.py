@@ -76,7 +76,7 @@ def test_it_learns(image_folder, tmp_path):
     assert np.mean(seen[-5:]) < 0.3 * np.mean(seen[:5])
 
 
-@pytest.mark.parametrize("method", ["vpt", "toast_lite", "toast"])
+@pytest.mark.parametrize("method", [pytest.param("vpt", marks=pytest.mark.slow), "toast_lite", "toast"])
 def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path, monkeypatch):
     config = tiny_config(image_folder, method)
     config.epochs = 3
