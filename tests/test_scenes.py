@@ -1,11 +1,20 @@
 """Scenes: the same every time, with disjoint digits in the splits, and masks that are where the digit is."""
 
+import functools
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import pretrain
+from toast_jax import fit, model, parameters
 from toast_jax.data import images, scenes, sources
 from toast_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = 0.9405  # accuracy of the shipped backbone on 2,000 test scenes
 
 
 def config(name="target", train="train[:20]"):
@@ -74,3 +83,23 @@ def test_source_gives_the_label_of_its_task():
 def test_mistakes_are_told(change, message):
     with pytest.raises(InputError, match=message):
         sources.open_split(config(**change), "train")
+
+
+def test_recipe_of_the_backbone_runs(tmp_path):
+    config = pretrain.get_config()
+    pretrain.scenes(config, task="salient", train=256, val=64, test=64)
+    config.epochs, config.warmup_epochs, config.batch_size = 1, 0, 64
+    result = fit.fit(config, tmp_path)
+    assert result["steps"] == 4 and np.isfinite(result["val"]["loss"]) and result["val"]["count"] == 64
+
+
+def test_shipped_backbone_names_the_bright_digit_and_not_the_green_one():
+    config = pretrain.get_config()
+    config.backbone.weights, config.head.start = str(ROOT / "assets/vit_mini8.safetensors"), "classifier"
+    network, row = model.build(config, 10)
+    params = parameters.start(network, row, image_size=48, seed=0, weights=config.backbone.weights, classifier=True)
+    made = [scenes.scene("test", i) for i in range(200)]
+    logits = jax.jit(functools.partial(model.apply, network, row))(params, np.stack([scene.image for scene in made]))
+    named = np.asarray(logits).argmax(axis=-1)
+    right = {task: np.mean(named == np.array([scene.labels[task] for scene in made])) for task in scenes.TASKS}
+    assert right["salient"] > SHIPPED - 0.06 and right["target"] < 0.25
