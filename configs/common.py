@@ -21,6 +21,11 @@ def arguments(text: str | None, **defaults: str) -> dict[str, str]:
     return given
 
 
+def yes_no(key: str, text: str) -> bool:
+    """Reads an argument that is yes or no."""
+    return choose(f"The config argument {key}", text, {"yes": True, "no": False})
+
+
 def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """All fields with their defaults: those of the release's FGVC recipe.
 

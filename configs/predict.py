@@ -9,11 +9,10 @@ network looks). weights: the backbone of the run, if its file has moved.
 from ml_collections import ConfigDict
 
 from configs import common
-from toast_jax.errors import choose
 
 
 def get_config(text: str | None = None):
     """`text` is what follows the colon of `--config`."""
     given = common.arguments(text, run="", images="", attention="yes", weights="")
-    attention = choose("The config argument attention", given["attention"], {"yes": True, "no": False})
+    attention = common.yes_no("attention", given["attention"])
     return ConfigDict({"name": "predict", "task": "predict", **given, "attention": attention, "batch_size": 32})

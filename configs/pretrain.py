@@ -1,7 +1,9 @@
 """The small backbone of the demo: it names the bright digit of a scene.
 
-python main.py --config=configs/pretrain.py --workdir=runs/pretrain
-python main.py --config=configs/convert.py:from=runs/pretrain,to=assets/vit_mini8.safetensors
+    python main.py --config=configs/pretrain.py --workdir=runs/pretrain
+    python main.py --config=configs/convert.py:from=runs/pretrain,to=assets/vit_mini8.safetensors
+
+The second command makes the file that is shipped in assets/, whose README says how well it does.
 """
 
 from configs import common

@@ -11,7 +11,7 @@ Your own images, with or without classes (folders train/CLASS/, or train/ with i
     python main.py --config=configs/pretune.py:source=downstream,labels=no,backbone=vit_b16_in1k --config.data.root=data/mine
 
 With a backbone whose file holds the classifier of the same classes (DeiT's of ImageNet-1k, say), keep that one as it is, by
-`--config.head.start=classifier --config.head.tune=False`: on few images this is the recipe that works (docs/results.md).
+`--config.head.start=classifier --config.head.tune=False`: on few images one that learns memorises them (docs/results.md).
 The run leaves `top_down.safetensors` in its folder, for `--config.top_down=FILE` of a run that tunes.
 source: imagenet, downstream. labels: yes, no (the variational loss alone).
 The release has no recipe for this stage. This one is ours: the predecessor's (AbSViT: AdamW, DeiT's augmentation) with fewer
@@ -21,13 +21,11 @@ epochs, as only the feedback layers learn; it has not been run on ImageNet-1k ye
 from configs import common
 from toast_jax.errors import choose
 
-_YES_NO = {"yes": True, "no": False}
-
 
 def get_config(text: str | None = None):
     """The config of one backbone and source; `text` is what follows the colon of `--config`."""
     given = common.arguments(text, source="imagenet", labels="yes", backbone="vit_b16_in1k")
-    labels = choose("The config argument labels", given["labels"], _YES_NO)
+    labels = common.yes_no("labels", given["labels"])
     sources = {"imagenet": _imagenet, "downstream": _downstream}
     name = f"pretune_{given['source']}_{given['backbone']}"
     config = common.base(name=name, method="toast", backbone=given["backbone"], stage="pretune")

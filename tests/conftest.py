@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import folder  # noqa: E402
 from toast_jax.backbones import vit  # noqa: E402
+from toast_jax.errors import InputError  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
@@ -55,6 +56,22 @@ def image_folder(tmp_path_factory):
 def config(image_folder):
     """A run of a few seconds: two epochs of three steps."""
     return tiny_config(image_folder, "toast")
+
+
+def refusals_of_damaged_copies(path, read, times=300):
+    """How many of so many copies, three random bytes of each changed, `read` refuses by name; other errors are let through."""
+    content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(times):
+        damaged = bytearray(content)
+        for i in rng.integers(0, len(content), 3):
+            damaged[i] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            read(str(path))
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+    return refused
 
 
 def tiny_config(root, method):

@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import refusals_of_damaged_copies
 from safetensors.numpy import save_file
 
 from toast_jax import pretrained, rename, weight_files
@@ -453,18 +454,7 @@ def test_damaged_bytes_give_arrays_or_an_input_error(ending, tmp_path):
         torch = pytest.importorskip("torch")
         tensors = {name: torch.tensor(array) for name, array in state.items()}
         torch.save(tensors, path, _use_new_zipfile_serialization=ending == "pth-zip")
-    content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
-    for _ in range(300):
-        damaged = bytearray(content)
-        for i in rng.integers(0, len(content), 3):
-            damaged[i] = rng.integers(0, 256)
-        path.write_bytes(damaged)
-        try:
-            weight_files.read(str(path))
-        except InputError as error:
-            assert str(path) in str(error)
-            refused += 1
-    assert refused
+    assert refusals_of_damaged_copies(path, weight_files.read)
 
 
 @pytest.mark.parametrize("saved", ["zip", "pickle", "bare pickle"])
