@@ -90,6 +90,7 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.optimizer.clip = 0.0  # largest norm of the tuned gradients; 0: any
     config.ema = 0.0  # decay of a moving average of the tuned parameters, then used in their place; 0: none
 
+    config.confusion = False  # at the end, tell which classes are confused and save all counts as confusion.csv
     config.log_every = 10  # steps
     config.eval_every = 10  # epochs
     config.checkpoint_every = 5  # epochs

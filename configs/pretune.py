@@ -13,12 +13,12 @@ Your own images, with or without classes (folders train/CLASS/, or train/ with i
 With a backbone whose file holds the classifier of the same classes (DeiT's of ImageNet-1k, say), keep that one as it is, by
 `--config.head.start=classifier --config.head.tune=False`: on few images one that learns memorises them (docs/results.md).
 The run leaves `top_down.safetensors` in its folder, for `--config.top_down=FILE` of a run that tunes.
-source: imagenet, downstream. labels: yes, no (the variational loss alone).
+source: imagenet, downstream, scenes (of the demo, with its backbone vit_mini8). labels: yes, no (the variational loss alone).
 The release has no recipe for this stage. This one is ours: the predecessor's (AbSViT: AdamW, DeiT's augmentation) with fewer
 epochs, as only the feedback layers learn; it has not been run on ImageNet-1k yet.
 """
 
-from configs import common
+from configs import common, pretrain
 from toast_jax.errors import choose
 
 
@@ -26,7 +26,7 @@ def get_config(text: str | None = None):
     """The config of one backbone and source; `text` is what follows the colon of `--config`."""
     given = common.arguments(text, source="imagenet", labels="yes", backbone="vit_b16_in1k")
     labels = common.yes_no("labels", given["labels"])
-    sources = {"imagenet": _imagenet, "downstream": _downstream}
+    sources = {"imagenet": _imagenet, "downstream": _downstream, "scenes": _scenes}
     name = f"pretune_{given['source']}_{given['backbone']}"
     config = common.base(name=name, method="toast", backbone=given["backbone"], stage="pretune")
     config.data.labels = labels
@@ -69,3 +69,15 @@ def _downstream(config):
     config.optimizer.lr, config.optimizer.base_batch_size = 1e-3, 0
     config.epochs, config.warmup_epochs = 10, 1
     config.augment.min_crop_area = 0.3
+
+
+def _scenes(config):
+    """The task of the demo's backbone, with its own classifier."""
+    pretrain.scenes(config, task="salient", train=20_000, val=1_000, test=2_000)
+    config.backbone.weights = "assets/vit_mini8.safetensors"
+    config.head.start, config.head.tune = "classifier", False
+    config.batch_size = 128
+    config.optimizer.lr, config.optimizer.base_batch_size = 1e-3, 0
+    config.epochs, config.warmup_epochs = 4, 1
+    config.eval_every = 1
+    config.augment.min_crop_area = 1.0

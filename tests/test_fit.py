@@ -66,6 +66,16 @@ def test_every_method_runs_to_its_result(method, image_folder, tmp_path, caplog)
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
 
 
+def test_seeds_that_share_a_program_are_runs_of_their_own(image_folder, tmp_path):
+    config = tiny_config(image_folder, "toast")
+    results = fit.fit_seeds(config, {3: tmp_path / "3", 4: tmp_path / "4"})
+    config.seed = 4
+    alone = fit.fit(config, tmp_path / "alone")
+    assert losses(tmp_path / "4") == losses(tmp_path / "alone") != losses(tmp_path / "3")
+    assert results[1]["test"] == alone["test"] and [one["seed"] for one in results] == [3, 4]
+    assert results[1]["config"] == alone["config"]
+
+
 def test_it_learns(image_folder, tmp_path):
     """Three colours are told apart; nothing else in this file would notice a loss that goes up."""
     config = tiny_config(image_folder, "finetune")

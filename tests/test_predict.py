@@ -1,6 +1,7 @@
 """Prediction by a tuned run: the classes it was evaluated with, pictures of where it looks, and what is refused."""
 
 import csv
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from configs import predict as predict_config
 from toast_jax import attention, drawing, fit
 from toast_jax.errors import InputError
-from toast_jax.tasks import predict
+from toast_jax.tasks import predict, train
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,9 @@ def tuned(image_folder, tmp_path_factory):
         patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
         config = tiny_config(image_folder, "toast")
         config.epochs = config.eval_every = config.checkpoint_every = 20
-        result = fit.fit(config, folder)
+        config.confusion = True
+        train.run(config, str(folder))
+    result = json.loads((folder / "result.json").read_text())
     assert result["test"]["accuracy"] > 0.6
     return folder, result
 
@@ -41,6 +44,13 @@ def predicted(run, images, folder, **fields):
     return rows(folder)
 
 
+def test_confusion_counts_what_the_evaluation_counted(tuned):
+    with (tuned[0] / "confusion.csv").open(newline="") as file:
+        counts = np.array([[int(row[name]) for name in sorted(CLASSES)] for row in csv.DictReader(file)])
+    np.testing.assert_array_equal(counts.sum(axis=1), [COUNTS["test"]] * 3)
+    assert np.diag(counts).sum() / counts.sum() == pytest.approx(tuned[1]["test"]["accuracy"])
+
+
 @pytest.mark.parametrize("attention_too", [True, False])
 def test_predictions_are_those_of_the_evaluation(tuned, image_folder, tmp_path, attention_too):
     found = predicted(tuned[0], image_folder / "test", tmp_path, batch_size=4, attention=attention_too)
@@ -50,8 +60,8 @@ def test_predictions_are_those_of_the_evaluation(tuned, image_folder, tmp_path, 
     assert all(1 / 3 <= float(row["probability"]) <= 1 for row in found)
     pictures = sorted((tmp_path / "attention").glob("*.png"))
     assert len(pictures) == (len(found) if attention_too else 0)
-    if pictures:  # the image, the first look and the last
-        assert np.asarray(Image.open(pictures[0])).shape == (16, 3 * 16 + 2 * 4, 3)
+    if pictures:  # the image, the first look, the selection and the last look
+        assert np.asarray(Image.open(pictures[0])).shape == (16, 4 * 16 + 3 * 4, 3)
 
 
 def test_one_image_will_do(tuned, image_folder, tmp_path):

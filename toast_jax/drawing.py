@@ -33,5 +33,10 @@ def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6) -> np.
 
 def side_by_side(panels: list[np.ndarray]) -> np.ndarray:
     """Panels of one height next to each other, with a white gap."""
-    gap = np.full((panels[0].shape[0], _GAP, 3), 255, np.uint8)
-    return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=1)
+    return stacked([panel.transpose(1, 0, 2) for panel in panels]).transpose(1, 0, 2)
+
+
+def stacked(panels: list[np.ndarray]) -> np.ndarray:
+    """Panels of one width below each other, with a white gap."""
+    gap = np.full((_GAP, panels[0].shape[1], 3), 255, np.uint8)
+    return np.concatenate([part for panel in panels for part in (gap, panel)][1:])

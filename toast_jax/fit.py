@@ -13,7 +13,7 @@ from toast_jax import checkpoint, interrupt, metrics, parallel, top_down_file, t
 from toast_jax.data import batches, sources
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.evaluation import described, evaluate
-from toast_jax.prepare import Run, prepare
+from toast_jax.prepare import Run, prepare, reseed
 from toast_jax.progress import Progress
 from toast_jax.train import State
 
@@ -29,11 +29,27 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
       InputError: anything that `prepare` finds before the first step; later, a loss that is not finite.
       Interrupted: the process was asked to end; the last step is saved.
     """
-    started = time.perf_counter()
-    if result := workdir.finished(folder, config):
-        log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
-        return result
-    run, state = prepare(config, folder)
+    return fit_seeds(config, {config.seed: folder})[0]
+
+
+def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
+    """`fit` with several seeds, each in its folder; they share data and compiled steps."""
+    run, results = None, []
+    for seed, folder in folders.items():
+        started = time.perf_counter()
+        config = config.copy_and_resolve_references()
+        config.seed = seed
+        if result := workdir.finished(folder, config):
+            log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
+        else:
+            run, state = reseed(run, seed, folder) if run else prepare(config, folder)
+            result = _finish(run, state, started)
+        results.append(result)
+    return results
+
+
+def _finish(run: Run, state: State, started: float) -> dict:
+    """Goes on from the folder's last checkpoint, if it has one, to the end."""
     with checkpoint.manager(run.folder, create=True) as checkpoints:
         restored = checkpoint.restore(checkpoints, state)
         if restored is not None:

@@ -1,5 +1,6 @@
 """Where the parameters of a run start: files for what is pre-trained, random numbers for what the method creates."""
 
+import functools
 import logging
 
 import jax
@@ -44,8 +45,8 @@ def start(
     Raises:
       InputError: a file is missing or does not fit; see `pretrained.load`.
     """
-    initialise = lambda: init(model, method, jax.random.key(seed), image_size)  # noqa: E731
-    shapes = trees.flat(jax.eval_shape(initialise))
+    key = jax.random.key(seed)
+    shapes = trees.flat(jax.eval_shape(lambda key: _init(model, method, key, image_size), key))
     blocks = model.backbone.last_blocks
     if tuned:
         loaded = pretrained.load(tuned, shapes, last_blocks=blocks, wanted=".*")
@@ -55,12 +56,22 @@ def start(
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
         log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
-    # Under jit nothing but the missing leaves is computed, whatever else `init` would make.
-    created = jax.jit(lambda: {path: leaf for path, leaf in trees.flat(initialise()).items() if path in missing})()
+    created = _create(model, method, key, image_size, tuple(missing))
     params = {path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes}
     if top_down and "top_down/prior" in params and not tuned:
         top_down_file.check_backbone(top_down, params)
     return trees.nested(params)
+
+
+# Compiled once for all seeds of a network.
+_init = jax.jit(init, static_argnums=(0, 1, 3))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
+def _create(model, method, key, image_size, paths):
+    """The leaves of `init` at some paths. Under jit the others are not computed."""
+    leaves = trees.flat(_init(model, method, key, image_size))
+    return {path: leaves[path] for path in paths}
 
 
 def _load_pretrained(shapes, blocks, weights, classifier, top_down):

@@ -41,6 +41,7 @@ class Run:
     folder: Path
     train: sources.Source
     evals: dict[str, sources.Source]
+    tx: optax.GradientTransformation
     step: Callable
     eval_step: Callable
     frozen: dict
@@ -74,6 +75,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         folder=workdir.claim(folder, config),
         train=train,
         evals=evals,
+        tx=tx,
         step=parallel.replicate(step, num_replicated=2, donate=(0,)),
         eval_step=mapped(scores),
         frozen=parallel.place(network.frozen),
@@ -82,6 +84,20 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
     )
     return run, init_state(network.tuned, tx, config.seed, averaged=config.ema > 0)
+
+
+def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
+    """The same run from another seed, in another folder: data and compiled steps are shared.
+
+    Raises:
+      InputError: the folder cannot be written or holds another run.
+    """
+    config = run.config.copy_and_resolve_references()
+    config.seed = seed
+    network = load_network(config, len(run.train.classes))
+    frozen = parallel.place(network.frozen)  # some of it may be created from the seed
+    state = init_state(network.tuned, run.tx, seed, averaged=config.ema > 0)
+    return dataclasses.replace(run, config=config, folder=workdir.claim(folder, config), frozen=frozen), state
 
 
 # Smallest value of every number that has one.

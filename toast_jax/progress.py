@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +12,24 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger("toast_jax")
+
+
+@contextlib.contextmanager
+def told_in(path: str | Path, but: logging.Logger):
+    """While it is open, what is logged goes to a file; only warnings, and what `but` logs, go to the console."""
+    file = logging.FileHandler(path)
+    shown = lambda record: record.name == but.name or record.levelno >= logging.WARNING  # noqa: E731
+    consoles = list(log.handlers)
+    log.addHandler(file)
+    for console in consoles:
+        console.addFilter(shown)
+    try:
+        yield
+    finally:
+        for console in consoles:
+            console.removeFilter(shown)
+        log.removeHandler(file)
+        file.close()
 
 
 class Progress:

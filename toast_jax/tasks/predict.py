@@ -6,13 +6,12 @@ import logging
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax import attention, drawing, saved_run, workdir
-from toast_jax.data import batches, files, images
+from toast_jax import drawing, maps, saved_run, workdir
+from toast_jax.data import batches, files
 from toast_jax.errors import InputError
 from toast_jax.model import apply
 
@@ -24,8 +23,8 @@ SHOWN = 20  # lines on the console
 def run(config: ConfigDict, folder: str) -> None:
     """Writes `predictions.csv` (image, class, probability) and, if asked for, `attention/*.png` to the folder.
 
-    A picture shows the image as the network sees it and where the class token looks: in the first look, for networks that look
-    twice, and in the last.
+    A picture shows the image as the network sees it and the maps of `maps.look`: where the class token looks and, for networks
+    that look twice, where it looked first and which tokens were fed back.
 
     Raises:
       InputError: no such run, one that is no classifier, or no images.
@@ -37,18 +36,18 @@ def run(config: ConfigDict, folder: str) -> None:
     saved = saved_run.load(config.run, config.weights)
     if saved.config.stage != "tune":
         raise InputError(f"The run in {config.run} has pre-tuned a top-down module; give one that tuned with it.")
-    look = jax.jit(functools.partial(_look, saved.model, saved.method, bool(config.attention)))
+    look = jax.jit(functools.partial(maps.look if config.attention else _named, saved.model, saved.method))
     data = saved.config.data
     loader = batches.eval_batches(source, batch_size=config.batch_size, resize=data.resize, size=data.image_size)
     rows = []
     for batch in loader:
-        probabilities, maps = jax.device_get(look(saved.params, batch["image"]))
+        probabilities, found = jax.device_get(look(saved.params, batch["image"]))
         for i in np.flatnonzero(batch["mask"]):
             best = int(probabilities[i].argmax())
             name = source.paths[batch["index"][i]]
             rows.append((name, saved.classes[best], f"{probabilities[i, best]:.4f}"))
             if config.attention:
-                _draw(folder / "attention", len(rows), name, batch["image"][i], [one[i] for one in maps])
+                _draw(folder / "attention", len(rows), name, batch["image"][i], [one[i] for one in found.values()])
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "class", "probability"), *rows])
     for name, label, probability in rows[:SHOWN]:
@@ -58,16 +57,11 @@ def run(config: ConfigDict, folder: str) -> None:
     log.info("%d predictions are in %s.", len(rows), folder / "predictions.csv")
 
 
-def _look(model, method, with_attention, params, pixels):
-    """Probabilities `[B, C]`, and the maps `[B, g, g]` of each look."""
-    if not with_attention:
-        return jax.nn.softmax(apply(model, method, params, pixels)), []
-    logits, out = apply(model, method, params, images.normalize(jnp.asarray(pixels)), call="explain")
-    looks = [out[name] for name in ("first_look", "look") if name in out]
-    return jax.nn.softmax(logits), [attention.of_class_token(one["attention"], model.backbone.grid) for one in looks]
+def _named(model, method, params, pixels):
+    return jax.nn.softmax(apply(model, method, params, pixels)), {}
 
 
-def _draw(folder: Path, number: int, name: str, image: np.ndarray, maps: list[np.ndarray]) -> None:
+def _draw(folder: Path, number: int, name: str, image: np.ndarray, found: list[np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
-    picture = drawing.side_by_side([image, *(drawing.overlay(image, one) for one in maps)])
+    picture = drawing.side_by_side([image, *(drawing.overlay(image, one) for one in found)])
     Image.fromarray(picture).save(folder / f"{number:05}_{Path(name).stem}.png")

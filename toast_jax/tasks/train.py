@@ -1,18 +1,32 @@
 """Train: pre-tune or tune, as the config says. `--config.task=train`, the default."""
 
 import logging
+from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
+from toast_jax import confusion, saved_run
 from toast_jax.evaluation import described
 from toast_jax.fit import fit
+from toast_jax.prepare import open_sources
 
 log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Trains, saves `result.json` in the folder and logs the result in one line."""
+    """Trains, saves `result.json` in the folder and logs the result in one line.
+
+    With `config.confusion`, it also tells which classes of the last evaluation split are confused, and saves `confusion.csv`.
+    """
     result = fit(config, folder)
     scores = ", ".join(f"{split} {described(result[split])}" for split in ("val", "test") if split in result)
     tuned = f"{result['tuned_parameters']['all']:,} tuned parameters"
     log.info("%s: %s; %s; seed %d; %s/result.json", config.name, scores or "done", tuned, config.seed, folder)
+    split = next((name for name in ("test", "val") if name in result), None)
+    if config.confusion and split and not jax.process_index():
+        run = saved_run.load(folder)
+        counts = confusion.matrix(run, open_sources(config, verified=True)[1][split])
+        path = Path(folder).expanduser() / "confusion.csv"
+        confusion.write(path, counts, run.classes)
+        log.info("%s\nAll counts on %s are in %s.", confusion.summary(counts, run.classes), split, path)

@@ -1,0 +1,196 @@
+"""The demo: `--config=configs/demo.py`. Every row of its table is a run like any other, repeated with several seeds."""
+
+import dataclasses
+import functools
+import logging
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from toast_jax import curves, drawing, localization, maps, report, saved_run, workdir
+from toast_jax.data import scenes
+from toast_jax.fit import fit_seeds
+from toast_jax.progress import told_in
+
+log = logging.getLogger(__name__)
+
+_ENLARGED = 2  # pixels of a picture per pixel of a scene
+HEADER = ("method", "tuned", "test accuracy, %", "attention inside, %", "images/s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one row of the table has measured.
+
+    Attributes:
+      tuned: parameters.
+      accuracy: of the test split, `[seeds]`.
+      inside: share of the last look's attention that is inside the target's box, mean over scenes, `[seeds]`.
+      images_per_second: while training, `[seeds]`.
+      named: classes that the first seed's network gives to the scenes, `[B]`.
+      maps: of the first seed's network, see `maps.look`.
+    """
+
+    tuned: int
+    accuracy: np.ndarray
+    inside: np.ndarray
+    images_per_second: np.ndarray
+    named: np.ndarray
+    maps: dict[str, np.ndarray]
+
+
+def run(config: ConfigDict, folder: str) -> None:
+    """Tunes everything, prints the table and writes `report.html` and `figure.png`; what is done already is not repeated."""
+    started = time.perf_counter()
+    folder = workdir.writable(folder)
+    shown = [scenes.scene("test", i) for i in range(config.attention_scenes)]
+    boxes = np.stack([localization.box_of(one.masks["target"]) for one in shown])
+    log.info("%d runs; what each of them tells is in %s.", len(config.runs) * len(config.seeds), folder / "log.txt")
+    rows = {}
+    with told_in(folder / "log.txt", but=log):
+        for name in config.runs:
+            folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
+            rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
+            log.info("%-20s %s %% of the test scenes named rightly", name, _mean_and_std(rows[name].accuracy))
+    before = _before(rows, boxes)
+    table = [_cells(name, row) for name, row in rows.items()]
+    notes = [
+        f"Accuracy: mean +- standard deviation of seeds {', '.join(map(str, config.seeds))}.",
+        f"Attention: of the class token in the last look, the share inside the green digit's box; {before:.1%} before "
+        f"tuning, {boxes.mean():.1%} if it were uniform.",
+    ]
+    log.info("\n%s\n%s", report.columns(HEADER, table), "\n".join(notes))
+    (folder / "table.md").write_text(report.markdown(HEADER, table) + "\n")
+    Image.fromarray(_figure(rows, shown[: config.shown_scenes])).save(folder / "figure.png")
+    facts = workdir.circumstances()
+    page = report.page("TOAST in three minutes", *_story(config, rows, shown, table, notes, folder, facts))
+    (folder / "report.html").write_text(page)
+    workdir.write_json(folder / "result.json", _result(config, rows, before, facts))
+    log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
+
+
+def _measured(results, folders, shown, boxes) -> Row:
+    runs = [saved_run.load(one) for one in folders]
+    images = np.stack([one.image for one in shown])
+    look = jax.jit(functools.partial(maps.look, runs[0].model, runs[0].method))
+    looks = [jax.device_get(look(one.params, images)) for one in runs]
+    probabilities, of_first = looks[0]
+    return Row(
+        tuned=results[0]["tuned_parameters"]["all"],
+        accuracy=np.array([one["test"]["accuracy"] for one in results]),
+        inside=np.array([localization.energy_inside(found[maps.LAST], boxes).mean() for _, found in looks]),
+        images_per_second=np.array([one["images_per_second"] for one in results]),
+        named=probabilities.argmax(axis=-1),
+        maps=of_first,
+    )
+
+
+def _before(rows: dict[str, Row], boxes: np.ndarray) -> float:
+    """The share of attention inside the boxes while nothing is tuned: the first look of any network that looks twice."""
+    first = next(row.maps[maps.FIRST] for row in rows.values() if maps.FIRST in row.maps)
+    return float(localization.energy_inside(first, boxes).mean())
+
+
+def _mean_and_std(values: np.ndarray) -> str:
+    percent = 100 * values
+    return f"{percent.mean():.1f} +- {percent.std(ddof=1):.1f}" if len(percent) > 1 else f"{percent.mean():.1f}"
+
+
+def _cells(name: str, row: Row) -> list[str]:
+    speed = f"{np.median(row.images_per_second):,.0f}"
+    return [name, f"{row.tuned:,}", _mean_and_std(row.accuracy), _mean_and_std(row.inside), speed]
+
+
+def _large(image: np.ndarray) -> np.ndarray:
+    return image.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+
+
+def _figure(rows: dict[str, Row], shown: list[scenes.Scene]) -> np.ndarray:
+    """Scenes from left to right; below each, the first look, the selection and the last look of `toast`."""
+    columns = []
+    for i, scene in enumerate(shown):
+        image = _large(scene.image)
+        found = [drawing.overlay(image, rows["toast"].maps[name][i]) for name in (maps.FIRST, maps.SELECTION, maps.LAST)]
+        columns.append(drawing.stacked([image, *found]))
+    return drawing.side_by_side(columns)
+
+
+def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
+    device = facts["device"]
+    made_by = f"Made by configs/demo.py on {device['count']} x {device['kind']}; " + ", ".join(
+        f"{name} {facts['versions'][name]}" for name in ("toast_jax", "jax", "flax", "python")
+    )
+    return [
+        report.heading("TOAST: look, select, look again", 1),
+        report.paragraph(
+            "A small network was trained to name the brightest digit of a scene. Here it is tuned, in seven ways, to name the "
+            "green one, which is always dimmer. The same scenes, the same number of steps, the same test digits, none of which "
+            "was seen in training."
+        ),
+        report.table(HEADER, table),
+        *(report.paragraph(note, "small") for note in notes),
+        report.heading("Where it looks"),
+        report.paragraph(
+            f"The first {config.shown_scenes} test scenes, not chosen. First look: attention of the class token before tuning. "
+            "Selection: which tokens TOAST feeds back. Last look: attention of the tuned network. Yellow is high, dark blue is "
+            "low, within each picture. Below: the digit that the tuned network names, and whether that is right."
+        ),
+        _picture_grid(rows, shown[: config.shown_scenes]),
+        report.heading("Learning curves"),
+        f'<div class="charts">{_curves(config, folder, "train/loss")}{_curves(config, folder, "train/accuracy")}</div>',
+        report.paragraph(made_by, "small"),
+    ]
+
+
+def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
+    twice = next(row for row in rows.values() if maps.FIRST in row.maps)
+    header, lines = ["scene", "first look"], []
+    for name, row in rows.items():
+        header += [f"{name}: {map_name}" for map_name in row.maps if map_name != maps.FIRST]
+    for i, scene in enumerate(shown):
+        image, wanted = _large(scene.image), scene.labels["target"]
+        line = [
+            report.picture(image, f"green digit: {wanted}"),
+            report.picture(drawing.overlay(image, twice.maps[maps.FIRST][i]), alt="first look"),
+        ]
+        for name, row in rows.items():
+            verdict = f"{row.named[i]} {'right' if row.named[i] == wanted else 'wrong'}"
+            for map_name in row.maps:
+                if map_name != maps.FIRST:
+                    under = verdict if map_name == maps.LAST else ""
+                    drawn = drawing.overlay(image, row.maps[map_name][i])
+                    line.append(report.picture(drawn, under, alt=f"{map_name} of {name}, names {verdict}"))
+        lines.append(line)
+    return report.pictures(header, lines)
+
+
+def _curves(config: ConfigDict, folder: Path, metric: str) -> str:
+    """The median over seeds, a line for each row."""
+    lines = {
+        name: curves.median_of_runs([curves.read(folder / name / f"seed_{seed}", metric) for seed in config.seeds])
+        for name in config.runs
+    }
+    return curves.svg(lines, metric.replace("/", " "))
+
+
+def _result(config, rows, before, facts) -> dict:
+    measured = {
+        name: {
+            "tuned_parameters": row.tuned,
+            "test_accuracy": row.accuracy.tolist(),
+            "attention_inside": row.inside.tolist(),
+            "images_per_second": row.images_per_second.tolist(),
+        }
+        for name, row in rows.items()
+    }
+    return {
+        "rows": measured,
+        "attention_inside_before": before,
+        "seeds": list(config.seeds),
+        "config": config.to_dict(),
+        **facts,
+    }
