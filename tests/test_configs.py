@@ -131,11 +131,6 @@ def test_vtab_selects_without_the_test_images():
         vtab.get_config("split=test")
 
 
-def test_the_captions_averages_are_those_of_the_quoted_row():
-    caption = " ".join(vtab.__doc__.split())
-    assert "natural 76.4, specialized 84.6, structured 56.2, all 69.6" in caption
-
-
 def test_backbone_names():
     assert folder.get_config("backbone=vit_l14_in21k").backbone.weights == "weights/vit_l14_in21k.pth"
     config = common.base(name="x", method="toast", backbone="vit_h14")

@@ -1,8 +1,11 @@
 """VTAB-1k: what the 19 tasks are, and that their images come out of prepared datasets as they should."""
 
+import collections
 import json
 import pickle
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,11 @@ import small_tfds
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from configs import vtab as vtab_config
 from toast_jax.data import images, sources, vtab, vtab_tasks
 from toast_jax.errors import InputError
 
+PAGE = (Path(__file__).parent.parent / "docs" / "vtab.md").read_text()
 COUNT = 40  # images in each split of the small datasets
 SIZE = 24
 
@@ -121,6 +126,21 @@ def test_class_counts_and_groups():
     assert groups == ["natural"] * 7 + ["specialized"] * 4 + ["structured"] * 8
     assert all(len(task.names) in (0, task.num_classes) for task in tasks.values())
     assert len({task.published for task in tasks.values()} - {""}) == 14
+
+
+def test_the_page_tells_what_the_table_says():
+    rows = re.findall(r"^\| (\w+) \| `(\w+)` \| (\d+): .* \| `(.*):(.*)` \| (.*) GB \| (.*) \| (.*) \|$", PAGE, flags=re.M)
+    paper = collections.defaultdict(list)
+    for (group, name, classes, builder, version, disk, by_hand, accuracy), expected in zip(rows, vtab_tasks.TASKS, strict=True):
+        task = vtab_tasks.TASKS[name]
+        row = vtab_tasks.BUILDERS[task.builder]
+        assert (name, group, int(classes), builder) == (expected, task.group, task.num_classes, task.builder)
+        assert (version, float(disk), by_hand == "yes") == (row.versions[0], row.gigabytes, bool(row.manual))
+        paper[group].append(float(accuracy))
+    means = {group: np.mean(one) for group, one in paper.items()} | {"all": np.mean(sum(paper.values(), []))}
+    written = ", ".join(f"{group} {mean:.1f}" for group, mean in means.items())
+    assert written in PAGE and written in vtab_config.__doc__
+    assert sum(row.gigabytes for row in vtab_tasks.BUILDERS.values()) == pytest.approx(210, abs=5)
 
 
 # How many images the TFDS splits really have, and where val200 and test begin in them.
@@ -317,7 +337,7 @@ def test_what_a_list_can_lack(root, tmp_path):
     assert f"{file} has no 'dtd': download it again, or leave --config.data.split_file empty" in error_of(data)
     split_file(file, ["train_1.png", "gone.png", "far.png"], [])
     message = error_of(data)
-    assert f"2 of the 3 images that {file} lists are not in the split train" in message and "(gone.png, far.png)" in message
+    assert f"2 of the 3 images that {file} lists are not in train of" in message and "(gone.png, far.png)" in message
     split_file(file, ["train_1.png", "train_1.png"], [])
     assert f"{file} lists train_1.png 2 times" in error_of(data)
     data.name = "smallnorb_azimuth"

@@ -28,6 +28,7 @@ class VtabImages:
         split: the TFDS split, such as 'train[:800]'.
         size: to how many pixels the images are stretched.
         classes: their names.
+        indices: positions in the split, None for all of it.
     """
 
     task: str
@@ -35,29 +36,34 @@ class VtabImages:
     split: str
     size: int
     classes: tuple[str, ...]
+    indices: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records if self.indices is None else self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._kept[index] if len(self) <= KEPT else self._read(index)
 
     def name(self, index: int) -> str:
         """The name that the dataset gives to an image, or its place."""
-        named = vtab_tasks.BUILDERS[vtab_tasks.TASKS[self.task].builder].filename
-        return self._records[index][named].decode() if named else f"{self.split}[{index}]"
+        return self._name(index, self._record(index))
+
+    def _name(self, index: int, record: dict[str, Any]) -> str:
+        feature = vtab_tasks.BUILDERS[vtab_tasks.TASKS[self.task].builder].filename
+        return record[feature].decode() if feature else f"{self.split}[{index}]"
+
+    def _record(self, index: int) -> dict[str, Any]:
+        return self._records[index if self.indices is None else self.indices[index]]
 
     def _read(self, index: int) -> dict[str, Any]:
-        task = vtab_tasks.TASKS[self.task]
-        builder, record = vtab_tasks.BUILDERS[task.builder], self._records[index]
-        name = f"{task.builder} {record[builder.filename].decode() if builder.filename else f'{self.split}[{index}]'}"
-        label = task.label(record[task.key])
+        task, record = vtab_tasks.TASKS[self.task], self._record(index)
+        name, label = f"{task.builder} {self._name(index, record)}", task.label(record[task.key])
         if not 0 <= label < task.num_classes:
             raise InputError(
                 f"Image {name} has class {label} of {self.task}, which has 0 to {task.num_classes - 1}: remove "
                 f"{self.directory} and prepare it again."
             )
-        pixels = images.decode(record["image"], name) * builder.scale
+        pixels = images.decode(record["image"], name) * vtab_tasks.BUILDERS[task.builder].scale
         return {"image": images.stretch(pixels, self.size), "label": label, "name": name}
 
     @functools.cached_property
@@ -108,8 +114,8 @@ def read(data: ConfigDict, split: str) -> VtabImages:
     source = open_slice(split=chosen)
     _check_readable(source, task, counts)
     if data.split_file and data.splits[split] != "test":
-        published = functools.partial(vtab_published.exact, open_slice, task=task, slices=slices)
-        source = open_slice(split=published(data.split_file, data.splits[split]))
+        chosen, indices = vtab_published.exact(open_slice, data.split_file, data.splits[split], task=task, slices=slices)
+        source = open_slice(split=chosen, indices=indices)
     if len(source) <= KEPT:
         source[0]  # reads all of them
     return source

@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 _PARTS = {"train800": ("train",), "val200": ("val",), "train800val200": ("train", "val")}
 
 
-def exact(open_slice: Callable, file: str, split: str, *, task: Task, slices: dict[str, str]) -> str:
-    """The TFDS split that has exactly the images of the list.
+def exact(
+    open_slice: Callable, file: str, split: str, *, task: Task, slices: dict[str, str]
+) -> tuple[str, tuple[int, ...] | None]:
+    """Where the images of the list are: a TFDS split and positions in it, None for all of them.
 
     Args:
         open_slice: from a TFDS split to its source, which can tell the `name` of an image.
@@ -32,9 +34,33 @@ def exact(open_slice: Callable, file: str, split: str, *, task: Task, slices: di
     Raises:
         InputError: the list cannot be read, has not this task, or names an image that is not there or that several share.
     """
-    names = _names_of(file, task)
-    parts = {"train": (slices["train800"], "train"), "val": (slices["val200"], BUILDERS[task.builder].val[0])}
-    return "+".join(_part(open_slice, file, names[part], *parts[part]) for part in _PARTS[split])
+    names = [name for part in _PARTS[split] for name in _names_of(file, task)[part]]
+    source, wanted = open_slice(split=slices[split]), collections.Counter(names)
+    if collections.Counter(map(source.name, range(len(source)))) == wanted:
+        return source.split, None
+    if repeated := [name for name, count in wanted.items() if count > 1]:
+        raise InputError(
+            f"{file} lists {repeated[0]} {wanted[repeated[0]]} times, so its names do not tell images apart, and "
+            f"{source.split} of {source.directory} has others: leave --config.data.split_file empty for this task."
+        )
+    log.info("%s of %s is not what %s lists; searching for the names.", source.split, source.directory, file)
+    whole = {"train": "train", "val": BUILDERS[task.builder].val[0]}
+    source = open_slice(split="+".join(dict.fromkeys(whole[part] for part in _PARTS[split])))
+    places = collections.defaultdict(list)
+    for index in range(len(source)):
+        if (name := source.name(index)) in wanted:
+            places[name].append(index)
+    if missing := [name for name in names if name not in places]:
+        raise InputError(
+            f"{len(missing)} of the {len(names)} images that {file} lists are not in {source.split} of {source.directory} "
+            f"({listed(missing, most=3)}): prepare it again, or leave --config.data.split_file empty."
+        )
+    if shared := [name for name, found in places.items() if len(found) > 1]:
+        raise InputError(
+            f"{len(places[shared[0]])} images of {source.directory} are called {shared[0]}, so {file} cannot tell them apart: "
+            "leave --config.data.split_file empty for this task."
+        )
+    return source.split, tuple(sorted(index for (index,) in places.values()))
 
 
 def _names_of(file: str, task: Task) -> dict[str, list[str]]:
@@ -52,32 +78,3 @@ def _names_of(file: str, task: Task) -> dict[str, list[str]]:
         raise InputError(f"{path} is no list of VTAB's images ({error}): download it again.") from error
     except KeyError as error:
         raise InputError(f"{path} has no {error}: download it again, or {without}.") from error
-
-
-def _part(open_slice: Callable, file: str, names: list[str], default: str, whole: str) -> str:
-    """The default slice if it has these names; otherwise every image of the whole TFDS split that has one."""
-    source, wanted = open_slice(split=default), collections.Counter(names)
-    if collections.Counter(map(source.name, range(len(source)))) == wanted:
-        return default
-    if repeated := [name for name, count in wanted.items() if count > 1]:
-        raise InputError(
-            f"{file} lists {repeated[0]} {wanted[repeated[0]]} times, so its names do not tell images apart, and {default} of "
-            f"{source.directory} has others: leave --config.data.split_file empty for this task."
-        )
-    log.info("%s of %s is not what %s lists; searching all of it for the names.", default, source.directory, file)
-    source = open_slice(split=whole)
-    places = collections.defaultdict(list)
-    for index in range(len(source)):
-        if (name := source.name(index)) in wanted:
-            places[name].append(index)
-    if missing := [name for name in names if name not in places]:
-        raise InputError(
-            f"{len(missing)} of the {len(names)} images that {file} lists are not in the split {whole} of {source.directory} "
-            f"({listed(missing, most=3)}): prepare it again, or leave --config.data.split_file empty."
-        )
-    if shared := [name for name, found in places.items() if len(found) > 1]:
-        raise InputError(
-            f"{len(places[shared[0]])} images of {source.directory} are called {shared[0]}, so {file} cannot tell them apart: "
-            "leave --config.data.split_file empty for this task."
-        )
-    return "+".join(f"{whole}[{index}:{index + 1}]" for index in sorted(found[0] for found in places.values()))

@@ -65,8 +65,7 @@ def _prepare(name: str, root: Path, manual: Path) -> None:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(f"{name}:{BUILDERS[name].versions[0]}", data_dir=root)
-    # What Google offers ready-made is in a format that only TensorFlow reads.
-    download_config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+    download_config = tfds.download.DownloadConfig(manual_dir=manual)
     builder.download_and_prepare(download_config=download_config, file_format="array_record")
 
 
