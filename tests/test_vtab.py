@@ -4,6 +4,7 @@ import collections
 import json
 import pickle
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -272,6 +273,23 @@ def test_too_few_images(root, tmp_path, monkeypatch):
     assert "dtd/3.0.1 has no split 'validation': remove it and prepare it again" in error_of(config(tmp_path, "dtd"))
     monkeypatch.setattr(vtab_tasks, "TRAIN", 800)
     assert "too small for train[:800] of cifar100 (it has train 40, test 40)" in error_of(config(root))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("dtd-test.array_record-00000-of-00001", None, "lacks {folder}/dtd-test.array_record-00000-of-00001: remove it and"),
+        ("dtd-train.array_record-00000-of-00001", lambda data: data[: len(data) // 2], "{folder} is damaged ("),
+        ("dataset_info.json", lambda data: data[: len(data) // 2], "{folder} is "),
+        ("features.json", None, "{folder} is damaged (Cannot restore dtd"),
+    ],
+)
+def test_damaged_files(file, damage, message, root, tmp_path):
+    folder = tmp_path / "dtd/3.0.1"
+    shutil.copytree(root / "dtd/3.0.1", folder)
+    (folder / file).write_bytes(damage((folder / file).read_bytes())) if damage else (folder / file).unlink()
+    error = error_of(config(tmp_path, "dtd"))
+    assert message.format(folder=folder) in error and "prepare it again" in error
 
 
 @pytest.mark.parametrize("split", ["train800", "test"])

@@ -3,8 +3,8 @@
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax.data import images, vtab_published, vtab_tasks
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import InputError, choose, listed
 
 # Splits up to this size are kept in memory; the others are test splits, which are read once.
 KEPT = vtab_tasks.TRAIN + vtab_tasks.VAL
@@ -91,8 +91,6 @@ def read(data: ConfigDict, split: str) -> VtabImages:
     Raises:
         InputError: the dataset is not prepared, or not as it has to be.
     """
-    import tensorflow_datasets as tfds
-
     task = choose("config.data.name", data.name, vtab_tasks.TASKS)
     if data.resize != data.image_size:
         raise InputError(
@@ -102,7 +100,19 @@ def read(data: ConfigDict, split: str) -> VtabImages:
     if not data.labels:
         raise InputError("config.data.labels is False, but the images of VTAB have classes: set it to True.")
     directory = prepared(os.path.expanduser(data.root), task.builder)
+    try:
+        return _open(data, split, task, directory)
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:  # what TFDS raises over damaged files
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"{directory} is damaged ({reason}): remove it and prepare it again.") from error
+
+
+def _open(data: ConfigDict, split: str, task: vtab_tasks.Task, directory: str) -> VtabImages:
+    import tensorflow_datasets as tfds
+
     info = tfds.builder_from_directory(directory).info
+    if gone := [str(path) for one in info.splits.values() for path in one.filepaths if not path.exists()]:
+        raise InputError(f"{directory} lacks {listed(gone, most=3)}: remove it and prepare it again.")
     counts = {name: one.num_examples for name, one in info.splits.items()}
     try:
         slices = vtab_tasks.slices(vtab_tasks.BUILDERS[task.builder], counts)
@@ -116,8 +126,7 @@ def read(data: ConfigDict, split: str) -> VtabImages:
     if data.split_file and data.splits[split] != "test":
         chosen, indices = vtab_published.exact(open_slice, data.split_file, data.splits[split], task=task, slices=slices)
         source = open_slice(split=chosen, indices=indices)
-    if len(source) <= KEPT:
-        source[0]  # reads all of them
+    source[0]  # of splits that are kept, this reads all
     return source
 
 
@@ -141,7 +150,7 @@ def find(root: str | Path, builder: str) -> Path | None:
         folder = Path(root) / builder / version
         if not (folder / "dataset_info.json").exists():
             continue
-        if json.loads((folder / "dataset_info.json").read_text()).get("fileFormat") != "array_record":
+        if not re.search(r'"fileFormat":\s*"array_record"', (folder / "dataset_info.json").read_text()):
             raise InputError(
                 f"{folder} is not in array_record format: where TensorFlow is installed, run `tfds convert_format "
                 f"--dataset_version_dir={folder} --out_file_format=array_record` once, or remove it and prepare it again."

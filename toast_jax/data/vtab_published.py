@@ -60,7 +60,7 @@ def exact(
             f"{len(places[shared[0]])} images of {source.directory} are called {shared[0]}, so {file} cannot tell them apart: "
             "leave --config.data.split_file empty for this task."
         )
-    return source.split, tuple(sorted(index for (index,) in places.values()))
+    return source.split, tuple(index for (index,) in places.values())
 
 
 def _names_of(file: str, task: Task) -> dict[str, list[str]]:
