@@ -22,7 +22,14 @@ from toast_jax.errors import InputError, Interrupted, choose
 from toast_jax.fields import flat_fields
 
 # Modules of toast_jax/tasks, each with a field that its configs have.
-TASKS = {"train": "optimizer", "evaluate": "optimizer", "convert": "target", "predict": "images", "demo": "runs"}
+TASKS = {
+    "train": "optimizer",
+    "evaluate": "optimizer",
+    "convert": "target",
+    "predict": "images",
+    "prepare_data": "datasets",
+    "demo": "runs",
+}
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")

@@ -53,11 +53,12 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.variational_weight = 0.1  # pretune: of the variational loss
 
     config.data = ConfigDict()
-    config.data.format = "json"  # json: VPT split files | folder: SPLIT/CLASS/IMAGE | tfds | scenes: the demo
+    config.data.format = "json"  # json: VPT split files | folder: SPLIT/CLASS/IMAGE | tfds | vtab | scenes: the demo
     config.data.root = ""
     config.data.image_dir = ""  # json: where images are, under root
-    config.data.name = ""  # tfds: builder; scenes: task
+    config.data.name = ""  # tfds: builder; vtab, scenes: task
     config.data.splits = ConfigDict({"train": "train", "val": "val", "test": "test"})  # "" for none
+    config.data.split_file = ""  # vtab: the published list of images, if they are to be checked against it
     config.data.num_classes = 0  # 0: as many as the data has
     config.data.labels = True  # False: images without classes, to pre-tune on
     config.data.resize = 256  # shorter side before the crop

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import jax
 import pytest
+import small_tfds
 from conftest import METHODS
 
-from configs import common, fgvc, folder, pretune
+from configs import common, fgvc, folder, pretune, vtab
 from toast_jax import methods, model, parallel, prepare, trees
-from toast_jax.data import batches
+from toast_jax.data import batches, vtab_tasks
 from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-TUNING = [name for name in CONFIGS if name not in ("convert", "predict", "pretrain", "pretune")]
+TUNING = [name for name in CONFIGS if name not in ("convert", "demo", "predict", "prepare", "pretrain", "pretune")]
 
 
 def shrunk(config, root):
@@ -23,10 +24,20 @@ def shrunk(config, root):
     config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
     config.data.update({"root": str(root), "image_dir": "", "image_size": 16, "resize": 18, "num_classes": 0})
     config.batch_size = 8
+    if config.data.format == "vtab":
+        config.data.resize = 16
+        return config
     for split in ("train", "val", "test"):
         listing = {str(path.relative_to(root)): path.parent.name for path in sorted((root / split).glob("*/*.jpg"))}
         (root / f"{split}.json").write_text(json.dumps(listing))
     return config
+
+
+@pytest.fixture(scope="module")
+def vtab_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("vtab")
+    small_tfds.prepare("cifar100:3.0.2", root, {"train": 20, "test": 3})
+    return root
 
 
 # Every method is run to its end elsewhere; here it is the configs' turn.
@@ -36,10 +47,13 @@ SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if me
 
 @pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("method", [*QUICK, *SLOW])
-def test_config_makes_a_step(name, method, image_folder, tmp_path):
-    config = shrunk(importlib.import_module(f"configs.{name}").get_config(f"method={method}"), image_folder)
+def test_config_makes_a_step(name, method, image_folder, vtab_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(vtab_tasks, "TRAIN", 8)
+    monkeypatch.setattr(vtab_tasks, "VAL", 2)
+    config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
+    config = shrunk(config, vtab_folder if config.data.format == "vtab" else image_folder)
     run, state = prepare.prepare(config, tmp_path)
-    loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
+    loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=config.data.resize, size=16)
     state, metrics = run.step(parallel.place(state), run.frozen, next(parallel.sharded(loader)))
     assert int(state.step) == 1 and jax.numpy.isfinite(metrics["loss"])
 
@@ -97,6 +111,24 @@ def test_fgvc_recipes(dataset, classes, lr, weight_decay):
     assert (config.batch_size, config.epochs, config.warmup_epochs) == (32, 100, 10)
     assert (config.data.resize, config.data.image_size, config.backbone.drop_path) == (256, 224, 0.1)
     assert config.optimizer.no_decay == ("head/bias",)
+
+
+@pytest.mark.parametrize("task", vtab_tasks.TASKS)
+def test_vtab_recipe(task):
+    config = vtab.get_config(f"task={task}")
+    assert (config.data.name, config.data.num_classes) == (task, vtab_tasks.TASKS[task].num_classes)
+    assert (config.batch_size, config.epochs, config.warmup_epochs, config.eval_every) == (32, 100, 10, 100)
+    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.base_batch_size) == ("sgd", 0.9, 256)
+    assert (config.data.resize, config.data.image_size, config.augment.flip) == (224, 224, False)
+    assert config.prompts.dropout == 0.1 and config.head.start == "random"
+
+
+def test_vtab_selects_without_the_test_images():
+    assert vtab.get_config().data.splits.to_dict() == {"train": "train800val200", "val": "", "test": "test"}
+    selection = vtab.get_config("split=selection").data.splits
+    assert selection.to_dict() == {"train": "train800", "val": "val200", "test": ""}
+    with pytest.raises(InputError, match="The config argument split is 'test'; it must be one of final, selection"):
+        vtab.get_config("split=test")
 
 
 def test_backbone_names():

@@ -158,3 +158,22 @@ def test_16_bit_images_keep_their_range():
     file = io.BytesIO()
     Image.fromarray(ramp).save(file, format="PNG")
     np.testing.assert_array_equal(images.decode(file.getvalue(), "ramp.png")[..., 0], np.arange(256).reshape(16, 16))
+
+
+@pytest.mark.parametrize("kind", ["square", "wide", "tall"])
+def test_stretch_is_the_recorded_resize(kind):
+    """The recording holds floating-point pixels, two of its three images rounded to 16 bits."""
+    arrays = np.load(RECORDED.parent / "preprocess_vtab.npz")
+    stretched = images.stretch(arrays[f"{kind}/image_uint8"], 224)
+    assert stretched.shape == (224, 224, 3) and stretched.dtype == np.uint8
+    assert np.abs(stretched - arrays[f"{kind}/resized_224_float"].astype(np.float32)).max() <= 0.5
+
+
+def test_stretch_keeps_an_image_of_the_right_size():
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(images.stretch(image, 24), image)
+
+
+def test_pixels_need_no_decoding():
+    image = np.zeros((4, 4, 3), np.uint8)
+    assert images.decode(image, "a") is image

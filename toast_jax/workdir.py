@@ -41,17 +41,17 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
     return folder
 
 
-def writable(workdir: str | Path) -> Path:
-    """Creates the folder if need be, and raises InputError unless files can be written in it."""
+def writable(workdir: str | Path, field: str = "--workdir") -> Path:
+    """Creates the folder that `field` names if need be, and raises InputError unless files can be written in it."""
     if "://" in str(workdir):
-        raise InputError(f"--workdir={workdir} is a remote address; give a local or mounted folder.")
+        raise InputError(f"{field}={workdir} is a remote address; give a local or mounted folder.")
     folder = Path(workdir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise InputError(f"The folder {folder} cannot be written ({error.strerror}); give another --workdir.") from error
+        raise InputError(f"The folder {folder} cannot be written ({error.strerror}); give another {field}.") from error
     return folder
 
 

@@ -17,11 +17,11 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes | np.ndarray, name: str) -> np.ndarray:
     """Decodes an image file of any format and colour mode that PIL reads.
 
     Args:
-        data: the bytes of the file.
+        data: the bytes of the file; pixels are returned as they are.
         name: what to call the image in an error, usually its path.
 
     Returns:
@@ -30,6 +30,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     Raises:
         InputError: the file is empty, truncated, far too large, or no image.
     """
+    if isinstance(data, np.ndarray):
+        return data
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode.startswith("I;16"):  # PIL would cut 16-bit values off at 255
@@ -87,6 +89,22 @@ def eval_view(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
+def stretch(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes to a square, whatever the aspect: bilinearly and without antialiasing, as TensorFlow's `tf.image.resize` does.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: side of the square, in pixels.
+
+    Returns:
+        uint8 [size, size, 3], rounded to the nearest.
+    """
+    (top, bottom, down), (left, right, along) = (_neighbours(length, size) for length in image.shape[:2])
+    rows = image[top] + down[:, None, None] * (image[bottom].astype(np.float32) - image[top])
+    pixels = rows[:, left] + along[:, None] * (rows[:, right] - rows[:, left])
+    return np.rint(pixels).astype(np.uint8)
+
+
 def normalize(images: jax.Array) -> jax.Array:
     """Scales pixels to [0, 1] and standardises them with ImageNet's mean and deviation.
 
@@ -125,6 +143,13 @@ def _resize_shorter_side(image: np.ndarray, length: int) -> np.ndarray:
     long_length = int(length * longer / shorter)
     shape = (length, long_length) if width <= height else (long_length, length)
     return np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
+
+
+def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For `size` points along `length` pixels: the pixel before each, the one after it, and how far it is from the first."""
+    centers = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(length / size) - 0.5
+    before = np.floor(centers).astype(int)
+    return before.clip(0, length - 1), (before + 1).clip(0, length - 1), centers - before.astype(np.float32)
 
 
 def _reason(data: bytes, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Random-access sources of encoded images, opened as a config describes them.
+"""Random-access sources of images, opened as a config describes them.
 
 A source is immutable and picklable, so that it can travel to the processes that load batches.
 """
@@ -7,14 +7,15 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from toast_jax.data import files, scenes, tfds_records
+from toast_jax.data import files, scenes, tfds_records, vtab
 from toast_jax.errors import InputError, choose
 
 
 class Source(Protocol):
     """What every source offers.
 
-    `source[i]` is {'image': the bytes of an image file, 'label': index into `classes`, 'name': where the image is}.
+    `source[i]` is {'image': the bytes of an image file, or its pixels uint8 [H, W, 3], 'label': index into `classes`,
+    'name': where the image is}.
     """
 
     classes: tuple[str, ...]
@@ -29,12 +30,15 @@ def open_split(data: ConfigDict, split: str) -> Source:
 
     Args:
         data: the fields
-            format: 'json', 'folder', 'tfds' or 'scenes'.
+            format: 'json', 'folder', 'tfds', 'vtab' or 'scenes'.
             root: the folder with the data; '~' is expanded.
             image_dir: folder of the images under `root`, '' for `root` itself (json).
-            name: name of the dataset, such as 'stanford_dogs' (tfds), or the task (scenes).
+            name: name of the dataset, such as 'stanford_dogs' (tfds), or of the task (vtab, scenes).
             splits: for each of train, val and test the stem of its JSON file, its folder or its TFDS split such as
-                'train[:90%]', or of how many scenes, 'train[:500]'; '' where the data has no such split.
+                'train[:90%]', or of how many scenes, 'train[:500]', or one of train800, val200, train800val200 and test (vtab);
+                '' where the data has no such split.
+            split_file: a list of the images of train800 and val200, see `vtab_published`; '' for the slices of `vtab_tasks`.
+            resize, image_size: both the side of the image (vtab).
             num_classes: 0 takes the number from the data; any other number must agree with the data.
             labels: False for images without classes: JSON lists of paths, images anywhere under the split's folder, TFDS
                 features without 'label'. All get label 0 of the one class `UNLABELLED`; labels that are there are not read.
@@ -55,4 +59,10 @@ def open_split(data: ConfigDict, split: str) -> Source:
     return source
 
 
-_READERS = {"json": files.read_json, "folder": files.read_folder, "tfds": tfds_records.read, "scenes": scenes.read}
+_READERS = {
+    "json": files.read_json,
+    "folder": files.read_folder,
+    "tfds": tfds_records.read,
+    "vtab": vtab.read,
+    "scenes": scenes.read,
+}

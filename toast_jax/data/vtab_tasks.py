@@ -1,0 +1,184 @@
+"""The 19 tasks of VTAB-1k (arXiv 1910.04867): where their images are, what their classes are, and which images are whose.
+
+The definitions are those of google-research/task_adaptation as VPT and TOAST use them. Nothing here reads data.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+NATURAL, SPECIALIZED, STRUCTURED = "natural", "specialized", "structured"
+
+# Images to train on and to select by.
+TRAIN, VAL = 800, 200
+
+_KAGGLE = "https://www.kaggle.com/c/diabetic-retinopathy-detection/data"
+_ONEDRIVE = "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Builder:
+    """A TFDS dataset.
+
+    Attributes:
+        versions: those whose splits have the same images in the same order; the first is the one to prepare.
+        gigabytes: about what preparing takes on disk, with what is downloaded and unpacked.
+        val, test: the TFDS split that holds the images, and after how many percent of it they begin; training images are the
+            first of the split 'train'.
+        filename: feature that names an image, '' for none.
+        scale: what the stored pixels are multiplied by.
+        manual: what has to be in the manual folder, and `source` where it is from.
+    """
+
+    versions: tuple[str, ...]
+    gigabytes: float
+    val: tuple[str, int]
+    test: tuple[str, int] = ("test", 0)
+    filename: str = ""
+    scale: int = 1
+    manual: tuple[str, ...] = ()
+    source: str = ""
+
+
+BUILDERS = {
+    "caltech101": Builder(("3.0.2", "3.0.1"), 0.6, ("train", 90), filename="image/file_name"),
+    "cifar100": Builder(("3.0.2",), 0.5, ("train", 90), filename="id"),
+    "dtd": Builder(("3.0.1",), 2, ("validation", 0), filename="file_name"),
+    "oxford_flowers102": Builder(("2.1.1",), 1.1, ("validation", 0), filename="file_name"),
+    "oxford_iiit_pet": Builder(("4.0.0", "3.2.0"), 2.5, ("train", 80), filename="file_name"),
+    "sun397/tfds": Builder(("4.0.0",), 80, ("validation", 0), filename="file_name"),
+    "svhn_cropped": Builder(("3.1.0", "3.0.0"), 3, ("train", 90)),
+    "patch_camelyon": Builder(("2.0.0",), 25, ("validation", 0), filename="id"),
+    "eurosat/rgb": Builder(("2.0.0",), 0.4, ("train", 60), ("train", 80), filename="filename"),
+    "resisc45": Builder(
+        ("3.0.0",),
+        0.5,
+        ("train", 60),
+        ("train", 80),
+        filename="filename",
+        manual=("NWPU-RESISC45",),
+        source=f"{_ONEDRIVE}, unpacked",
+    ),
+    "diabetic_retinopathy_detection/btgraham-300": Builder(
+        ("3.0.0",),
+        5,
+        ("validation", 0),
+        filename="name",
+        manual=("train", "test", "sample", "trainLabels.csv"),
+        source=f"{_KAGGLE}, each archive unpacked into the folder of its name",
+    ),
+    "clevr": Builder(("3.1.0", "3.0.0"), 60, ("train", 90), ("validation", 0), filename="file_name"),
+    "dmlab": Builder(("2.0.1",), 10, ("validation", 0), filename="filename"),
+    "kitti": Builder(("3.3.0", "3.2.0"), 19, ("validation", 0), filename="image/file_name"),
+    "dsprites": Builder(("2.0.0",), 0.5, ("train", 80), ("train", 90), scale=255),
+    "smallnorb": Builder(("2.0.0",), 1.5, ("test", 0), ("test", 50)),
+}
+
+
+def count_objects(objects: Mapping[str, Any]) -> int:
+    """CLEVR: 3 to 10 objects."""
+    return len(objects["size"]) - 3
+
+
+def closest_object(objects: Mapping[str, Any]) -> int:
+    """CLEVR: the distance of the closest object, in six bins that each hold their upper edge."""
+    distances = np.reshape(objects["pixel_coords"], (-1, 3))[:, 2]
+    return _bin(min(distances), (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0))
+
+
+def closest_vehicle(objects: Mapping[str, Any]) -> int:
+    """KITTI: metres ahead to the closest car, van or truck (types 0, 1 and 2), in three bins, and a fourth for none."""
+    ahead = np.reshape(objects["location"], (-1, 3))[:, 2]
+    vehicles = ahead[np.asarray(objects["type"]) < 3]
+    return _bin(min(vehicles, default=1000.0), (-100.0, 8.0, 20.0, 999.0))
+
+
+def position_bin(position: int) -> int:
+    """dSprites: 32 positions, in pairs."""
+    return position // 2
+
+
+def orientation_bin(orientation: int) -> int:
+    """dSprites: 40 orientations in 16 bins, which hold three and two of them in turn."""
+    return int(orientation / 2.5)
+
+
+def _bin(value: float, edges: tuple[float, ...]) -> int:
+    """The last edge that is below the value; -1 if none is."""
+    return int(np.searchsorted(edges, value, side="left")) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One of the 19.
+
+    Attributes:
+        builder: name of a row of BUILDERS.
+        key: the feature that the class is made from.
+        label: from that feature to the class.
+        names: of the classes, where they are not those of the feature.
+        published: what VPT's list of training images calls the task, '' if it is not there.
+    """
+
+    group: str
+    builder: str
+    num_classes: int
+    key: str = "label"
+    label: Callable[[Any], int] = int
+    names: tuple[str, ...] = ()
+    published: str = ""
+
+
+_COUNTS = tuple(f"{count} objects" for count in range(3, 11))
+_DEPTHS = ("up to 8", "8 to 8.5", "8.5 to 9", "9 to 9.5", "9.5 to 10", "beyond 10")
+_METRES = ("up to 8 m", "8 to 20 m", "beyond 20 m", "no vehicle")
+_PAIRS = tuple(f"{2 * low} or {2 * low + 1} of 32" for low in range(16))
+_TURNS = tuple(f"{-(-5 * low // 2)} to {-(-5 * (low + 1) // 2) - 1} of 40" for low in range(16))
+
+TASKS = {
+    "cifar100": Task(NATURAL, "cifar100", 100, published="cifar(num_classes=100)"),
+    "caltech101": Task(NATURAL, "caltech101", 102, published="caltech101"),
+    "dtd": Task(NATURAL, "dtd", 47, published="dtd"),
+    "oxford_flowers102": Task(NATURAL, "oxford_flowers102", 102, published="oxford_flowers102"),
+    "oxford_iiit_pet": Task(NATURAL, "oxford_iiit_pet", 37, published="oxford_iiit_pet"),
+    "svhn": Task(NATURAL, "svhn_cropped", 10),
+    "sun397": Task(NATURAL, "sun397/tfds", 397, published="sun397"),
+    "patch_camelyon": Task(SPECIALIZED, "patch_camelyon", 2, published="patch_camelyon"),
+    "eurosat": Task(SPECIALIZED, "eurosat/rgb", 10, published="eurosat"),
+    "resisc45": Task(SPECIALIZED, "resisc45", 45, published="resisc45"),
+    "diabetic_retinopathy": Task(
+        SPECIALIZED,
+        "diabetic_retinopathy_detection/btgraham-300",
+        5,
+        published='diabetic_retinopathy(config="btgraham-300")',
+    ),
+    "clevr_count": Task(STRUCTURED, "clevr", 8, "objects", count_objects, _COUNTS, 'clevr(task="count_all")'),
+    "clevr_distance": Task(STRUCTURED, "clevr", 6, "objects", closest_object, _DEPTHS, 'clevr(task="closest_object_distance")'),
+    "dmlab": Task(STRUCTURED, "dmlab", 6, published="dmlab"),
+    "kitti": Task(STRUCTURED, "kitti", 4, "objects", closest_vehicle, _METRES, 'kitti(task="closest_vehicle_distance")'),
+    "dsprites_location": Task(STRUCTURED, "dsprites", 16, "label_x_position", position_bin, _PAIRS),
+    "dsprites_orientation": Task(STRUCTURED, "dsprites", 16, "label_orientation", orientation_bin, _TURNS),
+    "smallnorb_azimuth": Task(STRUCTURED, "smallnorb", 18, "label_azimuth"),
+    "smallnorb_elevation": Task(STRUCTURED, "smallnorb", 9, "label_elevation"),
+}
+
+
+def slices(builder: Builder, counts: Mapping[str, int]) -> dict[str, str]:
+    """The splits of VTAB-1k as slices of TFDS splits.
+
+    Args:
+        builder: row of the dataset.
+        counts: how many images each of its TFDS splits has.
+
+    Returns:
+        For train800, val200, train800val200 and test what TFDS calls these images, such as 'train[:800]'.
+
+    Raises:
+        KeyError: a TFDS split is not there.
+    """
+    first, (name, percent) = counts[builder.val[0]] * builder.val[1] // 100, builder.test
+    train, val = f"train[:{TRAIN}]", f"{builder.val[0]}[{first}:{first + VAL}]"
+    test = f"{name}[{counts[name] * percent // 100}:]"
+    return {"train800": train, "val200": val, "train800val200": f"{train}+{val}", "test": test}
