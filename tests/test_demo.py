@@ -20,10 +20,10 @@ def small(tmp_path_factory):
     """Two rows, two seeds, a few scenes, run twice."""
     config = demo_config.get_config()
     config.seeds, config.attention_scenes, config.shown_scenes = (1, 2), 8, 2
-    config.runs = {name: config.runs[name] for name in ("linear", "toast")}
+    config.rows = ("linear", "toast")
     for run in config.runs.values():
         run.data.splits.update({"train": "train[:32]", "val": "val[:16]", "test": "test[:24]"})
-        run.epochs, run.warmup_epochs, run.batch_size, run.eval_every, run.checkpoint_every = 2, 1, 16, 2, 2
+        run.batch_size = 16
     folder = tmp_path_factory.mktemp("demo")
     told, log = [], logging.getLogger("toast_jax")
     handler = logging.Handler()

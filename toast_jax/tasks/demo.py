@@ -49,10 +49,10 @@ def run(config: ConfigDict, folder: str) -> None:
     folder = workdir.writable(folder)
     shown = [scenes.scene("test", i) for i in range(config.attention_scenes)]
     boxes = np.stack([localization.box_of(one.masks["target"]) for one in shown])
-    log.info("%d runs; what each of them tells is in %s.", len(config.runs) * len(config.seeds), folder / "log.txt")
+    log.info("%d runs; what each of them tells is in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     rows = {}
     with told_in(folder / "log.txt", but=log):
-        for name in config.runs:
+        for name in config.rows:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
             rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
             log.info("%-20s %s %% of the test scenes named rightly", name, _mean_and_std(rows[name].accuracy))
@@ -172,7 +172,7 @@ def _curves(config: ConfigDict, folder: Path, metric: str) -> str:
     """The median over seeds, a line for each row."""
     lines = {
         name: curves.median_of_runs([curves.read(folder / name / f"seed_{seed}", metric) for seed in config.seeds])
-        for name in config.runs
+        for name in config.rows
     }
     return curves.svg(lines, metric.replace("/", " "))
 
