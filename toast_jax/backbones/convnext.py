@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from toast_jax import patches
 from toast_jax.backbones.drop_path import drop_path
+from toast_jax.depthwise import DepthwiseConv
 from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
 
@@ -79,9 +80,8 @@ class Block(nn.Module):
           depth: index of the block in the network and its drop-path rate.
         """
         width, (index, rate) = x.shape[-1], depth
-        init = nn.initializers.normal(0.02)
-        convolution = nn.Conv(width, (7, 7), feature_group_count=width, dtype=self.dtype, kernel_init=init, name="dwconv")
-        y = nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name="norm")(convolution(x))
+        y = DepthwiseConv(dtype=self.dtype, name="dwconv")(x)
+        y = nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name="norm")(y)
         y = nn.gelu(Linear(4 * width, dtype=self.dtype, name="pwconv1")(y), approximate=False)
         y = Linear(width, dtype=self.dtype, name="pwconv2")(y)
         y = y * self.param("gamma", nn.initializers.constant(LAYER_SCALE), (width,)).astype(y.dtype)
