@@ -172,7 +172,7 @@ def test_the_arrays_of_the_fixture_show_every_mistake():
 @pytest.mark.parametrize("name", ["vit_linear", "vit_toast", "vit_lora", "vit_vpt_deep"])
 def test_files_with_timm_names_stay_as_they_are(name, logged):  # noqa: F811
     state = recorded(name) | CLASSIFIER
-    named = formats.timm_names(state)
+    named = formats.known_names(state)
     assert all(named[name] is array for name, array in state.items()) and list(named) == list(state)
     assert not logged.messages
 
@@ -197,7 +197,7 @@ def test_classifiers_get_the_name_that_timm_gives_them(form):
         hugging_face: {name.replace("head", "classifier"): array for name, array in CLASSIFIER.items()},
     }
     classifier = sources.get(form, sources[hugging_face])
-    assert_same(formats.timm_names(form(backbone()) | classifier), backbone() | CLASSIFIER)
+    assert_same(formats.known_names(form(backbone()) | classifier), backbone() | CLASSIFIER)
 
 
 def test_masked_auto_encoder_of_hugging_face(plain, tmp_path, logged):  # noqa: F811
@@ -229,10 +229,10 @@ def test_a_classifier_behind_a_representation_layer_is_no_classifier(plain, tmp_
     extra = zeros("pre_logits/kernel", "pre_logits/bias", "head/kernel", "head/bias")
     assert_same(load(to_file(tmp_path, augreg(backbone()) | extra, ".npz")), plain)
     assert "holds head/bias, head/kernel, pre_logits/bias, pre_logits/kernel, not used" in left_out(logged)
-    assert "head.weight" not in formats.timm_names(backbone() | CLASSIFIER | zeros("pre_logits.fc.weight"))
+    assert "head.weight" not in formats.known_names(backbone() | CLASSIFIER | zeros("pre_logits.fc.weight"))
 
 
-def test_timm_names_in_npz(plain, tmp_path):
+def test_known_names_in_npz(plain, tmp_path):
     assert_same(load(to_file(tmp_path, backbone(), ".npz")), plain)
 
 
@@ -479,7 +479,7 @@ def test_queries_keys_and_values_without_axes_are_refused(tmp_path):
 
 def test_feedback_decoders_are_no_masked_auto_encoder():
     decoders = zeros("decoders.0.linear.weight")
-    assert decoders.keys() <= formats.timm_names(hugging_face(backbone()) | decoders).keys()
+    assert decoders.keys() <= formats.known_names(hugging_face(backbone()) | decoders).keys()
 
 
 def test_one_array_under_two_names_is_refused(tmp_path):

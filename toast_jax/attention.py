@@ -1,6 +1,16 @@
-"""Where a ViT looks: one map of the image from the attention weights of a look."""
+"""Where a network looks: maps of the image, from attention weights or from what the top-down module selects."""
 
 import jax
+
+
+def maps(backbone, out: dict) -> list[jax.Array]:
+    """The maps `[B, g, g]` that `out`, the dict of `Steered.explain`, has for a network.
+
+    A ViT has one for each look. A ConvNeXt, which has no attention, has one if it is steered: the selection that it feeds back.
+    """
+    if "attention" not in out["look"]:
+        return [out["selection"][..., 0]] if "selection" in out else []
+    return [of_class_token(out[name]["attention"], backbone.grid) for name in ("first_look", "look") if name in out]
 
 
 def of_class_token(attention: jax.Array, grid: int) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
-from toast_jax.formats import other_network, timm_names
+from toast_jax.formats import known_names, other_network
 from toast_jax.rename import Arrays, depths_of, kind, rename, stack, unstack
 from toast_jax.weight_files import read
 
@@ -97,7 +97,7 @@ def layers(path: str) -> tuple[Arrays, list[str]]:
       InputError: it is no weights file, holds names that no network here has, or numbers that are not finite.
     """
     try:
-        arrays, unknown = rename(timm_names(read(path)))
+        arrays, unknown = rename(known_names(read(path)))
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:

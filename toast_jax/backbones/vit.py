@@ -44,6 +44,8 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
       InputError: an unknown size, pooling or dtype, an image that patches do not tile, or more last blocks than blocks.
     """
     size = choose("config.backbone.size", config.size, SIZES)
+    if config.patch < 1:
+        raise InputError(f"config.backbone.patch is {config.patch}; it has to be 1 or more.")
     if image_size % config.patch:
         near = max(1, round(image_size / config.patch)) * config.patch
         raise InputError(

@@ -25,7 +25,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """Writes `predictions.csv` (image, class, probability) and, if asked for, `attention/*.png` to the folder.
 
     A picture shows the image as the network sees it and where the class token looks: in the first look, for networks that look
-    twice, and in the last.
+    twice, and in the last. Of a ConvNeXt it shows what the top-down module selects; without one there are no pictures.
 
     Raises:
       InputError: no such run, one that is no classifier, or no images.
@@ -47,7 +47,7 @@ def run(config: ConfigDict, folder: str) -> None:
             best = int(probabilities[i].argmax())
             name = source.paths[batch["index"][i]]
             rows.append((name, saved.classes[best], f"{probabilities[i, best]:.4f}"))
-            if config.attention:
+            if maps:
                 _draw(folder / "attention", len(rows), name, batch["image"][i], [one[i] for one in maps])
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "class", "probability"), *rows])
@@ -55,16 +55,17 @@ def run(config: ConfigDict, folder: str) -> None:
         log.info("%s  %s  %s", probability, label, name)
     if len(rows) > SHOWN:
         log.info("... and %d more", len(rows) - SHOWN)
+    if config.attention and not maps:
+        log.warning("No pictures: a ConvNeXt tuned by %s has neither attention nor a selection to draw.", saved.config.method)
     log.info("%d predictions are in %s.", len(rows), folder / "predictions.csv")
 
 
 def _look(model, method, with_attention, params, pixels):
-    """Probabilities `[B, C]`, and the maps `[B, g, g]` of each look."""
+    """Probabilities `[B, C]`, and the maps `[B, g, g]` of where the network looks."""
     if not with_attention:
         return jax.nn.softmax(apply(model, method, params, pixels)), []
     logits, out = apply(model, method, params, images.normalize(jnp.asarray(pixels)), call="explain")
-    looks = [out[name] for name in ("first_look", "look") if name in out]
-    return jax.nn.softmax(logits), [attention.of_class_token(one["attention"], model.backbone.grid) for one in looks]
+    return jax.nn.softmax(logits), attention.maps(model.backbone, out)
 
 
 def _draw(folder: Path, number: int, name: str, image: np.ndarray, maps: list[np.ndarray]) -> None:
