@@ -191,7 +191,9 @@ def test_run_becomes_the_network_it_evaluated(method, image_folder, tmp_path):
 def test_prediction_draws_the_selection_or_says_that_there_is_none(method, panels, image_folder, tmp_path, monkeypatch, caplog):
     config = tiny_config(image_folder, method, "convnext_t")
     network, row = model.build(config, len(CLASSES))
-    params = jax.jit(lambda: model.init(network, row, jax.random.key(0), 32))()
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), 32))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
     saved = saved_run.SavedRun(config, CLASSES, 0, network, row, params)
     monkeypatch.setattr(saved_run, "load", lambda *_: saved)
     monkeypatch.setattr(logging.getLogger("toast_jax"), "propagate", True)
