@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import textwrap
 import time
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def run(config: ConfigDict, folder: str) -> None:
         f"Attention: of the class token in the last look, the share inside the green digit's box; {before:.1%} before "
         f"tuning, {boxes.mean():.1%} if it were uniform.",
     ]
-    log.info("\n%s\n%s", report.columns(HEADER, table), "\n".join(notes))
+    log.info("\n%s\n", report.columns(HEADER, table))
+    for note in notes:
+        log.info("%s", textwrap.fill(note, 100))
     (folder / "table.md").write_text(report.markdown(HEADER, table) + "\n")
     Image.fromarray(_figure(rows, shown[: config.shown_scenes])).save(folder / "figure.png")
     facts = workdir.circumstances()
