@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import common, pretrain
 
-TOP_DOWN = "assets/vit_mini8_top_down.safetensors"
+TOP_DOWN = "assets/vit_mini16_top_down.safetensors"
 
 # Method, learning rate and top-down module of every row.
 ROWS = {
@@ -18,8 +18,8 @@ ROWS = {
     "finetune": ("finetune", 1e-3, ""),
     "vpt": ("vpt", 1e-1, ""),
     "lora": ("lora", 3e-2, ""),
-    "toast_not_pretuned": ("toast", 3e-2, ""),
-    "toast": ("toast", 3e-2, TOP_DOWN),
+    "toast_not_pretuned": ("toast", 1e-2, ""),
+    "toast": ("toast", 1e-2, TOP_DOWN),
     "toast_lite": ("toast_lite", 3e-2, TOP_DOWN),
 }
 
@@ -42,15 +42,15 @@ def get_config(text: str | None = None):
 
 def run(method: str, lr: float, top_down: str) -> ConfigDict:
     """A row's run, but for its seed."""
-    config = common.base(name=f"demo_{method}", method=method, backbone="vit_mini8")
-    pretrain.scenes(config, task="target", train=1_200, val=200, test=500)
-    config.backbone.weights = "assets/vit_mini8.safetensors"
+    config = common.base(name=f"demo_{method}", method=method, backbone="vit_mini16")
+    pretrain.scenes(config, task="target", train=1_500, val=200, test=500)
+    config.backbone.weights = "assets/vit_mini16.safetensors"
     config.backbone.drop_path = 0.0
     config.top_down = top_down
     config.head.start = "classifier"  # the classes are the same digits
     config.prompts.num = 8
     config.batch_size = 16
-    config.epochs, config.warmup_epochs = 2, 0
+    config.epochs, config.warmup_epochs = 4, 0
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "step"
     config.optimizer.lr = lr

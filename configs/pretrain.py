@@ -1,7 +1,7 @@
 """The small backbone of the demo: it names the bright digit of a scene.
 
     python main.py --config=configs/pretrain.py --workdir=runs/pretrain
-    python main.py --config=configs/convert.py:from=runs/pretrain,to=assets/vit_mini8.safetensors
+    python main.py --config=configs/convert.py:from=runs/pretrain,to=assets/vit_mini16.safetensors
 
 The second command makes the file that is shipped in assets/, whose README says how well it does.
 """
@@ -12,12 +12,12 @@ from configs import common
 def get_config(text: str | None = None):
     """`text` is what follows the colon of `--config`; there is nothing to choose."""
     common.arguments(text)
-    config = common.base(name="pretrain_vit_mini8", method="finetune", backbone="vit_mini8")
-    scenes(config, task="salient", train=40_000, val=1_000, test=2_000)
+    config = common.base(name="pretrain_vit_mini16", method="finetune", backbone="vit_mini16")
+    scenes(config, task="salient", train=20_000, val=1_000, test=2_000)
     config.backbone.weights = "random"
     config.backbone.drop_path = 0.0
     config.batch_size = 128
-    config.epochs, config.warmup_epochs = 6, 1
+    config.epochs, config.warmup_epochs = 8, 1
     config.eval_every = 2
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "step"

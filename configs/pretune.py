@@ -13,7 +13,7 @@ Your own images, with or without classes (folders train/CLASS/, or train/ with i
 With a backbone whose file holds the classifier of the same classes (DeiT's of ImageNet-1k, say), keep that one as it is, by
 `--config.head.start=classifier --config.head.tune=False`: on few images one that learns memorises them (docs/results.md).
 The run leaves `top_down.safetensors` in its folder, for `--config.top_down=FILE` of a run that tunes.
-source: imagenet, downstream, scenes (of the demo, with its backbone vit_mini8). labels: yes, no (the variational loss alone).
+source: imagenet, downstream, scenes (of the demo, with its backbone vit_mini16). labels: yes, no (the variational loss alone).
 The release has no recipe for this stage. This one is ours: the predecessor's (AbSViT: AdamW, DeiT's augmentation) with fewer
 epochs, as only the feedback layers learn; it has not been run on ImageNet-1k yet.
 """
@@ -74,7 +74,7 @@ def _downstream(config):
 def _scenes(config):
     """The task of the demo's backbone, with its own classifier."""
     pretrain.scenes(config, task="salient", train=10_000, val=1_000, test=2_000)
-    config.backbone.weights = "assets/vit_mini8.safetensors"
+    config.backbone.weights = "assets/vit_mini16.safetensors"
     config.head.start, config.head.tune = "classifier", False
     config.batch_size = 128
     config.optimizer.lr, config.optimizer.base_batch_size = 1e-3, 0

@@ -120,7 +120,7 @@ def test_shipped_networks_name_the_bright_digit_and_not_the_green_one(row, monke
 @pytest.mark.slow
 def test_recipe_of_the_top_down_module_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = pretune.get_config("source=scenes,backbone=vit_mini8")
+    config = pretune.get_config("source=scenes,backbone=vit_mini16")
     pretrain.scenes(config, task="salient", train=256, val=64, test=64)
     config.epochs, config.warmup_epochs, config.batch_size = 1, 0, 64
     result = fit.fit(config, tmp_path)

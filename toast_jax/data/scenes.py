@@ -67,8 +67,8 @@ class Scenes:
         return {"image": image, "label": labels[self.task], "name": f"{self.split}[{index}]"}
 
 
-# Composing takes longer than a step of a small network: what a short run reads again and again is kept (7 kB each).
-@functools.lru_cache(maxsize=10_000)
+# Composing takes longer than a step of a small network: what is read again and again is kept (7 kB each).
+@functools.lru_cache(maxsize=50_000)
 def _record(split: str, index: int) -> tuple[bytes, dict[str, int]]:
     made = scene(split, index)
     file = io.BytesIO()

@@ -20,7 +20,7 @@ from toast_jax.progress import told_in
 log = logging.getLogger(__name__)
 
 _ENLARGED = 2  # pixels of a picture per pixel of a scene
-HEADER = ("method", "tuned", "test accuracy, %", "attention inside, %", "images/s")
+HEADER = ("method", "tuned", "test accuracy, %", "attention inside, %", "selection inside, %", "images/s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
     Attributes:
       tuned: parameters.
       accuracy: of the test split, `[seeds]`.
-      inside: share of the last look's attention that is inside the target's box, mean over scenes, `[seeds]`.
+      inside: by map, the share that is inside the target's box, mean over scenes, `[seeds]`.
       images_per_second: while training, `[seeds]`.
       named: classes that the first seed's network gives to the scenes, `[B]`.
       maps: of the first seed's network, see `maps.look`.
@@ -38,7 +38,7 @@ class Row:
 
     tuned: int
     accuracy: np.ndarray
-    inside: np.ndarray
+    inside: dict[str, np.ndarray]
     images_per_second: np.ndarray
     named: np.ndarray
     maps: dict[str, np.ndarray]
@@ -57,12 +57,12 @@ def run(config: ConfigDict, folder: str) -> None:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
             rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
             log.info("%-20s %s %% of the test scenes named rightly", name, _mean_and_std(rows[name].accuracy))
-    before = _before(rows, boxes)
+    before = _before(rows)
     table = [_cells(name, row) for name, row in rows.items()]
     notes = [
         f"Accuracy: mean +- standard deviation of seeds {', '.join(map(str, config.seeds))}.",
         f"Attention: of the class token in the last look, the share inside the green digit's box; {before:.1%} before "
-        f"tuning, {boxes.mean():.1%} if it were uniform.",
+        f"tuning, {boxes.mean():.1%} if it were uniform. Selection: the same share of the mask of what is fed back.",
     ]
     log.info("\n%s\n", report.columns(HEADER, table))
     for note in notes:
@@ -85,17 +85,18 @@ def _measured(results, folders, shown, boxes) -> Row:
     return Row(
         tuned=results[0]["tuned_parameters"]["all"],
         accuracy=np.array([one["test"]["accuracy"] for one in results]),
-        inside=np.array([localization.energy_inside(found[maps.LAST], boxes).mean() for _, found in looks]),
+        inside={
+            name: np.array([localization.energy_inside(found[name], boxes).mean() for _, found in looks]) for name in of_first
+        },
         images_per_second=np.array([one["images_per_second"] for one in results]),
         named=probabilities.argmax(axis=-1),
         maps=of_first,
     )
 
 
-def _before(rows: dict[str, Row], boxes: np.ndarray) -> float:
+def _before(rows: dict[str, Row]) -> float:
     """The share of attention inside the boxes while nothing is tuned: the first look of any network that looks twice."""
-    first = next(row.maps[maps.FIRST] for row in rows.values() if maps.FIRST in row.maps)
-    return float(localization.energy_inside(first, boxes).mean())
+    return float(next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean())
 
 
 def _mean_and_std(values: np.ndarray) -> str:
@@ -105,7 +106,8 @@ def _mean_and_std(values: np.ndarray) -> str:
 
 def _cells(name: str, row: Row) -> list[str]:
     speed = f"{np.median(row.images_per_second):,.0f}"
-    return [name, f"{row.tuned:,}", _mean_and_std(row.accuracy), _mean_and_std(row.inside), speed]
+    inside = [_mean_and_std(row.inside[one]) if one in row.inside else "-" for one in (maps.LAST, maps.SELECTION)]
+    return [name, f"{row.tuned:,}", _mean_and_std(row.accuracy), *inside, speed]
 
 
 def _large(image: np.ndarray) -> np.ndarray:
@@ -185,7 +187,7 @@ def _result(config, rows, before, facts) -> dict:
         name: {
             "tuned_parameters": row.tuned,
             "test_accuracy": row.accuracy.tolist(),
-            "attention_inside": row.inside.tolist(),
+            "inside": {one: shares.tolist() for one, shares in row.inside.items()},
             "images_per_second": row.images_per_second.tolist(),
         }
         for name, row in rows.items()
