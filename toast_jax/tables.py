@@ -41,10 +41,12 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Attributes:
-    table, backbone: of the sweeps.
-    measured: by method and task; pairs without a result are left out.
-    published: an entry of published.json, or one without rows where none is for this table and backbone.
+    """What sweeps have measured and what is published.
+
+    Attributes:
+      table, backbone: of the sweeps.
+      measured: by method and task; pairs without a result are left out.
+      published: an entry of published.json, or one without rows where none is for this table and backbone.
     """
 
     table: str
@@ -202,9 +204,11 @@ def notes(table: Table) -> list[str]:
     seeds = {pair: len(one.accuracy) for pair, one in table.measured.items()}
     for method in table.methods:
         missing = [task for task in table.tasks if (method, task) not in table.measured]
-        if missing:
+        if 0 < len(missing) < len(table.tasks):
             done = len(table.tasks) - len(missing)
             told.append(f"Partial: of {method}, {done} of {len(table.tasks)} tasks are done; not {', '.join(missing)}.")
+    if idle := [name for name in table.methods if not table.ours(name)]:
+        told.append(f"Partial: not run yet: {', '.join(idle)}.")
     if fewer := [f"{method} on {task}" for (method, task), count in seeds.items() if count < max(seeds.values())]:
         told.append(f"Fewer seeds than the others: {', '.join(fewer)}.")
     told.append("Top-1 on test after the last epoch, in percent: mean +- standard deviation (seeds).")
