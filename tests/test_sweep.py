@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
 
 import pytest
@@ -316,6 +317,14 @@ def test_stopped_and_killed_sweeps_end_alike(runs, folder, tmp_path):
     assert sorted(runs.made) == sorted([*whole, first, second])
     for path in (tmp_path / "whole/sweep").rglob("*.json"):
         assert path.read_text() == (folder / path.relative_to(tmp_path / "whole/sweep")).read_text()
+
+
+def test_ctrl_c_while_a_run_ends_stops_before_the_next(runs, folder):
+    """A run that is past its last step ends as ever."""
+    runs.score = lambda config: signal.raise_signal(signal.SIGINT) or 0.5
+    with pytest.raises(Interrupted, match="Stopped before toast/cifar100/selection/lr_1.0_wd_0.0; what is finished is kept."):
+        task.run(small(), str(folder))
+    assert runs.made == ["toast/cifar100/selection/lr_1.0_wd_0.01"] and not list(folder.rglob("lock"))
 
 
 def test_run_that_another_process_is_at_is_left_to_it(runs, folder, caplog):

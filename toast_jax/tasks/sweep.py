@@ -2,13 +2,14 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import locks, sweep, workdir
+from toast_jax import interrupt, locks, sweep, workdir
 from toast_jax.data import sources
 from toast_jax.errors import Diverged, InputError, Interrupted, listed
 from toast_jax.fit import fit_seeds
@@ -35,11 +36,12 @@ def run(config: ConfigDict, folder: str) -> None:
     folder = sweep.claim(config, folder)
     log.info("%d of %d pairs of method and task, in %s.", len(share), len(sweep.cells(config)), folder)
     try:
-        _check(config, [cell for cell in share if not _is_done(config, cell, folder)], folder)
-        left = {}
-        for cell in share:
-            left |= _fill(config, cell, folder)
-    except KeyboardInterrupt as error:
+        with interrupt.asked() as interrupted:
+            _check(config, [cell for cell in share if not _is_done(config, cell, folder)], folder)
+            left = {}
+            for cell in share:
+                left |= _fill(config, cell, folder, interrupted)
+    except KeyboardInterrupt as error:  # a second one
         raise Interrupted(f"Stopped; finished runs are kept in {folder}.") from error
     if left:
         raise InputError(
@@ -78,11 +80,11 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
         raise InputError(f"{len(failed)} tasks cannot be read; mend them or leave them out by task=NAME+NAME:\n{reasons}")
 
 
-def _fill(config: ConfigDict, cell: Cell, folder: Path) -> dict[str, str]:
+def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[], bool]) -> dict[str, str]:
     """Selects and runs the seeds of one cell; returns what is left undone, by name, with the reason."""
     units, left = sweep.selection(config, cell, folder), {}
     for number, unit in enumerate(units.values(), start=1):
-        left |= _ensure(unit, f"{number}/{len(units)}")
+        left |= _ensure(unit, f"{number}/{len(units)}", interrupted)
     if left:
         log.info("%s/final waits for %d runs of its selection.", cell, len(left))
         return {**left, f"{cell}/final": "waits"}
@@ -93,13 +95,15 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path) -> dict[str, str]:
     if point is None:
         log.info("%s: every run of the selection has diverged; give lower rates in sweep.grid.%s.lr.", cell, cell.method)
         return {f"{cell}/selection": "diverged"}
-    return _ensure(sweep.final(config, cell, point, folder), "final")
+    return _ensure(sweep.final(config, cell, point, folder), "final", interrupted)
 
 
-def _ensure(unit: Unit, place: str) -> dict[str, str]:
+def _ensure(unit: Unit, place: str, interrupted: Callable[[], bool]) -> dict[str, str]:
     """Sees to it that the runs of a unit are done; returns those that are not, with the reason, which is also told."""
     if _told(unit, place):
         return {}
+    if interrupted():
+        raise Interrupted(f"Stopped before {unit.name}; what is finished is kept.")
     try:
         with locks.lock(unit.folder / "lock"):
             if _told(unit, place):  # another process has done it meanwhile
