@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -68,16 +69,28 @@ def test_a_lock_that_was_given_to_another_is_not_removed(tmp_path):
     assert path.exists()
 
 
-def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path):
-    """Each process adds a line while it holds the lock; two at once would be seen."""
-    write(tmp_path / "lock", pid=dead_pid())
-    code = (
-        "import sys, time, pathlib; from toast_jax import locks; root = pathlib.Path(sys.argv[1]); got = False\n"
-        "while not got:\n"
-        "    try:\n"
-        "        with locks.lock(root / 'lock'):\n"
-        "            (root / 'inside').touch(exist_ok=False); time.sleep(0.02); (root / 'inside').unlink(); got = True\n"
-        "    except locks.Held: time.sleep(0.001)\n"
-    )
-    together = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
-    assert [one.wait(timeout=60) for one in together] == [0] * 4
+def test_of_two_that_find_a_stale_lock_one_gets_it(tmp_path, monkeypatch):
+    """The second one looks while the first is between reading the lock and making it its own."""
+    path, outcome, read = tmp_path / "lock", [], locks._holder
+    write(path, pid=dead_pid())
+
+    def second():
+        try:
+            with locks.lock(path):
+                outcome.append("taken")
+        except locks.Held:
+            outcome.append("held")
+
+    thread = threading.Thread(target=second)
+
+    def slowly(text):
+        if thread.ident is None:
+            thread.start()
+            thread.join(timeout=0.3)
+        return read(text)
+
+    monkeypatch.setattr(locks, "_holder", slowly)
+    monkeypatch.setattr(locks, "_alive", lambda pid: pid == os.getpid())
+    with locks.lock(path):
+        thread.join()
+        assert outcome == ["held"]
