@@ -1,10 +1,10 @@
-"""Table: what sweeps have found so far beside the paper's numbers, as Markdown, LaTeX, CSV and HTML.
+"""Table: what sweeps have found beside the published numbers.
 
     python main.py --config=configs/table.py:from=runs/vtab --workdir=tables/vtab
     python main.py --config=configs/table.py:from=runs/fgvc_toast+runs/fgvc_lora --workdir=tables/fgvc
 
 from: folders of configs/sweep.py, joined by +; all of one table and one backbone. A sweep need not be finished: what is missing
-is a dash, and is listed.
+is a dash, and is listed. It is written as Markdown, LaTeX, HTML and CSV.
 """
 
 from ml_collections import ConfigDict
