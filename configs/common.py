@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.errors import InputError, choose
 
-_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
+_VIT_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
 
 
 def arguments(text: str | None, **defaults: str) -> dict[str, str]:
@@ -29,7 +29,8 @@ def yes_no(key: str, text: str) -> bool:
 def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """All fields with their defaults: those of the release's FGVC recipe.
 
-    `backbone` is `vit_` + size (ti, s, b, l, h) + patch, and a tag that names the pre-training, as in vit_b16_in1k.
+    `backbone` is `vit_` + size (ti, s, b, l, h) + patch, or `convnext_` + size (t, s, b, l), and a tag that names the
+    pre-training, as in vit_b16_in1k.
     """
     config = ConfigDict()
     config.name = name
@@ -50,7 +51,8 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.lora = ConfigDict({"rank": 4, "alpha": 1.0})
     config.prompts = ConfigDict({"num": 100, "deep": True, "dropout": 0.0})
     config.task_weight = 1.0  # pretune: of the cross-entropy
-    config.variational_weight = 0.1  # pretune: of the variational loss
+    # pretune: of the variational loss; the release's
+    config.variational_weight = 0.1 if config.backbone.family == "vit" else 0.01
 
     config.data = ConfigDict()
     config.data.format = "json"  # json: VPT split files | folder: SPLIT/CLASS/IMAGE | tfds | vtab | scenes: the demo
@@ -99,20 +101,21 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
 
 
 def _backbone(name: str) -> ConfigDict:
-    match = re.fullmatch(r"vit_(?P<size>mini|ti|s|b|l|h)(?P<patch>8|14|16|32)(_\w+)?", name)
-    if not match:
+    vit = re.fullmatch(r"vit_(?P<size>mini|ti|s|b|l|h)(?P<patch>8|14|16|32)(_\w+)?", name)
+    convnext = re.fullmatch(r"convnext_(?P<size>[tsbl])(_\w+)?", name)
+    if not vit and not convnext:
         raise InputError(
             f"The backbone {name!r} is not known; write vit_ + size (mini, ti, s, b, l, h) + patch (8, 14, 16, 32) + a tag, "
-            "such as vit_b16_in1k."
+            "such as vit_b16_in1k, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k."
         )
-    return ConfigDict(
-        {
-            "size": _SIZES[match["size"]],
-            "patch": int(match["patch"]),
-            "weights": f"weights/{name}.pth",  # or .safetensors, .npz; "random" for none
-            "pool": "cls",  # cls | mean
-            "drop_path": 0.1,  # the release leaves it on while tuning
-            "dtype": "float32",  # compute: float32 | bfloat16
-            "remat": False,
-        }
-    )
+    fields = ConfigDict()
+    fields.family = "vit" if vit else "convnext"
+    fields.size = _VIT_SIZES[vit["size"]] if vit else convnext["size"].upper()
+    fields.weights = f"weights/{name}.pth"  # or .safetensors, .npz; "random" for none
+    if vit:
+        fields.patch = int(vit["patch"])
+        fields.pool = "cls"  # cls | mean
+    fields.drop_path = 0.1 if vit else 0.0  # as in the release, which leaves it on while tuning a ViT
+    fields.dtype = "float32"  # compute: float32 | bfloat16
+    fields.remat = False
+    return fields

@@ -4,6 +4,7 @@
         --config.data.root=data/cub --config.top_down=weights/vit_b16_in1k_top_down.pth
 
 dataset: cub, nabirds, flowers, dogs, cars. method: linear, finetune, partial, bias, vpt, lora, toast, toast_lite.
+backbone: a ViT, or a ConvNeXt such as convnext_b_in21k, for every method but vpt.
 `data.root` holds train.json, val.json and test.json (image path -> class) as released by VPT, and the images.
 configs/sweep.py runs all five, with the seeds of SEEDS.
 The paper's top-1 with ViT-B/16 (ImageNet-1k): CUB 85.0, NABirds 75.2, Flowers 88.7, Dogs 97.4, Cars 84.5 for toast.

@@ -3,7 +3,7 @@
     python main.py --config=configs/predict.py:run=runs/mine,images=data/new --workdir=predictions
 
 run: the folder of the run. images: a folder, searched at every depth, or one image. attention: yes, no (pictures of where the
-network looks). weights: the backbone of the run, if its file has moved.
+network looks; of a ConvNeXt, what its top-down module selects). weights: the backbone of the run, if its file has moved.
 """
 
 from ml_collections import ConfigDict

@@ -73,7 +73,7 @@ def _downstream(config):
 
 def _scenes(config):
     """The task of the demo's backbone, with its own classifier."""
-    pretrain.scenes(config, task="salient", train=20_000, val=1_000, test=2_000)
+    pretrain.scenes(config, task="salient", train=10_000, val=1_000, test=2_000)
     config.backbone.weights = "assets/vit_mini8.safetensors"
     config.head.start, config.head.tune = "classifier", False
     config.batch_size = 128

@@ -22,11 +22,12 @@ from PIL import Image  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import folder  # noqa: E402
-from toast_jax.backbones import vit  # noqa: E402
+from toast_jax.backbones import convnext, vit  # noqa: E402
 from toast_jax.errors import InputError  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 
+TINY_CONVNEXT = convnext.Size(depths=(1, 1, 2, 2), widths=(8, 8, 16, 16))
 METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
 CLASSES = ("heron", "kite", "owl")
 COUNTS = {"train": 8, "val": 2, "test": 3}  # images per class
@@ -34,8 +35,9 @@ COUNTS = {"train": 8, "val": 2, "test": 3}  # images per class
 
 @pytest.fixture(autouse=True)
 def tiny_size(monkeypatch):
-    """Adds a ViT size that no user needs."""
+    """Adds sizes that no user needs."""
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+    monkeypatch.setitem(convnext.SIZES, "tiny", TINY_CONVNEXT)
 
 
 @pytest.fixture(scope="session")
@@ -74,11 +76,11 @@ def refusals_of_damaged_copies(path, read, times=300):
     return refused
 
 
-def tiny_config(root, method):
-    config = folder.get_config(f"method={method},backbone=vit_ti16")
+def tiny_config(root, method, backbone="vit_ti8"):
+    config = folder.get_config(f"method={method},backbone={backbone}")
     config.data.root = str(root)
-    config.data.image_size, config.data.resize = 16, 18
-    config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
+    config.data.image_size, config.data.resize = (16, 18) if backbone == "vit_ti8" else (32, 36)
+    config.backbone.update({"size": "tiny", "weights": "random"})
     config.head.start = "random"  # its gradients reach everything at once
     config.prompts.num = 2
     config.batch_size, config.epochs, config.warmup_epochs = 8, 2, 0

@@ -1,35 +1,35 @@
-"""Run as a script: saves what two steps of every method, and of pre-tuning, give on the devices JAX was told to have."""
+"""Run as a script, `PATH BACKBONE`: saves what two steps of every method, and of pre-tuning, give on the devices JAX has."""
 
 import functools
 import sys
 
 import jax
 import numpy as np
-from conftest import METHODS, tiny_config
+from conftest import METHODS, TINY_CONVNEXT, tiny_config
 
 from toast_jax import losses, methods, model, optim, parallel, trees
 from toast_jax.augment import augment
-from toast_jax.backbones import vit
+from toast_jax.backbones import convnext, vit
 from toast_jax.train import init_state, train_step
 
-RUNS = (*METHODS, "pretune")
+RUNS = {"vit_ti8": (*METHODS, "pretune"), "convnext_t": (*(name for name in METHODS if name != "vpt"), "pretune")}
 AUGMENT = functools.partial(augment, num_classes=3, erasing=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1)
 
 
-def main(path):
-    vit.SIZES["tiny"] = vit.Size(width=16, depth=3, num_heads=2)
-    rng = np.random.default_rng(0)
+def main(path, backbone):
+    vit.SIZES["tiny"], convnext.SIZES["tiny"] = vit.Size(width=16, depth=3, num_heads=2), TINY_CONVNEXT
+    rng, side = np.random.default_rng(0), tiny_config("", "linear", backbone).data.image_size
     batch = {  # two examples for each of eight devices, to mix
-        "image": rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8),
+        "image": rng.integers(0, 256, (16, side, side, 3), dtype=np.uint8),
         "label": rng.integers(0, 3, 16).astype(np.int32),
     }
     saved = {"devices": jax.device_count()}
-    for name in RUNS:
-        config = tiny_config("", "toast" if name == "pretune" else name)
+    for name in RUNS[backbone]:
+        config = tiny_config("", "toast" if name == "pretune" else name, backbone)
         # Random numbers have to be the same for any number of devices, too.
         config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3
         network, method = model.build(config, num_classes=3)
-        params = jax.jit(lambda network=network, method=method: model.init(network, method, jax.random.key(0), 16))()
+        params = jax.jit(lambda network=network, method=method: model.init(network, method, jax.random.key(0), side))()
         mask = methods.tuned_mask(params, method)
         tuned, frozen = trees.split(params, mask)
         before = trees.flat(trees.prune(parallel.fetch(tuned)))  # now, as the first step is given its buffers
@@ -52,4 +52,4 @@ def main(path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -16,8 +16,8 @@ from toast_jax.errors import InputError
 from toast_jax.tasks import convert
 
 FIXTURES = Path(__file__).parent / "fixtures"
-RECORDINGS = sorted(path.stem for path in FIXTURES.glob("vit_*.npz"))
-RELEASED = ("vit_top_down_pretuned", "vit_bottom_up_deit_style", "vit_toast_tuned")
+RECORDINGS = sorted(path.stem for kind in ("vit", "convnext") for path in FIXTURES.glob(f"{kind}_*.npz"))
+RELEASED = ("vit_top_down_pretuned", "vit_bottom_up_deit_style", "vit_toast_tuned", "convnext_top_down_pretuned")
 
 
 def converted(source, target, sha256=""):

@@ -9,14 +9,15 @@ from toast_jax import parity
 from toast_jax.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
-METHODS = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
+VIT = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
+RECORDINGS = (*(f"vit_{method}" for method in VIT), "convnext_linear", "convnext_toast")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_recording_is_replayed(method):
-    checks = parity.replay(str(FIXTURES / f"vit_{method}.npz"))
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_recording_is_replayed(name):
+    checks = parity.replay(str(FIXTURES / f"{name}.npz"))
     assert [check for check in checks if not check.passed] == []
-    with np.load(FIXTURES / f"vit_{method}.npz") as recorded:
+    with np.load(FIXTURES / f"{name}.npz") as recorded:
         quantities = [k for k in recorded.files if k.split("/")[0] in ("out", "mid", "grad", "var", "sgd", "count")]
     assert {check.name.split(" ")[0].replace("enc.", "") for check in checks} == {q.replace("enc.", "") for q in quantities}
 
@@ -37,7 +38,11 @@ def test_relative_error_does_not_hide_nan_or_shape():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("convnext_toast.npz", "is not a recording of a ViT"), ("nowhere.npz", "cannot be read"), ("vit_toast_tuned.pth", "")],
+    [
+        ("llama_toast.npz", "is not a recording of a ViT or a ConvNeXt"),
+        ("nowhere.npz", "cannot be read"),
+        ("vit_toast_tuned.pth", ""),
+    ],
 )
 def test_other_files_are_refused_with_a_sentence(name, message):
     with pytest.raises(InputError, match=f"{name} {message}"):

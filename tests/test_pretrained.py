@@ -268,7 +268,7 @@ def test_wrong_depth_is_refused(change, layers, last_blocks, tmp_path):
 )
 def test_wrong_shapes_are_told_with_both(change, expected, tmp_path):
     text = refusal(save(tmp_path / "vit.safetensors", change(backbone())))
-    assert expected in text and text.endswith("check config.backbone.size and config.backbone.patch.")
+    assert expected in text and text.endswith("check config.backbone.size, and config.backbone.patch of a ViT.")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import pretrain
-from toast_jax import fit, model, parameters
+from configs import demo, pretrain, pretune
+from toast_jax import fit, model, trees
 from toast_jax.data import images, scenes, sources
 from toast_jax.errors import InputError
+from toast_jax.prepare import load_network
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = 0.9405  # accuracy of the shipped backbone on 2,000 test scenes
+SHIPPED = 0.735  # how often the shipped networks name the brightest of 2,000 test scenes
 
 
 def config(name="target", train="train[:20]"):
@@ -103,13 +104,25 @@ def test_recipe_of_the_backbone_runs(tmp_path):
     assert result["steps"] == 4 and np.isfinite(result["val"]["loss"]) and result["val"]["count"] == 64
 
 
-def test_shipped_backbone_names_the_bright_digit_and_not_the_green_one():
-    config = pretrain.get_config()
-    config.backbone.weights, config.head.start = str(ROOT / "assets/vit_mini8.safetensors"), "classifier"
-    network, row = model.build(config, 10)
-    params = parameters.start(network, row, image_size=48, seed=0, weights=config.backbone.weights, classifier=True)
-    made = [scenes.scene("test", i) for i in range(200)]
-    logits = jax.jit(functools.partial(model.apply, network, row))(params, np.stack([scene.image for scene in made]))
-    named = np.asarray(logits).argmax(axis=-1)
-    right = {task: np.mean(named == np.array([scene.labels[task] for scene in made])) for task in scenes.TASKS}
-    assert right["salient"] > SHIPPED - 0.06 and right["target"] < 0.25
+@pytest.mark.parametrize("row", ["linear", "toast"])
+def test_shipped_networks_name_the_bright_digit_and_not_the_green_one(row, monkeypatch):
+    """The backbone alone, and with its top-down module, before anything is tuned."""
+    monkeypatch.chdir(ROOT)
+    network = load_network(demo.get_config().runs[row], num_classes=10)
+    made = [scenes.scene("test", i) for i in range(400)]
+    logits = jax.jit(functools.partial(model.apply, network.model, network.method))
+    images = np.stack([scene.image for scene in made])
+    named = np.asarray(logits(trees.merge(network.tuned, network.frozen), images)).argmax(axis=-1)
+    right = {name: np.mean(named == np.array([scene.digits[name] for scene in made])) for name in made[0].digits}
+    assert right["salient"] > SHIPPED - 0.06 and right["target"] < 0.3
+
+
+@pytest.mark.slow
+def test_recipe_of_the_top_down_module_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = pretune.get_config("source=scenes,backbone=vit_mini8")
+    pretrain.scenes(config, task="salient", train=256, val=64, test=64)
+    config.epochs, config.warmup_epochs, config.batch_size = 1, 0, 64
+    result = fit.fit(config, tmp_path)
+    assert result["steps"] == 4 and result["val"]["variational_loss"] < 6
+    assert (tmp_path / "top_down.safetensors").exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from toast_jax import top_down
-from toast_jax.top_down import TopDown
+from toast_jax.top_down import ConvTopDown, TopDown
 
 L, B, N, D = 3, 2, 5, 8
 select = jax.jit(top_down.select)
@@ -134,3 +134,87 @@ def test_bfloat16_signal_is_selected_in_float32():
     (td, mask), (expected, _) = signal(params, tokens.astype(jnp.bfloat16), dtype=jnp.bfloat16), signal(params, tokens)
     assert (td.dtype, mask.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(td.astype(jnp.float32), expected, atol=0.05 * np.abs(expected).max())
+
+
+# The same for a network of stages.
+
+CHANNELS, STRIDES, SIDE = (3, 4, 6, 8), (4, 2, 2), 2  # the last map is SIDE x SIDE
+
+
+def conv_parameters():
+    draws = {f"back_{i}": draw(CHANNELS[i + 1], s * s * CHANNELS[i], seed=i + 2) for i, s in enumerate(STRIDES)}
+    draws |= {f"out_{i}": draw(CHANNELS[i], CHANNELS[i], seed=i + 8) for i in range(len(STRIDES))}
+    return {"prior": draw(CHANNELS[-1]), "transform": draw(CHANNELS[-1], CHANNELS[-1], seed=1), **draws}
+
+
+def stage_maps():
+    """Inputs of the stages and the output of the last."""
+    sides = SIDE * np.cumprod((1, *reversed(STRIDES)))[::-1]
+    return tuple(draw(B, side, side, c, seed=20 + i) for i, (side, c) in enumerate(zip(sides, CHANNELS, strict=True)))
+
+
+def transposed_convolution(x, kernel, stride):
+    """Each place of `x` adds a patch of its own; `kernel [C, S * S * F]` holds the patch of each channel row by row."""
+    b, h, w, c = x.shape
+    kernel = kernel.reshape(c, stride, stride, -1)
+    y = np.zeros((b, h * stride, w * stride, kernel.shape[-1]))
+    for i in range(h):
+        for j in range(w):
+            patch = np.einsum("bc,cuvf->buvf", x[:, i, j], kernel)
+            y[:, i * stride : (i + 1) * stride, j * stride : (j + 1) * stride] = patch
+    return y
+
+
+@jax.jit
+def conv_signal(params, compared, fed_back):
+    return ConvTopDown(CHANNELS, STRIDES).apply({"params": params}, compared, fed_back)
+
+
+def test_signal_returns_through_the_stages():
+    params, compared, fed_back = conv_parameters(), stage_maps()[-1], draw(B, SIDE, SIDE, CHANNELS[-1], seed=5)
+    td, mask = conv_signal(params, compared, fed_back)
+    assert mask.shape == (B, SIDE, SIDE, 1) and [one.shape for one in td] == [one.shape for one in stage_maps()[:-1]]
+    np.testing.assert_allclose(mask, select(compared, params["prior"]), rtol=1e-5, atol=1e-6)
+    z = np.asarray(mask) * fed_back @ params["transform"]
+    for i in reversed(range(len(STRIDES))):
+        z = transposed_convolution(z, params[f"back_{i}"], STRIDES[i])
+        expected = z @ params[f"out_{i}"]
+        np.testing.assert_allclose(td[i], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_prior_orthogonal_to_all_places_gives_no_signal():
+    params, compared = conv_parameters(), stage_maps()[-1].copy()
+    params["prior"] = np.eye(CHANNELS[-1], dtype=np.float32)[0]
+    compared[..., 0] = 0.0
+    td, mask = conv_signal(params, compared, stage_maps()[-1])
+    assert not np.any(mask) and not any(np.any(one) for one in td)
+
+
+def test_variational_loss_of_stages_is_the_sum_of_their_errors():
+    params, hidden = conv_parameters(), stage_maps()
+    loss = lambda params, hidden: ConvTopDown(CHANNELS, STRIDES).apply(  # noqa: E731
+        {"params": params}, hidden, method="variational_loss"
+    )
+    expected = np.zeros(B)
+    for i, stride in enumerate(STRIDES):
+        rebuilt = transposed_convolution(hidden[i + 1], params[f"back_{i}"], stride)
+        expected += np.mean((rebuilt - hidden[i]) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(loss(params, hidden), expected, rtol=1e-5)
+    of_params, of_hidden = jax.jit(jax.grad(lambda *args: loss(*args).mean(), argnums=(0, 1)))(params, hidden)
+    assert {name for name, gradient in of_params.items() if np.any(gradient)} == {"back_0", "back_1", "back_2"}
+    assert not any(np.any(gradient) for gradient in of_hidden)
+
+
+def test_feedback_convolutions_start_as_in_the_release():
+    module = ConvTopDown((3, 64, 256), (4, 2))
+    shapes = jnp.zeros((1, 1, 1, 256)), jnp.zeros((1, 1, 1, 256))
+    params = jax.tree.map(np.asarray, jax.jit(module.init)(jax.random.key(0), *shapes)["params"])
+    expected = {"prior": (256,), "transform": (256, 256)}
+    expected |= {"back_0": (64, 48), "out_0": (3, 3), "back_1": (256, 256), "out_1": (64, 64)}
+    assert jax.tree.map(np.shape, params) == expected
+    np.testing.assert_array_equal(params["transform"], np.eye(256))
+    for name in ("back_0", "back_1"):  # torch's kaiming_uniform_(a=sqrt(5)), by the numbers that a transposed convolution has
+        bound = params[name].shape[1] ** -0.5
+        assert 0.99 * bound < np.abs(params[name]).max() <= bound
+        np.testing.assert_allclose(params[name].std(), bound / np.sqrt(3), rtol=0.05)
+    np.testing.assert_allclose(params["out_1"].std(), 0.02, rtol=0.05)

@@ -19,14 +19,18 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
+    return steps_of("vit_ti8", tmp_path_factory.mktemp("steps"))
+
+
+def steps_of(backbone, folder):
     """What two steps of every method, and of pre-tuning, give on 1, 2 and 8 devices."""
-    folder, results = tmp_path_factory.mktemp("steps"), {}
+    results = {}
     for devices in (1, 2, 8):
         flags = f"--xla_force_host_platform_device_count={devices}"
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for compile time
         path = folder / f"{devices}.npz"
-        subprocess.run([sys.executable, "tests/steps_on_devices.py", path], check=True, cwd=ROOT, env=env)
+        subprocess.run([sys.executable, "tests/steps_on_devices.py", path, backbone], check=True, cwd=ROOT, env=env)
         with np.load(path) as file:
             results[devices] = {key: file[key] for key in file.files}
         assert results[devices].pop("devices") == devices
@@ -36,6 +40,19 @@ def steps(tmp_path_factory):
 @pytest.mark.parametrize("devices", [2, 8])
 @pytest.mark.parametrize("method", [*METHODS, "pretune"])
 def test_number_of_devices_does_not_matter(steps, method, devices):
+    assert_same_steps(steps, method, devices)
+
+
+@pytest.mark.slow
+def test_number_of_devices_does_not_matter_to_a_convnext(tmp_path):
+    steps = steps_of("convnext_t", tmp_path)
+    for method in (*METHODS, "pretune"):
+        if method != "vpt":
+            assert_same_steps(steps, method, 2)
+            assert_same_steps(steps, method, 8)
+
+
+def assert_same_steps(steps, method, devices):
     names = [name for name in steps[1] if name.startswith(f"{method}/")]
     assert len(names) > 4
     for name in names:

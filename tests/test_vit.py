@@ -88,12 +88,14 @@ def test_shapes_and_consistency_of_what_a_look_returns(kind):
     pooled, out = look(network(), parameters(), images(), **given)
     assert trees.shapes(out) == {
         "tokens": (B, tokens, D),
+        "fed_back": (B, tokens, D),
         "hidden": (L + 1, B, tokens, D),
         "attention": (L, B, H, tokens, tokens),
     }
     assert pooled.shape == (B, D)
     assert_close(out["tokens"], layer_norm(out["hidden"][-1], parameters()["norm"]))
     np.testing.assert_array_equal(pooled, out["tokens"][:, 0])
+    np.testing.assert_array_equal(out["fed_back"], out["tokens"])
     np.testing.assert_allclose(out["attention"].sum(-1), 1.0, atol=1e-6)
     assert np.all(out["attention"] > 0)
 

@@ -1,4 +1,7 @@
-"""ViT files of other frameworks: their names and array layouts brought to timm's PyTorch ones, which `rename` understands."""
+"""Files of other frameworks: their names and array layouts brought to the PyTorch ones that `rename` understands.
+
+Those are timm's for a ViT and the authors' for a ConvNeXt.
+"""
 
 import logging
 import re
@@ -14,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """Names that `regex` matches whole become `timm`, its groups filled in; None leaves them out."""
+    """Names that `regex` matches whole become `known`, its groups filled in; None leaves them out."""
 
     regex: str
-    timm: str | None
+    known: str | None
     layout: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
 
@@ -77,12 +80,34 @@ _TIMM = (
     Row(r"mask_token|decoder_.*|(?:dino|ibot)_head\..*", None),
 )
 
+_STAGE = r"(?:encoder\.)?stages\.(\d+)\."
+_CONVNEXT_BLOCK = (
+    ("dwconv|conv_dw", "dwconv"),
+    ("layernorm|norm", "norm"),
+    (r"mlp\.fc1|pwconv1", "pwconv1"),
+    (r"mlp\.fc2|pwconv2", "pwconv2"),
+)
+# ConvNeXt of timm and of Hugging Face transformers (ConvNextModel).
+_CONVNEXT = (
+    Row(rf"(?:stem\.0|embeddings\.patch_embeddings){_PARAM}", r"downsample_layers.0.0.\1"),
+    Row(rf"(?:stem\.1|embeddings\.layernorm){_PARAM}", r"downsample_layers.0.1.\1"),
+    Row(rf"{_STAGE}downsampl(?:e|ing_layer)\.([01]){_PARAM}", r"downsample_layers.\1.\2.\3"),
+    *(
+        Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:{theirs}){_PARAM}", rf"stages.\1.\2.{ours}.\3")
+        for theirs, ours in _CONVNEXT_BLOCK
+    ),
+    Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:gamma|layer_scale_parameter)", r"stages.\1.\2.gamma"),
+    Row(rf"(?:head\.norm|layernorm){_PARAM}", r"norm.\1"),
+    Row(rf"(?:head\.fc|classifier){_PARAM}", r"head.\1"),
+)
+
 # A name that tells what a file is, and the rows for it; read in this order.
 _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     # A classifier on top of a representation layer reads nothing that a network here computes.
     (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
     (r"Transformer/.*", _AUGREG),
-    (r"(?:vit|dinov2)\.embeddings\..*", [Row(r"(?:vit|dinov2)\.(.*)", r"\1")]),
+    (r"(?:vit|dinov2|convnext)\.embeddings\..*", [Row(r"(?:vit|dinov2|convnext)\.(.*)", r"\1")]),
+    (r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*", _CONVNEXT),
     (r"embeddings\.patch_embeddings\..*", _HUGGING_FACE),
     # DINO's projection head, whose last layer has the name of the classifier in files of the TOAST release.
     (r"head\.mlp\..*", [Row(r"head\..*", None)]),
@@ -98,19 +123,22 @@ _OTHER_NETWORKS = {
     r"fc_norm\..*": "a ViT with its last norm after pooling (as MAE's fine-tuning makes)",
     r"(?:.*\.)?layers\.\d+\.(?:blocks|downsample)\..*": "a Swin Transformer",
     r"(?:.*\.)?relative_position_.*|.*\.attn\.[qv]_bias|beit\..*": "a BEiT",
-    r"(?:.*\.)?(?:stages|downsample_layers)\..*": "a ConvNeXt or another network of stages",
+    r".*\.grn\..*": "a ConvNeXt V2",
+    r"(?:.*\.)?(?:stages|downsample_layers)\..*": "another network of stages",
     r"(?:visual|vision_model|text_model)\..*": "CLIP or a network like it",
 }
 
 
-def timm_names(state: Arrays) -> Arrays:
-    """Brings the arrays of another framework to timm's names and layouts, and folds LayerScale into the layer before it.
+def known_names(state: Arrays) -> Arrays:
+    """Brings the arrays of another framework to names and layouts that `rename` knows.
+
+    LayerScale of a ViT is folded into the layer before it.
 
     Args:
       state: arrays by name, as `weight_files.read` gives them.
 
     Returns:
-      arrays by timm's name. What is known to be of no use is left out and logged; every other name stays as it is.
+      arrays by the known name. What is known to be of no use is left out and logged; every other name stays as it is.
 
     Raises:
       ValueError: an array has not the axes of its name, or two names mean the same array.
@@ -136,10 +164,10 @@ def _renamed(state: Arrays, rows: Sequence[Row], dropped: list[str]) -> Arrays:
     out = {}
     for name, array in state.items():
         match, row = next(((m, row) for row in rows if (m := re.fullmatch(row.regex, name))), (None, None))
-        if row and row.timm is None:
+        if row and row.known is None:
             dropped.append(name)
             continue
-        new = match.expand(row.timm) if row else name
+        new = match.expand(row.known) if row else name
         if new in out:
             raise ValueError(f"{name} is not the only name for {new}")
         try:

@@ -80,5 +80,5 @@ def _paths(target: str, name: str) -> tuple[str, str]:
     """Where the factors a and b of kernel `name` live; a is kept once beside all kernels that differ in group `shared`."""
     match = re.fullmatch(target, name)
     own = name.removesuffix("/kernel")
-    shared = "shared" in match.re.groupindex
+    shared = match.groupdict().get("shared") is not None
     return name[: match.start("shared")] + "a" if shared else f"{own}/a", f"{own}/b"

@@ -14,9 +14,11 @@ def look(model: Steered, method: Method, params: dict, images: jax.Array) -> tup
 
     Returns:
       probabilities `[B, C]`, and maps `[B, g, g]` by name: what the class token attends to in the last look and, for networks
-      that look twice, in the first, and the mask that selects what is fed back.
+      that look twice, in the first, and the mask that selects what is fed back. A ConvNeXt has no attention, only the mask.
     """
     logits, out = apply(model, method, params, images, call="explain")
+    if "attention" not in out["look"]:
+        return jax.nn.softmax(logits), {SELECTION: out["selection"][..., 0]} if "selection" in out else {}
     grid, maps = model.backbone.grid, {}
     if "first_look" in out:
         maps[FIRST] = attention.of_class_token(out["first_look"]["attention"], grid)

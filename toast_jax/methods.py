@@ -14,12 +14,14 @@ HEAD = "head/.*"
 BACKBONE = "backbone/.*"
 PRIOR = "top_down/prior"
 TRANSFORM = "top_down/transform"
-FEEDBACK = "top_down/(back|out)"
-BACK, OUT = "top_down/back", "top_down/out"
+# A ViT's layers are stacked; those of a ConvNeXt, of different shapes, are not.
+FEEDBACK = r"top_down/(back|out)(_\d)?"
+BACK, OUT = r"top_down/back(_\d)?", r"top_down/out(_\d)?"
 LORA = "lora/.*"
-LAST_BLOCKS = r"backbone/last_\d+/.*"
+LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
 # One A for the three kernels, as on the release's joint qkv kernel.
 ATTENTION_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
+POINTWISE_KERNELS = r"backbone/stages_\d/(blocks|last_\d+)/pwconv[12]/kernel"  # of a ConvNeXt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +48,10 @@ METHODS = {
     "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
     "finetune": Method("", tuned=(HEAD, BACKBONE), frozen=()),
     # The model is built with as many separate last blocks as `config.tuned_blocks` says.
-    "partial": Method("", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!last_\d).*",)),
+    "partial": Method("", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!(stages_\d/)?last_\d).*",)),
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,)),
-    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), lora=(ATTENTION_KERNELS,)),
+    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), lora=(f"{ATTENTION_KERNELS}|{POINTWISE_KERNELS}",)),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
     "toast_lite": Method("top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)),
 }

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from toast_jax import lora, methods
-from toast_jax.backbones import vit
+from toast_jax.backbones import convnext, vit
 from toast_jax.data.images import normalize
 from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
 from toast_jax.methods import Method
 from toast_jax.prompts import Prompts
-from toast_jax.top_down import TopDown
+from toast_jax.top_down import ConvTopDown, TopDown
 
 
 class Steered(nn.Module):
@@ -24,10 +24,10 @@ class Steered(nn.Module):
     steers a second one with the same weights; the first look depends on no tuned parameter, so no gradient flows through it.
 
     Attributes:
-      backbone: a module with `__call__(images, td, prompts, rng)` and `pooled` (see `backbones.vit.ViT`).
+      backbone: a module with `__call__` and `pooled` (see `backbones.vit.ViT` and `backbones.convnext.ConvNeXt`).
       num_classes: C.
       head_init: initializer of the head's kernel.
-      top_down: a `top_down.TopDown`, or None for a network that looks once.
+      top_down: a `top_down.TopDown` or `ConvTopDown`, or None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.
     """
 
@@ -59,7 +59,7 @@ class Steered(nn.Module):
 
         Returns:
           logits `[B, C]` and a dict: `look` (the backbone's dict of the look that was classified) and, with a top-down signal,
-          `first_look` (the same of the first), `selection [B, N, 1]` and `td [L, B, N, D]`.
+          `first_look` (the same of the first), `selection` and `td` (see the top-down module).
         """
         images = normalize(images)
         inputs, out = self._signal(images, rng)
@@ -74,7 +74,7 @@ class Steered(nn.Module):
             return {}, {}
         _, first = self.backbone(images, rng=_of_pass(rng, 1))
         first = jax.lax.stop_gradient(first)
-        td, selection = self.top_down(first["tokens"], first["tokens"])
+        td, selection = self.top_down(first["tokens"], first["fed_back"])
         return {"td": td}, {"first_look": first, "selection": selection, "td": td}
 
 
@@ -83,6 +83,7 @@ def _of_pass(rng, index):
     return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
 
 
+_FAMILIES = {"vit": vit.build, "convnext": convnext.build}
 # What `config.head.start` changes in the network; a classifier is read from a file later.
 _HEAD_STARTS = {"random": {}, "zeros": {"head_init": nn.initializers.zeros_init()}, "classifier": {}}
 
@@ -95,24 +96,36 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
       num_classes: C.
 
     Raises:
-      InputError: an unknown method, backbone size or pooling, or an image size that the patches do not tile.
+      InputError: an unknown method, backbone size or pooling, an image size that the backbone cannot take, or a method that is
+        not for it.
     """
     if config.lora.rank < 1:
         raise InputError(f"config.lora.rank is {config.lora.rank}; it has to be 1 or more.")
     method = methods.row(config)
-    backbone = vit.build(
+    backbone = choose("config.backbone.family", config.backbone.family, _FAMILIES)(
         config.backbone,
         image_size=config.data.image_size,
         last_blocks=config.tuned_blocks if config.method == "partial" else 1,
     )
-    dtype = backbone.dtype
-    top_down = TopDown(backbone.depth, backbone.width, dtype) if method.signal == "top_down" else None
-    prompts = None
-    if method.signal == "prompts":
-        layers = backbone.depth if config.prompts.deep else 1
-        prompts = Prompts(layers, config.prompts.num, backbone.width, backbone.patch, config.prompts.dropout)
+    top_down = _top_down(backbone) if method.signal == "top_down" else None
+    prompts = _prompts(backbone, config.prompts) if method.signal == "prompts" else None
     start = choose("config.head.start", config.head.start, _HEAD_STARTS)
     return Steered(backbone, num_classes, **start, top_down=top_down, prompts=prompts), method
+
+
+def _top_down(backbone):
+    if isinstance(backbone, convnext.ConvNeXt):
+        return ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype)
+    return TopDown(backbone.depth, backbone.width, backbone.dtype)
+
+
+def _prompts(backbone, fields):
+    if isinstance(backbone, convnext.ConvNeXt):
+        raise InputError(
+            "Method vpt adds prompt tokens, which a ConvNeXt has no place for; use another --config.method, or a ViT."
+        )
+    layers = backbone.depth if fields.deep else 1
+    return Prompts(layers, fields.num, backbone.width, backbone.patch, fields.dropout)
 
 
 def init(model: Steered, method: Method, rng: jax.Array, image_size: int) -> dict:

@@ -18,19 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import losses, optim, parallel, train, trees
+from toast_jax.backbones.convnext import STRIDES, ConvNeXt
 from toast_jax.backbones.vit import ViT
 from toast_jax.errors import InputError
 from toast_jax.methods import METHODS, Method, tuned_mask
 from toast_jax.model import Steered, apply, init
 from toast_jax.prompts import Prompts
-from toast_jax.rename import from_torch, to_torch
-from toast_jax.top_down import TopDown
+from toast_jax.rename import from_torch, kind, to_torch
+from toast_jax.top_down import ConvTopDown, TopDown
 
 FORWARD, BACKWARD = 1e-5, 1e-4
-HEAD_WIDTH = 8  # of every recording; the arrays do not tell
+HEAD_WIDTH = 8  # of every recording of a ViT; the arrays do not tell
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "no_decay": ("head/bias",), "clip": 0.0}
 SGD_LR, SGD_STEPS = 0.05, 6
-VARIATIONAL_WEIGHT = 0.1  # the release's, for ViTs; recordings include it
+VARIATIONAL_WEIGHT = {"ViT": 0.1, "ConvNeXt": 0.01}  # the release's; recordings include it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +56,20 @@ def relative_error(ours, theirs) -> float:
 
 
 def replay(path: str) -> list[Check]:
-    """Compares every quantity of a recording of the ViT family."""
+    """Compares every quantity of a recording of a ViT or a ConvNeXt."""
     try:
         with np.load(path, allow_pickle=False) as file:
             recorded = {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a recording ({error}); give the path of an .npz file.") from error
-    if "params/enc.blocks.0.attn.qkv.weight" not in recorded:
-        raise InputError(f"{path} is not a recording of a ViT; no other network can be replayed.")
-    state = _group(recorded, "params/")
-    model, method, params = _network(state, set(map(str, recorded["trainable_names"])))
+    if not {"params/enc.blocks.0.attn.qkv.weight", "params/enc.stages.0.0.dwconv.weight"} & recorded.keys():
+        raise InputError(f"{path} is not a recording of a ViT or a ConvNeXt; no other network can be replayed.")
     batch = {
         "image": recorded["input/images_nchw"].transpose(0, 2, 3, 1),
         "label": recorded["input/labels"].astype(np.int32),
     }
+    trainable = set(map(str, recorded["trainable_names"]))
+    model, method, params = _network(_group(recorded, "params/"), trainable, batch["image"].shape[1])
     mask = tuned_mask(params, method)
     tuned, frozen = trees.split(params, mask)
     checks = [
@@ -78,7 +79,8 @@ def replay(path: str) -> list[Check]:
     checks += _forward(model, method, params, batch, recorded)
     checks += _gradients(losses.tune(model, method), tuned, frozen, batch, _group(recorded, "grad/"), "grad/")
     if "var/loss" in recorded:
-        scores = losses.pretune(model, method, task_weight=0.0, variational_weight=VARIATIONAL_WEIGHT)
+        weight = VARIATIONAL_WEIGHT[type(model.backbone).__name__]
+        scores = losses.pretune(model, method, task_weight=0.0, variational_weight=weight)
         value = jax.jit(lambda params: scores(params, batch)["loss"].mean())(params)
         checks.append(Check("var/loss", relative_error(value, recorded["var/loss"]), FORWARD))
         checks += _gradients(scores, tuned, frozen, batch, _group(recorded, "var/grad/"), "var/grad/")
@@ -92,12 +94,11 @@ def _group(recorded, prefix):
     return {name.removeprefix("enc."): value for name, value in names.items()}
 
 
-def _network(state, trainable) -> tuple[Steered, Method, dict]:
+def _network(state, trainable, image_size) -> tuple[Steered, Method, dict]:
     """The network of the recorded sizes, the row of its method, and its parameters."""
     method, arrays = _row(state, {name.removeprefix("enc.") for name in trainable})
     model = _build(arrays, method)
-    size = model.backbone.grid * model.backbone.patch
-    shapes = jax.eval_shape(lambda: init(model, method, jax.random.key(0), size))
+    shapes = jax.eval_shape(lambda: init(model, method, jax.random.key(0), image_size))
     params = trees.nested({path: jnp.asarray(array) for path, array in arrays.items()})
     assert trees.shapes(params) == trees.shapes(shapes), "the recording has other parameters than the network"
     return model, method, params
@@ -119,9 +120,22 @@ def _row(state, trainable) -> tuple[Method, dict]:
 
 
 def _build(arrays, method) -> Steered:
+    backbone = {"ViT": _vit, "ConvNeXt": _convnext}[kind(arrays)](arrays)
+    signal = {}
+    if method.signal == "top_down" and isinstance(backbone, ConvNeXt):
+        signal = {"top_down": ConvTopDown((3, *backbone.widths), STRIDES)}
+    elif method.signal == "top_down":
+        signal = {"top_down": TopDown(backbone.depth, backbone.width)}
+    if method.signal == "prompts":
+        layers, num, _ = arrays["prompts/tokens"].shape
+        signal = {"prompts": Prompts(layers, num, backbone.width, backbone.patch)}
+    return Steered(backbone, arrays["head/bias"].shape[0], **signal)
+
+
+def _vit(arrays) -> ViT:
     width = arrays["backbone/cls_token"].shape[-1]
     last = len({path.split("/")[1] for path in arrays if path.startswith("backbone/last_")})
-    backbone = ViT(
+    return ViT(
         width=width,
         depth=last + len(arrays.get("backbone/blocks/norm1/scale", ())),
         num_heads=width // HEAD_WIDTH,
@@ -129,13 +143,17 @@ def _build(arrays, method) -> Steered:
         grid=round((arrays["backbone/pos_embed"].shape[1] - 1) ** 0.5),
         last_blocks=last,
     )
-    signal = {}
-    if method.signal == "top_down":
-        signal = {"top_down": TopDown(backbone.depth, width)}
-    if method.signal == "prompts":
-        layers, num, _ = arrays["prompts/tokens"].shape
-        signal = {"prompts": Prompts(layers, num, width, backbone.patch)}
-    return Steered(backbone, arrays["head/bias"].shape[0], **signal)
+
+
+def _convnext(arrays) -> ConvNeXt:
+    last = len({path.split("/")[2] for path in arrays if path.startswith("backbone/stages_3/last_")})
+    stages = [f"backbone/stages_{i}" for i in range(len(STRIDES))]
+    depths = [len(arrays.get(f"{stage}/blocks/gamma", ())) for stage in stages]
+    return ConvNeXt(
+        depths=(*depths[:-1], depths[-1] + last),
+        widths=tuple(len(arrays[f"{stage}/downsample/conv/bias"]) for stage in stages),
+        last_blocks=last,
+    )
 
 
 def _forward(model, method, params, batch, recorded) -> list[Check]:
@@ -144,14 +162,7 @@ def _forward(model, method, params, batch, recorded) -> list[Check]:
     loss = losses.cross_entropy(logits, batch).mean()
     pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": loss}
     if "selection" in out:
-        first, look = out["first_look"]["tokens"], out["look"]["tokens"]
-        pairs |= {
-            "mid/pass1_tokens": first,
-            "mid/selection_mask": out["selection"],
-            "mid/selected_tokens": out["selection"] * first @ params["top_down"]["transform"],
-            **{f"mid/top_down/{i}": td for i, td in enumerate(out["td"])},
-            "mid/pass2_tokens": look,
-        }
+        pairs |= _intermediates(out, params["top_down"]["transform"])
     keys = {name: name.split(" ")[0] for name in pairs}
     missing = {key for key in recorded if key.startswith("mid/")} - set(keys.values())
     assert not missing, f"recorded, but not compared: {missing}"
@@ -160,6 +171,20 @@ def _forward(model, method, params, batch, recorded) -> list[Check]:
         for name, value in pairs.items()
         if keys[name] in recorded
     ]
+
+
+def _intermediates(out, transform) -> dict:
+    """By the names of the recordings, which have the channels of maps first."""
+    first = out["first_look"]["fed_back"]
+    selected = out["selection"] * first @ transform
+    if first.ndim == 3:
+        pairs = {"pass1_tokens": first, "selection_mask": out["selection"], "selected_tokens": selected}
+        pairs |= {"pass2_tokens": out["look"]["tokens"], **{f"top_down/{i}": td for i, td in enumerate(out["td"])}}
+    else:
+        maps = {"pass1_features_nchw": first, "selection_mask": out["selection"], "selected_features_nchw": selected}
+        maps |= {f"top_down_nchw/{i}": td for i, td in enumerate(out["td"])}
+        pairs = {name: array.transpose(0, 3, 1, 2) for name, array in maps.items()}
+    return {f"mid/{name}": array for name, array in pairs.items()}
 
 
 def _gradients(scores, tuned, frozen, batch, theirs, prefix) -> list[Check]:

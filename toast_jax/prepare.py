@@ -111,7 +111,6 @@ _AT_LEAST = {
     "lora.rank": 1,
     "prompts.num": 1,
     "prompts.dropout": 0.0,
-    "backbone.patch": 1,
     "backbone.drop_path": 0.0,
     "optimizer.lr": 0.0,
     "optimizer.base_batch_size": 0,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
-from toast_jax.formats import other_network, timm_names
-from toast_jax.rename import Arrays, depth_of, rename, stack, unstack
+from toast_jax.formats import known_names, other_network
+from toast_jax.rename import Arrays, depths_of, kind, rename, stack, unstack
 from toast_jax.weight_files import read
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ _OTHER_HEADS = r"head_dist\.(weight|bias)|pre_logits\..*"
 
 # What a user has to look at when a shape of this group differs.
 _SIZED_BY = {
-    "backbone": "config.backbone.size and config.backbone.patch",
+    "backbone": "config.backbone.size, and config.backbone.patch of a ViT",
     "head": "the number of classes of the data",
     "top_down": "config.backbone.size",
     "prompts": "config.prompts",
@@ -52,11 +52,14 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
         wanted = f"{wanted}|{optional}"
     needed, given = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
-    if depth_of(given) not in (0, depth_of(needed)):
+    if given and kind(given) != kind(needed):
         raise InputError(
-            f"{path} has {depth_of(given)} layers, the network of the config has {depth_of(needed)}; "
-            "check config.backbone.size."
+            f"{path} belongs to a {kind(given)}, but the network of the config is a {kind(needed)}; give a file of the "
+            "backbone that the config names."
         )
+    if depths_of(given) not in ((0,), depths_of(needed)):
+        theirs, ours = ("-".join(map(str, depths_of(names))) for names in (given, needed))
+        raise InputError(f"{path} has {theirs} layers, the network of the config has {ours}; check config.backbone.size.")
     if missing := sorted(set(needed) - set(given)):
         if all(name.startswith("head/") for name in missing):
             raise InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
@@ -94,7 +97,7 @@ def layers(path: str) -> tuple[Arrays, list[str]]:
       InputError: it is no weights file, holds names that no network here has, or numbers that are not finite.
     """
     try:
-        arrays, unknown = rename(timm_names(read(path)))
+        arrays, unknown = rename(known_names(read(path)))
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:

@@ -16,9 +16,9 @@ log = logging.getLogger("toast_jax")
 
 @contextlib.contextmanager
 def told_in(path: str | Path, but: logging.Logger):
-    """While it is open, what is logged goes to a file; only warnings, and what `but` logs, go to the console."""
+    """While it is open, what is logged goes to a file, and only what `but` logs to the console too."""
     file = logging.FileHandler(path)
-    shown = lambda record: record.name == but.name or record.levelno >= logging.WARNING  # noqa: E731
+    shown = lambda record: record.name == but.name  # noqa: E731
     consoles = list(log.handlers)
     log.addHandler(file)
     for console in consoles:

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from toast_jax import patches
+from toast_jax.backbones.drop_path import drop_path
 from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
 
@@ -42,6 +44,8 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
       InputError: an unknown size, pooling or dtype, an image that patches do not tile, or more last blocks than blocks.
     """
     size = choose("config.backbone.size", config.size, SIZES)
+    if config.patch < 1:
+        raise InputError(f"config.backbone.patch is {config.patch}; it has to be 1 or more.")
     if image_size % config.patch:
         near = max(1, round(image_size / config.patch)) * config.patch
         raise InputError(
@@ -61,18 +65,6 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
         dtype=choose("config.backbone.dtype", config.dtype, {"float32": jnp.float32, "bfloat16": jnp.bfloat16}),
         remat=config.remat,
     )
-
-
-def drop_path(x: jax.Array, rng: jax.Array | None, rate: jax.Array | float) -> jax.Array:
-    """Drops whole residual branches `x [B, N, D]` with probability `rate` and rescales the rest (arXiv 1603.09382).
-
-    `rng [B]` holds one key per example, so that the result does not depend on how a batch is split over devices.
-    `None` keeps every branch.
-    """
-    if rng is None:
-        return x
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate))(rng)
-    return x * (kept / (1.0 - rate)).astype(x.dtype)[:, None, None]
 
 
 class Attention(nn.Module):
@@ -224,14 +216,16 @@ class ViT(nn.Module):
 
         Returns:
           pooled `[B, D]`, and a dict:
-            tokens: `[B, N, D]` after the final LayerNorm; compared with the prior and fed back.
+            tokens: `[B, N, D]` after the final LayerNorm; compared with the prior.
+            fed_back: the same.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
             attention: `[L, B, H, N, N]`.
         """
         x, seen = self._blocks(images, td, prompts, rng, num_queries=None)
         tokens = self.norm(x)
         hidden = jnp.concatenate([seen["input"], x[None]])
-        return self._pool(tokens), {"tokens": tokens, "hidden": hidden, "attention": seen["attention"]}
+        out = {"tokens": tokens, "fed_back": tokens, "hidden": hidden, "attention": seen["attention"]}
+        return self._pool(tokens), out
 
     def pooled(self, images, td=None, prompts=None, rng=None):
         """The pooled output of `__call__` alone, `[B, D]`: the last block computes only the tokens that are pooled."""
@@ -247,8 +241,7 @@ class ViT(nn.Module):
         b, p, g = images.shape[0], self.patch, self.grid
         if images.shape[1:] != (g * p, g * p, 3):
             raise ValueError(f"images are {images.shape[1:]}; this ViT (patch {p}, grid {g}) takes {(g * p, g * p, 3)}")
-        patches = images.reshape(b, g, p, g, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, g * g, p * p * 3)
-        x = self.patch_embed(patches)
+        x = self.patch_embed(patches.split(images, p).reshape(b, g * g, -1))
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (b, 1, self.width))
         return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""Scenes for a demonstration that needs no download: handwritten digits of several sizes and colours, and one question.
+"""Scenes for a demonstration that needs no download: handwritten digits of several colours, and one question.
 
 Each scene holds three digits, one brighter than the other two, of which exactly one is green, and pieces of others as clutter.
 Two tasks share the pictures. `salient` has labels as photographs have them, which name one of several objects: mostly the
@@ -22,7 +22,8 @@ from PIL import Image
 
 from toast_jax.errors import InputError
 
-SIDE = 48  # pixels
+_CELLS, _DIGIT = 3, 16  # digits of 16 x 16 pixels stand in 3 x 3 cells
+SIDE = _CELLS * _DIGIT  # pixels
 TASKS = ("salient", "target")
 SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # shares of the digits
 
@@ -93,7 +94,7 @@ def scene(split: str, index: int) -> Scene:
     images, classes = _digits(split)
     canvas = rng.normal(0.12, 0.04, (SIDE, SIDE, 3))
     for _ in range(_CLUTTER):
-        glyph = _enlarged(images[rng.integers(len(images))], 16)
+        glyph = _enlarged(images[rng.integers(len(images))], _DIGIT)
         top, left = rng.integers(0, 9, 2)
         place = rng.integers(0, SIDE - 7, 2)
         _draw(canvas, glyph[top : top + 8, left : left + 8], place, _colour(rng.choice(_OTHER_HUES), 0.6, 0.35))
@@ -101,16 +102,16 @@ def scene(split: str, index: int) -> Scene:
     brightest = rng.uniform(0.65, 1.0)
     dim = brightest * rng.uniform(0.55, 0.8, 2)
     wanted = {
-        "salient": (rng.integers(18, 25), _colour(hues[0], 0.75, brightest)),
-        "target": (rng.integers(16, 20), _colour(_GREEN, 0.75, dim[0])),
-        "other": (rng.integers(16, 20), _colour(hues[1], 0.75, dim[1])),
+        "salient": _colour(hues[0], 0.75, brightest),
+        "target": _colour(_GREEN, 0.75, dim[0]),
+        "other": _colour(hues[1], 0.75, dim[1]),
     }
-    digits, masks, taken = {}, {}, []
-    for name, (size, colour) in wanted.items():
-        place = _free_place(rng, size, taken)
-        taken.append((place, size))
+    cells = rng.permutation(_CELLS**2)
+    digits, masks = {}, {}
+    for (name, colour), cell in zip(wanted.items(), cells, strict=False):
         chosen = rng.integers(len(images))
-        masks[name] = _draw(canvas, _enlarged(images[chosen], size), place, colour)
+        place = np.array(divmod(cell, _CELLS)) * _DIGIT
+        masks[name] = _draw(canvas, _enlarged(images[chosen], _DIGIT), place, colour)
         digits[name] = int(classes[chosen])
     pixels = (np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     named = rng.choice(list(_NAMED), p=list(_NAMED.values()))
@@ -146,16 +147,3 @@ def _draw(canvas: np.ndarray, glyph: np.ndarray, place: np.ndarray, colour: np.n
     mask = np.zeros(canvas.shape[:2], bool)
     mask[top : top + height, left : left + width] = glyph > 0.3
     return mask
-
-
-def _free_place(rng: np.random.Generator, size: int, taken: list) -> np.ndarray:
-    """A random corner from which a square overlaps the others least, of a few tries."""
-    best, least = None, np.inf
-    for _ in range(50):
-        place = rng.integers(0, SIDE - size + 1, 2)
-        overlap = sum(np.prod(np.clip(np.minimum(place + size, p + s) - np.maximum(place, p), 0, None)) for p, s in taken)
-        if overlap < least:
-            best, least = place, overlap
-        if not overlap:
-            break
-    return best

@@ -46,8 +46,8 @@ def _of_file(path: Path) -> tuple[Arrays, dict[str, str]]:
 def _of_run(folder: Path, weights: str) -> tuple[Arrays, dict[str, str]]:
     saved = saved_run.load(folder, weights)
     log.info("%s is read at step %d.", folder, saved.step)
-    if saved.config.backbone.pool != "cls":
-        log.warning("This network pools by %s; the release would read its class token.", saved.config.backbone.pool)
+    if saved.config.backbone.get("pool") == "mean":
+        log.warning("This network pools by mean; the release would read its class token.")
     header = top_down_file.header(saved.params, saved.config)
     arrays = unstack({path: np.asarray(leaf) for path, leaf in trees.flat(saved.params).items()})
     if saved.config.stage == "pretune":

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import textwrap
 import time
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def run(config: ConfigDict, folder: str) -> None:
     folder = workdir.writable(folder)
     shown = [scenes.scene("test", i) for i in range(config.attention_scenes)]
     boxes = np.stack([localization.box_of(one.masks["target"]) for one in shown])
-    log.info("%d runs; what each of them tells is in %s.", len(config.runs) * len(config.seeds), folder / "log.txt")
+    log.info("%d runs; what each of them tells is in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     rows = {}
     with told_in(folder / "log.txt", but=log):
-        for name in config.runs:
+        for name in config.rows:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
             rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
             log.info("%-20s %s %% of the test scenes named rightly", name, _mean_and_std(rows[name].accuracy))
@@ -63,7 +64,9 @@ def run(config: ConfigDict, folder: str) -> None:
         f"Attention: of the class token in the last look, the share inside the green digit's box; {before:.1%} before "
         f"tuning, {boxes.mean():.1%} if it were uniform.",
     ]
-    log.info("\n%s\n%s", report.columns(HEADER, table), "\n".join(notes))
+    log.info("\n%s\n", report.columns(HEADER, table))
+    for note in notes:
+        log.info("%s", textwrap.fill(note, 100))
     (folder / "table.md").write_text(report.markdown(HEADER, table) + "\n")
     Image.fromarray(_figure(rows, shown[: config.shown_scenes])).save(folder / "figure.png")
     facts = workdir.circumstances()
@@ -172,7 +175,7 @@ def _curves(config: ConfigDict, folder: Path, metric: str) -> str:
     """The median over seeds, a line for each row."""
     lines = {
         name: curves.median_of_runs([curves.read(folder / name / f"seed_{seed}", metric) for seed in config.seeds])
-        for name in config.runs
+        for name in config.rows
     }
     return curves.svg(lines, metric.replace("/", " "))
 

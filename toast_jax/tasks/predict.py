@@ -46,7 +46,7 @@ def run(config: ConfigDict, folder: str) -> None:
             best = int(probabilities[i].argmax())
             name = source.paths[batch["index"][i]]
             rows.append((name, saved.classes[best], f"{probabilities[i, best]:.4f}"))
-            if config.attention:
+            if found:
                 _draw(folder / "attention", len(rows), name, batch["image"][i], [one[i] for one in found.values()])
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "class", "probability"), *rows])
@@ -54,6 +54,8 @@ def run(config: ConfigDict, folder: str) -> None:
         log.info("%s  %s  %s", probability, label, name)
     if len(rows) > SHOWN:
         log.info("... and %d more", len(rows) - SHOWN)
+    if config.attention and not found:
+        log.warning("No pictures: a ConvNeXt tuned by %s has neither attention nor a selection to draw.", saved.config.method)
     log.info("%d predictions are in %s.", len(rows), folder / "predictions.csv")
 
 
