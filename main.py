@@ -23,8 +23,10 @@ from toast_jax.fields import flat_fields
 
 # Modules of toast_jax/tasks, each with a field that its configs have.
 TASKS = {
-    "train": "optimizer",
-    "evaluate": "optimizer",
+    "train": "method",
+    "evaluate": "method",
+    "sweep": "sweep",
+    "table": "sweeps",
     "convert": "target",
     "predict": "images",
     "prepare_data": "datasets",

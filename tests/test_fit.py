@@ -135,6 +135,20 @@ def test_first_signal_asks_and_second_one_ends():
     assert before == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
 
 
+def test_a_signal_reaches_the_blocks_around_and_the_blocks_after():
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with interrupt.asked() as outer:
+        with interrupt.asked() as inner:
+            assert not inner() and not outer()
+            signal.raise_signal(signal.SIGINT)
+            assert inner() and outer()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with interrupt.asked() as later:
+            assert later()
+    assert before == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+
+
 def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch):
     values = {"min_crop_area": 0.31, "randaugment_ops": 3, "randaugment_magnitude": 4.5, "flip": False}
     on_device = {"erasing": 0.11, "mixup": 0.21, "cutmix": 0.41, "label_smoothing": 0.05}

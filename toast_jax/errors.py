@@ -15,6 +15,10 @@ class InputError(Exception):
     """
 
 
+class Diverged(InputError):
+    """The loss of a run is not finite any more. With the same config it would be again."""
+
+
 class Interrupted(Exception):
     """A run was asked to end and has saved where it is; giving the same command again goes on from there."""
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import checkpoint, interrupt, metrics, parallel, top_down_file, trees, workdir
 from toast_jax.data import batches, sources
-from toast_jax.errors import InputError, Interrupted
+from toast_jax.errors import Diverged, Interrupted
 from toast_jax.evaluation import described, evaluate
 from toast_jax.prepare import Run, prepare, reseed
 from toast_jax.progress import Progress
@@ -26,7 +26,8 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
     A run that was killed goes on from its last checkpoint, bit for bit; a run that is done is only reported.
 
     Raises:
-      InputError: anything that `prepare` finds before the first step; later, a loss that is not finite.
+      InputError: anything that `prepare` finds before the first step.
+      Diverged: later, a loss that is not finite.
       Interrupted: the process was asked to end; the last step is saved.
     """
     return fit_seeds(config, {config.seed: folder})[0]
@@ -125,7 +126,7 @@ def _log_steps(run: Run, writer, pending, progress) -> None:
         numbers["lr"] = float(run.schedule(step - 1))
         writer.write(step, {f"train/{name}": value for name, value in numbers.items()})
         if not all(map(np.isfinite, numbers.values())):
-            raise InputError(
+            raise Diverged(
                 f"The loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']} at step {step} (epoch "
                 f"{(step - 1) // run.steps_per_epoch}, learning rate {numbers['lr']:.3g}); the last good checkpoint, if any, "
                 f"is kept in {run.folder / 'checkpoints'}; try a lower --config.optimizer.lr in another --workdir."
@@ -140,7 +141,7 @@ def _evaluate(run: Run, state: State, writer, step: int) -> dict[str, dict[str, 
         writer.write(step, {f"{name}/{key}": value for key, value in results[name].items() if key != "count"})
         log.info("step %d  %s %s", step, name, described(results[name]))
         if not np.isfinite(results[name]["loss"]):
-            raise InputError(
+            raise Diverged(
                 f"The loss on {name} is {results[name]['loss']} after step {step}; the last good checkpoint, if any, is kept "
                 f"in {run.folder / 'checkpoints'}; try a lower --config.optimizer.lr in another --workdir."
             )

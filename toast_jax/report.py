@@ -1,7 +1,9 @@
-"""Pages of results: one HTML file each, with its pictures inside, for a screen of any width."""
+"""Tables of results as text of many kinds, and pages: one HTML file each, with its pictures inside, for any screen."""
 
 import base64
+import csv as csv_module
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -79,3 +81,22 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same table as Markdown."""
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as LaTeX, without packages."""
+    lines = [" & ".join(map(_latex_text, line)) + r" \\" for line in [header, *rows]]
+    body = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]
+    return "\n".join([*body, r"\end{tabular}"])
+
+
+def _latex_text(text: str) -> str:
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("+-", r"$\pm$")
+    return re.sub(r"^([+-])(?=\d)", r"$\1$", escaped)  # a minus, not a hyphen
+
+
+def csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Values for other programs."""
+    file = io.StringIO()
+    csv_module.writer(file, lineterminator="\n").writerows([header, *rows])
+    return file.getvalue()

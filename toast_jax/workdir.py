@@ -62,11 +62,16 @@ def has_checkpoint(workdir: str | Path) -> bool:
 
 def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
     """The result of a run of this config that is done, if the folder holds one and the config would resume it."""
+    return recorded(workdir, config) if config.resume and has_checkpoint(workdir) else None
+
+
+def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json") -> dict | None:
+    """A JSON file that a run of this config has left in the folder, or None; InputError if it is of another config."""
     folder = Path(workdir).expanduser()
-    if not config.resume or not (folder / "result.json").exists() or not has_checkpoint(folder):
+    if not (folder / name).exists():
         return None
     _check_same(folder, config, _FREE)
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / name).read_text())
 
 
 def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:

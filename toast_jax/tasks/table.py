@@ -1,0 +1,27 @@
+"""Table: `--config=configs/table.py:from=FOLDER`, with the folder of a sweep or several."""
+
+import logging
+
+from ml_collections import ConfigDict
+
+from toast_jax import report, tables, workdir
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict, folder: str) -> None:
+    """Prints the table and writes `table.md`, `table.tex`, `table.html` and, for other programs, `table.csv`."""
+    table = tables.collect(config.sweeps)
+    folder = workdir.writable(folder)
+    header, rows = tables.cells(table)
+    notes = tables.notes(table)
+    title = f"{table.table.upper()}, {table.backbone}"
+    listed = "\n".join(f"- {note}" for note in notes)
+    (folder / "table.md").write_text(f"# {title}\n\n{report.markdown(header, rows)}\n\n{listed}\n")
+    comments = "\n".join(f"% {note}" for note in notes)
+    (folder / "table.tex").write_text(f"{report.latex(header, rows)}\n{comments}\n")
+    (folder / "table.csv").write_text(report.csv(tables.HEADER, tables.values(table)))
+    parts = [report.heading(title, 1), report.table(header, rows), *(report.paragraph(note, "small") for note in notes)]
+    (folder / "table.html").write_text(report.page(title, *parts))
+    log.info("%s\n%s\n\n%s\n", title, report.columns(header, rows), listed)
+    log.info("table.md, .tex, .html and .csv are in %s.", folder)
