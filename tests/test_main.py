@@ -42,11 +42,13 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, cwd=here, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "36,864 of them outside the head" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("folder_lora_vit_ti16: test accuracy ")
+    assert "\nfolder_lora_vit_ti16: test accuracy " in done.stdout
+    assert done.stdout.splitlines()[-1] == f"All counts on test are in {work / 'confusion.csv'}."
     losses = [float(line.split()[3]) for line in done.stdout.splitlines() if line.startswith("step ") and " lr " in line]
     assert len(losses) == 6 and losses[-1] < losses[0]
     assert {path.name for path in work.iterdir()} == {
         "config.json",
+        "confusion.csv",
         "metrics.jsonl",
         "result.json",
         "tensorboard",

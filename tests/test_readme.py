@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import main
+from configs import demo as demo_config
+from toast_jax import report
+from toast_jax.tasks import demo
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -42,6 +45,14 @@ def test_command_is_understood(page, command, monkeypatch):
         path = Path(args[1].replace(".", "/"))
         assert path.with_suffix(".py").exists()
         assert all(Path(arg).exists() for arg in args[2:] if arg.startswith("tests/"))
+
+
+def test_table_of_the_demo_is_one_that_the_demo_writes():
+    lines = (ROOT / "README.md").read_text().partition("<!-- demo table -->\n")[2].splitlines()
+    assert lines[0] == report.markdown(demo.HEADER, []).splitlines()[0]
+    rows = [line.split(" | ") for line in lines[2 : lines.index("")]]
+    assert [row[0].strip("| ") for row in rows] == list(demo_config.ROWS)
+    assert all(re.fullmatch(r"\d+\.\d \+- \d+\.\d", row[2]) for row in rows)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
