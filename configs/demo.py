@@ -1,4 +1,4 @@
-"""The demo: handwritten digits, seven ways to tune a small network, one table and one page. Two CPU cores, three minutes.
+"""The demo: seven ways to tune a small network, one table and one page, in three minutes.
 
     python main.py --config=configs/demo.py --workdir=runs/demo
 

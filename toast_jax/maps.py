@@ -6,7 +6,7 @@ from toast_jax import attention
 from toast_jax.methods import Method
 from toast_jax.model import Steered, apply
 
-FIRST, SELECTION, LAST = "first look", "selection", "last look"
+FIRST, SELECTION, LAST = ORDER = "first look", "selection", "last look"  # jit returns a dict in the order of its keys
 
 
 def look(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -17,7 +17,8 @@ h1, h2 { line-height: 1.2; }
 table { border-collapse: collapse; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-.pictures td, .pictures th { padding: .2rem; text-align: center; border: 0; font-size: .8rem; vertical-align: top; }
+.pictures td, .pictures th { padding: .15rem .08rem; text-align: center; border: 0; font-size: .8rem; vertical-align: top; }
+.pictures th { white-space: normal; vertical-align: bottom; max-width: 5.5rem; }
 .pictures th:first-child { text-align: center; }
 .pictures img { display: block; margin: 0 auto; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; }

@@ -155,7 +155,7 @@ def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
     twice = next(row for row in rows.values() if maps.FIRST in row.maps)
     header, lines = ["scene", "first look"], []
     for name, row in rows.items():
-        header += [f"{name}: {map_name}" for map_name in row.maps if map_name != maps.FIRST]
+        header += [f"{name.replace('_', ' ')}: {one}" for one in _after(row)]
     for i, scene in enumerate(shown):
         image, wanted = _large(scene.image), scene.labels["target"]
         line = [
@@ -164,13 +164,16 @@ def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
         ]
         for name, row in rows.items():
             verdict = f"{row.named[i]} {'right' if row.named[i] == wanted else 'wrong'}"
-            for map_name in row.maps:
-                if map_name != maps.FIRST:
-                    under = verdict if map_name == maps.LAST else ""
-                    drawn = drawing.overlay(image, row.maps[map_name][i])
-                    line.append(report.picture(drawn, under, alt=f"{map_name} of {name}, names {verdict}"))
+            for one in _after(row):
+                drawn = drawing.overlay(image, row.maps[one][i])
+                line.append(report.picture(drawn, verdict if one == maps.LAST else "", alt=f"{one} of {name}, names {verdict}"))
         lines.append(line)
     return report.pictures(header, lines)
+
+
+def _after(row: Row) -> list[str]:
+    """The maps of a row that depend on what was tuned."""
+    return [name for name in (maps.SELECTION, maps.LAST) if name in row.maps]
 
 
 def _curves(config: ConfigDict, folder: Path, metric: str) -> str:

@@ -47,7 +47,13 @@ def run(config: ConfigDict, folder: str) -> None:
             name = source.paths[batch["index"][i]]
             rows.append((name, saved.classes[best], f"{probabilities[i, best]:.4f}"))
             if found:
-                _draw(folder / "attention", len(rows), name, batch["image"][i], [one[i] for one in found.values()])
+                _draw(
+                    folder / "attention",
+                    len(rows),
+                    name,
+                    batch["image"][i],
+                    [found[one][i] for one in maps.ORDER if one in found],
+                )
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("image", "class", "probability"), *rows])
     for name, label, probability in rows[:SHOWN]:
