@@ -67,11 +67,11 @@ def test_all_of_vtab(few_images, tmp_path):
 
     for name in vtab_tasks.BUILDERS:
         prepare(name, tmp_path / "data", plausible)
-    config = with_grid(small("method=linear", tmp_path / "data"), (0.1, 1.0), (0.0,))
+    config = with_grid(small("method=linear", tmp_path / "data"), (0.1,), (0.0,))
     config.epochs = config.eval_every = 1
     config.sweep.seeds = (1,)
     sweep.run(config, str(tmp_path / "sweep"))
-    check(tmp_path, "linear", list(vtab_tasks.TASKS), points=2, seeds=(1,))
+    check(tmp_path, "linear", list(vtab_tasks.TASKS), points=0, seeds=(1,))
     ours = tables.means("vtab", tables.collect([tmp_path / "sweep"]).ours("linear"))
     assert None not in ours.values() and len(ours) == 5
 
