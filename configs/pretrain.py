@@ -1,4 +1,4 @@
-"""The small backbone of the demo: it names the bright digit of a scene.
+"""The small backbone of the demo: it names the brightest digit of a scene.
 
     python main.py --config=configs/pretrain.py --workdir=runs/pretrain
     python main.py --config=configs/convert.py:from=runs/pretrain,to=assets/vit_mini16.safetensors
