@@ -24,9 +24,10 @@ def run(config: ConfigDict, folder: str) -> None:
     tuned = f"{result['tuned_parameters']['all']:,} tuned parameters"
     log.info("%s: %s; %s; seed %d; %s/result.json", config.name, scores or "done", tuned, config.seed, folder)
     split = next((name for name in ("test", "val") if name in result), None)
-    if config.confusion and split and not jax.process_index():
-        run = saved_run.load(folder)
+    if config.confusion and split:
+        run = saved_run.load(folder)  # by every process, as checkpoints are opened together
         counts = confusion.matrix(run, open_sources(config, verified=True)[1][split])
         path = Path(folder).expanduser() / "confusion.csv"
-        confusion.write(path, counts, run.classes)
+        if not jax.process_index():
+            confusion.write(path, counts, run.classes)
         log.info("%s\nAll counts on %s are in %s.", confusion.summary(counts, run.classes), split, path)
