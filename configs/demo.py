@@ -1,4 +1,4 @@
-"""The demo: seven ways to tune a small network, one table, one page, three minutes.
+"""The demo: seven ways to tune a small network, compared in three minutes.
 
     python main.py --config=configs/demo.py --workdir=runs/demo
 

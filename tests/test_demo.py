@@ -73,7 +73,7 @@ def test_console_is_short_and_narrow(small):
 
 
 def test_what_runs_tell_goes_to_a_file(small):
-    assert "step 4/4" in (small[0] / "log.txt").read_text()
+    assert "step 8/8" in (small[0] / "log.txt").read_text()
 
 
 def test_again_repeats_nothing(small):
@@ -95,7 +95,7 @@ def test_attention_before_tuning_is_the_same_for_all_networks_that_look_twice():
         looks[name] = jax.jit(lambda p, x, n=network: maps.look(n.model, n.method, p, x))(params, images)[1]
     for name in ("toast", "toast_lite"):
         np.testing.assert_allclose(looks[name][maps.FIRST], looks["linear"][maps.LAST], rtol=1e-5, atol=1e-7)
-        assert looks[name][maps.SELECTION].shape == (4, 6, 6)
+        assert looks[name][maps.SELECTION].shape == (4, 3, 3)
     assert maps.FIRST not in looks["linear"]
 
 
