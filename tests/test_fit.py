@@ -51,7 +51,12 @@ def losses(folder):
     return [line["train/loss"] for line in lines(folder) if "train/loss" in line]
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The steps of all of them are compared over devices in test_train.py.
+QUICK = ("linear", "lora", "toast_lite")
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method not in QUICK]
+
+
+@pytest.mark.parametrize("method", [*QUICK, *SLOW])
 def test_every_method_runs_to_its_result(method, image_folder, tmp_path, caplog):
     caplog.set_level("INFO", "toast_jax")
     config = tiny_config(image_folder, method)
@@ -86,7 +91,7 @@ def test_it_learns(image_folder, tmp_path):
     assert np.mean(seen[-5:]) < 0.3 * np.mean(seen[:5])
 
 
-@pytest.mark.parametrize("method", [pytest.param("vpt", marks=pytest.mark.slow), "toast_lite", "toast"])
+@pytest.mark.parametrize("method", ["toast_lite", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vpt", "toast"))])
 def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path, monkeypatch):
     config = tiny_config(image_folder, method)
     config.epochs = 3
