@@ -30,16 +30,21 @@ class TfdsRecords:
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder_from_directory(self.directory)
-        features = builder.info.features.items()
-        encoded = {key: tfds.decode.SkipDecoding() for key, value in features if isinstance(value, tfds.features.Image)}
-        return builder.as_data_source(self.split, decoders=encoded)
+        return records(self.directory, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files stay behind; the other process opens its own.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
+    """The records of a split that TFDS has prepared in a directory, with images as the bytes of their files."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    features = builder.info.features.items()
+    encoded = {key: tfds.decode.SkipDecoding() for key, value in features if isinstance(value, tfds.features.Image)}
+    return builder.as_data_source(split, decoders=encoded)
 
 
 def read(data: ConfigDict, split: str) -> TfdsRecords:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax.data import images, vtab_published, vtab_tasks
+from toast_jax.data import images, tfds_records, vtab_published, vtab_tasks
 from toast_jax.errors import InputError, choose, listed
 
 # Splits up to this size are kept in memory; the others are test splits, which are read once.
@@ -73,12 +73,7 @@ class VtabImages:
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder_from_directory(self.directory)
-        features = builder.info.features.items()
-        encoded = {key: tfds.decode.SkipDecoding() for key, value in features if isinstance(value, tfds.features.Image)}
-        return builder.as_data_source(self.split, decoders=encoded)
+        return tfds_records.records(self.directory, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files and kept images stay behind; the other process reads its own.
