@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from test_pretrained import assert_same, recorded, save
 
 from toast_jax import formats, pretrained, rename, top_down_file, trees, weight_files
 from toast_jax.errors import InputError
@@ -15,13 +16,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 RECORDINGS = ("convnext_linear", "convnext_toast")
 RELEASED = FIXTURES / "convnext_top_down_pretuned.pth"
 BACKBONE = r"(downsample_layers|stages|norm)\..*"
-
-
-def recorded(name):
-    """The parameters of a recording by the names of the release, `enc.` taken off."""
-    with np.load(FIXTURES / f"{name}.npz") as file:
-        names = {key: key.removeprefix("params/").removeprefix("enc.") for key in file.files if key.startswith("params/")}
-        return {name: file[key] for key, name in names.items()}
 
 
 def backbone():
@@ -69,11 +63,6 @@ def hugging_face(state, prefix="convnext."):
     return out
 
 
-def save(path, state):
-    save_file({name: np.array(array, order="C") for name, array in state.items()}, path)
-    return str(path)
-
-
 def load(path, network="convnext_linear", *, last_blocks=1, wanted="backbone/.*", optional=""):
     shapes, _ = rename.from_torch(recorded(network), last_blocks)
     return pretrained.load(str(path), shapes, last_blocks=last_blocks, wanted=wanted, optional=optional)
@@ -86,13 +75,6 @@ def refusal(path, *args, **kwargs):
     text = str(raised.value)
     assert str(path) in text and text.endswith(".") and "\n" not in text and not re.search(r"\. [A-Z]", text)
     return text
-
-
-def assert_same(ours, theirs):
-    assert set(ours) == set(theirs)
-    for name, array in theirs.items():
-        assert ours[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
 # Names.
