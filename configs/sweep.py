@@ -31,6 +31,8 @@ def get_config(text: str | None = None):
     config.sweep.table = given["table"]
     config.sweep.backbone = given["backbone"]
     config.sweep.shard = "0/1"  # which share of the pairs of method and task this process has
+    config.sweep.together = 0  # points of a grid that train as one program; 0: all | 1: each on its own
+    config.sweep.at_once = 0  # of those, how many are computed side by side; 0: as many as fit in memory, on a CPU 1
     # What the sweep sets for each run is no field of it.
     for name in ("method", "seed", "resume", "checkpoint", "confusion"):
         del config[name]

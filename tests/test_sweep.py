@@ -51,12 +51,13 @@ class Runs:
             (folder / "result.json").write_text(json.dumps(result))
 
 
-def small(text="table=vtab,method=toast,task=cifar100+dtd"):
-    """Two by two points, two seeds."""
+def small(text="table=vtab,method=toast,task=cifar100+dtd", together=1):
+    """Two by two points, two seeds; each run on its own."""
     config = config_of.get_config(text)
     for grid in config.sweep.grid.values():
         grid.lr, grid.weight_decay = (1.0, 0.1), (0.01, 0.0)
     config.sweep.seeds = (1, 2)
+    config.sweep.together = together
     return config
 
 
