@@ -140,6 +140,7 @@ def _made_together(config: ConfigDict, units: list[Unit]) -> None:
     for unit, result in zip(units, results, strict=False):
         if isinstance(result, Diverged):
             _given_up(unit, result)
+        _drop_checkpoints(unit)  # of a time when it was alone
 
 
 def _ensure(unit: Unit, place: str, interrupted: Callable[[], bool]) -> dict[str, str]:
