@@ -105,7 +105,7 @@ def _train_together(config: ConfigDict, units: list[Unit], interrupted: Callable
 
     Nothing is told here and nothing has to succeed: `_ensure` tells of every run, and makes those that are not done, alone.
     """
-    most = config.sweep.together or len(units)
+    most = config.sweep.together or max(1, len(units))
     for start in range(0, len(units), most):
         if interrupted():
             return
