@@ -141,7 +141,7 @@ def _train_batches(run: Run, start: int) -> Iterator[dict]:
     """This host's share of every batch from step `start` on, with what is known of its images if that never changes."""
     config = run.config
     kept = None
-    if run.known and known.has_fixed_views(config) and config.keep_known:
+    if start < run.steps and run.known and known.has_fixed_views(config) and config.keep_known:
         kept = known.keep(config, run.known, run.frozen, run.train)
     loader = batches.train_batches(
         run.train,
