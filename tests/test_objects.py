@@ -81,9 +81,7 @@ def test_masks_are_pictures_with_the_name_of_the_image(root):
 
 
 def test_images_without_a_box_are_named_or_left_out(root):
-    with pytest.raises(
-        InputError, match=r"1 of 2 images have no box in .*boxes.json \(a/wide.png\): .* --config.only_annotated"
-    ):
+    with pytest.raises(InputError, match=r"1 of 2 images have no box in .*json \(a/wide.png\): .* --config.only_annotated"):
         opened(root, {"tall.jpg": [0, 0, 1, 1]})
     source, boxes = opened(root, {"tall.jpg": [0, 0, 1, 1]}, only_annotated=True)
     assert len(source) == len(boxes) == 1 and boxes[0].shape == (50, 30)

@@ -1,7 +1,8 @@
 """Where a ViT looks: maps of the image from the attention weights of a look.
 
-All functions take `attention [L, B, H, N, N]`, softmax weights of every block (`out["look"]["attention"]` of `Steered.explain`),
-the class token first and the patches last; prompts may stand between them. `grid` is how many patches are along a side.
+All functions take `attention [L, B, H, N, N]`, softmax weights of every block (`out["look"]["attention"]` of
+`Steered.explain`), the class token first and the patches last; prompts may stand between them. `grid` is how many patches are
+along a side.
 """
 
 import jax

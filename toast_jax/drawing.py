@@ -1,7 +1,7 @@
 """Maps over images, as pixels, and panels with titles.
 
-Colours keep their order for the colour-blind: viridis, which keeps it in grey too, for maps from little to much, and ColorBrewer's
-PuOr, purple to orange, for differences.
+Colours keep their order for the colour-blind: viridis, which keeps it in grey too, for maps from little to much, and
+ColorBrewer's PuOr, purple to orange, for differences.
 """
 
 import textwrap
@@ -14,7 +14,6 @@ _VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), 
 _PURPLE_ORANGE = np.array([(94, 60, 153), (178, 171, 210), (247, 247, 247), (253, 184, 99), (230, 97, 1)])
 _GAP = 4  # white pixels between panels
 _LINE = 15  # pixels from one line of a title to the next
-_LETTER = 6.0  # pixels that a letter takes on average
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
@@ -66,7 +65,10 @@ def titled(panel: np.ndarray, title: str, lines: int = 2) -> np.ndarray:
     width = panel.shape[1]
     strip = Image.new("RGB", (width, lines * _LINE + 2), "white")
     drawn, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
-    wrapped = textwrap.wrap(title, max(1, int(width / _LETTER)), max_lines=lines, placeholder="...")
+    for letters in range(width // 4, 3, -1):  # as many in a line as fit
+        wrapped = textwrap.wrap(title, letters, max_lines=lines, placeholder="...")
+        if all(font.getlength(line) < width - 2 for line in wrapped):
+            break
     for i, line in enumerate(wrapped):
         drawn.text((1, i * _LINE), line, fill="black", font=font)
     return np.concatenate([np.asarray(strip), panel])

@@ -56,7 +56,7 @@ def iou_at_thresholds(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarra
 
 
 def iou_of_highest(maps: np.ndarray, masks: np.ndarray, share: float) -> np.ndarray:
-    """The same of this share of the pixels, the highest of each map; pixels that are as high as the lowest of them count too."""
+    """The same of this share of the pixels, the highest of each map, and of all that are as high as the lowest of them."""
     fine = _as_drawn(maps, masks)
     count = max(1, round(share * fine.shape[1]))
     lowest = np.sort(fine, axis=1)[:, -count, None]
@@ -79,7 +79,7 @@ def uniform(grid: int) -> np.ndarray:
 
 
 def centre_prior(grid: int) -> np.ndarray:
-    """A map `[g, g]` that knows only that photographers put things in the middle: a Gaussian, its deviation a quarter of a side."""
+    """A map `[g, g]` that knows only that things are in the middle: a Gaussian with a deviation of a quarter of the side."""
     place = (np.arange(grid) + 0.5) / grid - 0.5
     along = np.exp(-0.5 * (place / 0.25) ** 2)
     return along[:, None] * along

@@ -17,7 +17,7 @@ _BLUR = 5 / 224  # deviation of the blur, as a share of the side
 
 
 def order(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The rank of each cell of a map `[g, g]`, 0 for the highest; equal ones in random order, so a uniform map is a random one."""
+    """The rank of each cell of a map `[g, g]`, 0 for the highest; equal ones in random order, as are all of a uniform map."""
     flat = values.ravel()
     by_height = np.lexsort((rng.random(flat.size), -flat))
     ranks = np.empty(flat.size, int)

@@ -121,8 +121,8 @@ def open_objects(where: str, source: Source, root: str, only_annotated: bool = F
 
     Args:
         where: a JSON file with an object from image path to box `[x0, y0, x1, y1]`; a folder of masks, each at the path of its
-            image but as .png; of TFDS records the feature 'bbox' or 'segmentation_mask'; of scenes the digit 'target', 'salient'
-            or 'other'.
+            image but as .png; of TFDS records the feature 'bbox' or 'segmentation_mask'; of scenes the digit 'target',
+            'salient' or 'other'.
         source: the images.
         root: what image paths are relative to, for a JSON file and a folder of masks.
         only_annotated: leave out images without a box or a mask, instead of raising.

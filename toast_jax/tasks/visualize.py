@@ -18,9 +18,9 @@ _SIDE = 128  # pixels of a picture, at least
 _ON_THE_PAGE = {
     "Attention and selection": (
         "First look: attention of the class token before tuning. Selection: what TOAST feeds back. Last look: attention of the "
-        "tuned network, in its last block and averaged over heads. Like Grad-CAM: a ConvNeXt has no attention; shown is where its "
-        "last map speaks for the class that it names. Yellow is high, dark blue is low, within each picture. Below: the class "
-        "that the network names.",
+        "tuned network, in its last block and averaged over heads. Like Grad-CAM: a ConvNeXt has no attention; shown is where "
+        "its last map speaks for the class that it names. Yellow is high, dark blue is low, within each picture. Below: the "
+        "class that the network names.",
         (*maps.ORDER, maps.GRAD_CAM),
     ),
     "Attention rollout": (
