@@ -191,7 +191,7 @@ def _without_objects(config, runs, one) -> tuple[list[Row], list[str], dict]:
     notes = [
         f"{len(images)} images; mean and 95 % bootstrap interval over images, seed {config.seed}. Area under the probability "
         f"of the class that the network names, while {config.steps} equal shares of the cells are made grey, highest first "
-        "(deletion, low is good) or are put into a blurred image (insertion, high is good). A uniform map takes them at random.",
+        "(deletion, low is good) or are put into a blurred image (insertion, high is good); of a uniform map in random order.",
     ]
     return rows, notes, {"images": len(images), "threshold_split": None}
 
