@@ -81,7 +81,7 @@ def load_compared(folders: Sequence[str], weights: str = "") -> dict[str, SavedR
 
 def short_names(folders: Sequence[str]) -> list[str]:
     """What tells folders apart: their paths without the parts that all begin or end with; of one folder its own name."""
-    parts = [Path(one).expanduser().resolve().parts for one in folders]
+    parts = [Path(one).expanduser().absolute().parts for one in folders]  # a link may have the better name
     if len(parts) == 1:
         return [parts[0][-1]]
     shortest = min(map(len, parts))
