@@ -188,13 +188,13 @@ def test_metrics_are_those_of_the_maps(there, runs, boxes, tmp_path):
         assert row["energy inside"]["mean"] == pytest.approx(localization.energy_inside(values, mask).mean(), rel=1e-4)
         low, high = row["energy inside"]["interval"]
         assert low <= row["energy inside"]["mean"] <= high
-        assert row["IoU, highest 25%"]["mean"] == pytest.approx(
+        assert row["IoU of the highest 25%"]["mean"] == pytest.approx(
             localization.iou_of_highest(values, mask, 0.25).mean(), rel=1e-3
         )
     assert rows["-", "uniform"]["energy inside"]["mean"] == pytest.approx(told["area"])
     assert told["thresholds"]["-: uniform"] == 0.0
     table = (tmp_path / "attention_metrics.md").read_text().splitlines()
-    assert len(table) == 2 + len(rows) + 3 and table[0].startswith("| method | map | energy inside")
+    assert len(table) == 2 + len(rows) + 3 and table[0].startswith("| method | map | energy inside, % |")
 
 
 def test_threshold_is_picked_on_val_and_not_on_test(there, boxes, tmp_path, monkeypatch):

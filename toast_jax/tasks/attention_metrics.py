@@ -65,7 +65,9 @@ def run(config: ConfigDict, folder: str) -> None:
     runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
     rows, notes, facts = (_on_objects if config.objects else _without_objects)(config, runs, one)
-    header, lines = ("method", "map", *rows[0].scores), [_cells(row, config.seed) for row in rows]
+    numbers = [_numbers(row, config.seed) for row in rows]
+    header = ("method", "map", *(f"{name}, %" for name in numbers[0]))
+    lines = [[row.method, row.map, *map(_cell, one.values())] for row, one in zip(rows, numbers, strict=True)]
     log.info("\n%s\n", report.columns(header, lines))
     for note in notes:
         log.info("%s", note)
@@ -73,7 +75,7 @@ def run(config: ConfigDict, folder: str) -> None:
     title = "How much attention is on the object" if config.objects else "Does the class hang on where attention is?"
     parts = [report.heading(title, 1), report.table(header, lines), *map(report.paragraph, notes)]
     (folder / "attention_metrics.html").write_text(report.page(title, *parts))
-    measured = [{"method": row.method, "map": row.map, **_numbers(row, config.seed)} for row in rows]
+    measured = [{"method": row.method, "map": row.map, **one} for row, one in zip(rows, numbers, strict=True)]
     told = {"rows": measured, **facts, "seed": config.seed, "config": config.to_dict(), **workdir.circumstances()}
     workdir.write_json(folder / "attention_metrics.json", told)
     log.info("The table is in %s.", (folder / "attention_metrics.html").resolve())
@@ -162,7 +164,7 @@ def _scores(values: np.ndarray, masks: np.ndarray, best: int, shares) -> dict[st
         "energy inside": localization.energy_inside(values, masks),
         "pointing game": localization.pointing_game(values, masks),
         "IoU, best threshold": localization.iou_at_thresholds(values, masks, threshold)[:, 0],
-        **{f"IoU, highest {share:.0%}": localization.iou_of_highest(values, masks, share) for share in shares},
+        **{f"IoU of the highest {share:.0%}": localization.iou_of_highest(values, masks, share) for share in shares},
     }
 
 
@@ -210,9 +212,6 @@ def _numbers(row: Row, seed: int) -> dict:
     }
 
 
-def _cells(row: Row, seed: int) -> list[str]:
-    numbers = [
-        f"{100 * one['mean']:.1f} [{100 * one['interval'][0]:.1f}, {100 * one['interval'][1]:.1f}]"
-        for one in _numbers(row, seed).values()
-    ]
-    return [row.method, row.map, *numbers]
+def _cell(number: dict) -> str:
+    low, high = number["interval"]
+    return f"{100 * number['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

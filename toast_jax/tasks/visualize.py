@@ -15,19 +15,15 @@ from toast_jax.errors import InputError
 log = logging.getLogger(__name__)
 
 _SIDE = 128  # pixels of a picture, at least
-_ON_THE_PAGE = {
-    "Attention and selection": (
-        "First look: attention of the class token before tuning. Selection: what TOAST feeds back. Last look: attention of the "
-        "tuned network, in its last block and averaged over heads. Like Grad-CAM: a ConvNeXt has no attention; shown is where "
-        "its last map speaks for the class that it names. Yellow is high, dark blue is low, within each picture. Below: the "
-        "class that the network names.",
-        (*maps.ORDER, maps.GRAD_CAM),
-    ),
-    "Attention rollout": (
-        "Of the last look, through all blocks: 0.5 I + 0.5 A of each, A being the mean over heads (Abnar & Zuidema, 2020).",
-        (maps.ROLLOUT,),
-    ),
+_ON_THE_PAGE = {"Attention and selection": (*maps.ORDER, maps.GRAD_CAM), "Attention rollout": (maps.ROLLOUT,)}
+_LEGEND = {
+    maps.FIRST: "First look: what the class token attends to in the last block, mean over heads, before anything is fed back.",
+    maps.SELECTION: "Selection: how much of each token is fed back.",
+    maps.LAST: "Last look: what the class token attends to in the look that is classified.",
+    maps.GRAD_CAM: "Like Grad-CAM: a ConvNeXt has no attention; this is where its last map speaks for the class that it names.",
+    maps.ROLLOUT: "Of the last look, through all blocks: 0.5 I + 0.5 A of each, A being the mean over heads (Abnar & Zuidema, 2020).",
 }
+_COLOURS = "Yellow is high, dark blue is low, within each picture. Below: the class that the network names."
 _DIFFERENCE = (
     "Where the last look attends more than the first (orange) and where less (purple), for networks that look twice; white is "
     "no difference. The scale is that of each picture."
@@ -88,8 +84,10 @@ def _page(config, images, names, truths, looked) -> str:
     large = [drawing.enlarged(image, _SIDE) for image in images]
     captions = [truth or name for truth, name in zip(truths, names, strict=True)]
     parts = [report.heading("Where the networks look", 1)]
-    for title, (text, shown) in _ON_THE_PAGE.items():
-        if any(one in found.maps for found in looked.values() for one in shown):
+    for title, wanted in _ON_THE_PAGE.items():
+        shown = [one for one in wanted if any(one in found.maps for found in looked.values())]
+        if shown:
+            text = " ".join([*(_LEGEND[one] for one in shown), _COLOURS])
             parts += [report.heading(title), report.paragraph(text), comparison.grid(large, captions, truths, looked, shown)]
     if table := comparison.differences(large, captions, looked):
         parts += [report.heading("Last look less first"), report.paragraph(_DIFFERENCE), table]
