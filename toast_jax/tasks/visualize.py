@@ -21,7 +21,7 @@ _LEGEND = {
     maps.SELECTION: "Selection: how much of each token is fed back.",
     maps.LAST: "Last look: what the class token attends to in the look that is classified.",
     maps.GRAD_CAM: "Like Grad-CAM: a ConvNeXt has no attention; this is where its last map speaks for the class that it names.",
-    maps.ROLLOUT: "Of the last look, through all blocks: 0.5 I + 0.5 A of each, A being the mean over heads (Abnar & Zuidema, 2020).",
+    maps.ROLLOUT: "Of the last look, through all blocks: 0.5 I + 0.5 A of each, A the mean over heads (Abnar & Zuidema, 2020).",
 }
 _COLOURS = "Yellow is high, dark blue is low, within each picture. Below: the class that the network names."
 _DIFFERENCE = (
