@@ -100,7 +100,7 @@ def differences(images: np.ndarray, captions: Sequence[str], looked: dict[str, L
     for i, image in enumerate(images):
         drawn = {name: report.picture(_of_difference(image, one[i]), alt=name) for name, one in twice.items()}
         lines.append([report.picture(image, captions[i]), *drawn.values()])
-    return report.pictures(["image", *twice], lines) if twice else ""
+    return report.pictures(["image", *(name.replace("_", " ") for name in twice)], lines) if twice else ""
 
 
 def _of_difference(image, values):

@@ -69,7 +69,7 @@ def titled(panel: np.ndarray, title: str, lines: int = 2) -> np.ndarray:
         wrapped = textwrap.wrap(title, letters, max_lines=lines, placeholder="...")
         if all(font.getlength(line) < width - 2 for line in wrapped):
             break
-    for i, line in enumerate(wrapped):
+    for i, line in enumerate(wrapped, start=lines - len(wrapped)):  # next to the panel
         drawn.text((1, i * _LINE), line, fill="black", font=font)
     return np.concatenate([np.asarray(strip), panel])
 

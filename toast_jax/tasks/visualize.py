@@ -68,11 +68,10 @@ def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], tru
     rows = []
     for i, image in enumerate(images):
         large = drawing.enlarged(image, _SIDE)
-        told = comparison.verdict(f"{looked.named[i]} ({looked.confidence[i]:.0%})", "")
-        title = f"{names[i]} by {run_name}: named {told}" + (f", is {truths[i]}" if truths[i] else "")
+        truth = f", is {truths[i]}" if truths[i] else ""
+        title = f"{names[i]} by {run_name}: named {looked.named[i]} ({looked.confidence[i]:.0%}){truth}"
         Image.fromarray(comparison.picture_of(large, title, looked, i)).save(folder / f"{i + 1:05}_{Path(names[i]).stem}.png")
-        verdict = comparison.verdict(looked.named[i], truths[i])
-        rows.append(comparison.row_of(large, looked, i, title=verdict))
+        rows.append(comparison.row_of(large, looked, i, title=f"named {looked.named[i]}{truth}"))
     Image.fromarray(drawing.stacked(rows)).save(folder / "contact_sheet.png")
     if not all(truths):
         return f"{len(images)} pictures are in {folder}."
