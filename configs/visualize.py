@@ -1,4 +1,4 @@
-"""Pictures of where tuned networks look, several side by side on the same images.
+"""Pictures of where tuned networks look, side by side on the same images.
 
     python main.py --config=configs/visualize.py:runs=runs/toast+runs/lora,images=test --workdir=pictures
     python main.py --config=configs/visualize.py:runs=runs/toast,images=data/new --workdir=pictures

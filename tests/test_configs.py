@@ -16,8 +16,8 @@ from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-OTHERS = ("attention_metrics", "convert", "corruptions", "demo", "predict", "prepare", "pretrain", "pretune", "sweep", "table")
-TUNING = [name for name in CONFIGS if name not in (*OTHERS, "visualize")]
+OTHERS = ("attention", "convert", "corrupt", "demo", "predict", "prepare", "pretrain", "pretune", "sweep", "table", "visualize")
+TUNING = [name for name in CONFIGS if name not in OTHERS]
 
 
 def shrunk(config, root):

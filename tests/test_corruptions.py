@@ -8,7 +8,7 @@ import pytest
 from conftest import CLASSES, COUNTS, tiny_config
 from PIL import Image
 
-from configs import corruptions as corruptions_config
+from configs import corrupt as corruptions_config
 from toast_jax import corruptions, model, saved_run
 from toast_jax.corruptions import CORRUPTIONS
 from toast_jax.data import chosen, images
@@ -172,7 +172,7 @@ def test_accuracy_is_that_on_the_corrupted_views(there, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"runs": ()}, "Nothing to evaluate; write --config=configs/corruptions.py:runs="),
+        ({"runs": ()}, "Nothing to evaluate; write --config=configs/corrupt.py:runs="),
         ({"kinds": ("rain",)}, "config.kinds is 'rain'; it must be one of gaussian_noise, .*"),
         ({"severities": (0, 1)}, r"config.severities is \(0, 1\); give kinds, and severities from 1 to 5"),
         ({"images": "{folder}/test"}, "have no classes, so no accuracy; give a split"),

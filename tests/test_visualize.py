@@ -9,7 +9,7 @@ import pytest
 from conftest import CLASSES, COUNTS, TINY_CONVNEXT, tiny_config
 from PIL import Image
 
-from configs import attention_metrics as metrics_config
+from configs import attention as metrics_config
 from configs import visualize as visualize_config
 from toast_jax import comparison, localization, maps, model, perturbation, saved_run
 from toast_jax.backbones import convnext, vit
@@ -238,7 +238,7 @@ def test_deletion_and_insertion_without_objects(there, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"runs": ()}, "Nothing to measure; write --config=configs/attention_metrics.py:runs="),
+        ({"runs": ()}, "Nothing to measure; write --config=configs/attention.py:runs="),
         ({"shares": (0.1, 1.5)}, "each has to be between 0 and 1"),
         ({"steps": 0}, "config.steps is 0"),
         ({"objects": "nowhere"}, "There are no objects at nowhere"),

@@ -1,4 +1,4 @@
-"""Attention metrics: `--config=configs/attention_metrics.py:runs=A+B,objects=boxes.json`: how much attention is on the object.
+"""Attention metrics: `--config=configs/attention.py:runs=A+B,objects=boxes.json`: how much attention is on the object.
 
 Without objects: deletion and insertion.
 """
@@ -56,7 +56,7 @@ def run(config: ConfigDict, folder: str) -> None:
       InputError: no runs, some that cannot be compared (see `saved_run.load_compared`), no images, or objects that do not fit.
     """
     if not config.runs or not config.images:
-        raise InputError("Nothing to measure; write --config=configs/attention_metrics.py:runs=RUN+RUN,objects=BOXES.json.")
+        raise InputError("Nothing to measure; write --config=configs/attention.py:runs=RUN+RUN,objects=BOXES.json.")
     if not all(0 < share < 1 for share in config.shares):
         raise InputError(f"config.shares is {tuple(config.shares)}; each has to be between 0 and 1.")
     if config.steps < 1:

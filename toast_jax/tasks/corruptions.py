@@ -1,4 +1,4 @@
-"""Corruptions: `--config=configs/corruptions.py:runs=A+B`: how much accuracy is left on images that are worse."""
+"""Corruptions: `--config=configs/corrupt.py:runs=A+B`: how much accuracy is left on images that are worse."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ def run(config: ConfigDict, folder: str) -> None:
         or severity that there is not.
     """
     if not config.runs:
-        raise InputError("Nothing to evaluate; write --config=configs/corruptions.py:runs=RUN+RUN.")
+        raise InputError("Nothing to evaluate; write --config=configs/corrupt.py:runs=RUN+RUN.")
     for name in config.kinds:
         choose("config.kinds", name, corruptions.CORRUPTIONS)
     if not config.severities or not config.kinds or not set(config.severities) <= set(corruptions.SEVERITIES):

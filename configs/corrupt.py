@@ -1,6 +1,6 @@
-"""Accuracy of tuned networks on corrupted images, after Hendrycks & Dietterich: 15 corruptions, 5 severities.
+"""Accuracy on images under 15 corruptions, of 5 severities each.
 
-    python main.py --config=configs/corruptions.py:runs=runs/toast+runs/lora --workdir=robustness
+    python main.py --config=configs/corrupt.py:runs=runs/toast+runs/lora --workdir=robustness
 
 runs: folders of runs with one image size and the same classes, joined by +. images: a split of the first run's data (train,
 val, test). kinds: corruptions, joined by +, or all; toast_jax/corruptions.py lists them, and says how they differ from those of

@@ -1,7 +1,7 @@
 """How much of the attention of tuned networks is on the object, in numbers.
 
-    python main.py --config=configs/attention_metrics.py:runs=runs/toast+runs/lora,objects=boxes.json --workdir=metrics
-    python main.py --config=configs/attention_metrics.py:runs=runs/toast+runs/lora --workdir=metrics
+    python main.py --config=configs/attention.py:runs=runs/toast+runs/lora,objects=boxes.json --workdir=metrics
+    python main.py --config=configs/attention.py:runs=runs/toast+runs/lora --workdir=metrics
 
 runs: folders of runs with one image size and the same classes, joined by +. images: a split of the first run's data (train,
 val, test), or folders and images, joined by +. objects: a JSON file of boxes, a folder of masks, or the name of a TFDS feature
