@@ -25,7 +25,7 @@ def tune(model: Steered, method: Method) -> Callable:
     """Cross-entropy of the final look; scores `loss` and `accuracy` (1 where the largest logit is the largest target's)."""
 
     def scores(params, batch, rng=None):
-        logits = apply(model, method, params, batch["image"], rng)
+        logits = apply(model, method, params, batch.get("image"), rng, known=batch.get("known"))
         return {"loss": cross_entropy(logits, batch), "accuracy": _hits(logits, batch)}
 
     return scores

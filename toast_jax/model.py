@@ -43,16 +43,36 @@ class Steered(nn.Module):
         bias_init = nn.initializers.constant(-math.log(99.0))
         self.head = Linear(self.num_classes, kernel_init=self.head_init, bias_init=bias_init)
 
-    def __call__(self, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+    def __call__(self, images: jax.Array | None, rng: jax.Array | None = None, known: dict | None = None) -> jax.Array:
         """Logits `[B, C]`, float32, computing only what they need.
 
         Args:
           images: `[B, S, S, 3]`, uint8 (normalised here) or floats that are normalised already.
           rng: `[B]` keys, one per example, for drop-path and prompt dropout; None at evaluation.
+          known: what `known` returned for these images and keys, so that it is not computed again. The head needs no images
+            beside `pooled`.
+        """
+        if known and "pooled" in known:
+            return self.head(known["pooled"].astype(jnp.float32))
+        images = normalize(images)
+        inputs, _ = self._signal(images, rng, known)
+        return self.head(self.backbone.pooled(images, **inputs, rng=_of_pass(rng, 2)).astype(jnp.float32))
+
+    def known(self, images: jax.Array, rng: jax.Array | None = None) -> dict:
+        """What the logits need of the frozen backbone alone, and stays as it is while `methods.knows` says so.
+
+        Returns:
+          `pooled [B, D]` of a network that looks once, `tokens` (and `fed_back`, where that is another array) of the first look
+          of one with a top-down signal, nothing of one with prompts.
         """
         images = normalize(images)
-        inputs, _ = self._signal(images, rng)
-        return self.head(self.backbone.pooled(images, **inputs, rng=_of_pass(rng, 2)).astype(jnp.float32))
+        if self.prompts is not None:
+            return {}
+        if self.top_down is None:
+            return {"pooled": self.backbone.pooled(images, rng=_of_pass(rng, 2))}
+        _, first = self.backbone(images, rng=_of_pass(rng, 1))
+        same = first["fed_back"] is first["tokens"]
+        return {"tokens": first["tokens"]} if same else {name: first[name] for name in ("tokens", "fed_back")}
 
     def explain(self, images: jax.Array, rng: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """The logits of `__call__`, and every named intermediate.
@@ -70,15 +90,15 @@ class Steered(nn.Module):
         """The logits `[B, C]` that follow from the last map of a ConvNeXt, `[B, h, w, C_3]` (`hidden[-1]` of its look)."""
         return self.head(self.backbone.pooled_map(last).astype(jnp.float32))
 
-    def _signal(self, images, rng):
+    def _signal(self, images, rng, known=None):
         """The extra inputs of the final look, and what led to them."""
         if self.prompts is not None:
             return {"prompts": self.prompts(_of_pass(rng, 0))}, {}
         if self.top_down is None:
             return {}, {}
-        _, first = self.backbone(images, rng=_of_pass(rng, 1))
+        first = known or self.backbone(images, rng=_of_pass(rng, 1))[1]
         first = jax.lax.stop_gradient(first)
-        td, selection = self.top_down(first["tokens"], first["fed_back"])
+        td, selection = self.top_down(first["tokens"], first.get("fed_back", first["tokens"]))
         return {"td": td}, {"first_look": first, "selection": selection, "td": td}
 
 
@@ -144,9 +164,9 @@ def init(model: Steered, method: Method, rng: jax.Array, image_size: int) -> dic
     return params
 
 
-def apply(model: Steered, method: Method, params: dict, images: jax.Array, rng=None, call=None):
+def apply(model: Steered, method: Method, params: dict, images: jax.Array | None, rng=None, call=None, **given):
     """Applies a network to images with all parameters of `init`; `call` names another method than `Steered.__call__`."""
     network = {name: tree for name, tree in params.items() if name != "lora"}
     if method.lora:
         network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
-    return model.apply({"params": network}, images, rng, method=call)
+    return model.apply({"params": network}, images, rng, method=call, **given)
