@@ -17,6 +17,7 @@ from toast_jax.data.sources import Source
 from toast_jax.data.verify import Subset
 from toast_jax.errors import InputError
 from toast_jax.model import apply
+from toast_jax.progress import told_in
 from toast_jax.saved_run import SavedRun
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def run(config: ConfigDict, folder: str) -> None:
     if config.steps < 1:
         raise InputError(f"config.steps is {config.steps}; it has to be 1 or more.")
     folder = workdir.writable(folder)
-    runs = saved_run.load_compared(config.runs, config.weights)
+    with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
+        runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
     rows, notes, facts = (_on_objects if config.objects else _without_objects)(config, runs, one)
     numbers = [_numbers(row, config.seed) for row in rows]

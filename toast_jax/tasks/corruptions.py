@@ -15,6 +15,7 @@ from toast_jax.data.sources import Source
 from toast_jax.data.verify import Subset
 from toast_jax.errors import InputError, choose
 from toast_jax.model import apply
+from toast_jax.progress import told_in
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.severities or not config.kinds or not set(config.severities) <= set(corruptions.SEVERITIES):
         raise InputError(f"config.severities is {tuple(config.severities)}; give kinds, and severities from 1 to 5.")
     folder = workdir.writable(folder)
-    runs = saved_run.load_compared(config.runs, config.weights)
+    with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
+        runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
     source, _ = chosen.open_images(one.config.data, config.images)
     if not chosen.labelled(source):

@@ -11,6 +11,7 @@ from toast_jax import comparison, drawing, maps, report, saved_run, workdir
 from toast_jax.data import chosen
 from toast_jax.data.verify import Subset
 from toast_jax.errors import InputError
+from toast_jax.progress import told_in
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.runs or not config.images:
         raise InputError("Nothing to look at; write --config=configs/visualize.py:runs=RUN+RUN,images=FOLDER.")
     folder = workdir.writable(folder)
-    runs = saved_run.load_compared(config.runs, config.weights)
+    with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
+        runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
     source, _ = chosen.open_images(one.config.data, config.images)
     source = Subset(source, chosen.spread(len(source), config.most))
