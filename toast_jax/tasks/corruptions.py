@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CLEAN, MEAN = "clean", "mean of corruptions"
 _SIDE = 128  # pixels of a picture on the page, at least
+_PICTURES = 5  # in a row; of 15 corruptions a row has those of one severity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run(config: ConfigDict, folder: str) -> None:
         log.info("%-18s %s", name, ", ".join(f"{run} {100 * part.mean():.1f}" for run, part in right[name].items()))
     header, rows = ("accuracy, %", *runs), _rows(right, runs, config)
     notes = [
-        f"{len(source)} images; mean over severities {', '.join(map(str, config.severities))}; in brackets the 95 % bootstrap "
+        f"{len(source)} images; severities averaged: {', '.join(map(str, config.severities))}; in brackets the 95 % bootstrap "
         f"interval over images, seed {config.seed}. Corruptions after Hendrycks & Dietterich, drawn here: numbers are not "
         "comparable with those on the images of ImageNet-C.",
     ]
@@ -124,13 +125,14 @@ def _with_interval(values: np.ndarray, seed: int) -> str:
 def _page(header, rows, notes, of, config) -> str:
     """The table, and the first image as the networks see it at the middle and the highest severity."""
     shown = sorted({sorted(config.severities)[len(config.severities) // 2], max(config.severities)})
-    drawn = lambda *kind: report.picture(drawing.enlarged(of(*kind)[0]["image"], _SIDE), kind[0].replace("_", " "))  # noqa: E731
-    cells = [[drawn(name, severity) for name in config.kinds] for severity in shown]
+    kinds = [(name, severity) for severity in shown for name in config.kinds]
+    drawn = [report.picture(drawing.enlarged(of(*kind)[0]["image"], _SIDE), kind[0].replace("_", " ")) for kind in kinds]
+    rows_of_pictures = [drawn[i : i + _PICTURES] for i in range(0, len(drawn), _PICTURES)]
     return report.page(
         "Accuracy on corrupted images",
         report.heading("Accuracy on corrupted images", 1),
         report.table(header, rows),
         *map(report.paragraph, notes),
         report.heading(f"The first image, at severity {' and '.join(map(str, shown))}"),
-        report.pictures([""] * len(config.kinds), cells),
+        report.pictures([""] * min(_PICTURES, len(drawn)), rows_of_pictures),
     )
