@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 CLEAN, MEAN = "clean", "mean of corruptions"
 _SIDE = 128  # pixels of a picture on the page, at least
-_PICTURES = 5  # in a row; of 15 corruptions a row has those of one severity
+_PICTURES = 5  # in a row
 
 
 @dataclasses.dataclass(frozen=True)
