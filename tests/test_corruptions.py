@@ -85,7 +85,9 @@ def test_noise_has_its_strength():
     assert np.mean(worse == 255) == pytest.approx(0.135, abs=0.01)
     for severity, photons in ((1, 60), (3, 12)):
         counts = corruptions.corrupt(flat(51, side=128), "shot_noise", severity, 0, 0) / 255 * photons
-        assert counts.mean() == pytest.approx(0.2 * photons, rel=0.02) and counts.var() == pytest.approx(0.2 * photons, rel=0.05)
+        assert counts.mean() == pytest.approx(0.2 * photons, rel=0.02) and counts.var() == pytest.approx(
+            0.2 * photons, rel=0.05
+        )
 
 
 @pytest.mark.parametrize("name", ["defocus_blur", "motion_blur", "zoom_blur", "glass_blur", "elastic_transform", "pixelate"])

@@ -1,5 +1,6 @@
 """Pictures and numbers of several networks on the same images, by tasks that read saved runs."""
 
+import dataclasses
 import json
 import re
 
@@ -45,6 +46,7 @@ def runs(image_folder):
             "convnext": made_up(image_folder, "toast", "convnext_t"),
             "pretuned": made_up(image_folder, "toast"),
             "larger": made_up(image_folder, "toast", resize=20),
+            "other": dataclasses.replace(made_up(image_folder, "toast"), classes=("heron", "kite", "swan")),
         }
 
 
@@ -85,6 +87,7 @@ def test_runs_go_by_what_tells_them_apart(folders, names):
         (("toast", "toast"), "is given twice"),
         (("toast", "pretuned"), "has pre-tuned a top-down module; give one that tuned with it"),
         (("toast", "larger"), r"differ in config.data.resize \(18 and 20\), so they see other pictures"),
+        (("toast", "other"), "runs/toast and runs/other name other classes; compare runs that name the same"),
         (("toast", "convnext"), r"differ in config.data.image_size \(16 and 32\)"),
     ],
 )
