@@ -28,7 +28,10 @@ TASKS = {
     "sweep": "sweep",
     "table": "sweeps",
     "convert": "target",
-    "predict": "images",
+    "predict": "attention",
+    "visualize": "most",
+    "attention_metrics": "objects",
+    "corruptions": "severities",
     "prepare_data": "datasets",
     "demo": "runs",
 }

@@ -86,6 +86,10 @@ class Steered(nn.Module):
         pooled, look = self.backbone(images, **inputs, rng=_of_pass(rng, 2))
         return self.head(pooled.astype(jnp.float32)), {**out, "look": look}
 
+    def classify_map(self, last: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """The logits `[B, C]` that follow from the last map of a ConvNeXt, `[B, h, w, C_3]` (`hidden[-1]` of its look)."""
+        return self.head(self.backbone.pooled_map(last).astype(jnp.float32))
+
     def _signal(self, images, rng, known=None):
         """The extra inputs of the final look, and what led to them."""
         if self.prompts is not None:
