@@ -92,7 +92,7 @@ def test_full_size_network_builds(name, method):
     """Shapes alone: the real network of the config's defaults has the row's parameters."""
     config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
     network, row = model.build(config, num_classes=10)
-    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), config.data.image_size))
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0)))
     methods.tuned_mask(shapes, row)
 
 

@@ -10,10 +10,13 @@ from toast_jax import parallel, trees
 
 
 def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> dict:
-    """Sums over the real examples (mask 1) of a batch, over all devices: of every score (see `losses`), and their `count`."""
-    real = batch["mask"]
-    sums = {name: jnp.sum(real * score) for name, score in scores(trees.merge(tuned, frozen), batch).items()}
-    return jax.lax.psum({**sums, "count": real.sum()}, parallel.AXIS)
+    """Sums over a batch and all devices: of every score (see `losses`) times the `mask` of its example, and of it, `count`.
+
+    The mask is 1 for an image and the number of predicted tokens for a text; it is 0 for padding.
+    """
+    mask = batch["mask"]
+    sums = {name: jnp.sum(mask * score) for name, score in scores(trees.merge(tuned, frozen), batch).items()}
+    return jax.lax.psum({**sums, "count": mask.sum()}, parallel.AXIS)
 
 
 def mapped(scores: Callable) -> Callable:

@@ -21,7 +21,6 @@ def start(
     model: Steered,
     method: Method,
     *,
-    image_size: int,
     seed: int,
     weights: str,
     classifier: bool = False,
@@ -32,7 +31,6 @@ def start(
 
     Args:
       model, method: from `model.build`.
-      image_size: S, pixels.
       seed: of everything that is created.
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
       classifier: whether the head, too, is read from `weights`: the classifier of the backbone's own task.
@@ -46,7 +44,7 @@ def start(
       InputError: a file is missing or does not fit; see `pretrained.load`.
     """
     key = jax.random.key(seed)
-    shapes = trees.flat(jax.eval_shape(lambda key: _init(model, method, key, image_size), key))
+    shapes = trees.flat(jax.eval_shape(lambda key: _init(model, method, key), key))
     blocks = model.backbone.last_blocks
     if tuned:
         loaded = pretrained.load(tuned, shapes, last_blocks=blocks, wanted=".*")
@@ -56,7 +54,7 @@ def start(
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
         log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
-    created = _create(model, method, key, image_size, tuple(missing))
+    created = _create(model, method, key, tuple(missing))
     params = {path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes}
     if top_down and "top_down/prior" in params and not tuned:
         top_down_file.check_backbone(top_down, params)
@@ -64,13 +62,13 @@ def start(
 
 
 # Compiled once for all seeds of a network.
-_init = jax.jit(init, static_argnums=(0, 1, 3))
+_init = jax.jit(init, static_argnums=(0, 1))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
-def _create(model, method, key, image_size, paths):
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _create(model, method, key, paths):
     """The leaves of `init` at some paths. Under jit the others are not computed."""
-    leaves = trees.flat(_init(model, method, key, image_size))
+    leaves = trees.flat(_init(model, method, key))
     return {path: leaves[path] for path in paths}
 
 

@@ -69,7 +69,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     schedule = _schedule(config, steps_per_epoch)
     tx = _optimizer(config, schedule, network.mask)
     step = functools.partial(train_step, scores=scores, tx=tx, augment=_augment(config, len(train.classes)), ema=config.ema)
-    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned["head"])
+    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
     run = Run(
         config=config,
         folder=workdir.claim(folder, config),
@@ -202,7 +202,6 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
     params = parameters.start(
         network,
         method,
-        image_size=config.data.image_size,
         seed=config.seed,
         weights=config.backbone.weights,
         classifier=config.head.start == "classifier",

@@ -62,10 +62,10 @@ def train_step(
     Args:
       state: the same on every device.
       frozen: the complement of `state.tuned`.
-      batch: this device's share, `image [b, S, S, 3]` and `label [b]`.
+      batch: this device's share, `image [b, S, S, 3]` and `label [b]`, or text (see `losses`).
       scores: `(params, batch, rng [b]) -> dict of [b]`; the mean of its `loss` is minimised (see `losses`).
       tx: optimizer over the tuned leaves.
-      augment: `(batch, rng [b]) -> batch`, what training does to images and labels on the device.
+      augment: `(batch, rng [b]) -> batch`, what training does to a batch on the device.
       ema: decay of the moving average, if the state has one.
 
     Returns:
