@@ -10,7 +10,8 @@ from toast_jax.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VIT = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
-RECORDINGS = (*(f"vit_{method}" for method in VIT), "convnext_linear", "convnext_toast")
+LLAMA = ("finetune", "lora", "toast", "toast_lite", "pretune")
+RECORDINGS = (*(f"vit_{method}" for method in VIT), "convnext_linear", "convnext_toast", *(f"llama_{name}" for name in LLAMA))
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -39,7 +40,7 @@ def test_relative_error_does_not_hide_nan_or_shape():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("llama_toast.npz", "is not a recording of a ViT or a ConvNeXt"),
+        ("lr_schedule.npz", "is not a recording of a ViT, a ConvNeXt, a LLaMA; no other"),
         ("nowhere.npz", "cannot be read"),
         ("vit_toast_tuned.pth", ""),
     ],

@@ -37,15 +37,15 @@ class Size:
 _7B = Size(4096, 32, 32, 32, hidden=11_008, vocabulary=32_000, context=4096)
 _13B = Size(5120, 40, 40, 40, hidden=13_824, vocabulary=32_000, context=4096)
 SIZES = {
-    "1-7B": dataclasses.replace(_7B, context=2048, norm_eps=1e-6),
-    "1-13B": dataclasses.replace(_13B, context=2048, norm_eps=1e-6),
-    "2-7B": _7B,
-    "2-13B": _13B,
-    "3-8B": Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0),
-    "Tiny-1B": Size(2048, 22, 32, 4, hidden=5632, vocabulary=32_000, context=2048),  # TinyLlama-1.1B
+    "llama1_7b": dataclasses.replace(_7B, context=2048, norm_eps=1e-6),
+    "llama1_13b": dataclasses.replace(_13B, context=2048, norm_eps=1e-6),
+    "llama2_7b": _7B,
+    "llama2_13b": _13B,
+    "llama3_8b": Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0),
+    "tinyllama_1b": Size(2048, 22, 32, 4, hidden=5632, vocabulary=32_000, context=2048),  # TinyLlama-1.1B
     # https://huggingface.co/karpathy/tinyllamas
-    "Stories15M": Size(288, 6, 6, 6, hidden=768, vocabulary=32_000, context=256, tied=True),
-    "Stories260K": Size(64, 5, 8, 4, hidden=172, vocabulary=512, context=512, tied=True),
+    "stories15m": Size(288, 6, 6, 6, hidden=768, vocabulary=32_000, context=256, tied=True),
+    "stories260k": Size(64, 5, 8, 4, hidden=172, vocabulary=512, context=512, tied=True),
 }
 
 
