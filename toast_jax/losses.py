@@ -33,8 +33,8 @@ def by_token(batch: dict, rng: jax.Array) -> dict:
 def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
     """Cross-entropy `[B]` of logits with the batch.
 
-    Those are `[B, C]`, compared with its `target [B, C]` if it has one, else with its `label [B]`; of text `[B, N, V]`, compared
-    with `label [B, N]`.
+    Those are `[B, C]`, compared with its `target [B, C]` if it has one, else with its `label [B]`; or `[B, N, V]` of text,
+    compared with `label [B, N]`.
     """
     if "target" in batch:
         return optax.softmax_cross_entropy(logits, batch["target"])
