@@ -38,7 +38,7 @@ def built(method, dropout=0.0):
 @functools.partial(jax.jit, static_argnames=("method", "dropout", "call"), compiler_options=COMPILER)
 def apply(method, params, images, rng=None, dropout=0.0, call=None):
     network, row, _ = built(method, dropout)
-    return model.apply(network, row, params, images, rng, call)
+    return model.apply(network, row, params, images, rng, call=call)
 
 
 def images():

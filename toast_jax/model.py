@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from toast_jax import lora, methods
 from toast_jax.backbones import convnext, llama, vit
@@ -67,6 +68,32 @@ class Steered(nn.Module):
         extra, out = self._signal(inputs, rng)
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2))
         return self._logits(pooled), {**out, "look": look}
+
+    def extend(self, tokens: jax.Array, positions: jax.Array, caches: dict, last: jax.Array) -> tuple[jax.Array, dict]:
+        """Of a language model: the logits after the next tokens of sequences whose earlier ones are in caches.
+
+        The signal of a token is formed from its own first look alone, so what was fed back to earlier ones stays as it was.
+
+        Args:
+          tokens, positions: `[B, M]`, see `LLaMA.extend`.
+          caches: a cache for each look, see `caches`.
+          last: `[B]`, which of the M tokens of a sequence to predict after.
+
+        Returns:
+          logits `[B, V]`, and the caches with these tokens.
+        """
+        td, caches = None, dict(caches)
+        if self.top_down is not None:
+            first, caches["first_look"] = self.backbone.extend(tokens, positions, caches["first_look"])
+            td, _ = self.top_down(first, first)
+        x, caches["look"] = self.backbone.extend(tokens, positions, caches["look"], td)
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        return self._logits(self.backbone.norm(x)), caches
+
+    def caches(self, rows: int, length: int) -> dict:
+        """Empty caches for `extend`: of the look that is read, and of the first one if there are two."""
+        looks = ("look",) if self.top_down is None else ("first_look", "look")
+        return {name: self.backbone.cache(rows, length) for name in looks}
 
     def _logits(self, pooled):
         return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
@@ -150,9 +177,9 @@ def init(model: Steered, method: Method, rng: jax.Array) -> dict:
     return params
 
 
-def apply(model: Steered, method: Method, params: dict, inputs, rng=None, call=None):
+def apply(model: Steered, method: Method, params: dict, *inputs, call=None):
     """Applies a network to inputs with all parameters of `init`; `call` names another method than `Steered.__call__`."""
     network = {name: tree for name, tree in params.items() if name != "lora"}
     if method.lora:
         network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
-    return model.apply({"params": network}, inputs, rng, method=call)
+    return model.apply({"params": network}, *inputs, method=call)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax import losses, optim, parallel, recording, train, trees
+from toast_jax import generation, losses, optim, parallel, recording, train, trees
 from toast_jax.errors import InputError
 from toast_jax.methods import tuned_mask
 from toast_jax.model import apply
@@ -73,6 +73,8 @@ def replay(path: str) -> list[Check]:
         checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
     if "sgd/losses" in arrays:
         checks += _sgd(recorded, scores, mask, tuned, frozen)
+    if "generate/prompt" in arrays:
+        checks += _generate(recorded)
     return checks
 
 
@@ -147,6 +149,16 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
         seen.append(metrics["loss"])
     checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded.arrays["sgd/losses"]), BACKWARD)]
     return checks + _compare(recorded, state.tuned, "sgd/final/")
+
+
+def _generate(recorded: Recording) -> list[Check]:
+    """The likeliest tokens, one after the other; the release came to the same with its cache and without."""
+    prompt, *texts = (recorded.arrays[f"generate/{name}"] for name in ("prompt", "greedy_with_cache", "greedy_no_cache"))
+    most = texts[0].shape[1] - prompt.shape[1]
+    run = functools.partial(generation.generate, recorded.model, recorded.method, recorded.params)
+    ours = np.concatenate([prompt, *run(prompt.tolist(), most=most, sampling=generation.Sampling())], axis=1)
+    names = ("generate/greedy_with_cache", "generate/greedy_no_cache")
+    return [Check(name, int((ours != theirs).sum()), 0) for name, theirs in zip(names, texts, strict=True)]
 
 
 def main(paths: list[str]) -> int:

@@ -235,6 +235,27 @@ class LLaMA(nn.Module):
         x, _ = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x)
 
+    def cache(self, rows: int, length: int) -> dict:
+        """An empty cache for `rows` sequences of at most `length` tokens."""
+        shape = (self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
+        return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
+
+    def extend(self, tokens, positions, cache, td=None):
+        """Looks at the next tokens of sequences whose earlier ones are in a cache.
+
+        Args:
+          tokens: `[B, M]`.
+          positions: `[B, M]`, less than S. A token sees what the cache has up to its own position.
+          cache: keys and values `[L, B, S, G, K]` of this look, see `cache`.
+          td: `[L, B, M, D]` or None.
+
+        Returns:
+          `[B, M, D]` before the final norm, and the cache with these tokens.
+        """
+        mask = jnp.arange(cache["k"].shape[2]) <= positions[..., None]
+        x, seen = self._blocks(tokens, td, positions, mask, cache)
+        return x, seen["cache"]
+
     def logits(self, x):
         """Of the next token, float32: `[..., D]` -> `[..., V]`."""
         kernel = self.embed.T if self.tied else self.head
