@@ -55,9 +55,10 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
-def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6):
+def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G):
     """The same network without a signal, one token and one head after the other, in float64."""
     p = {path: np.asarray(leaf, np.float64) for path, leaf in trees.flat(params).items()}
+    depth, key_width = p["blocks/norm1/scale"].shape[0], p["embed"].shape[1] // heads
     norm = lambda x, scale: x / np.sqrt((x**2).mean() + eps) * scale  # noqa: E731
 
     def turned(x, position):
@@ -69,19 +70,19 @@ def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6):
         return out
 
     x = p["embed"][tokens]
-    for layer in range(L):
+    for layer in range(depth):
         w = {name.removeprefix("blocks/"): leaf[layer] for name, leaf in p.items() if name.startswith("blocks/")}
         inner = [norm(one, w["norm1/scale"]) for one in x]
-        q, k, v = ([(one @ w[f"attn/{name}/kernel"]).reshape(-1, D // H) for one in inner] for name in "qkv")
+        q, k, v = ([(one @ w[f"attn/{name}/kernel"]).reshape(-1, key_width) for one in inner] for name in "qkv")
         after = []
         for i, one in enumerate(x):
-            heads = []
-            for head in range(H):
-                group = head // (H // G)
-                scores = [turned(q[i][head], i) @ turned(k[j][group], j) / np.sqrt(D // H) for j in range(i + 1)]
+            mixed = []
+            for head in range(heads):
+                group = head // (heads // kv_heads)
+                scores = [turned(q[i][head], i) @ turned(k[j][group], j) / np.sqrt(key_width) for j in range(i + 1)]
                 weights = np.exp(scores) / np.exp(scores).sum()
-                heads.append(sum(weight * v[j][group] for j, weight in enumerate(weights)))
-            y = one + np.concatenate(heads) @ w["attn/o/kernel"]
+                mixed.append(sum(weight * v[j][group] for j, weight in enumerate(weights)))
+            y = one + np.concatenate(mixed) @ w["attn/o/kernel"]
             inside, gate = norm(y, w["norm2/scale"]) @ w["mlp/up/kernel"], norm(y, w["norm2/scale"]) @ w["mlp/gate/kernel"]
             after.append(y + (gate / (1 + np.exp(-gate)) * inside) @ w["mlp/down/kernel"])
         x = after

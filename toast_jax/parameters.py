@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax import pretrained, top_down_file, trees
+from toast_jax import language_weights, pretrained, top_down_file, trees
+from toast_jax.backbones.llama import LLaMA
 from toast_jax.errors import InputError
-from toast_jax.methods import Method
+from toast_jax.methods import Method, tuned_mask
 from toast_jax.model import Steered, init
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def start(
 ) -> dict:
     """Builds all parameters of a network.
 
+    They are float32, but what is frozen in a language model is stored in its compute dtype.
+
     Args:
       model, method: from `model.build`.
       seed: of everything that is created.
@@ -44,18 +47,19 @@ def start(
       InputError: a file is missing or does not fit; see `pretrained.load`.
     """
     key = jax.random.key(seed)
-    shapes = trees.flat(jax.eval_shape(lambda key: _init(model, method, key), key))
-    blocks = model.backbone.last_blocks
+    shapes = jax.eval_shape(lambda key: _init(model, method, key), key)
+    dtypes = _dtypes(model, method, shapes)
+    shapes = trees.flat(shapes)
     if tuned:
-        loaded = pretrained.load(tuned, shapes, last_blocks=blocks, wanted=".*")
+        loaded = pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*")
     else:
-        loaded = _load_pretrained(shapes, blocks, weights, classifier, top_down)
+        loaded = _load_pretrained(model, shapes, dtypes, weights, classifier, top_down)
     missing = [path for path in shapes if path not in loaded]
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
         log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
-    created = _create(model, method, key, tuple(missing))
-    params = {path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes}
+    created = _create(model, method, key, tuple((path, dtypes[path]) for path in missing))
+    params = {path: jnp.asarray(loaded[path], dtypes[path]) if path in loaded else created[path] for path in shapes}
     if top_down and "top_down/prior" in params and not tuned:
         top_down_file.check_backbone(top_down, params)
     return trees.nested(params)
@@ -66,24 +70,35 @@ _init = jax.jit(init, static_argnums=(0, 1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
-def _create(model, method, key, paths):
+def _create(model, method, key, dtypes):
     """The leaves of `init` at some paths. Under jit the others are not computed."""
     leaves = trees.flat(_init(model, method, key))
-    return {path: leaves[path] for path in paths}
+    return {path: leaves[path].astype(dtype) for path, dtype in dtypes}
 
 
-def _load_pretrained(shapes, blocks, weights, classifier, top_down):
+def _dtypes(model, method, shapes):
+    """What each parameter is stored as, by path."""
+    frozen = model.backbone.dtype if isinstance(model.backbone, LLaMA) else jnp.float32
+    return {path: jnp.float32 if tuned else frozen for path, tuned in trees.flat(tuned_mask(shapes, method)).items()}
+
+
+def _load_pretrained(model, shapes, dtypes, weights, classifier, top_down):
     if not weights:
         raise InputError("config.backbone.weights is empty; give the file of a pre-trained backbone (or 'random').")
     if classifier and weights == RANDOM:
         raise InputError("config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.")
     has_top_down = any(path.startswith("top_down/") for path in shapes)
+    language, blocks = isinstance(model.backbone, LLaMA), model.backbone.last_blocks
     loaded = {}
-    if weights != RANDOM:
+    if weights != RANDOM and language:
+        loaded = language_weights.load(weights, shapes, model.backbone, dtypes)
+    elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
         loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")
     if top_down and has_top_down:
-        module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional="backbone/.*")
+        # Released modules of language models come with embeddings that have a word more.
+        optional = "" if language else "backbone/.*"
+        module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional=optional)
         _check_same_backbone(top_down, module, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:

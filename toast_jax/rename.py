@@ -23,7 +23,7 @@ def kind(paths: Iterable[str]) -> str:
     return next((name for name, sign in signs.items() if any(re.match(sign, path) for path in paths)), "ViT")
 
 
-def _kind_of_torch(state: Arrays) -> str:
+def kind_of_torch(state: Arrays) -> str:
     """The same by PyTorch's names. Those of a top-down module alone tell a LLaMA; a ConvNeXt's layers are convolutions."""
     for name, array in state.items():
         if name.startswith(("model.", "lm_head.")):
@@ -53,7 +53,7 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
 def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     """`from_torch` with every layer on its own: `backbone/blocks/3/x`."""
     left, ours = dict(state), {}
-    for row in _TABLES[_kind_of_torch(state)]:
+    for row in _TABLES[kind_of_torch(state)]:
         for i in _layers(row.torch[0], left):
             names = [name.format(i=i) for name in row.torch]
             if all(name in left for name in names):
@@ -91,10 +91,10 @@ def rename_back(layers: Arrays, network: str = "") -> Arrays:
     return {name: array for name, array in state.items() if array.size}
 
 
-def table(layers: Arrays) -> str:
+def table(layers: Arrays, network: str = "") -> str:
     """For paths with every layer on its own, one line for each row that applies: PyTorch's name, ours, layers, our shape."""
     left, lines = dict(layers), []
-    for row in _TABLES[kind(layers)]:
+    for row in _TABLES[network or kind(layers)]:
         numbers = [i for i in _layers(row.ours[0], left) if all(path.format(i=i) in left for path in row.ours)]
         arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.ours]
         if arrays:
