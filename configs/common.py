@@ -125,6 +125,15 @@ def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> C
     config.task_weight = 1.0  # pretune: of the cross-entropy
     config.variational_weight = 0.01  # pretune: of the variational loss; the release divides what it compares by ten instead
 
+    config.data = ConfigDict()
+    config.data.format = "text"  # text: packed | instructions: Alpaca | prompts | conversations: ShareGPT (data/text.py)
+    config.data.splits = ConfigDict({"train": "", "val": "", "test": ""})  # a .txt, .json or .jsonl file; "" for none
+    config.data.tokenizer = f"weights/{backbone}"  # a tokenizer.model or tokenizer.json, or a folder with one
+    config.data.length = 512  # tokens of a sequence
+    config.data.documents = 0  # only so many of the first; 0: all
+    config.data.held_out = 0.0  # share of the training texts that become val
+    config.data.workers = 0  # processes that load sequences; 0: threads
+
     config.batch_size = 144  # sequences, over all devices
     config.epochs = 3
     config.warmup_epochs = 0.09  # 3 % of the run

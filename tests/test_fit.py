@@ -14,7 +14,7 @@ import pytest
 from conftest import COUNTS, METHODS, tiny_config
 from PIL import Image
 
-from toast_jax import checkpoint, fit, interrupt, parallel, prepare, trees
+from toast_jax import checkpoint, fit, interrupt, parallel, prepare, trees, vision
 from toast_jax.data import batches
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
@@ -330,7 +330,7 @@ def train_options(config):
         ({"optimizer.schedule": "week"}, "config.optimizer.schedule is 'week'; it must be one of epoch, step"),
         ({"method": "tost"}, "config.method is 'tost'.*nearest is 'toast'"),
         ({"batch_size": 12}, "config.batch_size is 12, which does not split over 8 devices"),
-        ({"batch_size": 32}, "24 images, fewer than one batch of 32"),
+        ({"batch_size": 32}, "24 examples, fewer than one batch of 32"),
         ({"backbone.weights": ""}, "config.backbone.weights is empty"),
         ({"backbone.weights": "nowhere.pth"}, "no weights file at nowhere.pth"),
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
@@ -366,7 +366,7 @@ def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     with pytest.raises(InputError, match="3.jpg"):
         fit.fit(config, tmp_path / "run")
     config.data.skip_corrupt = True
-    train_source, _ = prepare.open_sources(config, verified=False)
+    train_source, _ = vision.open_sources(config, verified=False)
     assert len(train_source) == 31
 
 

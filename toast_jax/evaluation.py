@@ -24,10 +24,10 @@ def mapped(scores: Callable) -> Callable:
     return parallel.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
 
 
-def described(scores: dict[str, float]) -> str:
-    """One line of a dict that `evaluate` returned."""
+def described(scores: dict[str, float], unit: str) -> str:
+    """One line of a dict that `evaluate` returned, whose count is of `unit`."""
     numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
-    return f"{numbers} ({scores['count']} images)"
+    return f"{numbers} ({scores['count']} {unit})"
 
 
 def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -10,10 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import checkpoint, interrupt, metrics, parallel, top_down_file, trees, workdir
-from toast_jax.data import batches, sources
 from toast_jax.errors import Diverged, Interrupted
 from toast_jax.evaluation import described, evaluate
-from toast_jax.prepare import Run, prepare, reseed
+from toast_jax.prepare import Run, domain, prepare, reseed
 from toast_jax.progress import Progress
 from toast_jax.train import State
 
@@ -62,39 +60,14 @@ def _finish(run: Run, state: State, started: float) -> dict:
     return result
 
 
-def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
-    """This host's share of an evaluation split, as the config wants it."""
-    data = config.data
-    return batches.eval_batches(
-        source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=_shard()
-    )
-
-
-def _shard():
-    return jax.process_index(), jax.process_count()
-
-
 def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started: float) -> dict:
     """Steps, evaluations and checkpoints from `state` to the last epoch."""
     config, start = run.config, int(state.step)
-    loader = batches.train_batches(
-        run.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        seed=config.seed,
-        resize=config.data.resize,
-        size=config.data.image_size,
-        min_crop_area=config.augment.min_crop_area,
-        flip=config.augment.flip,
-        randaugment_ops=config.augment.randaugment_ops,
-        randaugment_magnitude=config.augment.randaugment_magnitude,
-        start_step=start,
-        workers=config.data.workers,
-        shard=_shard(),
-    )
+    reads = domain(config)
+    loader = reads.train_batches(config, run.train, start)
     meta = {"config": config.to_dict(), "classes": run.train.classes}
     state, pending, evaluated = parallel.place(state), [], {}
-    with Progress(config.batch_size, start, run.steps, started) as progress, interrupt.asked() as interrupted:
+    with Progress(reads.examples(config), reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
         for step, batch in enumerate(parallel.sharded(loader), start=start + 1):
             state, numbers = run.step(state, run.frozen, batch)
             pending.append((step, numbers))
@@ -135,11 +108,11 @@ def _log_steps(run: Run, writer, pending, progress) -> None:
 
 
 def _evaluate(run: Run, state: State, writer, step: int) -> dict[str, dict[str, float]]:
-    results = {}
+    results, reads = {}, domain(run.config)
     for name, source in run.evals.items():
-        results[name] = evaluate(run.eval_step, state.result, run.frozen, eval_batches(run.config, source))
+        results[name] = reads.summary(evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source)))
         writer.write(step, {f"{name}/{key}": value for key, value in results[name].items() if key != "count"})
-        log.info("step %d  %s %s", step, name, described(results[name]))
+        log.info("step %d  %s %s", step, name, described(results[name], reads.UNIT))
         if not np.isfinite(results[name]["loss"]):
             raise Diverged(
                 f"The loss on {name} is {results[name]['loss']} after step {step}; the last good checkpoint, if any, is kept "
@@ -153,7 +126,7 @@ def _result(run: Run, evaluated, progress) -> dict:
         **{name: one for name, one in evaluated.items()},
         "seed": run.config.seed,
         "tuned_parameters": run.tuned_parameters,
-        "images_per_second": progress.median_rate,
+        f"{domain(run.config).UNIT}_per_second": progress.median_rate,
         "seconds_to_first_step": progress.first_step,
         "steps": run.steps,
         "config": run.config.to_dict(),

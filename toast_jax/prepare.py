@@ -6,14 +6,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import optax
 from ml_collections import ConfigDict
 
-from toast_jax import losses, methods, model, optim, parallel, parameters, trees, workdir
-from toast_jax.augment import augment
+from toast_jax import language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
 from toast_jax.data import batches, sources
-from toast_jax.data.verify import verify
+from toast_jax.data.sequences import Sequences
 from toast_jax.errors import InputError, choose
 from toast_jax.evaluation import mapped
 from toast_jax.fields import flat_fields
@@ -39,8 +37,8 @@ class Run:
 
     config: ConfigDict
     folder: Path
-    train: sources.Source
-    evals: dict[str, sources.Source]
+    train: sources.Source | Sequences
+    evals: dict[str, sources.Source | Sequences]
     tx: optax.GradientTransformation
     step: Callable
     eval_step: Callable
@@ -61,14 +59,15 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
       InputError: anything in them that would stop the run.
     """
     check(config)
+    reads = domain(config)
     # Images that were verified when the run began need it no more when it goes on.
-    train, evals = open_sources(config, verified=workdir.has_checkpoint(folder))
+    train, evals = reads.open_sources(config, verified=workdir.has_checkpoint(folder))
     steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
     scores = scores_of(config, network)
     schedule = _schedule(config, steps_per_epoch)
     tx = _optimizer(config, schedule, network.mask)
-    step = functools.partial(train_step, scores=scores, tx=tx, augment=_augment(config, len(train.classes)), ema=config.ema)
+    step = functools.partial(train_step, scores=scores, tx=tx, augment=reads.augmentation(config, train), ema=config.ema)
     num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
     run = Run(
         config=config,
@@ -100,7 +99,7 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     return dataclasses.replace(run, config=config, folder=workdir.claim(folder, config), frozen=frozen), state
 
 
-# Smallest value of every number that has one.
+# Smallest value of every number that has one; a config of images has other fields than one of text.
 _AT_LEAST = {
     "batch_size": 1,
     "epochs": 1,
@@ -119,6 +118,9 @@ _AT_LEAST = {
     "optimizer.clip": 0.0,
     "data.image_size": 1,
     "data.workers": 0,
+    "data.length": 2,
+    "data.documents": 0,
+    "data.held_out": 0.0,
     "task_weight": 0.0,
     "variational_weight": 0.0,
     "ema": 0.0,
@@ -144,56 +146,30 @@ def check(config: ConfigDict) -> None:
     """Raises InputError for the first number of the config that is out of range or contradicts another."""
     values = flat_fields(config.to_dict())
     for name, bound in _AT_LEAST.items():
-        if not values[name] >= bound:
+        if name in values and not values[name] >= bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or more.")
     for name, bound in _AT_MOST.items():
-        if not values[name] <= bound:
+        if name in values and not values[name] <= bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or less.")
     for name, bound in _LESS_THAN.items():
-        if not values[name] < bound:
+        if name in values and not values[name] < bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be less than {bound}.")
     if config.warmup_epochs >= config.epochs:
         raise InputError(
             f"config.warmup_epochs is {config.warmup_epochs} and config.epochs {config.epochs}: the run would never leave its "
             "warm-up; make the warm-up shorter."
         )
-    if config.data.resize < config.data.image_size:
-        raise InputError(
-            f"A crop of {config.data.image_size} pixels does not fit in images resized to {config.data.resize}; "
-            f"set --config.data.resize={config.data.image_size} or more."
-        )
     if config.checkpoint and config.task == "train":
         raise InputError("config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.")
     parallel.check_batch_size(config.batch_size)
-    _check_pretuning(config)
-    share = config.batch_size // jax.device_count()
-    if (config.augment.mixup or config.augment.cutmix) and share % 2:
-        raise InputError(
-            f"Each device gets {share} of {config.batch_size} images, but config.augment.mixup and config.augment.cutmix mix "
-            "pairs of them; use a batch size that gives each an even number."
-        )
-
-
-def _check_pretuning(config):
     if config.stage == "pretune" and not (config.task_weight or config.variational_weight):
         raise InputError("config.task_weight and config.variational_weight are both 0; one of them has to be more.")
-    if config.stage == "pretune" and not config.data.labels and config.task_weight:
-        raise InputError("config.data.labels is False, which leaves the variational loss alone; set --config.task_weight=0.")
-    if config.stage == "tune" and not config.data.labels:
-        raise InputError("config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.")
+    domain(config).check(config)
 
 
-def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
-    """The training source, and by name the evaluation sources that the config has.
-
-    Unless they are `verified` already, and if the config says so, every image is decoded once.
-    """
-    names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
-    opened = {name: sources.open_split(config.data, name) for name in names}
-    if config.data.skip_corrupt or (config.data.verify and not verified):
-        opened = {name: verify(one, skip_corrupt=config.data.skip_corrupt) for name, one in opened.items()}
-    log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
-    return opened.pop("train"), opened
+def domain(config: ConfigDict):
+    """`vision` or `language`: the module that knows what the backbone of the config reads."""
+    return language if config.backbone.family == "llama" else vision
 
 
 def load_network(config: ConfigDict, num_classes: int) -> Network:
@@ -232,18 +208,6 @@ def _schedule(config, steps_per_epoch) -> Callable:
     lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
     return choose("config.optimizer.schedule", fields.schedule, optim.SCHEDULES)(
         lr=lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
-    )
-
-
-def _augment(config, num_classes) -> Callable:
-    fields = config.augment
-    return functools.partial(
-        augment,
-        num_classes=num_classes,
-        erasing=fields.erasing,
-        mixup=fields.mixup,
-        cutmix=fields.cutmix,
-        smoothing=fields.label_smoothing,
     )
 
 
