@@ -29,6 +29,7 @@ TASKS = {
     "table": "sweeps",
     "convert": "target",
     "predict": "images",
+    "generate": "prompt",
     "prepare_data": "datasets",
     "demo": "runs",
 }

@@ -16,9 +16,9 @@ from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-TUNING = [
-    name for name in CONFIGS if name not in ("convert", "demo", "predict", "prepare", "pretrain", "pretune", "sweep", "table")
-]
+LANGUAGE = ("alpaca", "generate", "openwebtext", "vicuna")
+OTHERS = ("convert", "demo", "predict", "prepare", "pretrain", "pretune", "sweep", "table", *LANGUAGE)
+TUNING = [name for name in CONFIGS if name not in OTHERS]
 
 
 def shrunk(config, root):

@@ -180,7 +180,7 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
         method,
         seed=config.seed,
         weights=config.backbone.weights,
-        classifier=config.head.start == "classifier",
+        classifier="head" in config and config.head.start == "classifier",
         top_down=config.top_down,
         tuned=config.checkpoint,
     )

@@ -5,7 +5,7 @@ A document is a list of turns. Of a turn, what comes before `answer` is read, an
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +109,7 @@ def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document
     """
     file = Path(path).expanduser()
     documents, left_out = [], 0
-    for place, record in _records(file):
+    for place, record in records(file):
         try:
             made = of_record(record)
         except (KeyError, TypeError, AttributeError) as error:
@@ -125,35 +125,39 @@ def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document
     return documents
 
 
-def _records(file: Path) -> Iterator[tuple[str, Any]]:
+def records(file: Path) -> list[tuple[str, Any]]:
+    """What a file holds, each with its place in words.
+
+    Raises:
+      InputError: there is no such file, or it is no JSON.
+    """
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
     if file.suffix == ".txt":
-        yield "The text", {"text": content}
-    elif file.suffix == ".json":
+        return [("The text", {"text": content})]
+    if file.suffix == ".json":
         try:
-            records = json.loads(content)
+            found = json.loads(content)
         except ValueError as error:
             raise InputError(f"{file} is not JSON ({error}); correct it, or name a file of lines .jsonl.") from error
-        if not isinstance(records, list):
+        if not isinstance(found, list):
             raise InputError(f"{file} holds no list of records; correct it, or name a file of lines .jsonl.")
-        yield from ((f"Record {i}", record) for i, record in enumerate(records, start=1))
-    elif file.suffix == ".jsonl":
-        yield from _lines(file, content)
-    else:
-        raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file.")
+        return [(f"Record {i}", record) for i, record in enumerate(found, start=1)]
+    if file.suffix == ".jsonl":
+        return _lines(file, content)
+    raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file.")
 
 
 def _lines(file, content):
-    bad, records = [], []
+    bad, found = [], []
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             try:
-                records.append((f"Line {number}", json.loads(line)))
+                found.append((f"Line {number}", json.loads(line)))
             except ValueError:
                 bad.append(number)
     if bad:
         raise InputError(f"{file} has {len(bad)} lines that are not JSON, the first is line {bad[0]}; correct or remove them.")
-    return records
+    return found
