@@ -36,8 +36,8 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     if config.most < 1 or config.batch_size < 1 or config.temperature < 0 or not 0 < config.top_p <= 1:
         raise InputError(
-            "config.most and config.batch_size have to be 1 or more, config.temperature 0 or more, and config.top_p more than 0 "
-            "and at most 1."
+            "config.most and config.batch_size have to be 1 or more, config.temperature 0 or more, "
+            "and config.top_p more than 0 and at most 1."
         )
     speaker = Speaker(config)
     if config.file:
