@@ -17,8 +17,8 @@ def sentencepiece_model(path, **options):
     library.SentencePieceTrainer.train(
         sentence_iterator=iter(["once upon a time there was an owl"] * 50),
         model_writer=model,
-        **{"model_type": "bpe", "vocab_size": 300, "byte_fallback": True, "normalization_rule_name": "identity"},
-        **{"remove_extra_whitespaces": False, "hard_vocab_limit": False, "minloglevel": 2, **options},
+        **{"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **options},
+        **{"model_type": "bpe", "vocab_size": 300, "byte_fallback": True, "hard_vocab_limit": False, "minloglevel": 2},
     )
     path.write_bytes(model.getvalue())
     return path
