@@ -97,6 +97,8 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.optimizer.clip = 0.0  # largest norm of the tuned gradients; 0: any
     config.ema = 0.0  # decay of a moving average of the tuned parameters, then used in their place; 0: none
 
+    # If an image is the same in every epoch (VTAB without drop-path): compute what no step changes, as the first look, once.
+    config.keep_known = True
     config.confusion = False  # at the end, tell which classes are confused and save all counts as confusion.csv
     config.log_every = 10  # steps
     config.eval_every = 10  # epochs

@@ -8,9 +8,9 @@
 table: vtab or fgvc. method: those of configs/fgvc.py, joined by +, or all. task: tasks of configs/vtab.py or datasets of
 configs/fgvc.py, joined by +, or all. Fields of a run hold for every run of the sweep, but for those the sweep sets itself.
 vtab: each point of sweep.grid is trained on train800; the best on val200 after the last epoch (ties: the smaller rate, then
-the smaller weight decay) is trained on train800val200 with each of sweep.seeds and tested once. fgvc: the recipe of the set,
-with each seed; its folder is data.root/NAME. Give the same command again to go on; docs/sweeps.md tells how to use many
-devices. configs/table.py makes the table.
+the smaller weight decay) is trained on train800val200 with each of sweep.seeds and tested once. A grid trains as one program.
+fgvc: the recipe of the set, with each seed; its folder is data.root/NAME. Give the same command again to go on; docs/sweeps.md
+tells how to use many devices. configs/table.py makes the table.
 """
 
 from ml_collections import ConfigDict
@@ -31,6 +31,8 @@ def get_config(text: str | None = None):
     config.sweep.table = given["table"]
     config.sweep.backbone = given["backbone"]
     config.sweep.shard = "0/1"  # which share of the pairs of method and task this process has
+    config.sweep.together = 0  # points of a grid that train as one program; 0: all | 1: each on its own
+    config.sweep.at_once = 0  # of those, how many are computed side by side; 0: as many as fit in memory, on a CPU 1
     # What the sweep sets for each run is no field of it.
     for name in ("method", "seed", "resume", "checkpoint", "confusion"):
         del config[name]

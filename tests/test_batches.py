@@ -75,8 +75,10 @@ def test_a_training_batch_has_these_arrays(source):
             "image": (np.uint8, (4, 16, 16, 3)),
             "label": (np.int32, (4,)),
             "mask": (np.float32, (4,)),
+            "index": (np.int32, (4,)),
         }
         assert (batch["mask"] == 1).all()
+        assert [source[i]["label"] for i in batch["index"]] == list(batch["label"])
 
 
 def test_the_image_of_a_training_example_belongs_to_its_label(source):

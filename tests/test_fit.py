@@ -160,7 +160,7 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
     config.augment.update({**values, **on_device})
     config.batch_size, config.ema, config.optimizer.base_batch_size = 16, 0.7, 8
     run, _ = prepare.prepare(config, tmp_path)
-    np.testing.assert_allclose(run.schedule(0), 2 * config.optimizer.lr)
+    np.testing.assert_allclose(run.members[0].schedule(0), 2 * config.optimizer.lr)
     seen = {}
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "train_step", lambda *_, **options: seen.update(options))

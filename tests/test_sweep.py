@@ -51,12 +51,13 @@ class Runs:
             (folder / "result.json").write_text(json.dumps(result))
 
 
-def small(text="table=vtab,method=toast,task=cifar100+dtd"):
-    """Two by two points, two seeds."""
+def small(text="table=vtab,method=toast,task=cifar100+dtd", together=1):
+    """Two by two points, two seeds; each run on its own."""
     config = config_of.get_config(text)
     for grid in config.sweep.grid.values():
         grid.lr, grid.weight_decay = (1.0, 0.1), (0.01, 0.0)
     config.sweep.seeds = (1, 2)
+    config.sweep.together = together
     return config
 
 
@@ -391,6 +392,90 @@ def test_console_has_a_line_for_each_run(runs, folder, caplog, capsys):
     assert lines[1] == "1/4  toast/dtd/selection/lr_1.0_wd_0.01: val accuracy 0.5000"
     assert lines[5] == "final  toast/dtd/final: test accuracy 0.5000, 0.5000, mean 0.5000"
     assert "told by a run" in (folder / "toast/dtd/selection/lr_1.0_wd_0.01/log.txt").read_text()
+
+
+# Runs that train together
+
+
+@pytest.fixture
+def grids(runs, monkeypatch):
+    """The sizes of the groups that were asked for, and what the next ones raise or do not return."""
+    asked = []
+
+    def fit_grid(configs, folders, folder, at_once):
+        asked.append(len(configs))
+        if isinstance(fault := grids.faults.pop(0) if grids.faults else None, Exception):
+            raise fault
+        for config, path in zip(configs, folders, strict=True):
+            if path.name != fault:
+                runs(config, {config.seed: path})
+            else:
+                (path / "config.json").write_text(json.dumps(config.to_dict()))
+        (folder / "checkpoints/1").mkdir(parents=True)
+        return [Diverged("The loss is nan.") if path.name == fault else {} for path in folders]
+
+    def grids():
+        return asked
+
+    grids.faults = []
+    monkeypatch.setattr(task, "fit_grid", fit_grid)
+    return grids
+
+
+def test_a_grid_is_one_program(grids, runs, folder):
+    task.run(small(together=0), str(folder))
+    assert grids() == [4, 4] and len(runs.made) == 2 * (4 + 2)
+    assert not list(folder.glob("*/*/selection/*/checkpoints")) and len(list(folder.glob("*/*/selection/*/result.json"))) == 8
+    assert len(list(folder.glob("*/*/selection/together_*/log.txt"))) == 2
+    assert not list(folder.glob("*/*/selection/*/lock"))
+    task.run(small(together=0), str(folder))
+    assert grids() == [4, 4]
+
+
+def test_groups_of_a_size_of_ones_own(grids, folder):
+    task.run(small("task=dtd", together=3), str(folder))
+    assert grids() == [3]  # the one that is left is a run like any other
+    with pytest.raises(InputError, match="config.sweep.together is -1; it has to be 0 or more"):
+        task.run(small(together=-1), str(folder))
+
+
+def test_only_what_is_not_done_trains_together(grids, runs, folder):
+    unit = next(iter(sweep.selection(small(), Cell("toast", "dtd"), folder).values()))
+    runs(unit.config, unit.folders)
+    task.run(small("task=dtd", together=0), str(folder))
+    assert grids() == [3] and runs.made.count("toast/dtd/selection/lr_1.0_wd_0.01") == 1
+
+
+def test_a_group_that_crashes_is_run_one_by_one(grids, runs, folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    grids.faults.append(RuntimeError("out of memory"))
+    task.run(small("task=dtd", together=0), str(folder))
+    assert grids() == [4] and len(runs.made) == 4 + 2
+    assert "4 runs of" in caplog.text and "together: RuntimeError: out of memory; now one by one." in caplog.text
+
+
+def test_a_member_that_diverges_is_not_taken(grids, runs, folder):
+    grids.faults.append("lr_0.1_wd_0.0")
+    runs.score = lambda config: 1.0 - config.optimizer.lr
+    task.run(small("task=dtd", together=0), str(folder))
+    assert grids() == [4] and "toast/dtd/selection/lr_0.1_wd_0.0" not in runs.made
+    saved = json.loads((folder / "toast/dtd/selected.json").read_text())
+    assert saved["selected"] == {"lr": 0.1, "weight_decay": 0.01}
+
+
+def test_a_group_that_is_stopped_stops_the_sweep(grids, runs, folder):
+    grids.faults.append(Interrupted("Stopped after step 7."))
+    with pytest.raises(Interrupted, match="step 7"):
+        task.run(small(together=0), str(folder))
+    assert not runs.made and not list(folder.glob("*/*/selection/*/lock"))
+
+
+def test_what_another_process_is_at_is_not_in_the_group(grids, runs, folder):
+    lock = folder / "toast/dtd/selection/lr_1.0_wd_0.0/lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert "Not done: toast/dtd/selection/lr_1.0_wd_0.0, toast/dtd/final" in failure(small("task=dtd", together=0), folder)
+    assert grids() == [3] and len(runs.made) == 3
 
 
 def test_hosts_of_one_run_are_refused(folder, monkeypatch):

@@ -1,6 +1,11 @@
 """Sweeps whose runs are real, on data and networks made small: grid, selection, seeds and table."""
 
+import functools
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import small_tfds
@@ -11,6 +16,8 @@ from configs import table as table_config
 from toast_jax import tables
 from toast_jax.data import vtab_tasks
 from toast_jax.tasks import sweep, table
+
+ROOT = Path(__file__).parent.parent
 
 
 def small(text, root):
@@ -67,11 +74,10 @@ def test_all_of_vtab(few_images, tmp_path):
 
     for name in vtab_tasks.BUILDERS:
         prepare(name, tmp_path / "data", plausible)
-    config = with_grid(small("method=linear", tmp_path / "data"), (0.1,), (0.0,))
+    config = with_grid(small("method=linear", tmp_path / "data"), (0.1, 1.0), (0.01, 0.0))
     config.epochs = config.eval_every = 1
-    config.sweep.seeds = (1,)
     sweep.run(config, str(tmp_path / "sweep"))
-    check(tmp_path, "linear", list(vtab_tasks.TASKS), points=0, seeds=(1,))
+    check(tmp_path, "linear", list(vtab_tasks.TASKS), points=4)
     ours = tables.means("vtab", tables.collect([tmp_path / "sweep"]).ours("linear"))
     assert None not in ours.values() and len(ours) == 5
 
@@ -95,6 +101,37 @@ def test_fgvc(tasks, fgvc_root, tmp_path):
         recipe.data.num_classes = 3
     sweep.run(config, str(tmp_path / "sweep"))
     check(tmp_path, "linear", list(config.sweep.tasks), points=0)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_again_and_again_makes_the_same_table(vtab_root, tmp_path):
+    """Each process is killed a little later after its start than the one before, whatever it is at."""
+    command = [sys.executable, "main.py", "--config=configs/sweep.py:method=toast,task=cifar100,backbone=vit_mini16"]
+    command += [f"--config.data.root={vtab_root}", "--config.data.image_size=32", "--config.data.resize=32"]
+    command += ["--config.backbone.weights=random", "--config.epochs=20", "--config.eval_every=20", "--config.warmup_epochs=1"]
+    command += ["--config.sweep.grid.toast.lr=0.1,1.0", "--config.sweep.grid.toast.weight_decay=0.01,0.0"]
+    command += ["--config.sweep.seeds=1,2", "--config.checkpoint_every=1", "--config.data.root=" + str(vtab_root)]
+    # Of the images that were made, as many as the table has.
+    script = "import main, sys; from toast_jax.data import vtab_tasks as v; v.TRAIN, v.VAL = 32, 8; main.cli()"
+    command[1:2] = ["-c", script]
+    env = {**os.environ, "XLA_FLAGS": "", "XDG_CACHE_HOME": str(tmp_path)}
+    run = functools.partial(subprocess.Popen, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with run([*command, f"--workdir={tmp_path}/whole"]) as process:
+        assert process.wait() == 0, process.stderr.read().decode()
+    killed, seconds = 0, 6.0
+    while True:
+        with run([*command, f"--workdir={tmp_path}/parts"]) as process:
+            try:
+                process.communicate(timeout=seconds)
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+        killed, seconds = killed + 1, seconds + 1.5
+    assert process.returncode == 0 and killed > 3
+    tables_of = [tables.collect([tmp_path / name]).measured[("toast", "cifar100")] for name in ("whole", "parts")]
+    assert tables_of[0].accuracy == tables_of[1].accuracy
+    selected = [(tmp_path / name / "toast/cifar100/selected.json").read_text() for name in ("whole", "parts")]
+    assert selected[0] == selected[1]
 
 
 def check(folder, method, tasks, points, seeds=(1, 2)):

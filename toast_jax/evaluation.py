@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from toast_jax import parallel, trees
 
@@ -33,9 +34,11 @@ def described(scores: dict[str, float], unit: str) -> str:
 def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict]) -> dict[str, float]:
     """Runs `step` over all batches; returns the mean of every score (`accuracy` is a fraction, `loss` in nats) and `count`.
 
+    The means of a step that evaluates several networks are arrays, one number for each.
+
     Sums stay on the device until the last batch, and are added up on the host, where a count cannot be rounded.
     """
     sums = jax.device_get([step(tuned, frozen, batch) for batch in parallel.sharded(batches)])
-    total = {name: sum(float(one[name]) for one in sums) for name in sums[0]}
-    count = total.pop("count")
-    return {**{name: total[name] / count for name in sorted(total)}, "count": int(count)}
+    total = {name: sum(one[name].astype(np.float64) for one in sums) for name in sums[0]}
+    count = int(np.max(total.pop("count")))
+    return {**{name: total[name] / count for name in sorted(total)}, "count": count}

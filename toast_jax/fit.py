@@ -1,18 +1,21 @@
 """The loop: from a config to a tuned network, its checkpoint and its result. Pre-tuning is tuning with another loss."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, interrupt, metrics, parallel, top_down_file, trees, workdir
+from toast_jax import checkpoint, interrupt, known, parallel, top_down_file, trees, workdir
 from toast_jax.errors import Diverged, Interrupted
-from toast_jax.evaluation import described, evaluate
+from toast_jax.evaluation import evaluate
+from toast_jax.grid import prepare_grid
 from toast_jax.prepare import Run, domain, prepare, reseed
 from toast_jax.progress import Progress
+from toast_jax.record import Record
 from toast_jax.train import State
 
 log = logging.getLogger(__name__)
@@ -42,93 +45,117 @@ def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
             log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
         else:
             run, state = reseed(run, seed, folder) if run else prepare(config, folder)
-            result = _finish(run, state, started)
+            (result,) = _finish(run, state, started)
+            if isinstance(result, Diverged):
+                raise result
         results.append(result)
     return results
 
 
-def _finish(run: Run, state: State, started: float) -> dict:
+def fit_grid(
+    configs: Sequence[ConfigDict], folders: Sequence[str | Path], folder: str | Path, at_once: int = 0
+) -> list[dict | Diverged]:
+    """`fit` of runs that differ in learning rate and weight decay alone, as one program.
+
+    Args:
+      configs, folders: of the runs.
+      folder: for their checkpoints, in which they go on together.
+      at_once: how many are computed side by side, see `grid.prepare_grid`.
+
+    Returns:
+      for each run its result, or what happened to its loss; one that diverges does not keep the others from going on.
+
+    Raises:
+      InputError, Interrupted: as `fit` does.
+    """
+    started = time.perf_counter()
+    return _finish(*prepare_grid(configs, folders, folder, at_once), started)
+
+
+def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
     """Goes on from the folder's last checkpoint, if it has one, to the end."""
     with checkpoint.manager(run.folder, create=True) as checkpoints:
         restored = checkpoint.restore(checkpoints, state)
         if restored is not None:
             state = restored
             log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
-        with metrics.Writer(run.folder, int(state.step)) as writer:
-            result = _train(run, state, checkpoints, writer, started)
-    workdir.write_json(run.folder / "result.json", result)
-    return result
+        with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
+            results = _train(run, state, checkpoints, record, started)
+    for member, result in zip(run.members, results, strict=True):
+        if not isinstance(result, Diverged):
+            workdir.write_json(member.folder / "result.json", result)
+    return results
 
 
-def _train(run: Run, state: State, checkpoints, writer: metrics.Writer, started: float) -> dict:
-    """Steps, evaluations and checkpoints from `state` to the last epoch."""
+def _train(run: Run, state: State, checkpoints, record: Record, started: float) -> list[dict | Diverged]:
+    """Steps, evaluations and checkpoints from `state` to the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
-    reads = domain(config)
-    loader = reads.train_batches(config, run.train, start)
     meta = {"config": config.to_dict(), "classes": run.train.classes}
     state, pending, evaluated = parallel.place(state), [], {}
-    with Progress(reads.examples(config), reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
-        for step, batch in enumerate(parallel.sharded(loader), start=start + 1):
+    reads = domain(config)
+    count = reads.examples(config) * len(run.members)
+    with Progress(count, reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
+        for step, batch in enumerate(parallel.sharded(_train_batches(run, start)), start=start + 1):
             state, numbers = run.step(state, run.frozen, batch)
             pending.append((step, numbers))
             last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
             if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
-                _log_steps(run, writer, pending, progress)
+                # Fetching waits for the device.
+                progress.tick(len(pending))
+                progress.tell(*record.steps(jax.device_get(pending)))
                 pending = []
-            if last_of_epoch:
+            if last_of_epoch and not record.all_diverged:
                 epoch = step // run.steps_per_epoch
                 if epoch % config.eval_every == 0 or step == run.steps:
-                    evaluated = _evaluate(run, state, writer, step)
+                    evaluated = _evaluate(run, state, record, step)
+            if record.all_diverged:
+                return list(record.diverged.values())
             if stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps)):
                 checkpoint.save(checkpoints, parallel.fetch(state), meta)
             if stop and step < run.steps:
                 raise Interrupted(f"Stopped after step {step} of {run.steps}, which is saved in {run.folder}.")
             if last_of_epoch:
                 progress.resume()
-    evaluated = evaluated or _evaluate(run, state, writer, run.steps)
+    evaluated = evaluated or _evaluate(run, state, record, run.steps)
     if config.stage == "pretune":
         top_down_file.save(run.folder / "top_down.safetensors", parallel.fetch(trees.merge(state.result, run.frozen)), config)
-    return _result(run, evaluated, progress)
+    return [
+        record.diverged.get(i) or _result(run, member.config, {name: each[i] for name, each in evaluated.items()}, progress)
+        for i, member in enumerate(run.members)
+    ]
 
 
-def _log_steps(run: Run, writer, pending, progress) -> None:
-    """Fetches the numbers of the steps since the last call, which waits for the device, and reports them."""
-    fetched = [(step, {name: float(value) for name, value in numbers.items()}) for step, numbers in jax.device_get(pending)]
-    progress.tick(len(fetched))
-    for step, numbers in fetched:
-        numbers["lr"] = float(run.schedule(step - 1))
-        writer.write(step, {f"train/{name}": value for name, value in numbers.items()})
-        if not all(map(np.isfinite, numbers.values())):
-            raise Diverged(
-                f"The loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']} at step {step} (epoch "
-                f"{(step - 1) // run.steps_per_epoch}, learning rate {numbers['lr']:.3g}); the last good checkpoint, if any, "
-                f"is kept in {run.folder / 'checkpoints'}; try a lower --config.optimizer.lr in another --workdir."
-            )
-    progress.tell(*fetched[-1])
+def _train_batches(run: Run, start: int) -> Iterator[dict]:
+    """This host's share of every batch from step `start` on, with what is known of its inputs if that never changes."""
+    config = run.config
+    kept = None
+    if start < run.steps and run.known and config.get("keep_known") and known.has_fixed_views(config):
+        kept = known.keep(config, run.known, run.frozen, run.train)
+    loader = domain(config).train_batches(config, run.train, start)
+    with contextlib.closing(loader):
+        for batch in loader:
+            yield known.attached(kept, batch) if kept else batch
 
 
-def _evaluate(run: Run, state: State, writer, step: int) -> dict[str, dict[str, float]]:
-    results, reads = {}, domain(run.config)
+def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:
+    """The scores of every member on every evaluation split."""
+    reads, results = domain(run.config), {}
     for name, source in run.evals.items():
-        results[name] = reads.summary(evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source)))
-        writer.write(step, {f"{name}/{key}": value for key, value in results[name].items() if key != "count"})
-        log.info("step %d  %s %s", step, name, described(results[name], reads.UNIT))
-        if not np.isfinite(results[name]["loss"]):
-            raise Diverged(
-                f"The loss on {name} is {results[name]['loss']} after step {step}; the last good checkpoint, if any, is kept "
-                f"in {run.folder / 'checkpoints'}; try a lower --config.optimizer.lr in another --workdir."
-            )
+        scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source))
+        results[name] = record.evaluation(name, step, scores)
     return results
 
 
-def _result(run: Run, evaluated, progress) -> dict:
+def _result(run: Run, config: ConfigDict, evaluated: dict, progress: Progress) -> dict:
+    together = {"trained_together": len(run.members)} if len(run.members) > 1 else {}
     return {
-        **{name: one for name, one in evaluated.items()},
-        "seed": run.config.seed,
+        **evaluated,
+        "seed": config.seed,
         "tuned_parameters": run.tuned_parameters,
-        f"{domain(run.config).UNIT}_per_second": progress.median_rate,
+        f"{domain(config).UNIT}_per_second": progress.median_rate,  # of all members
+        **together,
         "seconds_to_first_step": progress.first_step,
         "steps": run.steps,
-        "config": run.config.to_dict(),
+        "config": config.to_dict(),
         **workdir.circumstances(),
     }

@@ -20,8 +20,8 @@ from toast_jax.parallel import AXIS
 
 
 def inputs(batch: dict):
-    """What a network looks at: the images of a batch, or its tokens and the documents that they belong to."""
-    return {name: batch[name] for name in ("tokens", "segments")} if "tokens" in batch else batch["image"]
+    """What a network looks at: a batch's images, or None where they are known, or its tokens and their documents."""
+    return {name: batch[name] for name in ("tokens", "segments")} if "tokens" in batch else batch.get("image")
 
 
 def by_token(batch: dict, rng: jax.Array) -> dict:
@@ -45,7 +45,7 @@ def tune(model: Steered, method: Method) -> Callable:
     """Cross-entropy of the final look; scores `loss` and `accuracy` (1 where the largest logit is the largest target's)."""
 
     def scores(params, batch, rng=None):
-        logits = apply(model, method, params, inputs(batch), rng)
+        logits = apply(model, method, params, inputs(batch), rng, known=batch.get("known"))
         return {"loss": cross_entropy(logits, batch), "accuracy": _hits(logits, batch)}
 
     return scores

@@ -45,18 +45,37 @@ class Steered(nn.Module):
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
 
-    def __call__(self, inputs, rng: jax.Array | None = None) -> jax.Array:
+    def __call__(self, inputs, rng: jax.Array | None = None, known: dict | None = None) -> jax.Array:
         """Logits, float32, computing only what they need.
 
         Args:
           inputs: images `[B, S, S, 3]`, or text as a `LLaMA` takes it.
           rng: `[B]` keys, one per example, for drop-path and prompt dropout; None at evaluation.
+          known: what `known` returned for these inputs and keys, so that it is not computed again. The head needs no inputs
+            beside `pooled`.
 
         Returns:
           `[B, C]`, or `[B, N, V]` for every next token of a text.
         """
-        extra, _ = self._signal(inputs, rng)
+        if known and "pooled" in known:
+            return self._logits(known["pooled"])
+        extra, _ = self._signal(inputs, rng, known)
         return self._logits(self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2)))
+
+    def known(self, inputs, rng: jax.Array | None = None) -> dict:
+        """What the logits need of the frozen backbone alone, and stays as it is while `methods.knows` says so.
+
+        Returns:
+          `pooled [B, D]` of a network that looks once, `tokens` (and `fed_back`, where that is another array) of the first look
+          of one with a top-down signal, nothing of one with prompts.
+        """
+        if self.prompts is not None:
+            return {}
+        if self.top_down is None:
+            return {"pooled": self.backbone.pooled(inputs, rng=_of_pass(rng, 2))}
+        _, first = self.backbone(inputs, rng=_of_pass(rng, 1))
+        same = first["fed_back"] is first["tokens"]
+        return {"tokens": first["tokens"]} if same else {name: first[name] for name in ("tokens", "fed_back")}
 
     def explain(self, inputs, rng: jax.Array | None = None) -> tuple[jax.Array, dict]:
         """The logits of `__call__`, and every named intermediate.
@@ -98,15 +117,15 @@ class Steered(nn.Module):
     def _logits(self, pooled):
         return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
 
-    def _signal(self, inputs, rng):
+    def _signal(self, inputs, rng, known=None):
         """The extra inputs of the final look, and what led to them."""
         if self.prompts is not None:
             return {"prompts": self.prompts(_of_pass(rng, 0))}, {}
         if self.top_down is None:
             return {}, {}
-        _, first = self.backbone(inputs, rng=_of_pass(rng, 1))
+        first = known or self.backbone(inputs, rng=_of_pass(rng, 1))[1]
         first = jax.lax.stop_gradient(first)
-        td, selection = self.top_down(first["tokens"], first["fed_back"])
+        td, selection = self.top_down(first["tokens"], first.get("fed_back", first["tokens"]))
         return {"td": td}, {"first_look": first, "selection": selection, "td": td}
 
 
@@ -177,9 +196,9 @@ def init(model: Steered, method: Method, rng: jax.Array) -> dict:
     return params
 
 
-def apply(model: Steered, method: Method, params: dict, *inputs, call=None):
+def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **given):
     """Applies a network to inputs with all parameters of `init`; `call` names another method than `Steered.__call__`."""
     network = {name: tree for name, tree in params.items() if name != "lora"}
     if method.lora:
         network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
-    return model.apply({"params": network}, *inputs, method=call)
+    return model.apply({"params": network}, *inputs, method=call, **given)

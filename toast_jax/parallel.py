@@ -32,7 +32,7 @@ def place(tree):
 def shard(batch: dict) -> dict:
     """Splits this host's batch over its devices: every array `[b, ...]` becomes `[devices, b / devices, ...]`, on them."""
     mesh = _mesh()
-    split = {name: array.reshape(mesh.size, -1, *array.shape[1:]) for name, array in batch.items()}
+    split = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -15,6 +16,8 @@ from toast_jax.data.sequences import Sequences
 from toast_jax.errors import InputError, choose
 from toast_jax.evaluation import mapped
 from toast_jax.fields import flat_fields
+from toast_jax.known import known_of
+from toast_jax.record import Member
 from toast_jax.train import State, init_state, train_step
 
 log = logging.getLogger(__name__)
@@ -33,19 +36,38 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that stays the same during a run."""
+    """Everything that stays the same during a run, or during runs that train together (see `grid`).
 
-    config: ConfigDict
+    Attributes:
+      members: the runs, of which there is mostly one.
+      folder: where checkpoints are.
+      train, evals: the data.
+      parts: what the train step is made of: its keywords.
+      step, eval_step: see `train.train_step` and `evaluation.eval_step`, on all devices.
+      frozen: parameters that are not tuned, placed.
+      mask: True where a parameter is tuned.
+      known: see `known.known_of`; None where there is no such thing.
+      steps_per_epoch: of training.
+      tuned_parameters: how many there are, `all` and `without_head`.
+    """
+
+    members: tuple[Member, ...]
     folder: Path
     train: sources.Source | Sequences
     evals: dict[str, sources.Source | Sequences]
-    tx: optax.GradientTransformation
+    parts: dict
     step: Callable
     eval_step: Callable
     frozen: dict
-    schedule: Callable
+    mask: dict
+    known: Callable | None
     steps_per_epoch: int
     tuned_parameters: dict[str, int]
+
+    @property
+    def config(self) -> ConfigDict:
+        """Of the first member; others have another learning rate and weight decay."""
+        return self.members[0].config
 
     @property
     def steps(self) -> int:
@@ -64,21 +86,21 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     train, evals = reads.open_sources(config, verified=workdir.has_checkpoint(folder))
     steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
-    scores = scores_of(config, network)
-    schedule = _schedule(config, steps_per_epoch)
-    tx = _optimizer(config, schedule, network.mask)
-    step = functools.partial(train_step, scores=scores, tx=tx, augment=reads.augmentation(config, train), ema=config.ema)
+    scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
+    parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
     num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
+    folder = workdir.claim(folder, config)
     run = Run(
-        config=config,
-        folder=workdir.claim(folder, config),
+        members=(Member(config, folder, schedule(config, steps_per_epoch)),),
+        folder=folder,
         train=train,
         evals=evals,
-        tx=tx,
-        step=parallel.replicate(step, num_replicated=2, donate=(0,)),
+        parts=parts,
+        step=parallel.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
         eval_step=mapped(scores),
         frozen=parallel.place(network.frozen),
-        schedule=schedule,
+        mask=network.mask,
+        known=known_of(network.model, network.method) if config.stage == "tune" else None,
         steps_per_epoch=steps_per_epoch,
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
     )
@@ -95,8 +117,10 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     config.seed = seed
     network = load_network(config, len(run.train.classes))
     frozen = parallel.place(network.frozen)  # some of it may be created from the seed
-    state = init_state(network.tuned, run.tx, seed, averaged=config.ema > 0)
-    return dataclasses.replace(run, config=config, folder=workdir.claim(folder, config), frozen=frozen), state
+    state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
+    folder = workdir.claim(folder, config)
+    members = (Member(config, folder, run.members[0].schedule),)
+    return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
 
 
 # Smallest value of every number that has one; a config of images has other fields than one of text.
@@ -190,20 +214,24 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
     return Network(network, method, mask, tuned, frozen)
 
 
-def _optimizer(config, schedule, mask) -> optax.GradientTransformation:
+def optimizer(
+    config: ConfigDict, schedule: Callable, mask: dict, weight_decay: jax.Array | None = None
+) -> optax.GradientTransformation:
+    """The optimizer of a config, with another weight decay if one is given."""
     fields = config.optimizer
     return optim.optimizer(
         name=fields.name,
         schedule=schedule,
         mask=mask,
         momentum=fields.momentum,
-        weight_decay=fields.weight_decay,
+        weight_decay=fields.weight_decay if weight_decay is None else weight_decay,
         no_decay=tuple(fields.no_decay),
         clip=fields.clip,
     )
 
 
-def _schedule(config, steps_per_epoch) -> Callable:
+def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """The learning rate of a config as a function of the step."""
     fields = config.optimizer
     lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
     return choose("config.optimizer.schedule", fields.schedule, optim.SCHEDULES)(

@@ -1,6 +1,7 @@
 """A sweep: which runs a table is made of, where each of them is, and which point of the grid is selected. Trains nothing."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -78,8 +79,11 @@ def cells(config: ConfigDict) -> list[Cell]:
     """All methods by all tasks, in the order of the config.
 
     Raises:
-      InputError: the config has no grid for a method or no recipe for a task.
+      InputError: the config has no grid for a method or no recipe for a task, or counts of runs are negative.
     """
+    for name in ("together", "at_once"):
+        if config.sweep[name] < 0:
+            raise InputError(f"config.sweep.{name} is {config.sweep[name]}; it has to be 0 or more.")
     for method in config.sweep.methods:
         choose("config.sweep.methods", method, config.sweep.grid)
     for task in config.sweep.tasks:
@@ -120,6 +124,12 @@ def selection(config: ConfigDict, cell: Cell, folder: Path) -> dict[Point, Unit]
         return {}
     seeds = tuple(config.sweep.seeds)[:1]
     return {point: _unit(config, cell, "selection", point, folder, f"selection/{point}", seeds) for point in grid}
+
+
+def folder_of_all(units: Sequence[Unit]) -> Path:
+    """What runs of a selection that train together share; other runs share another one."""
+    names = "\n".join(unit.name for unit in units)
+    return units[0].folder.parent / f"together_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
 def final(config: ConfigDict, cell: Cell, point: Point, folder: Path) -> Unit:

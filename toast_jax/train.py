@@ -71,12 +71,30 @@ def train_step(
     Returns:
       the new state, and metrics: the means of all scores over the global batch, and `grad_norm` (of the tuned gradients).
     """
+    batch, rng = draw(state, batch, augment)
+    return update(state, frozen, batch, rng, scores=scores, tx=tx, ema=ema)
+
+
+def draw(state: State, batch: dict, augment: Callable) -> tuple[dict, jax.Array]:
+    """The batch as this step augments it, and its random keys `[b]`, on one device of the axis `parallel.AXIS`."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     size = len(batch["label"])
     place = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
     rng = jax.vmap(lambda i: jax.random.fold_in(key, i))(place)
+    return augment(batch, rng), rng
 
-    batch = augment(batch, rng)
+
+def update(
+    state: State,
+    frozen: dict,
+    batch: dict,
+    rng: jax.Array,
+    *,
+    scores: Callable,
+    tx: optax.GradientTransformation,
+    ema: float = 0.0,
+):
+    """`train_step` with a batch and keys that are drawn already."""
 
     def objective(tuned):
         means = jax.tree.map(jnp.mean, scores(trees.merge(tuned, frozen), batch, rng))

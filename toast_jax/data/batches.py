@@ -71,8 +71,9 @@ def train_batches(
         shard: (index, count) of this host; it gets rows [index * b, (index + 1) * b) of each global batch.
 
     Returns:
-        An iterator of epochs * steps_per_epoch - start_step dicts of image uint8 [b, size, size, 3], label int32 [b]
-        and mask float32 [b], all ones, with b = batch_size // count. Closing it stops its threads or processes.
+        An iterator of epochs * steps_per_epoch - start_step dicts of image uint8 [b, size, size, 3], label int32 [b],
+        mask float32 [b], all ones, and index int32 [b], the position in the source, with b = batch_size // count. Closing it
+        stops its threads or processes.
 
     Raises:
         InputError: the source is smaller than one batch, the hosts cannot share a batch evenly, or the crop exceeds the
@@ -81,14 +82,15 @@ def train_batches(
     rows = rows_of_a_host(batch_size, shard)
     _check_crop(resize, size)
 
-    def example(record: dict, rng: np.random.Generator) -> Batch:
+    def example(index: int, rng: np.random.Generator) -> Batch:
+        record = source[index]
         image = images.decode(record["image"], record["name"])
         view = images.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area, flip=flip)
         view = randaugment(view, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
-        return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1)}
+        return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1), "index": np.int32(index)}
 
     # A slice and a repetition keep the epoch of what they are made from: each pass is shuffled anew.
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
+    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     dataset = dataset[: steps_per_epoch(source, batch_size) * batch_size].repeat(epochs)
     return iterate(dataset.random_map(example).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
 

@@ -1,5 +1,6 @@
 """Sweep: `--config=configs/sweep.py:table=...`. Every run of it is a run like any other, in a folder of its own."""
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from toast_jax import interrupt, locks, sweep, workdir
 from toast_jax.data import sources
 from toast_jax.errors import Diverged, InputError, Interrupted, listed
-from toast_jax.fit import fit_seeds
+from toast_jax.fit import fit_grid, fit_seeds
 from toast_jax.prepare import check, load_network
 from toast_jax.progress import told_in
 from toast_jax.sweep import Cell, Point, Unit
@@ -83,6 +84,7 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
 def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[], bool]) -> dict[str, str]:
     """Selects and runs the seeds of one cell; returns what is left undone, by name, with the reason."""
     units, left = sweep.selection(config, cell, folder), {}
+    _train_together(config, [unit for unit in units.values() if _score(unit) is None], interrupted)
     for number, unit in enumerate(units.values(), start=1):
         left |= _ensure(unit, f"{number}/{len(units)}", interrupted)
     if left:
@@ -96,6 +98,49 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
         log.info("%s: every run of the selection has diverged; give lower rates in sweep.grid.%s.lr.", cell, cell.method)
         return {f"{cell}/selection": "diverged"}
     return _ensure(sweep.final(config, cell, point, folder), "final", interrupted)
+
+
+def _train_together(config: ConfigDict, units: list[Unit], interrupted: Callable[[], bool]) -> None:
+    """Makes runs of a selection as one program, or several of `sweep.together` runs each.
+
+    Nothing is told here and nothing has to succeed: `_ensure` tells of every run, and makes those that are not done, alone.
+    """
+    most = config.sweep.together or max(1, len(units))
+    for start in range(0, len(units), most):
+        if interrupted():
+            return
+        with contextlib.ExitStack() as held:
+            ours = [unit for unit in units[start : start + most] if _is_ours(unit, held)]
+            if len(ours) > 1:
+                _made_together(config, ours)
+
+
+def _is_ours(unit: Unit, held: contextlib.ExitStack) -> bool:
+    """Takes the lock of a run that is not done, for as long as `held` is open; False if another process is at it."""
+    try:
+        held.enter_context(locks.lock(unit.folder / "lock"))
+    except locks.Held:
+        return False
+    return _score(unit) is None  # another process may have done it meanwhile
+
+
+def _made_together(config: ConfigDict, units: list[Unit]) -> None:
+    folder = workdir.writable(sweep.folder_of_all(units))
+    configs, folders = [unit.config for unit in units], [unit.folder for unit in units]
+    with told_in(folder / "log.txt", but=log):
+        try:
+            results = fit_grid(configs, folders, folder, config.sweep.at_once)
+        except Interrupted:
+            raise
+        except Exception as error:  # such as too little memory for all of them
+            _traces.info("%s", folder, exc_info=True)
+            log.info("%d runs of %s together: %s; now one by one.", len(units), folder.parent, _reason(error))
+            results = []
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for unit, result in zip(units, results, strict=False):
+        if isinstance(result, Diverged):
+            _given_up(unit, result)
+        _drop_checkpoints(unit)  # of a time when it was alone
 
 
 def _ensure(unit: Unit, place: str, interrupted: Callable[[], bool]) -> dict[str, str]:

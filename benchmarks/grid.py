@@ -1,0 +1,109 @@
+"""Times the grid of a VTAB-1k task: its runs one by one and as one program (toast_jax/grid.py), each in a process of its own.
+
+    python -m benchmarks.grid --root=data/tfds --task=dsprites_location --method=toast --image-size=64 --epochs=2
+
+The runs are those of a sweep's selection: train800, then val200. Weights are random unless a file is given, and nothing is read
+from a compilation cache. Start-up is what passes before the first step is done: opening the data, weights, compilation.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from configs import sweep as config_of
+from toast_jax import sweep, workdir
+from toast_jax.errors import Diverged
+from toast_jax.fit import fit, fit_grid
+from toast_jax.sweep import Cell
+
+WAYS = ("one by one", "together")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", required=True, help="folder of the prepared datasets")
+    parser.add_argument("--task", default="dsprites_location")
+    parser.add_argument("--method", default="toast")
+    parser.add_argument("--backbone", default="vit_ti16")
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--drop-path", type=float, default=0.1)
+    parser.add_argument("--points", type=int, help="the first of the grid alone")
+    parser.add_argument("--at-once", type=int, default=0)
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
+    parser.add_argument("--out", type=Path, help="JSON file with every number")
+    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(_measured(args)))
+        return
+    rows = {way: _in_a_process(way) for way in args.ways}
+    print(f"\n{args.method}, {args.backbone} at {args.image_size} pixels, {args.task}, drop-path {args.drop_path}")
+    print("| | points | all, s | start-up, s | a step of a point, s | peak memory, MB | val accuracy of the best |")
+    print("|---|---|---|---|---|---|---|")
+    for way, row in rows.items():
+        print(
+            f"| {way} | {row['points']} | {row['seconds']:.0f} | {row['start']:.1f} | {row['step']:.4f} "
+            f"| {row['memory'] >> 20} | {max(row['accuracy']):.3f} |"
+        )
+    if len(rows) == 2:
+        alone, grid = rows.values()
+        worst = np.max(np.abs(np.array(alone["loss"]) / np.array(grid["loss"]) - 1))
+        print(f"step: {alone['step'] / grid['step']:.2f} times as fast; losses on val differ by {worst:.1e} at most")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **workdir.circumstances()})
+
+
+def _in_a_process(way: str) -> dict:
+    command = [sys.executable, "-m", "benchmarks.grid", *sys.argv[1:], "--measure", way]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def _measured(args) -> dict:
+    config = config_of.get_config(f"table=vtab,method={args.method},task={args.task},backbone={args.backbone}")
+    config.backbone.update({"weights": args.weights, "drop_path": args.drop_path})
+    config.data.update({"root": args.root, "image_size": args.image_size, "resize": args.image_size})
+    config.epochs = config.eval_every = args.epochs
+    config.warmup_epochs, config.log_every = 0, 1
+    with tempfile.TemporaryDirectory() as folder:
+        units = list(sweep.selection(config, Cell(args.method, args.task), Path(folder)).values())[: args.points]
+        configs, folders = [unit.config for unit in units], [unit.folder for unit in units]
+        started = time.perf_counter()
+        if args.measure == "together":
+            results = fit_grid(configs, folders, Path(folder) / "all", args.at_once)
+            start = results[0]["seconds_to_first_step"]
+        else:
+            results = [_fit(*one) for one in zip(configs, folders, strict=True)]
+            start = sum(one["seconds_to_first_step"] for one in results if one)
+        seconds = time.perf_counter() - started
+    results = [one for one in results if one and not isinstance(one, Diverged)]
+    return {
+        "points": len(units),
+        "seconds": seconds,
+        "start": start,
+        "step": config.batch_size / float(np.median([one["images_per_second"] for one in results])),
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "accuracy": [one["val"]["accuracy"] for one in results],
+        "loss": [one["val"]["loss"] for one in results],
+    }
+
+
+def _fit(config, folder) -> dict | None:
+    try:
+        return fit(config, folder)
+    except Diverged:
+        return None
+
+
+if __name__ == "__main__":
+    main()
