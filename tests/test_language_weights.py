@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from test_llama import D, G, H, L, V, network, numpy_logits, parameters
 
 from configs import common
-from toast_jax import language_weights, model, trees
+from toast_jax import language_weights, model, parallel, trees
 from toast_jax import parameters as starts
 from toast_jax.backbones import llama
 from toast_jax.errors import InputError
@@ -47,7 +47,7 @@ def folder(path, arrays=None, config=None):
 
 def load(path, dtype=np.float32, **fields):
     wanted = ours() if not fields.get("tied") else {k: v for k, v in ours().items() if k != "backbone/head"}
-    return language_weights.load(str(path), wanted, network(**fields), dict.fromkeys(wanted, dtype))
+    return language_weights.load(str(path), wanted, network(**fields), dict.fromkeys(wanted, dtype), parallel.put)
 
 
 def assert_loaded(path, **given):

@@ -91,11 +91,11 @@ def _train(run: Run, state: State, checkpoints, record: Record, started: float) 
     """Steps, evaluations and checkpoints from `state` to the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
     meta = {"config": config.to_dict(), "classes": run.train.classes}
-    state, pending, evaluated = parallel.place(state), [], {}
+    state, pending, evaluated = run.devices.place(state), [], {}
     reads = domain(config)
     count = reads.examples(config) * len(run.members)
     with Progress(count, reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
-        for step, batch in enumerate(parallel.sharded(_train_batches(run, start)), start=start + 1):
+        for step, batch in enumerate(run.devices.sharded(_train_batches(run, start)), start=start + 1):
             state, numbers = run.step(state, run.frozen, batch)
             pending.append((step, numbers))
             last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
@@ -141,7 +141,7 @@ def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, li
     """The scores of every member on every evaluation split."""
     reads, results = domain(run.config), {}
     for name, source in run.evals.items():
-        scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source))
+        scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)
         results[name] = record.evaluation(name, step, scores)
     return results
 

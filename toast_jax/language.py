@@ -31,6 +31,8 @@ def check(config: ConfigDict) -> None:
             f"set --config.data.length={size.context} or less."
         )
     choose("config.data.format", config.data.format, text.FORMATS)
+    if config.fsdp > 1 and config.method == "finetune":
+        raise InputError("config.fsdp shares what is frozen, and method finetune freezes nothing; set --config.fsdp=1.")
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:

@@ -33,7 +33,7 @@ class Tensor(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
-def load(path: str, shapes: dict, model: LLaMA, dtypes: dict) -> dict[str, jax.Array]:
+def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> dict[str, jax.Array]:
     """Reads the backbone.
 
     Args:
@@ -41,9 +41,10 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict) -> dict[str, jax.A
       shapes: the network's parameters by path, anything with a shape; those of the backbone are read.
       model: the backbone, whose sizes a `config.json` beside the weights has to have.
       dtypes: by path, what each parameter is stored as.
+      put: `(path, array) -> array`, puts a parameter where it is to be.
 
     Returns:
-      arrays by path, on the device.
+      arrays by path.
 
     Raises:
       InputError: a file is missing, damaged or of another network; names or shapes are listed.
@@ -74,7 +75,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict) -> dict[str, jax.A
         for layer, one in zip(array, names, strict=True):
             tensor = theirs[one].read()
             layer[...] = tensor.T if turned else tensor
-        loaded[name] = jnp.asarray(array.reshape(shapes[name].shape))
+        loaded[name] = put(name, array.reshape(shapes[name].shape))
         if not jnp.isfinite(loaded[name]).all():
             raise InputError(f"{path} has numbers that are not finite in {names[0]} or its like; copy or download it again.")
     return loaded

@@ -2,12 +2,13 @@
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax import language_weights, pretrained, top_down_file, trees
+from toast_jax import language_weights, parallel, pretrained, top_down_file, trees
 from toast_jax.backbones.llama import LLaMA
 from toast_jax.errors import InputError
 from toast_jax.methods import Method, tuned_mask
@@ -27,6 +28,7 @@ def start(
     classifier: bool = False,
     top_down: str = "",
     tuned: str = "",
+    put: Callable = parallel.put,
 ) -> dict:
     """Builds all parameters of a network.
 
@@ -38,6 +40,7 @@ def start(
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
       classifier: whether the head, too, is read from `weights`: the classifier of the backbone's own task.
       top_down: file of a pre-tuned top-down module, or "". It comes before the one in `weights`.
+      put: `(path, array) -> array`, puts a language model's weights on their devices as they are read.
       tuned: a PyTorch file of a whole tuned network of this method, or ""; `weights` and `top_down` are then not read.
 
     Returns:
@@ -53,7 +56,7 @@ def start(
     if tuned:
         loaded = pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*")
     else:
-        loaded = _load_pretrained(model, shapes, dtypes, weights, classifier, top_down)
+        loaded = _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down)
     missing = [path for path in shapes if path not in loaded]
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
@@ -82,7 +85,7 @@ def _dtypes(model, method, shapes):
     return {path: jnp.float32 if tuned else frozen for path, tuned in trees.flat(tuned_mask(shapes, method)).items()}
 
 
-def _load_pretrained(model, shapes, dtypes, weights, classifier, top_down):
+def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
     if not weights:
         raise InputError("config.backbone.weights is empty; give the file of a pre-trained backbone (or 'random').")
     if classifier and weights == RANDOM:
@@ -91,7 +94,7 @@ def _load_pretrained(model, shapes, dtypes, weights, classifier, top_down):
     language, blocks = isinstance(model.backbone, LLaMA), model.backbone.last_blocks
     loaded = {}
     if weights != RANDOM and language:
-        loaded = language_weights.load(weights, shapes, model.backbone, dtypes)
+        loaded = language_weights.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
         loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")

@@ -5,12 +5,13 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from toast_jax import language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
+from toast_jax import fsdp, language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
 from toast_jax.data import batches, sources
 from toast_jax.data.sequences import Sequences
 from toast_jax.errors import InputError, choose
@@ -46,6 +47,7 @@ class Run:
       step, eval_step: see `train.train_step` and `evaluation.eval_step`, on all devices.
       frozen: parameters that are not tuned, placed.
       mask: True where a parameter is tuned.
+      devices: what places and maps, see `devices_of`.
       known: see `known.known_of`; None where there is no such thing.
       steps_per_epoch: of training.
       tuned_parameters: how many there are, `all` and `without_head`.
@@ -60,6 +62,7 @@ class Run:
     eval_step: Callable
     frozen: dict
     mask: dict
+    devices: Any
     known: Callable | None
     steps_per_epoch: int
     tuned_parameters: dict[str, int]
@@ -81,7 +84,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
       InputError: anything in them that would stop the run.
     """
     check(config)
-    reads = domain(config)
+    reads, devices = domain(config), devices_of(config)
     # Images that were verified when the run began need it no more when it goes on.
     train, evals = reads.open_sources(config, verified=workdir.has_checkpoint(folder))
     steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
@@ -96,10 +99,11 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         train=train,
         evals=evals,
         parts=parts,
-        step=parallel.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
-        eval_step=mapped(scores),
-        frozen=parallel.place(network.frozen),
+        step=devices.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
+        eval_step=mapped(scores, devices),
+        frozen=devices.spread(network.frozen),
         mask=network.mask,
+        devices=devices,
         known=known_of(network.model, network.method) if config.stage == "tune" else None,
         steps_per_epoch=steps_per_epoch,
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
@@ -116,7 +120,7 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     config = run.config.copy_and_resolve_references()
     config.seed = seed
     network = load_network(config, len(run.train.classes))
-    frozen = parallel.place(network.frozen)  # some of it may be created from the seed
+    frozen = run.devices.spread(network.frozen)  # some of it may be created from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
     folder = workdir.claim(folder, config)
     members = (Member(config, folder, run.members[0].schedule),)
@@ -142,6 +146,7 @@ _AT_LEAST = {
     "optimizer.clip": 0.0,
     "data.image_size": 1,
     "data.workers": 0,
+    "fsdp": 1,
     "data.length": 2,
     "data.documents": 0,
     "data.held_out": 0.0,
@@ -196,6 +201,15 @@ def domain(config: ConfigDict):
     return language if config.backbone.family == "llama" else vision
 
 
+def devices_of(config: ConfigDict):
+    """What places parameters and batches and maps steps: the module `parallel`, or `fsdp.Shared` if the config asks for it.
+
+    Raises:
+      InputError: the devices cannot be shared as it asks.
+    """
+    return fsdp.Shared(config.fsdp) if config.get("fsdp", 1) > 1 else parallel
+
+
 def load_network(config: ConfigDict, num_classes: int) -> Network:
     """Builds the network of a config, loads its weights, and tells what of it is tuned."""
     network, method = model.build(config, num_classes)
@@ -207,6 +221,7 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
         classifier="head" in config and config.head.start == "classifier",
         top_down=config.top_down,
         tuned=config.checkpoint,
+        put=devices_of(config).put,
     )
     mask = methods.tuned_mask(params, method)
     log.info("%s", methods.table(params, method))

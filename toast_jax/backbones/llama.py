@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from toast_jax.errors import choose
 from toast_jax.linear import Linear
@@ -47,6 +48,18 @@ SIZES = {
     "stories15m": Size(288, 6, 6, 6, hidden=768, vocabulary=32_000, context=256, tied=True),
     "stories260k": Size(64, 5, 8, 4, hidden=172, vocabulary=512, context=512, tied=True),
 }
+
+
+# How parameters of a network are split over the devices of an axis "fsdp" (see `fsdp`), by regexes of their paths: stacked ones
+# along the width, so that each layer is gathered on its own.
+PARTITION = (
+    ("backbone/embed", PartitionSpec(None, "fsdp")),
+    ("backbone/head", PartitionSpec("fsdp", None)),
+    (r"backbone/blocks/(attn/[qkv]|mlp/(gate|up))/kernel", PartitionSpec(None, "fsdp", None)),
+    (r"backbone/blocks/(attn/o|mlp/down)/kernel", PartitionSpec(None, None, "fsdp")),
+    (r"top_down/(back|out)", PartitionSpec(None, "fsdp", None)),
+    (".*", PartitionSpec()),
+)
 
 
 def build(config) -> "LLaMA":
