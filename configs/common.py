@@ -136,6 +136,7 @@ def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> C
     config.data.held_out = 0.0  # share of the training texts that become val
     config.data.workers = 0  # processes that load sequences; 0: threads
 
+    config.microbatches = 1  # parts that a device computes its share of a batch in, one after the other, in the memory of one
     config.fsdp = 1  # devices that share what is frozen; 1: each has all of it
     config.batch_size = 144  # sequences, over all devices
     config.epochs = 3

@@ -65,6 +65,7 @@ def runs(tmp_path_factory):
         write(root, ASKED)
         config = of(alpaca, root, method="toast")
         config.data.format, config.data.held_out = "prompts", 0.2
+        config.fsdp = 4
         config.top_down = str(root / "pretuned" / "top_down.safetensors")
         fit.fit(config, root / "tuned")
     return root, config
@@ -199,6 +200,12 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
             f"has {Words.vocabulary} tokens, and stories15m 32000; give the tokenizer that",
         ),
         ({"method": "vpt"}, "Method vpt is for images"),
+        (
+            {"batch_size": 24, "microbatches": 2},
+            "config.microbatches is 2, which does not divide the 3 sequences that each device",
+        ),
+        ({"fsdp": 3}, "config.fsdp is 3, which does not divide the 8 devices of a host"),
+        ({"fsdp": 8, "method": "finetune"}, "config.fsdp shares what is frozen, and method finetune freezes nothing"),
     ],
 )
 def test_configs_that_are_refused(changes, message, tmp_path):

@@ -38,13 +38,13 @@ def token_losses(params, method):
 
 
 @functools.cache
-def steps(devices):
+def steps(devices, parts=1):
     """The metrics of two optimizer steps of toast, and the parameters after them."""
     net, row = steered("toast")
     mask = methods.tuned_mask(parameters(), row)
     tuned, frozen = trees.split(parameters(), mask)
     tx = optim.optimizer(name="sgd", schedule=lambda _: 0.5, mask=mask, momentum=0.9, weight_decay=0.0, no_decay=(), clip=0.0)
-    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=losses.by_token)
+    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=losses.by_token, microbatches=parts)
     state, seen = init_state(tuned, tx, seed=0), []
     for _ in range(2):
         state, metrics = on_devices(step, devices, state, frozen, batch())
@@ -59,9 +59,9 @@ def test_a_step_minimises_the_mean_over_tokens():
     np.testing.assert_allclose(metrics["accuracy"], (PREDICTED * hits).sum() / PREDICTED.sum(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_tokens_count_alike_on_any_number_of_devices(devices):
-    (metrics, params), (theirs, expected) = steps(devices), steps(1)
+@pytest.mark.parametrize(("devices", "parts"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+def test_tokens_count_alike_on_any_number_of_devices_and_in_parts(devices, parts):
+    (metrics, params), (theirs, expected) = steps(devices, parts), steps(1)
     for ours, one in zip(metrics, theirs, strict=True):
         for name in one:
             np.testing.assert_allclose(ours[name], one[name], rtol=1e-5, atol=1e-6, err_msg=name)

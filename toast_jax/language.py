@@ -31,6 +31,12 @@ def check(config: ConfigDict) -> None:
             f"set --config.data.length={size.context} or less."
         )
     choose("config.data.format", config.data.format, text.FORMATS)
+    share = config.batch_size // jax.device_count()
+    if share % config.microbatches:
+        raise InputError(
+            f"config.microbatches is {config.microbatches}, which does not divide the {share} sequences that each device gets of a batch; "
+            "change it, or config.batch_size."
+        )
     if config.fsdp > 1 and config.method == "finetune":
         raise InputError("config.fsdp shares what is frozen, and method finetune freezes nothing; set --config.fsdp=1.")
 

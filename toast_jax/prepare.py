@@ -91,6 +91,8 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     network = load_network(config, len(train.classes))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
+    if config.get("microbatches", 1) > 1:
+        parts["microbatches"] = config.microbatches
     num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
     folder = workdir.claim(folder, config)
     run = Run(
@@ -147,6 +149,7 @@ _AT_LEAST = {
     "data.image_size": 1,
     "data.workers": 0,
     "fsdp": 1,
+    "microbatches": 1,
     "data.length": 2,
     "data.documents": 0,
     "data.held_out": 0.0,
