@@ -47,7 +47,7 @@ def write(folder, records, name="train.json"):
     (folder / name).write_text(json.dumps(records))
 
 
-PLAIN = [{"text": "a cat sat on a mat and that was that " * 3} for _ in range(8)]
+PLAIN = [{"text": "a cat sat on a mat and that was that " * 3} for _ in range(16)]
 ASKED = [{"prompt": f"{i % 4}?", "response": f"{i % 4}!" * (1 + i % 3)} for i in range(21)]
 SAID = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": f"b{i}"}]} for i in range(40)]
 
@@ -61,7 +61,10 @@ def runs(tmp_path_factory):
         patch.setattr(tokenizer, "load", lambda path: words)
         patch.setitem(llama.SIZES, "stories260k", SIZE)
         write(root, PLAIN)
-        train.run(of(openwebtext, root), str(root / "pretuned"))
+        config = of(openwebtext, root)
+        config.backbone.update({"dtype": "bfloat16", "remat": True})  # half precision is close enough to be the same backbone
+        config.microbatches, config.batch_size = 2, 16
+        train.run(config, str(root / "pretuned"))
         write(root, ASKED)
         config = of(alpaca, root, method="toast")
         config.data.format, config.data.held_out = "prompts", 0.2
@@ -202,7 +205,7 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
         ({"method": "vpt"}, "Method vpt is for images"),
         (
             {"batch_size": 24, "microbatches": 2},
-            "config.microbatches is 2, which does not divide the 3 sequences that each device",
+            "config.microbatches is 2, which does not divide the 3 sequences of",
         ),
         ({"fsdp": 3}, "config.fsdp is 3, which does not divide the 8 devices of a host"),
         ({"fsdp": 8, "method": "finetune"}, "config.fsdp shares what is frozen, and method finetune freezes nothing"),

@@ -34,8 +34,8 @@ def check(config: ConfigDict) -> None:
     share = config.batch_size // jax.device_count()
     if share % config.microbatches:
         raise InputError(
-            f"config.microbatches is {config.microbatches}, which does not divide the {share} sequences that each device gets of a batch; "
-            "change it, or config.batch_size."
+            f"config.microbatches is {config.microbatches}, which does not divide the {share} sequences of a batch that each "
+            "device gets; change it, or config.batch_size."
         )
     if config.fsdp > 1 and config.method == "finetune":
         raise InputError("config.fsdp shares what is frozen, and method finetune freezes nothing; set --config.fsdp=1.")

@@ -25,7 +25,7 @@ def save(path: str | Path, params: dict, config: ConfigDict) -> None:
     if jax.process_index():
         return
     flat = trees.flat(params)
-    module = {name: array for name, array in flat.items() if name.startswith("top_down/")}
+    module = {name: np.asarray(array, np.float32) for name, array in flat.items() if name.startswith("top_down/")}
     write(path, to_torch(module, kind(flat)), header(params, config))
 
 

@@ -119,7 +119,8 @@ def _in_parts(function, args, parts):
     """The mean of `function(*part)` over equal parts of all arguments, without keeping more than one of its results."""
     if parts == 1:
         return function(*args)
-    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), args)
+    # Every part has rows from everywhere, as the rows of a batch may lie on several devices.
+    split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), args)
     like = jax.eval_shape(function, *jax.tree.map(lambda a: a[0], split))
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None), start, split)
