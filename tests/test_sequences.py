@@ -128,6 +128,8 @@ def test_epochs_have_their_own_orders_and_a_run_goes_on_where_it_was():
     assert len(whole) == 6 and whole[0]["tokens"].shape == (2, 6)
     orders = [tuple(batch["tokens"][:, 1].tolist()) for batch in whole]
     assert len(set(sum(orders[:3], ()))) == 6 and orders[:3] != orders[3:]
+    for batch in whole:
+        np.testing.assert_array_equal(batch["tokens"], source().tokens[batch["index"]])
     for ours, theirs in zip(batches(start_step=4), whole[4:], strict=True):
         np.testing.assert_array_equal(ours["tokens"], theirs["tokens"])
     first, second = batches(shard=(0, 2)), batches(shard=(1, 2))
@@ -139,7 +141,8 @@ def test_evaluation_has_every_sequence_once_and_padding_that_counts_for_nothing(
     seen = list(token_batches.eval_batches(source(), batch_size=4))
     tokens = np.concatenate([batch["tokens"] for batch in seen])
     np.testing.assert_array_equal(tokens[:7], source().tokens)
+    assert np.concatenate([batch["index"] for batch in seen]).tolist() == [*range(7), -1]
     last = seen[-1]
     assert len(seen) == 2 and last["mask"][-1] == 0 and not last["weight"][-1].any() and last["mask"][0] == 2
     assert {batch["mask"].dtype for batch in seen} == {np.dtype(np.float32)}
-    assert json.dumps(sorted(last)) == json.dumps(["label", "mask", "segments", "tokens", "weight"])
+    assert json.dumps(sorted(last)) == json.dumps(["index", "label", "mask", "segments", "tokens", "weight"])
