@@ -32,6 +32,7 @@ TASKS = {
     "visualize": "most",
     "attention_metrics": "objects",
     "corruptions": "severities",
+    "generate": "prompt",
     "prepare_data": "datasets",
     "demo": "runs",
 }
