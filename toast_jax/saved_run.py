@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, trees
+from toast_jax import checkpoint, identity, trees
 from toast_jax.errors import InputError
 from toast_jax.methods import Method
 from toast_jax.model import Steered
@@ -45,6 +45,7 @@ def load(folder: str | Path, weights: str = "") -> SavedRun:
         if "fsdp" in config:
             config.fsdp = 1  # it is read where it runs on one device
         network = load_network(config, len(meta["classes"]))
+        identity.check_frozen(network.frozen, meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)
     return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params)
