@@ -3,7 +3,8 @@
     python -m benchmarks.grid --root=data/tfds --task=dsprites_location --method=toast --image-size=64 --epochs=2
 
 The runs are those of a sweep's selection: train800, then val200. Weights are random unless a file is given, and nothing is read
-from a compilation cache. Start-up is what passes before the first step is done: opening the data, weights, compilation.
+from a compilation cache. Start-up is what passes before the first step is done: opening the data, weights, compilation. With
+`--drop-path=0` views are fixed and what is known of them is kept together, but not one by one, which shares nothing.
 """
 
 import argparse
@@ -75,6 +76,7 @@ def _measured(args) -> dict:
     config.data.update({"root": args.root, "image_size": args.image_size, "resize": args.image_size})
     config.epochs = config.eval_every = args.epochs
     config.warmup_epochs, config.log_every = 0, 1
+    config.keep_known = args.measure == "together"
     with tempfile.TemporaryDirectory() as folder:
         units = list(sweep.selection(config, Cell(args.method, args.task), Path(folder)).values())[: args.points]
         configs, folders = [unit.config for unit in units], [unit.folder for unit in units]

@@ -104,6 +104,7 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.optimizer.no_decay = ("head/bias",)  # regexes of parameter paths
     config.optimizer.clip = 0.0  # largest norm of the tuned gradients; 0: any
     config.ema = 0.0  # decay of a moving average of the tuned parameters, then used in their place; 0: none
+    config.skip_nonfinite = 0  # steps in a row that are left out if their loss or gradient is not finite; one more ends the run
 
     # If an image is the same in every epoch (VTAB without drop-path): compute what no step changes, as the first look, once.
     config.keep_known = True

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
+import socket
 import stat
 import sys
 
@@ -427,7 +429,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
         return dataclasses.replace(run, step=step), state
 
     monkeypatch.setattr(fit, "prepare", exploding)
-    with pytest.raises(InputError, match=r"The loss is nan .* at step 5 \(epoch 1, learning rate 0.0\d+\)"):
+    facts = r"epoch 1, learning rate 0.0\d+, images number (\d+, ){7}\d+ of the training data"
+    with pytest.raises(InputError, match=rf"The loss is nan .* at step 5 \({facts}\)"):
         fit.fit(config, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:
         assert checkpoints.all_steps() == [3]
@@ -435,6 +438,56 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
     assert lines(tmp_path)[-1]["train/loss"] is None
     monkeypatch.setattr(fit, "prepare", prepare.prepare)
     assert np.isfinite(fit.fit(config, tmp_path)["test"]["loss"])
+
+
+def spoilt(monkeypatch, *images):
+    """Makes the loss of a training step with one of these images NaN, and so its gradients."""
+    scores_of = prepare.scores_of
+
+    def spoilt_scores_of(config, network):
+        def scores(params, batch, rng=None):
+            bad = np.nan if rng is not None else 0.0
+            is_bad = jax.numpy.isin(batch["index"], np.array(images)) if rng is not None else 0.0
+            return {
+                name: score + jax.numpy.where(is_bad, bad, 0.0) * score
+                for name, score in scores_of(config, network)(params, batch, rng).items()
+            }
+
+        return scores
+
+    monkeypatch.setattr(prepare, "scores_of", spoilt_scores_of)
+
+
+def test_a_step_that_is_not_finite_can_be_left_out(image_folder, tmp_path, monkeypatch, caplog):
+    config = tiny_config(image_folder, "linear")
+    config.skip_nonfinite, config.keep_known = 1, False
+    spoilt(monkeypatch, 7)
+    result = fit.fit(config, tmp_path)
+    told = [
+        record.getMessage() for record in caplog.records if "it is left out, as the 1. of 1 in a row" in record.getMessage()
+    ]
+    assert len(told) == 2 and all(re.search(r"images number ([\d, ]*\b)?7\b", one) for one in told)
+    assert losses(tmp_path).count(None) == 2 and len(losses(tmp_path)) == 6
+    assert np.isfinite(result["test"]["loss"])
+    before, after = prepare.prepare(config, tmp_path / "new")[1].tuned, final_state(tmp_path, config).tuned
+    assert np.any(before["head"]["kernel"] != after["head"]["kernel"]) and np.all(np.isfinite(after["head"]["kernel"]))
+
+
+def test_more_steps_in_a_row_than_may_be_left_out_end_the_run(image_folder, tmp_path, monkeypatch):
+    config = tiny_config(image_folder, "linear")
+    config.skip_nonfinite = 2
+    spoilt(monkeypatch, *range(24))
+    with pytest.raises(InputError, match="The loss is nan .* at step 3"):
+        fit.fit(config, tmp_path)
+
+
+def test_a_folder_that_a_run_is_at_is_refused(image_folder, tmp_path):
+    config = tiny_config(image_folder, "linear")
+    (tmp_path / "running").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
+    told = f"{tmp_path} is in use: process {os.getppid()} on {socket.gethostname()} is at it; wait for it, or give another"
+    with pytest.raises(InputError, match=told):
+        fit.fit(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["running"]
 
 
 def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_path):

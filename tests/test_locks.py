@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_live_process_keeps_it(tmp_path):
     path = tmp_path / "lock"
     write(path)
     before = path.read_text()
-    with pytest.raises(locks.Held, match=f"process {os.getppid()} on {socket.gethostname()} is at it; .* remove {path}"):
+    with pytest.raises(locks.Held, match=f"process {os.getppid()} on {socket.gethostname()} is at it"):
         with locks.lock(path):
             pass
     assert path.read_text() == before
@@ -52,14 +53,53 @@ def test_lock_of_a_dead_process_is_taken_over(tmp_path):
         assert not path.exists()
 
 
-def test_another_hosts_lock_is_respected(tmp_path):
+def untouched_for(path, seconds):
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_another_hosts_lock_is_respected_while_it_is_touched(text, tmp_path):
     path = tmp_path / "lock"
     write(path, host="elsewhere", pid=dead_pid())
-    with pytest.raises(locks.Held, match="on elsewhere is at it; if that process is gone, remove"), locks.lock(path):
+    if text:
+        path.write_text(text)
+    untouched_for(path, locks.STALE - 20)
+    host = "elsewhere" if text is None else "a host that cannot be told"
+    with pytest.raises(locks.Held, match=f"on {host} is at it; if it is gone, {path} is free in 5 minutes"), locks.lock(path):
         pass
-    path.write_text("{")
-    with pytest.raises(locks.Held, match=f"cannot be told is at it; if there is none, remove {path}"), locks.lock(path):
+    untouched_for(path, locks.STALE + 20)
+    with locks.lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_live_process_of_this_host_keeps_its_lock_however_long(tmp_path):
+    path = tmp_path / "lock"
+    write(path)
+    untouched_for(path, 10 * locks.STALE)
+    with pytest.raises(locks.Held), locks.lock(path):
         pass
+
+
+def test_a_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    path = tmp_path / "lock"
+    with locks.lock(path):
+        untouched_for(path, 1000)
+        wait_until(lambda: time.time() - path.stat().st_mtime < 100)
+        write(path)  # it was taken over
+        untouched_for(path, 1000)
+        time.sleep(0.1)
+        assert time.time() - path.stat().st_mtime > 900
+    assert threading.active_count() == 1 or not any(one.name.endswith("(_beat)") for one in threading.enumerate())
+
+
+def wait_until(condition, seconds=10):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.01)
 
 
 def test_a_lock_that_was_given_to_another_is_not_removed(tmp_path):

@@ -42,13 +42,14 @@ def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
         started = time.perf_counter()
         config = config.copy_and_resolve_references()
         config.seed = seed
-        if result := workdir.finished(folder, config):
-            log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
-        else:
-            run, state = reseed(run, seed, folder) if run else prepare(config, folder)
-            (result,) = _finish(run, state, started)
-            if isinstance(result, Diverged):
-                raise result
+        with workdir.used_alone(folder):
+            if result := workdir.finished(folder, config):
+                log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
+            else:
+                run, state = reseed(run, seed, folder) if run else prepare(config, folder)
+                (result,) = _finish(run, state, started)
+        if isinstance(result, Diverged):
+            raise result
         results.append(result)
     return results
 
@@ -70,7 +71,8 @@ def fit_grid(
       InputError, Interrupted: as `fit` does.
     """
     started = time.perf_counter()
-    return _finish(*prepare_grid(configs, folders, folder, at_once), started)
+    with workdir.used_alone(folder):
+        return _finish(*prepare_grid(configs, folders, folder, at_once), started)
 
 
 def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
@@ -109,7 +111,7 @@ def _train(run: Run, state: State, checkpoints, record: Record, started: float) 
     with Progress(images, start, run.steps, started) as progress, interrupt.asked() as interrupted:
         for step, batch in enumerate(parallel.sharded(_train_batches(run, start)), start=start + 1):
             state, numbers = run.step(state, run.frozen, batch)
-            pending.append((step, numbers))
+            pending.append((step, numbers, batch["index"]))
             last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
             if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
                 # Fetching waits for the device.

@@ -5,20 +5,24 @@ import fcntl
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+BEAT = 30.0  # seconds between two signs of life
+STALE = 300.0  # seconds without one, after which a process of another host is taken for dead
+
 
 class Held(Exception):
-    """The lock is another process's, which is alive, on another host, or unknown; the text says which, and what to do."""
+    """The lock is another process's, which is alive as far as can be known; the text says whose."""
 
 
 @contextlib.contextmanager
 def lock(path: str | Path) -> Iterator[None]:
     """Holds the lock file `path`, which names host and process, inside the block; its folder is created.
 
-    A lock that a dead process of this host has left behind is taken over. Whether a process of another host is alive cannot be
-    known, so its lock is respected.
+    The file is touched every `BEAT` seconds. A lock that a dead process of this host has left behind is taken over at once;
+    that of another host, of which it cannot be known, once it has not been touched for `STALE` seconds.
 
     Raises:
       Held: another process has it.
@@ -27,12 +31,24 @@ def lock(path: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     while not _created(path) and not _taken_over(path):
         pass
+    done = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, done), daemon=True)
+    beat.start()
     try:
         yield
     finally:
+        done.set()
+        beat.join()
         with contextlib.suppress(FileNotFoundError):
             if path.read_text() == _ours():
                 path.unlink()
+
+
+def _beat(path, done):
+    while not done.wait(BEAT):
+        with contextlib.suppress(OSError):
+            if path.read_text() == _ours():
+                os.utime(path)
 
 
 def _ours() -> str:
@@ -41,15 +57,22 @@ def _ours() -> str:
 
 def _created(path: Path) -> bool:
     """Creates the lock with its content in one step, unless it is there; linking is atomic on network disks too."""
-    whole = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with _file_of_ours(path) as whole:
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _file_of_ours(path):
+    whole = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
     whole.write_text(_ours())
     try:
-        os.link(whole, path)
-    except FileExistsError:
-        return False
+        yield whole
     finally:
         whole.unlink()
-    return True
 
 
 def _taken_over(path: Path) -> bool:
@@ -60,17 +83,24 @@ def _taken_over(path: Path) -> bool:
             holder = _holder(file.read())
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return False
-            if holder is None:
-                raise Held(f"a process that cannot be told is at it; if there is none, remove {path}")
-            host, pid = holder
-            if host != socket.gethostname() or _alive(pid):
-                raise Held(f"process {pid} on {host} is at it; if that process is gone, remove {path}")
+            host, pid = holder or ("a host that cannot be told", "?")
+            if host == socket.gethostname():
+                if _alive(pid):
+                    raise Held(f"process {pid} on {host} is at it")
+            elif _untouched(path) < STALE:
+                raise Held(f"process {pid} on {host} is at it; if it is gone, {path} is free in {STALE / 60:.0f} minutes")
             file.seek(0)
             file.write(_ours())
             file.truncate()
     except FileNotFoundError:
         return False
     return True
+
+
+def _untouched(path: Path) -> float:
+    """Seconds since a file was touched, by the clock of its disk: those of hosts differ."""
+    with _file_of_ours(path) as now:
+        return now.stat().st_mtime - path.stat().st_mtime
 
 
 def _holder(text: str) -> tuple[str, int] | None:

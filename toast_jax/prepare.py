@@ -145,6 +145,7 @@ _AT_LEAST = {
     "task_weight": 0.0,
     "variational_weight": 0.0,
     "ema": 0.0,
+    "skip_nonfinite": 0,
     "augment.min_crop_area": 0.01,
     "augment.randaugment_ops": 0,
     "augment.randaugment_magnitude": 0.0,
@@ -243,7 +244,7 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of a config, with another weight decay if one is given."""
     fields = config.optimizer
-    return optim.optimizer(
+    tx = optim.optimizer(
         name=fields.name,
         schedule=schedule,
         mask=mask,
@@ -252,6 +253,7 @@ def optimizer(
         no_decay=tuple(fields.no_decay),
         clip=fields.clip,
     )
+    return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import metrics
-from toast_jax.errors import Diverged
+from toast_jax.errors import Diverged, listed
 from toast_jax.evaluation import described
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class Record(contextlib.ExitStack):
 
     Numbers come as arrays `[members]`, or as scalars where there is one.
 
+    A step whose numbers are not finite ends its member, unless `config.skip_nonfinite` lets so many in a row be left out.
+
     Args:
       members: the runs.
       start: step the numbers go on from.
@@ -48,6 +50,7 @@ class Record(contextlib.ExitStack):
     def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int):
         super().__init__()
         self._members, self._steps_per_epoch = members, steps_per_epoch
+        self._skipped = [0] * len(members)  # in a row
         self._writers = [self.enter_context(metrics.Writer(member.folder, start)) for member in members]
         self.diverged: dict[int, Diverged] = {}
 
@@ -55,22 +58,36 @@ class Record(contextlib.ExitStack):
     def all_diverged(self) -> bool:
         return len(self.diverged) == len(self._members)
 
-    def steps(self, fetched: Sequence[tuple[int, dict]]) -> tuple[int, dict[str, float]]:
-        """Writes the numbers of some training steps; returns the last step and its numbers, of the member that does best."""
-        for step, numbers in fetched:
-            told = [self._step(i, step, one) for i, one in enumerate(self._each(numbers))]
+    def steps(self, fetched: Sequence[tuple[int, dict, np.ndarray]]) -> tuple[int, dict[str, float]]:
+        """Writes the numbers of some training steps.
+
+        Args:
+          fetched: of each step its number, its numbers, and which images of the training data it had.
+
+        Returns:
+          the last step, and its numbers of the member that does best.
+        """
+        for step, numbers, images in fetched:
+            told = [self._step(i, step, one, images) for i, one in enumerate(self._each(numbers))]
         return step, min(told, key=lambda one: np.nan_to_num(one["loss"], nan=np.inf))
 
-    def _step(self, i, step, numbers):
+    def _step(self, i, step, numbers, images):
         member = self._members[i]
         numbers["lr"] = float(member.schedule(step - 1))
         self._write(i, step, {f"train/{name}": value for name, value in numbers.items()})
-        if not all(map(np.isfinite, numbers.values())):
-            self._note(
-                i,
-                f"The loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']} at step {step} (epoch "
-                f"{(step - 1) // self._steps_per_epoch}, learning rate {numbers['lr']:.3g})",
-            )
+        if all(map(np.isfinite, numbers.values())):
+            self._skipped[i] = 0
+            return numbers
+        what = (
+            f"The loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']} at step {step} (epoch "
+            f"{(step - 1) // self._steps_per_epoch}, learning rate {numbers['lr']:.3g}, images number "
+            f"{listed([str(one) for one in np.ravel(images)], most=64)} of the training data)"
+        )
+        self._skipped[i] += 1
+        if self._skipped[i] > member.config.skip_nonfinite:
+            self._note(i, what)
+        elif i not in self.diverged:
+            log.warning("%s; it is left out, as the %d. of %d in a row.", what, self._skipped[i], member.config.skip_nonfinite)
         return numbers
 
     def evaluation(self, name: str, step: int, scores: dict) -> list[dict[str, float]]:

@@ -1,16 +1,19 @@
 """The folder of a run: that it can be written, whose it is, and what it says about itself."""
 
+import contextlib
 import errno
 import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 import toast_jax
+from toast_jax import locks
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
 
@@ -53,6 +56,33 @@ def writable(workdir: str | Path, field: str = "--workdir") -> Path:
     except OSError as error:
         raise InputError(f"The folder {folder} cannot be written ({error.strerror}); give another {field}.") from error
     return folder
+
+
+@contextlib.contextmanager
+def used_alone(workdir: str | Path) -> Iterator[None]:
+    """Keeps other runs out of a folder inside the block; a new folder that nothing was put in is removed again.
+
+    Raises:
+      InputError: the folder cannot be written, or a run is at it.
+    """
+    is_new = not Path(workdir).expanduser().exists()
+    folder = writable(workdir)
+    if jax.process_index():
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        if is_new:
+            held.callback(_remove_if_empty, folder)
+        try:
+            held.enter_context(locks.lock(folder / "running"))
+        except locks.Held as holder:
+            raise InputError(f"{folder} is in use: {holder}; wait for it, or give another --workdir.") from holder
+        yield
+
+
+def _remove_if_empty(folder):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
