@@ -114,7 +114,7 @@ class _Ours:
     def __init__(self, args, method: str):
         config = fgvc.get_config(f"method={method},backbone={args.backbone}")
         network, row = model.build(config, CLASSES)
-        self.params = jax.jit(lambda: model.init(network, row, jax.random.key(0), config.data.image_size))()
+        self.params = jax.jit(lambda: model.init(network, row, jax.random.key(0)))()
         mask = methods.tuned_mask(self.params, row)
         tuned, frozen = trees.split(self.params, mask)
         tx = optim.optimizer(

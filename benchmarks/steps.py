@@ -61,8 +61,7 @@ class _Case:
     def __init__(self, name: str, backbone: str, batch: dict):
         config = fgvc.get_config(f"method={name},backbone={backbone}")
         network, method = model.build(config, CLASSES)
-        size = config.data.image_size
-        params = jax.jit(lambda: model.init(network, method, jax.random.key(0), size))()
+        params = jax.jit(lambda: model.init(network, method, jax.random.key(0)))()
         mask = methods.tuned_mask(params, method)
         tuned, frozen = trees.split(params, mask)
         tx = optim.optimizer(

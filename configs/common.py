@@ -6,6 +6,10 @@ from ml_collections import ConfigDict
 
 from toast_jax.errors import InputError, choose
 
+LLAMAS = (
+    *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "tinyllama_1b"),
+    *("stories15m", "stories260k"),
+)
 _VIT_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
 
 
@@ -113,6 +117,74 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.eval_every = 10  # epochs
     config.checkpoint_every = 5  # epochs
     return config
+
+
+def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
+    """All fields of a run with a language model, with their defaults: those of the release's recipes for LLaMA.
+
+    `backbone` is one of `LLAMAS` and, if need be, an underscore and a tag, as in llama2_7b_chat.
+    """
+    config = ConfigDict()
+    config.name = name
+    config.task = "train"  # train | evaluate
+    config.stage = stage  # tune: the downstream task | pretune: the top-down module on generic text
+    config.method = method  # a row of toast_jax/methods.py
+    config.seed = 42
+    config.resume = True  # go on from the last checkpoint in --workdir
+
+    config.backbone = _llama(backbone)
+    config.top_down = ""  # file of a pre-tuned top-down module
+    config.tune_transform = False  # toast: tune the transform of the selected tokens too; the release keeps it the identity
+    config.checkpoint = ""  # task evaluate: a file tuned with the PyTorch release, in place of --workdir's checkpoint
+    config.lora = ConfigDict({"rank": 4, "alpha": 1.0})
+    config.task_weight = 1.0  # pretune: of the cross-entropy
+    config.variational_weight = 0.01  # pretune: of the variational loss; the release divides what it compares by ten instead
+
+    config.data = ConfigDict()
+    config.data.format = "text"  # text: packed | instructions: Alpaca | prompts | conversations: ShareGPT (data/text.py)
+    config.data.splits = ConfigDict({"train": "", "val": "", "test": ""})  # a .txt, .json or .jsonl file; "" for none
+    config.data.tokenizer = f"weights/{backbone}"  # a tokenizer.model or tokenizer.json, or a folder with one
+    config.data.length = 512  # tokens of a sequence
+    config.data.documents = 0  # only so many of the first; 0: all
+    config.data.held_out = 0.0  # share of the training texts that become val
+    config.data.workers = 0  # processes that load sequences; 0: threads
+
+    config.microbatches = 1  # parts that a device computes its share of a batch in, one after the other, in the memory of one
+    config.fsdp = 1  # devices that share what is frozen; 1: each has all of it
+    config.batch_size = 144  # sequences, over all devices
+    config.epochs = 3
+    config.warmup_epochs = 0.09  # 3 % of the run
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw | sgd
+    config.optimizer.lr = 2e-5
+    config.optimizer.base_batch_size = 0  # lr is meant for batches of this size and scales with batch_size; 0: as it is
+    config.optimizer.schedule = "step"  # how often the rate changes: step, as in the release | epoch
+    config.optimizer.momentum = 0.9  # of sgd
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.no_decay = ()  # regexes of parameter paths
+    config.optimizer.clip = 1.0  # largest norm of the tuned gradients, as by default in Hugging Face's trainer; 0: any
+    config.ema = 0.0  # decay of a moving average of the tuned parameters, then used in their place; 0: none
+    config.skip_nonfinite = 0  # steps in a row that are left out if their loss or gradient is not finite; one more ends the run
+
+    config.log_every = 10  # steps
+    config.eval_every = 1  # epochs
+    config.checkpoint_every = 1  # epochs
+    return config
+
+
+def _llama(name: str) -> ConfigDict:
+    size = next((size for size in LLAMAS if re.fullmatch(rf"{size}(_\w+)?", name)), None)
+    if size is None:
+        raise InputError(
+            f"The backbone {name!r} is not known; write one of {', '.join(LLAMAS)}, and a tag, such as llama2_7b_chat."
+        )
+    fields = ConfigDict()
+    fields.family = "llama"
+    fields.size = size
+    fields.weights = f"weights/{name}"  # a folder of Hugging Face, or a file; "random" for none
+    fields.dtype = "float32"  # compute, and storage of what is frozen: float32 | bfloat16
+    fields.remat = False
+    return fields
 
 
 def _backbone(name: str) -> ConfigDict:

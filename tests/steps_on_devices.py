@@ -30,7 +30,7 @@ def main(path, backbone):
         # Random numbers have to be the same for any number of devices, too.
         config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3
         network, method = model.build(config, num_classes=3)
-        params = jax.jit(lambda network=network, method=method: model.init(network, method, jax.random.key(0), side))()
+        params = jax.jit(lambda network=network, method=method: model.init(network, method, jax.random.key(0)))()
         mask = methods.tuned_mask(params, method)
         tuned, frozen = trees.split(params, mask)
         before = trees.flat(trees.prune(parallel.fetch(tuned)))  # now, as the first step is given its buffers

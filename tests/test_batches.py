@@ -225,7 +225,7 @@ def test_evaluation_on_a_single_image(source):
 
 UNEVEN = ({"shard": (0, 3)}, "batch of 4 cannot be shared by 3 hosts: set --config.batch_size to a multiple of 3")
 NO_ROOM = ({"resize": 15}, "crop of 16 pixels does not fit in images resized to 15: set --config.data.resize=16")
-TOO_FEW = ({"batch_size": 12}, "11 images, fewer than one batch of 12: set --config.batch_size=11 or less")
+TOO_FEW = ({"batch_size": 12}, "11 examples, fewer than one batch of 12: set --config.batch_size=11 or less")
 
 
 @pytest.mark.parametrize(("changes", "message"), [UNEVEN, NO_ROOM, TOO_FEW])

@@ -16,7 +16,9 @@ from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-OTHERS = ("attention", "convert", "corrupt", "demo", "predict", "prepare", "pretrain", "pretune", "sweep", "table", "visualize")
+LANGUAGE = ("alpaca", "generate", "openwebtext", "vicuna")
+LOOKING = ("attention", "corrupt", "predict", "visualize")
+OTHERS = ("convert", "demo", "prepare", "pretrain", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
 TUNING = [name for name in CONFIGS if name not in OTHERS]
 
 
@@ -91,7 +93,7 @@ def test_full_size_network_builds(name, method):
     """Shapes alone: the real network of the config's defaults has the row's parameters."""
     config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
     network, row = model.build(config, num_classes=10)
-    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), config.data.image_size))
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0)))
     methods.tuned_mask(shapes, row)
 
 

@@ -1,6 +1,7 @@
 """Conversion: what was imported is exported unchanged, under the names that the PyTorch release loads."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from toast_jax.errors import InputError
 from toast_jax.tasks import convert
 
 FIXTURES = Path(__file__).parent / "fixtures"
-RECORDINGS = sorted(path.stem for kind in ("vit", "convnext") for path in FIXTURES.glob(f"{kind}_*.npz"))
+RECORDINGS = sorted(path.stem for kind in ("vit", "convnext", "llama") for path in FIXTURES.glob(f"{kind}_*.npz"))
 RELEASED = ("vit_top_down_pretuned", "vit_bottom_up_deit_style", "vit_toast_tuned", "convnext_top_down_pretuned")
 
 
@@ -28,7 +29,8 @@ def converted(source, target, sha256=""):
 
 def state_of(name):
     with np.load(FIXTURES / f"{name}.npz") as file:
-        return {key.removeprefix("params/"): file[key] for key in file.files if key.startswith("params/")}
+        kept = [key for key in file.files if key.startswith("params/") and not key.endswith(".inv_freq")]  # a buffer
+        return {key.removeprefix("params/"): file[key] for key in kept}
 
 
 def assert_identical(ours, theirs):
@@ -90,6 +92,16 @@ def test_pretuning_run_becomes_backbone_and_module(image_folder, tmp_path):
     assert not any(name.startswith(("enc.", "head.")) for name in ours)
     module = load_file(tmp_path / "run" / "top_down.safetensors")
     assert_identical({name: ours[name] for name in module}, module)
+
+
+def test_module_of_a_language_model_comes_back_alone(tmp_path):
+    """The release's names and its bare dict, which it loads with strict=False."""
+    torch = pytest.importorskip("torch")
+    state = {name: array for name, array in state_of("llama_toast").items() if re.match(r"model\.(prompt|top_|dec)", name)}
+    torch.save({name: torch.from_numpy(array) for name, array in state.items()}, tmp_path / "theirs.bin")
+    ours = torch.load(converted(tmp_path / "theirs.bin", tmp_path / "ours.pth"), weights_only=True)
+    assert len(state) == 2 + 2 * 3
+    assert_identical({name: tensor.numpy() for name, tensor in ours.items()}, state)
 
 
 def test_classifier_of_a_backbone_is_kept(tmp_path):

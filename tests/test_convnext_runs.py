@@ -42,7 +42,7 @@ TUNED = {
 @functools.cache
 def of_convnext_b(method):
     network, row = model.build(fgvc.get_config(f"method={method},backbone=convnext_b_in1k"), 200)
-    return jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), 32)), row
+    return jax.eval_shape(lambda: model.init(network, row, jax.random.key(0))), row
 
 
 def test_counts_by_hand():
@@ -104,7 +104,7 @@ def test_network_of_the_config():
     network, row = model.build(config, 200)
     backbone = convnext.ConvNeXt(DEPTHS, WIDTHS, dtype=jax.numpy.bfloat16)
     top_down = ConvTopDown((3, *WIDTHS), SIDES, jax.numpy.bfloat16)
-    assert network == model.Steered(backbone, 200, top_down=top_down)
+    assert network == model.Steered(backbone, model.classifier(200), top_down=top_down)
     assert (row.tuned, row.frozen) == (methods.METHODS["toast"].tuned, methods.METHODS["toast"].frozen)
     config = fgvc.get_config("method=partial,backbone=convnext_b_in1k")
     config.tuned_blocks = 3
@@ -193,7 +193,7 @@ def test_run_becomes_the_network_it_evaluated(method, image_folder, tmp_path):
 def test_prediction_draws_the_selection_or_says_that_there_is_none(method, panels, image_folder, tmp_path, monkeypatch, caplog):
     config = tiny_config(image_folder, method, "convnext_t")
     network, row = model.build(config, len(CLASSES))
-    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), 32))
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
     saved = saved_run.SavedRun(config, CLASSES, 0, network, row, params)

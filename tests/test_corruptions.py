@@ -130,7 +130,7 @@ def there(image_folder, monkeypatch):
     def made_up(folder, weights=""):
         config = tiny_config(image_folder, str(folder).split("/")[-1])
         network, row = model.build(config, len(CLASSES))
-        shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), 16))
+        shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0)))
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
         return saved_run.SavedRun(config, CLASSES, 0, network, row, params)

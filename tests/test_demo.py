@@ -89,9 +89,7 @@ def test_attention_before_tuning_is_the_same_for_all_networks_that_look_twice():
     looks = {}
     for name in ("linear", "toast", "toast_lite"):
         network = load_network(config.runs[name], 10)
-        params = parameters.start(
-            network.model, network.method, image_size=48, seed=3, weights=config.runs[name].backbone.weights
-        )
+        params = parameters.start(network.model, network.method, seed=3, weights=config.runs[name].backbone.weights)
         looks[name] = jax.jit(lambda p, x, n=network: maps.look(n.model, n.method, p, x))(params, images)[1]
     for name in ("toast", "toast_lite"):
         np.testing.assert_allclose(looks[name][maps.FIRST], looks["linear"][maps.LAST], rtol=1e-5, atol=1e-7)

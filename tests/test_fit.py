@@ -16,7 +16,7 @@ import pytest
 from conftest import COUNTS, METHODS, tiny_config
 from PIL import Image
 
-from toast_jax import checkpoint, fit, interrupt, parallel, prepare, trees
+from toast_jax import checkpoint, fit, interrupt, parallel, prepare, trees, vision
 from toast_jax.data import batches
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
@@ -332,7 +332,7 @@ def train_options(config):
         ({"optimizer.schedule": "week"}, "config.optimizer.schedule is 'week'; it must be one of epoch, step"),
         ({"method": "tost"}, "config.method is 'tost'.*nearest is 'toast'"),
         ({"batch_size": 12}, "config.batch_size is 12, which does not split over 8 devices"),
-        ({"batch_size": 32}, "24 images, fewer than one batch of 32"),
+        ({"batch_size": 32}, "24 examples, fewer than one batch of 32"),
         ({"backbone.weights": ""}, "config.backbone.weights is empty"),
         ({"backbone.weights": "nowhere.pth"}, "no weights file at nowhere.pth"),
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
@@ -368,7 +368,7 @@ def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     with pytest.raises(InputError, match="3.jpg"):
         fit.fit(config, tmp_path / "run")
     config.data.skip_corrupt = True
-    train_source, _ = prepare.open_sources(config, verified=False)
+    train_source, _ = vision.open_sources(config, verified=False)
     assert len(train_source) == 31
 
 
@@ -429,7 +429,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoin
         return dataclasses.replace(run, step=step), state
 
     monkeypatch.setattr(fit, "prepare", exploding)
-    facts = r"epoch 1, learning rate 0.0\d+, images number (\d+, ){7}\d+ of the training data"
+    facts = r"epoch 1, learning rate 0.0\d+, examples number (\d+, ){7}\d+ of the training data"
     with pytest.raises(InputError, match=rf"The loss is nan .* at step 5 \({facts}\)"):
         fit.fit(config, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:
@@ -466,7 +466,7 @@ def test_a_step_that_is_not_finite_can_be_left_out(image_folder, tmp_path, monke
     told = [
         record.getMessage() for record in caplog.records if "it is left out, as the 1. of 1 in a row" in record.getMessage()
     ]
-    assert len(told) == 2 and all(re.search(r"images number ([\d, ]*\b)?7\b", one) for one in told)
+    assert len(told) == 2 and all(re.search(r"examples number ([\d, ]*\b)?7\b", one) for one in told)
     assert losses(tmp_path).count(None) == 2 and len(losses(tmp_path)) == 6
     assert np.isfinite(result["test"]["loss"])
     before, after = prepare.prepare(config, tmp_path / "new")[1].tuned, final_state(tmp_path, config).tuned

@@ -38,7 +38,7 @@ def outputs():
         return tuned, both, alone, logits, out["look"]["hidden"]
 
     network, method = model.build(tiny_config("", "toast"), CLASSES)
-    shapes = jax.eval_shape(lambda: model.init(network, method, jax.random.key(0), SIDE))
+    shapes = jax.eval_shape(lambda: model.init(network, method, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
     return *jax.tree.map(np.asarray, run(params)), params["top_down"]["back"]

@@ -39,7 +39,7 @@ def looked(method, backbone="vit_ti8"):
     config = tiny_config("unused", method, backbone)
     network, row = model.build(config, 3)
     side = 2 * config.data.image_size if backbone == "convnext_t" else config.data.image_size  # a last map of more than a place
-    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), side))
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
     images = rng.integers(0, 256, (3, side, side, 3), dtype=np.uint8)

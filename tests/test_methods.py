@@ -40,7 +40,7 @@ def configured(method, **fields):
 
 def created(config):
     network, method = model.build(config, CLASSES)
-    return jax.eval_shape(lambda: model.init(network, method, jax.random.key(0), config.data.image_size)), method
+    return jax.eval_shape(lambda: model.init(network, method, jax.random.key(0))), method
 
 
 @functools.cache

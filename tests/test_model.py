@@ -29,7 +29,7 @@ def built(method, dropout=0.0):
     config = tiny_config("", method)
     config.backbone.drop_path, config.prompts.dropout = (0.0, dropout) if method == "vpt" else (dropout, 0.0)
     network, row = model.build(config, CLASSES)
-    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), SIDE))
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0)))
     rng = np.random.default_rng(0)
     draw = lambda path, leaf: rng.normal(float(path.endswith("scale")), 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     return network, row, trees.nested({path: draw(path, leaf) for path, leaf in trees.flat(shapes).items()})
@@ -38,7 +38,7 @@ def built(method, dropout=0.0):
 @functools.partial(jax.jit, static_argnames=("method", "dropout", "call"), compiler_options=COMPILER)
 def apply(method, params, images, rng=None, dropout=0.0, call=None):
     network, row, _ = built(method, dropout)
-    return model.apply(network, row, params, images, rng, call)
+    return model.apply(network, row, params, images, rng, call=call)
 
 
 def images():
@@ -145,7 +145,7 @@ def test_init_creates_the_groups_of_the_row(method):
 
 def test_head_starts_as_in_the_release():
     network, row = model.build(tiny_config("", "linear"), 200)
-    head = jax.jit(lambda: model.init(network, row, jax.random.key(0), SIDE)["head"])()
+    head = jax.jit(lambda: model.init(network, row, jax.random.key(0))["head"])()
     np.testing.assert_allclose(head["bias"], -np.log(99.0), rtol=1e-6)
     np.testing.assert_allclose(head["kernel"].std(), np.sqrt(2 / 200), rtol=0.05)
     np.testing.assert_allclose(head["kernel"].mean(), 0.0, atol=5e-3)
@@ -183,7 +183,7 @@ def test_config_builds_the_network_of_its_row(method):
     backbone = {"width": 768, "depth": 12, "num_heads": 12, "patch": 16, "grid": 14, "pool": "cls", "drop_path": 0.1}
     assert network == model.Steered(
         ViT(**backbone, last_blocks=3 if method == "partial" else 1),
-        200,
+        model.classifier(200),
         top_down=TopDown(12, 768) if ROWS[method].signal == "top_down" else None,
         prompts=Prompts(12, 7, 768, 16, 0.1) if ROWS[method].signal == "prompts" else None,
     )
@@ -222,5 +222,5 @@ def test_head_starts_at_zero_if_the_config_says_so():
     config = fgvc.get_config("method=linear")
     config.head.start = "zeros"
     network, row = model.build(config, 50)
-    head = jax.jit(lambda: model.init(network, row, jax.random.key(0), 224)["head"])()
+    head = jax.jit(lambda: model.init(network, row, jax.random.key(0))["head"])()
     assert not np.any(head["kernel"]) and np.all(head["bias"] == head["bias"][0])

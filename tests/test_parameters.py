@@ -16,7 +16,7 @@ from configs import fgvc
 from toast_jax import methods, parameters, pretrained, rename, trees
 from toast_jax.backbones.vit import ViT
 from toast_jax.errors import InputError
-from toast_jax.model import Steered, apply, build, init
+from toast_jax.model import Steered, apply, build, classifier, init
 from toast_jax.prompts import Prompts
 from toast_jax.top_down import TopDown
 
@@ -37,13 +37,13 @@ def network(method, num_classes=7, **changed):
         "prompts": {"prompts": Prompts(backbone.depth, 5, backbone.width, backbone.patch)},
         "top_down": {"top_down": TopDown(backbone.depth, backbone.width)},
     }
-    return Steered(backbone, num_classes, **signal[row.signal]), row
+    return Steered(backbone, classifier(num_classes), **signal[row.signal]), row
 
 
 def start(method, num_classes=7, *, weights="random", seed=0, **files):
     """`parameters.start` as a flat dict."""
     model, row = network(method, num_classes)
-    return trees.flat(parameters.start(model, row, image_size=32, seed=seed, weights=weights, **files))
+    return trees.flat(parameters.start(model, row, seed=seed, weights=weights, **files))
 
 
 def recording(name):
@@ -217,7 +217,7 @@ def test_empty_weights_are_refused():
 
 def test_random_weights_are_those_of_init():
     model, row = network("toast_lite")
-    initial = trees.flat(jax.jit(lambda: init(model, row, jax.random.key(5), 32))())
+    initial = trees.flat(jax.jit(lambda: init(model, row, jax.random.key(5)))())
     params = start("toast_lite", weights="random", seed=5)
     assert trees.shapes(params) == trees.shapes(initial)
     for path, leaf in initial.items():
@@ -248,7 +248,7 @@ def test_top_down_at_random_and_loaded_leave_the_same_head(backbone, both):
 @pytest.mark.parametrize("num_classes", [10, 1000])
 def test_head_starts_as_the_release_has_it(num_classes):
     model, row = network("linear", num_classes, width=512)
-    head = parameters.start(model, row, image_size=32, seed=0, weights="random")["head"]
+    head = parameters.start(model, row, seed=0, weights="random")["head"]
     np.testing.assert_allclose(head["bias"], -math.log(99), rtol=1e-6)
     assert head["kernel"].shape == (512, num_classes)
     assert np.std(head["kernel"]) == pytest.approx(math.sqrt(2 / num_classes), rel=0.05)
@@ -323,7 +323,7 @@ def test_files_of_the_released_sizes_fit(name, monkeypatch):
         shapes |= {f"decoders.{i}.{part}.weight": (width, width) for part in ("linear", "linear2")}
     state = {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in shapes.items()}
     monkeypatch.setattr(pretrained, "read", lambda path: state)
-    expected = trees.flat(jax.eval_shape(lambda: init(model, row, jax.random.key(0), 224)))
+    expected = trees.flat(jax.eval_shape(lambda: init(model, row, jax.random.key(0))))
     loaded = pretrained.load("file", expected, last_blocks=1, wanted="(backbone|top_down)/.*")
     assert {name: array.shape for name, array in loaded.items()} == {
         name: leaf.shape for name, leaf in expected.items() if not name.startswith("head/")

@@ -10,7 +10,9 @@ from toast_jax.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VIT = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
-RECORDINGS = (*(f"vit_{method}" for method in VIT), "convnext_linear", "convnext_toast")
+QUANTITIES = ("out", "mid", "grad", "var", "sgd", "count", "generate")
+LLAMA = ("finetune", "lora", "toast", "toast_lite", "pretune")
+RECORDINGS = (*(f"vit_{method}" for method in VIT), "convnext_linear", "convnext_toast", *(f"llama_{name}" for name in LLAMA))
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -18,7 +20,7 @@ def test_recording_is_replayed(name):
     checks = parity.replay(str(FIXTURES / f"{name}.npz"))
     assert [check for check in checks if not check.passed] == []
     with np.load(FIXTURES / f"{name}.npz") as recorded:
-        quantities = [k for k in recorded.files if k.split("/")[0] in ("out", "mid", "grad", "var", "sgd", "count")]
+        quantities = [k for k in recorded.files if k.split("/")[0] in QUANTITIES and k != "generate/prompt"]
     assert {check.name.split(" ")[0].replace("enc.", "") for check in checks} == {q.replace("enc.", "") for q in quantities}
 
 
@@ -39,7 +41,7 @@ def test_relative_error_does_not_hide_nan_or_shape():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("llama_toast.npz", "is not a recording of a ViT or a ConvNeXt"),
+        ("lr_schedule.npz", "is not a recording of a ViT, a ConvNeXt, a LLaMA; no other"),
         ("nowhere.npz", "cannot be read"),
         ("vit_toast_tuned.pth", ""),
     ],

@@ -26,7 +26,7 @@ def made_up(root, method, backbone="vit_ti8", **data):
     config = tiny_config(root, method, backbone)
     config.data.update(data)
     network, row = model.build(config, len(CLASSES))
-    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0), config.data.image_size))
+    shapes = jax.eval_shape(lambda: model.init(network, row, jax.random.key(0)))
 
     def filled(path, leaf):
         rng = np.random.default_rng(sum(jax.tree_util.keystr(path).encode()))

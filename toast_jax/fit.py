@@ -10,11 +10,10 @@ import jax
 from ml_collections import ConfigDict
 
 from toast_jax import checkpoint, interrupt, known, parallel, top_down_file, trees, workdir
-from toast_jax.data import batches, sources
 from toast_jax.errors import Diverged, Interrupted
 from toast_jax.evaluation import evaluate
 from toast_jax.grid import prepare_grid
-from toast_jax.prepare import Run, prepare, reseed
+from toast_jax.prepare import Run, domain, prepare, reseed
 from toast_jax.progress import Progress
 from toast_jax.record import Record
 from toast_jax.train import State
@@ -82,7 +81,7 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
         if restored is not None:
             state = restored
             log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
-        with Record(run.members, int(state.step), run.steps_per_epoch) as record:
+        with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
             results = _train(run, state, checkpoints, record, started)
     for member, result in zip(run.members, results, strict=True):
         if not isinstance(result, Diverged):
@@ -90,26 +89,15 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
     return results
 
 
-def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
-    """This host's share of an evaluation split, as the config wants it."""
-    data = config.data
-    return batches.eval_batches(
-        source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=_shard()
-    )
-
-
-def _shard():
-    return jax.process_index(), jax.process_count()
-
-
 def _train(run: Run, state: State, checkpoints, record: Record, started: float) -> list[dict | Diverged]:
     """Steps, evaluations and checkpoints from `state` to the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
     meta = {"config": config.to_dict(), "classes": run.train.classes}
-    state, pending, evaluated = parallel.place(state), [], {}
-    images = config.batch_size * len(run.members)
-    with Progress(images, start, run.steps, started) as progress, interrupt.asked() as interrupted:
-        for step, batch in enumerate(parallel.sharded(_train_batches(run, start)), start=start + 1):
+    state, pending, evaluated = run.devices.place(state), [], {}
+    reads = domain(config)
+    count = reads.examples(config) * len(run.members)
+    with Progress(count, reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
+        for step, batch in enumerate(run.devices.sharded(_train_batches(run, start)), start=start + 1):
             state, numbers = run.step(state, run.frozen, batch)
             pending.append((step, numbers, batch["index"]))
             last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
@@ -140,26 +128,12 @@ def _train(run: Run, state: State, checkpoints, record: Record, started: float) 
 
 
 def _train_batches(run: Run, start: int) -> Iterator[dict]:
-    """This host's share of every batch from step `start` on, with what is known of its images if that never changes."""
+    """This host's share of every batch from step `start` on, with what is known of its inputs if that never changes."""
     config = run.config
     kept = None
-    if start < run.steps and run.known and known.has_fixed_views(config) and config.keep_known:
+    if start < run.steps and run.known and config.get("keep_known") and known.has_fixed_views(config):
         kept = known.keep(config, run.known, run.frozen, run.train)
-    loader = batches.train_batches(
-        run.train,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        seed=config.seed,
-        resize=config.data.resize,
-        size=config.data.image_size,
-        min_crop_area=config.augment.min_crop_area,
-        flip=config.augment.flip,
-        randaugment_ops=config.augment.randaugment_ops,
-        randaugment_magnitude=config.augment.randaugment_magnitude,
-        start_step=start,
-        workers=config.data.workers,
-        shard=_shard(),
-    )
+    loader = domain(config).train_batches(config, run.train, start)
     with contextlib.closing(loader):
         for batch in loader:
             yield known.attached(kept, batch) if kept else batch
@@ -167,10 +141,11 @@ def _train_batches(run: Run, start: int) -> Iterator[dict]:
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:
     """The scores of every member on every evaluation split."""
-    return {
-        name: record.evaluation(name, step, evaluate(run.eval_step, state.result, run.frozen, eval_batches(run.config, source)))
-        for name, source in run.evals.items()
-    }
+    reads, results = domain(run.config), {}
+    for name, source in run.evals.items():
+        scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)
+        results[name] = record.evaluation(name, step, scores)
+    return results
 
 
 def _result(run: Run, config: ConfigDict, evaluated: dict, progress: Progress) -> dict:
@@ -179,7 +154,7 @@ def _result(run: Run, config: ConfigDict, evaluated: dict, progress: Progress) -
         **evaluated,
         "seed": config.seed,
         "tuned_parameters": run.tuned_parameters,
-        "images_per_second": progress.median_rate,  # of all members
+        f"{domain(config).UNIT}_per_second": progress.median_rate,  # of all members
         **together,
         "seconds_to_first_step": progress.first_step,
         "steps": run.steps,

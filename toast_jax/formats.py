@@ -74,6 +74,12 @@ _AUGREG = (
     *_dense("head", "head"),
 )
 
+# LLaMA as Hugging Face's LlamaForCausalLM and the TOAST release have it; of LlamaModel alone, all names lack `model.`.
+_LLAMA = (
+    Row(r"(?:.*\.)?rotary_emb\.inv_freq", None),
+    Row(r"((?:embed_tokens|layers|norm|decoders)\..*|prompt|top_down_transform)", r"model.\1"),
+)
+
 # What has timm's names and more: FSDP's chunks of blocks (DINOv2), what pre-training masks, decodes and projects with.
 _TIMM = (
     Row(r"blocks\.\d+\.(\d+)\.(.*)", r"blocks.\1.\2"),
@@ -109,6 +115,7 @@ _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     (r"(?:vit|dinov2|convnext)\.embeddings\..*", [Row(r"(?:vit|dinov2|convnext)\.(.*)", r"\1")]),
     (r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*", _CONVNEXT),
     (r"embeddings\.patch_embeddings\..*", _HUGGING_FACE),
+    (r"(?:model\.)?layers\.\d+\.self_attn\..*", _LLAMA),
     # DINO's projection head, whose last layer has the name of the classifier in files of the TOAST release.
     (r"head\.mlp\..*", [Row(r"head\..*", None)]),
     (r".*", _TIMM),

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import parallel
 from toast_jax.data import batches, sources
+from toast_jax.losses import inputs
 from toast_jax.methods import BACKBONE, Method
 from toast_jax.model import Steered
 
@@ -23,7 +24,7 @@ def known_of(model: Steered, method: Method) -> Callable | None:
         return None
 
     def known(frozen, batch, rng=None):
-        return model.apply({"params": {"backbone": frozen["backbone"]}}, batch["image"], rng, method="known")
+        return model.apply({"params": {"backbone": frozen["backbone"]}}, inputs(batch), rng, method="known")
 
     return known
 

@@ -22,6 +22,7 @@ LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
 # One A for the three kernels, as on the release's joint qkv kernel.
 ATTENTION_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
 POINTWISE_KERNELS = r"backbone/stages_\d/(blocks|last_\d+)/pwconv[12]/kernel"  # of a ConvNeXt
+LLAMA_KERNELS = r"backbone/blocks/attn/[qkvo]/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,13 @@ METHODS = {
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
     "toast_lite": Method("top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)),
 }
+# Of a language model, whose head is part of the backbone. Of the feedback layers, toast tunes B_l alone.
+LANGUAGE_METHODS = {
+    "finetune": Method("", tuned=(BACKBONE,), frozen=()),
+    "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,), lora=(LLAMA_KERNELS,)),
+    "toast": Method("top_down", tuned=(OUT, PRIOR), frozen=(BACKBONE, TRANSFORM, BACK)),
+    "toast_lite": Method("top_down", tuned=(LORA, PRIOR), frozen=(BACKBONE, TRANSFORM, FEEDBACK), lora=(FEEDBACK,)),
+}
 
 
 def row(config) -> Method:
@@ -66,7 +74,14 @@ def row(config) -> Method:
     Raises:
       InputError: an unknown method, or a method that has not what a field asks for.
     """
+    language = config.backbone.family == "llama"
     method = choose("config.method", config.method, METHODS)
+    if language and config.method not in LANGUAGE_METHODS:
+        raise InputError(
+            f"Method {config.method} is for images; a language model is tuned by one of {', '.join(LANGUAGE_METHODS)}: set "
+            "--config.method to one of them."
+        )
+    method = (LANGUAGE_METHODS if language else METHODS)[config.method]
     method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     if config.stage == "pretune":
         if config.method != "toast":
@@ -74,18 +89,25 @@ def row(config) -> Method:
         if not config.task_weight and config.tune_transform:
             raise InputError("config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.")
         if not config.task_weight:
-            return dataclasses.replace(method, tuned=(BACK,), frozen=(HEAD, BACKBONE, PRIOR, TRANSFORM, OUT))
+            rest = (cell for cell in method.tuned + method.frozen if cell not in (FEEDBACK, BACK, OUT))
+            return dataclasses.replace(method, tuned=(BACK,), frozen=(*rest, OUT))
+        method = pretuned(method)
     if config.tune_transform:
         if TRANSFORM not in method.tuned + method.frozen:
             raise InputError(f"config.tune_transform is True, but method {config.method} has no transform; set it to False.")
         method = _moved(method, TRANSFORM, tuned=True)
-    if not config.head.tune:
+    if not language and not config.head.tune:
         if config.method == "linear":
             raise InputError("config.head.tune is False, but method linear tunes nothing else; set it to True.")
         if config.head.start != "classifier":
             raise InputError("config.head.tune is False, which leaves an untrained head; set --config.head.start=classifier.")
         method = _moved(method, HEAD, tuned=False)
     return method
+
+
+def pretuned(method: Method) -> Method:
+    """The row of pre-tuning: all that toast tunes, and every A_l."""
+    return _moved(method, BACK, tuned=True) if BACK in method.frozen else method
 
 
 def _moved(method, regex, *, tuned):

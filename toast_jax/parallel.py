@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -27,6 +28,16 @@ def place(tree):
     The result may share memory with `tree`: after it was donated to a step, `tree` is gone too.
     """
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def spread(tree):
+    """`place` for parameters that no step changes; `fsdp` splits them."""
+    return place(tree)
+
+
+def put(path: str, array: np.ndarray) -> jax.Array:
+    """Puts the parameter at a path on a device, from where `spread` takes it."""
+    return jnp.asarray(array)
 
 
 def shard(batch: dict) -> dict:

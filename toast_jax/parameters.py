@@ -2,14 +2,16 @@
 
 import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax import pretrained, top_down_file, trees
+from toast_jax import language_weights, parallel, pretrained, top_down_file, trees
+from toast_jax.backbones.llama import LLaMA
 from toast_jax.errors import InputError
-from toast_jax.methods import Method
+from toast_jax.methods import Method, tuned_mask
 from toast_jax.model import Steered, init
 
 log = logging.getLogger(__name__)
@@ -21,22 +23,24 @@ def start(
     model: Steered,
     method: Method,
     *,
-    image_size: int,
     seed: int,
     weights: str,
     classifier: bool = False,
     top_down: str = "",
     tuned: str = "",
+    put: Callable = parallel.put,
 ) -> dict:
     """Builds all parameters of a network.
 
+    They are float32, but what is frozen in a language model is stored in its compute dtype.
+
     Args:
       model, method: from `model.build`.
-      image_size: S, pixels.
       seed: of everything that is created.
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
       classifier: whether the head, too, is read from `weights`: the classifier of the backbone's own task.
       top_down: file of a pre-tuned top-down module, or "". It comes before the one in `weights`.
+      put: `(path, array) -> array`, puts a language model's weights on their devices as they are read.
       tuned: a PyTorch file of a whole tuned network of this method, or ""; `weights` and `top_down` are then not read.
 
     Returns:
@@ -46,46 +50,58 @@ def start(
       InputError: a file is missing or does not fit; see `pretrained.load`.
     """
     key = jax.random.key(seed)
-    shapes = trees.flat(jax.eval_shape(lambda key: _init(model, method, key, image_size), key))
-    blocks = model.backbone.last_blocks
+    shapes = jax.eval_shape(lambda key: _init(model, method, key), key)
+    dtypes = _dtypes(model, method, shapes)
+    shapes = trees.flat(shapes)
     if tuned:
-        loaded = pretrained.load(tuned, shapes, last_blocks=blocks, wanted=".*")
+        loaded = pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*")
     else:
-        loaded = _load_pretrained(shapes, blocks, weights, classifier, top_down)
+        loaded = _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down)
     missing = [path for path in shapes if path not in loaded]
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
         log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
-    created = _create(model, method, key, image_size, tuple(missing))
-    params = {path: jnp.asarray(loaded[path]) if path in loaded else created[path] for path in shapes}
+    created = _create(model, method, key, tuple((path, dtypes[path]) for path in missing))
+    params = {path: jnp.asarray(loaded[path], dtypes[path]) if path in loaded else created[path] for path in shapes}
     if top_down and "top_down/prior" in params and not tuned:
         top_down_file.check_backbone(top_down, params)
     return trees.nested(params)
 
 
 # Compiled once for all seeds of a network.
-_init = jax.jit(init, static_argnums=(0, 1, 3))
+_init = jax.jit(init, static_argnums=(0, 1))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
-def _create(model, method, key, image_size, paths):
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _create(model, method, key, dtypes):
     """The leaves of `init` at some paths. Under jit the others are not computed."""
-    leaves = trees.flat(_init(model, method, key, image_size))
-    return {path: leaves[path] for path in paths}
+    leaves = trees.flat(_init(model, method, key))
+    return {path: leaves[path].astype(dtype) for path, dtype in dtypes}
 
 
-def _load_pretrained(shapes, blocks, weights, classifier, top_down):
+def _dtypes(model, method, shapes):
+    """What each parameter is stored as, by path."""
+    frozen = model.backbone.dtype if isinstance(model.backbone, LLaMA) else jnp.float32
+    return {path: jnp.float32 if tuned else frozen for path, tuned in trees.flat(tuned_mask(shapes, method)).items()}
+
+
+def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
     if not weights:
         raise InputError("config.backbone.weights is empty; give the file of a pre-trained backbone (or 'random').")
     if classifier and weights == RANDOM:
         raise InputError("config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.")
     has_top_down = any(path.startswith("top_down/") for path in shapes)
+    language, blocks = isinstance(model.backbone, LLaMA), model.backbone.last_blocks
     loaded = {}
-    if weights != RANDOM:
+    if weights != RANDOM and language:
+        loaded = language_weights.load(weights, shapes, model.backbone, dtypes, put)
+    elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
         loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")
     if top_down and has_top_down:
-        module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional="backbone/.*")
+        # Released modules of language models come with embeddings that have a word more.
+        optional = "" if language else "backbone/.*"
+        module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional=optional)
         _check_same_backbone(top_down, module, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:

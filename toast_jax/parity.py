@@ -11,27 +11,23 @@ import dataclasses
 import functools
 import re
 import sys
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax import losses, optim, parallel, train, trees
-from toast_jax.backbones.convnext import STRIDES, ConvNeXt
-from toast_jax.backbones.vit import ViT
+from toast_jax import generation, losses, optim, parallel, recording, train, trees
 from toast_jax.errors import InputError
-from toast_jax.methods import METHODS, Method, tuned_mask
-from toast_jax.model import Steered, apply, init
-from toast_jax.prompts import Prompts
-from toast_jax.rename import from_torch, kind, to_torch
-from toast_jax.top_down import ConvTopDown, TopDown
+from toast_jax.methods import tuned_mask
+from toast_jax.model import apply
+from toast_jax.recording import Recording
+from toast_jax.rename import to_torch
 
 FORWARD, BACKWARD = 1e-5, 1e-4
-HEAD_WIDTH = 8  # of every recording of a ViT; the arrays do not tell
-SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "no_decay": ("head/bias",), "clip": 0.0}
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip": 0.0}
 SGD_LR, SGD_STEPS = 0.05, 6
-VARIATIONAL_WEIGHT = {"ViT": 0.1, "ConvNeXt": 0.01}  # the release's; recordings include it
+# The release's; recordings include it. That of a LLaMA compares what was divided by ten, with weight 1.
+VARIATIONAL_WEIGHT = {"ViT": 0.1, "ConvNeXt": 0.01, "LLaMA": 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,120 +52,58 @@ def relative_error(ours, theirs) -> float:
 
 
 def replay(path: str) -> list[Check]:
-    """Compares every quantity of a recording of a ViT or a ConvNeXt."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            recorded = {key: file[key] for key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as a recording ({error}); give the path of an .npz file.") from error
-    if not {"params/enc.blocks.0.attn.qkv.weight", "params/enc.stages.0.0.dwconv.weight"} & recorded.keys():
-        raise InputError(f"{path} is not a recording of a ViT or a ConvNeXt; no other network can be replayed.")
-    batch = {
-        "image": recorded["input/images_nchw"].transpose(0, 2, 3, 1),
-        "label": recorded["input/labels"].astype(np.int32),
-    }
-    trainable = set(map(str, recorded["trainable_names"]))
-    model, method, params = _network(_group(recorded, "params/"), trainable, batch["image"].shape[1])
-    mask = tuned_mask(params, method)
-    tuned, frozen = trees.split(params, mask)
+    """Compares every quantity of a recording."""
+    recorded = recording.load(path)
+    model, method, arrays = recorded.model, recorded.method, recorded.arrays
+    mask = tuned_mask(recorded.params, method)
+    tuned, frozen = trees.split(recorded.params, mask)
+    weights = {"variational_weight": VARIATIONAL_WEIGHT[recorded.network]}
+    scores = losses.tune(model, method)
+    if recorded.pretuning:
+        scores = losses.pretune(model, method, task_weight=1.0, **weights)
     checks = [
-        Check("count/total", abs(trees.count(params) - int(recorded["count/total"])), 0),
-        Check("count/trainable", abs(trees.count(tuned) - int(recorded["count/trainable"])), 0),
+        Check("count/total", abs(trees.count(recorded.params) - int(arrays["count/total"])), 0),
+        Check("count/trainable", abs(trees.count(tuned) - int(arrays["count/trainable"])), 0),
     ]
-    checks += _forward(model, method, params, batch, recorded)
-    checks += _gradients(losses.tune(model, method), tuned, frozen, batch, _group(recorded, "grad/"), "grad/")
-    if "var/loss" in recorded:
-        weight = VARIATIONAL_WEIGHT[type(model.backbone).__name__]
-        scores = losses.pretune(model, method, task_weight=0.0, variational_weight=weight)
-        value = jax.jit(lambda params: scores(params, batch)["loss"].mean())(params)
-        checks.append(Check("var/loss", relative_error(value, recorded["var/loss"]), FORWARD))
-        checks += _gradients(scores, tuned, frozen, batch, _group(recorded, "var/grad/"), "var/grad/")
-    if "sgd/losses" in recorded:
-        checks += _sgd(losses.tune(model, method), mask, tuned, frozen, batch, recorded)
+    checks += _forward(recorded, scores)
+    checks += _gradients(recorded, scores, tuned, frozen, "grad/")
+    if "var/loss" in arrays:
+        variational = losses.pretune(model, method, task_weight=0.0, **weights)
+        checks.append(Check("var/loss", relative_error(_loss(recorded, variational), arrays["var/loss"]), FORWARD))
+        checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
+    if "sgd/losses" in arrays:
+        checks += _sgd(recorded, scores, mask, tuned, frozen)
+    if "generate/prompt" in arrays:
+        checks += _generate(recorded)
     return checks
 
 
-def _group(recorded, prefix):
-    names = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
-    return {name.removeprefix("enc."): value for name, value in names.items()}
+def _loss(recorded: Recording, scores):
+    batch = _weighed(recorded.batch)
+    return jax.jit(lambda params: scores(params, batch)["loss"].mean())(recorded.params)
 
 
-def _network(state, trainable, image_size) -> tuple[Steered, Method, dict]:
-    """The network of the recorded sizes, the row of its method, and its parameters."""
-    method, arrays = _row(state, {name.removeprefix("enc.") for name in trainable})
-    model = _build(arrays, method)
-    shapes = jax.eval_shape(lambda: init(model, method, jax.random.key(0), image_size))
-    params = trees.nested({path: jnp.asarray(array) for path, array in arrays.items()})
-    assert trees.shapes(params) == trees.shapes(shapes), "the recording has other parameters than the network"
-    return model, method, params
+def _weighed(batch):
+    """The batch as a step sees it that runs on one device, without asking the machine for one."""
+    if "weight" not in batch:
+        return batch
+    weigh = jax.vmap(lambda batch: losses.by_token(batch, None), axis_name=parallel.AXIS)
+    return jax.tree.map(lambda a: a[0], weigh(jax.tree.map(lambda a: a[None], batch)))
 
 
-def _row(state, trainable) -> tuple[Method, dict]:
-    """The row whose created and tuned parameters are the recorded ones, and the parameters by our paths."""
-    tuned_blocks = len({name.split(".")[1] for name in trainable if name.startswith("blocks.")})
-    for name, method in METHODS.items():
-        arrays, unknown = from_torch(state, max(1, tuned_blocks) if name == "partial" else 1)
-        assert not unknown, f"names without a line in the rename table: {unknown}"
-        created = {path.split("/")[0] for path in arrays} - {"backbone", "head"}
-        if created != {part for part in (method.signal, "lora" if method.lora else "") if part}:
-            continue
-        tuned, _ = trees.split(trees.nested(arrays), tuned_mask(trees.nested(arrays), method))
-        if set(to_torch(trees.flat(trees.prune(tuned)))) == trainable:
-            return method, arrays
-    raise InputError("No method has the tuned parameters of the recording.")
-
-
-def _build(arrays, method) -> Steered:
-    backbone = {"ViT": _vit, "ConvNeXt": _convnext}[kind(arrays)](arrays)
-    signal = {}
-    if method.signal == "top_down" and isinstance(backbone, ConvNeXt):
-        signal = {"top_down": ConvTopDown((3, *backbone.widths), STRIDES)}
-    elif method.signal == "top_down":
-        signal = {"top_down": TopDown(backbone.depth, backbone.width)}
-    if method.signal == "prompts":
-        layers, num, _ = arrays["prompts/tokens"].shape
-        signal = {"prompts": Prompts(layers, num, backbone.width, backbone.patch)}
-    return Steered(backbone, arrays["head/bias"].shape[0], **signal)
-
-
-def _vit(arrays) -> ViT:
-    width = arrays["backbone/cls_token"].shape[-1]
-    last = len({path.split("/")[1] for path in arrays if path.startswith("backbone/last_")})
-    return ViT(
-        width=width,
-        depth=last + len(arrays.get("backbone/blocks/norm1/scale", ())),
-        num_heads=width // HEAD_WIDTH,
-        patch=round((arrays["backbone/patch_embed/kernel"].shape[0] / 3) ** 0.5),
-        grid=round((arrays["backbone/pos_embed"].shape[1] - 1) ** 0.5),
-        last_blocks=last,
-    )
-
-
-def _convnext(arrays) -> ConvNeXt:
-    last = len({path.split("/")[2] for path in arrays if path.startswith("backbone/stages_3/last_")})
-    stages = [f"backbone/stages_{i}" for i in range(len(STRIDES))]
-    depths = [len(arrays.get(f"{stage}/blocks/gamma", ())) for stage in stages]
-    return ConvNeXt(
-        depths=(*depths[:-1], depths[-1] + last),
-        widths=tuple(len(arrays[f"{stage}/downsample/conv/bias"]) for stage in stages),
-        last_blocks=last,
-    )
-
-
-def _forward(model, method, params, batch, recorded) -> list[Check]:
-    logits = jax.jit(functools.partial(apply, model, method))(params, batch["image"])
-    explained, out = jax.jit(functools.partial(apply, model, method, call="explain"))(params, batch["image"])
-    loss = losses.cross_entropy(logits, batch).mean()
-    pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": loss}
+def _forward(recorded: Recording, scores) -> list[Check]:
+    seen, arrays = losses.inputs(recorded.batch), recorded.arrays
+    run = functools.partial(apply, recorded.model, recorded.method)
+    logits = jax.jit(run)(recorded.params, seen)
+    explained, out = jax.jit(functools.partial(run, call="explain"))(recorded.params, seen)
+    pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": _loss(recorded, scores)}
     if "selection" in out:
-        pairs |= _intermediates(out, params["top_down"]["transform"])
+        pairs |= _intermediates(out, recorded.params["top_down"]["transform"])
     keys = {name: name.split(" ")[0] for name in pairs}
-    missing = {key for key in recorded if key.startswith("mid/")} - set(keys.values())
+    missing = {key for key in arrays if key.startswith("mid/")} - set(keys.values())
     assert not missing, f"recorded, but not compared: {missing}"
     return [
-        Check(name, relative_error(value, recorded[keys[name]]), FORWARD)
-        for name, value in pairs.items()
-        if keys[name] in recorded
+        Check(name, relative_error(value, arrays[keys[name]]), FORWARD) for name, value in pairs.items() if keys[name] in arrays
     ]
 
 
@@ -187,30 +121,44 @@ def _intermediates(out, transform) -> dict:
     return {f"mid/{name}": array for name, array in pairs.items()}
 
 
-def _gradients(scores, tuned, frozen, batch, theirs, prefix) -> list[Check]:
+def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check]:
+    batch = _weighed(recorded.batch)
     grads = jax.jit(jax.grad(lambda tuned: scores(trees.merge(tuned, frozen), batch)["loss"].mean()))(tuned)
-    return _compare(grads, theirs, prefix)
+    return _compare(recorded, grads, prefix)
 
 
-def _compare(tree, theirs, prefix) -> list[Check]:
-    ours = to_torch(trees.flat(trees.prune(tree)))
+def _compare(recorded: Recording, tree, prefix) -> list[Check]:
+    ours = to_torch(trees.flat(trees.prune(tree)), recorded.network)
+    theirs = recorded.group(prefix)
     return [Check(prefix + name, relative_error(ours[name], array), BACKWARD) for name, array in theirs.items()]
 
 
-def _sgd(scores, mask, tuned, frozen, batch, recorded) -> list[Check]:
+def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
     """Six steps of the real train step on one device; the second, fourth and sixth batch is the first one turned around."""
-    tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, **SGD)
-    step = functools.partial(train.train_step, scores=scores, tx=tx)
+    no_decay = ("head/bias",) if "head" in recorded.params else ()
+    tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay, **SGD)
+    augment = {"augment": losses.by_token} if "weight" in recorded.batch else {}
+    step = functools.partial(train.train_step, scores=scores, tx=tx, **augment)
     # One device, without asking the machine for one.
     step = jax.vmap(step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)
     state = train.init_state(tuned, tx, seed=0)
-    turned = {"image": 0.5 * batch["image"][::-1], "label": batch["label"][::-1]}
     seen = []
     for i in range(SGD_STEPS):
-        state, metrics = jax.jit(step)(state, frozen, jax.tree.map(lambda a: a[None], turned if i % 2 else batch))
+        batch = jax.tree.map(lambda a: a[None], recorded.turned if i % 2 else recorded.batch)
+        state, metrics = jax.jit(step)(state, frozen, batch)
         seen.append(metrics["loss"])
-    checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded["sgd/losses"]), BACKWARD)]
-    return checks + _compare(state.tuned, _group(recorded, "sgd/final/"), "sgd/final/")
+    checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded.arrays["sgd/losses"]), BACKWARD)]
+    return checks + _compare(recorded, state.tuned, "sgd/final/")
+
+
+def _generate(recorded: Recording) -> list[Check]:
+    """The likeliest tokens, one after the other; the release came to the same with its cache and without."""
+    prompt, *texts = (recorded.arrays[f"generate/{name}"] for name in ("prompt", "greedy_with_cache", "greedy_no_cache"))
+    most = texts[0].shape[1] - prompt.shape[1]
+    run = functools.partial(generation.generate, recorded.model, recorded.method, recorded.params)
+    ours = np.concatenate([prompt, *run(prompt.tolist(), most=most, sampling=generation.Sampling())], axis=1)
+    names = ("generate/greedy_with_cache", "generate/greedy_no_cache")
+    return [Check(name, int((ours != theirs).sum()), 0) for name, theirs in zip(names, texts, strict=True)]
 
 
 def main(paths: list[str]) -> int:

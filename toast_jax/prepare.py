@@ -5,15 +5,15 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from toast_jax import losses, methods, model, optim, parallel, parameters, trees, workdir
-from toast_jax.augment import augment
+from toast_jax import fsdp, language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
 from toast_jax.data import batches, sources
-from toast_jax.data.verify import verify
+from toast_jax.data.sequences import Sequences
 from toast_jax.errors import InputError, choose
 from toast_jax.evaluation import mapped
 from toast_jax.fields import flat_fields
@@ -47,6 +47,7 @@ class Run:
       step, eval_step: see `train.train_step` and `evaluation.eval_step`, on all devices.
       frozen: parameters that are not tuned, placed.
       mask: True where a parameter is tuned.
+      devices: what places and maps, see `devices_of`.
       known: see `known.known_of`; None where there is no such thing.
       steps_per_epoch: of training.
       tuned_parameters: how many there are, `all` and `without_head`.
@@ -54,13 +55,14 @@ class Run:
 
     members: tuple[Member, ...]
     folder: Path
-    train: sources.Source
-    evals: dict[str, sources.Source]
+    train: sources.Source | Sequences
+    evals: dict[str, sources.Source | Sequences]
     parts: dict
     step: Callable
     eval_step: Callable
     frozen: dict
     mask: dict
+    devices: Any
     known: Callable | None
     steps_per_epoch: int
     tuned_parameters: dict[str, int]
@@ -82,13 +84,16 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
       InputError: anything in them that would stop the run.
     """
     check(config)
+    reads, devices = domain(config), devices_of(config)
     # Images that were verified when the run began need it no more when it goes on.
-    train, evals = open_sources(config, verified=workdir.has_checkpoint(folder))
+    train, evals = reads.open_sources(config, verified=workdir.has_checkpoint(folder))
     steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
-    parts = {"scores": scores, "tx": tx, "augment": _augment(config, len(train.classes)), "ema": config.ema}
-    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned["head"])
+    parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
+    if config.get("microbatches", 1) > 1:
+        parts["microbatches"] = config.microbatches
+    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
     folder = workdir.claim(folder, config)
     run = Run(
         members=(Member(config, folder, schedule(config, steps_per_epoch)),),
@@ -96,10 +101,11 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         train=train,
         evals=evals,
         parts=parts,
-        step=parallel.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
-        eval_step=mapped(scores),
-        frozen=parallel.place(network.frozen),
+        step=devices.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
+        eval_step=mapped(scores, devices),
+        frozen=devices.spread(network.frozen),
         mask=network.mask,
+        devices=devices,
         known=known_of(network.model, network.method) if config.stage == "tune" else None,
         steps_per_epoch=steps_per_epoch,
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
@@ -116,14 +122,14 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     config = run.config.copy_and_resolve_references()
     config.seed = seed
     network = load_network(config, len(run.train.classes))
-    frozen = parallel.place(network.frozen)  # some of it may be created from the seed
+    frozen = run.devices.spread(network.frozen)  # some of it may be created from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
     folder = workdir.claim(folder, config)
     members = (Member(config, folder, run.members[0].schedule),)
     return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
 
 
-# Smallest value of every number that has one.
+# Smallest value of every number that has one; a config of images has other fields than one of text.
 _AT_LEAST = {
     "batch_size": 1,
     "epochs": 1,
@@ -142,6 +148,11 @@ _AT_LEAST = {
     "optimizer.clip": 0.0,
     "data.image_size": 1,
     "data.workers": 0,
+    "fsdp": 1,
+    "microbatches": 1,
+    "data.length": 2,
+    "data.documents": 0,
+    "data.held_out": 0.0,
     "task_weight": 0.0,
     "variational_weight": 0.0,
     "ema": 0.0,
@@ -168,56 +179,39 @@ def check(config: ConfigDict) -> None:
     """Raises InputError for the first number of the config that is out of range or contradicts another."""
     values = flat_fields(config.to_dict())
     for name, bound in _AT_LEAST.items():
-        if not values[name] >= bound:
+        if name in values and not values[name] >= bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or more.")
     for name, bound in _AT_MOST.items():
-        if not values[name] <= bound:
+        if name in values and not values[name] <= bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or less.")
     for name, bound in _LESS_THAN.items():
-        if not values[name] < bound:
+        if name in values and not values[name] < bound:
             raise InputError(f"config.{name} is {values[name]}; it has to be less than {bound}.")
     if config.warmup_epochs >= config.epochs:
         raise InputError(
             f"config.warmup_epochs is {config.warmup_epochs} and config.epochs {config.epochs}: the run would never leave its "
             "warm-up; make the warm-up shorter."
         )
-    if config.data.resize < config.data.image_size:
-        raise InputError(
-            f"A crop of {config.data.image_size} pixels does not fit in images resized to {config.data.resize}; "
-            f"set --config.data.resize={config.data.image_size} or more."
-        )
     if config.checkpoint and config.task == "train":
         raise InputError("config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.")
     parallel.check_batch_size(config.batch_size)
-    _check_pretuning(config)
-    share = config.batch_size // jax.device_count()
-    if (config.augment.mixup or config.augment.cutmix) and share % 2:
-        raise InputError(
-            f"Each device gets {share} of {config.batch_size} images, but config.augment.mixup and config.augment.cutmix mix "
-            "pairs of them; use a batch size that gives each an even number."
-        )
-
-
-def _check_pretuning(config):
     if config.stage == "pretune" and not (config.task_weight or config.variational_weight):
         raise InputError("config.task_weight and config.variational_weight are both 0; one of them has to be more.")
-    if config.stage == "pretune" and not config.data.labels and config.task_weight:
-        raise InputError("config.data.labels is False, which leaves the variational loss alone; set --config.task_weight=0.")
-    if config.stage == "tune" and not config.data.labels:
-        raise InputError("config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.")
+    domain(config).check(config)
 
 
-def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
-    """The training source, and by name the evaluation sources that the config has.
+def domain(config: ConfigDict):
+    """`vision` or `language`: the module that knows what the backbone of the config reads."""
+    return language if config.backbone.family == "llama" else vision
 
-    Unless they are `verified` already, and if the config says so, every image is decoded once.
+
+def devices_of(config: ConfigDict):
+    """What places parameters and batches and maps steps: the module `parallel`, or `fsdp.Shared` if the config asks for it.
+
+    Raises:
+      InputError: the devices cannot be shared as it asks.
     """
-    names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
-    opened = {name: sources.open_split(config.data, name) for name in names}
-    if config.data.skip_corrupt or (config.data.verify and not verified):
-        opened = {name: verify(one, skip_corrupt=config.data.skip_corrupt) for name, one in opened.items()}
-    log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
-    return opened.pop("train"), opened
+    return fsdp.Shared(config.fsdp) if config.get("fsdp", 1) > 1 else parallel
 
 
 def load_network(config: ConfigDict, num_classes: int) -> Network:
@@ -226,12 +220,12 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
     params = parameters.start(
         network,
         method,
-        image_size=config.data.image_size,
         seed=config.seed,
         weights=config.backbone.weights,
-        classifier=config.head.start == "classifier",
+        classifier="head" in config and config.head.start == "classifier",
         top_down=config.top_down,
         tuned=config.checkpoint,
+        put=devices_of(config).put,
     )
     mask = methods.tuned_mask(params, method)
     log.info("%s", methods.table(params, method))
@@ -262,18 +256,6 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
     lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
     return choose("config.optimizer.schedule", fields.schedule, optim.SCHEDULES)(
         lr=lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
-    )
-
-
-def _augment(config, num_classes) -> Callable:
-    fields = config.augment
-    return functools.partial(
-        augment,
-        num_classes=num_classes,
-        erasing=fields.erasing,
-        mixup=fields.mixup,
-        cutmix=fields.cutmix,
-        smoothing=fields.label_smoothing,
     )
 
 

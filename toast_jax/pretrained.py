@@ -9,7 +9,7 @@ import numpy as np
 
 from toast_jax.errors import InputError, listed
 from toast_jax.formats import known_names, other_network
-from toast_jax.rename import Arrays, depths_of, kind, rename, stack, unstack
+from toast_jax.rename import Arrays, depths_of, kind, kind_of_torch, rename, stack, unstack
 from toast_jax.weight_files import read
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     """
     # Compared layer by layer: names and numbers of layers are then those of the file.
     network = unstack({name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes.items()})
-    arrays, unknown = layers(path)
+    _, arrays, unknown = layers(path)
     if re.fullmatch(wanted, "head/bias") and "head/bias" not in arrays:
         # What a file calls its classifier is the head of a network that goes on with the same classes.
         arrays = {name.replace("classifier/", "head/"): array for name, array in arrays.items()}
@@ -87,17 +87,18 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     return stack(chosen, last_blocks)
 
 
-def layers(path: str) -> tuple[Arrays, list[str]]:
+def layers(path: str) -> tuple[str, Arrays, list[str]]:
     """Reads a weights file of any known format as our paths, every layer on its own (see `rename`).
 
     Returns:
-      arrays by path, and the names of classifiers of other tasks, which nothing here can use.
+      the kind of network (see `kind`), arrays by path, and the names of classifiers of other tasks, which nothing here can use.
 
     Raises:
       InputError: it is no weights file, holds names that no network here has, or numbers that are not finite.
     """
     try:
-        arrays, unknown = rename(known_names(read(path)))
+        state = known_names(read(path))
+        arrays, unknown = rename(state)
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
@@ -105,7 +106,7 @@ def layers(path: str) -> tuple[Arrays, list[str]]:
         raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {listed(telling)}.")
     if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise InputError(f"{path} has numbers that are not finite in {listed(damaged)}; copy or download it again.")
-    return arrays, unknown
+    return kind_of_torch(state), arrays, unknown
 
 
 def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:

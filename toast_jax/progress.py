@@ -36,13 +36,14 @@ class Progress:
     """Speed of the training steps alone: compilation, evaluation and checkpoints are left out.
 
     Args:
-      batch_size: images of a step.
+      batch_size: what a step counts for, in `unit`.
+      unit: what the speed is told in, such as images.
       start, steps: the step the run goes on from, and its last one.
       started: `time.perf_counter()` when the run began.
     """
 
-    def __init__(self, batch_size: int, start: int, steps: int, started: float):
-        self._batch_size, self._steps, self._started = batch_size, steps, started
+    def __init__(self, batch_size: int, unit: str, start: int, steps: int, started: float):
+        self._batch_size, self._unit, self._steps, self._started = batch_size, unit, steps, started
         self._rates, self._since = [], started
         self.first_step = None  # seconds until the first step was done
         self._open = contextlib.ExitStack()
@@ -79,14 +80,14 @@ class Progress:
         names = ["loss", *(name for name in numbers if name not in ("loss", "lr", "grad_norm"))]
         told = "  ".join(f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in names)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{told}  {self.rate:.1f} images/s")
+            self._bar.set_postfix_str(f"{told}  {self.rate:.1f} {self._unit}/s")
             return
-        facts = f"lr {numbers['lr']:.2e}  {self.rate:.1f} images/s  ETA {self._eta(step)}"
+        facts = f"lr {numbers['lr']:.2e}  {self.rate:.1f} {self._unit}/s  ETA {self._eta(step)}"
         log.info("step %d/%d  %s  %s", step, self._steps, told, facts)
 
     @property
     def rate(self) -> float:
-        """Images per second since the last tick but one."""
+        """Units per second since the last tick but one."""
         return self._rates[-1] if self._rates else 0.0
 
     @property

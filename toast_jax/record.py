@@ -42,14 +42,15 @@ class Record(contextlib.ExitStack):
       members: the runs.
       start: step the numbers go on from.
       steps_per_epoch: for messages.
+      reads: `vision` or `language`, which know what is counted and what follows from scores.
 
     Attributes:
       diverged: by the number of the member, what happened.
     """
 
-    def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int):
+    def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int, reads):
         super().__init__()
-        self._members, self._steps_per_epoch = members, steps_per_epoch
+        self._members, self._steps_per_epoch, self._reads = members, steps_per_epoch, reads
         self._skipped = [0] * len(members)  # in a row
         self._writers = [self.enter_context(metrics.Writer(member.folder, start)) for member in members]
         self.diverged: dict[int, Diverged] = {}
@@ -80,7 +81,7 @@ class Record(contextlib.ExitStack):
             return numbers
         what = (
             f"The loss is {numbers['loss']} and the gradient norm {numbers['grad_norm']} at step {step} (epoch "
-            f"{(step - 1) // self._steps_per_epoch}, learning rate {numbers['lr']:.3g}, images number "
+            f"{(step - 1) // self._steps_per_epoch}, learning rate {numbers['lr']:.3g}, examples number "
             f"{listed([str(one) for one in np.ravel(images)], most=64)} of the training data)"
         )
         self._skipped[i] += 1
@@ -92,13 +93,14 @@ class Record(contextlib.ExitStack):
 
     def evaluation(self, name: str, step: int, scores: dict) -> list[dict[str, float]]:
         """Writes the scores of a split, and returns them for each member."""
-        each = [{**one, "count": int(one["count"])} for one in self._each(scores)]
+        each = [self._reads.summary({**one, "count": int(one["count"])}) for one in self._each(scores)]
         for i, one in enumerate(each):
             self._write(i, step, {f"{name}/{key}": value for key, value in one.items() if key != "count"})
             if not np.isfinite(one["loss"]):
                 self._note(i, f"The loss on {name} is {one['loss']} after step {step}")
         best = max(each, key=lambda one: (one.get("accuracy", 0.0), -np.nan_to_num(one["loss"], nan=np.inf)))
-        log.info("step %d  %s %s%s", step, name, described(best), f", the best of {len(each)}" if len(each) > 1 else "")
+        among = f", the best of {len(each)}" if len(each) > 1 else ""
+        log.info("step %d  %s %s%s", step, name, described(best, self._reads.UNIT), among)
         return each
 
     def _each(self, numbers):

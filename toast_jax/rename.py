@@ -7,21 +7,27 @@ from collections.abc import Iterable
 import numpy as np
 
 from toast_jax.errors import listed
-from toast_jax.rename_tables import CONVNEXT, VIT
+from toast_jax.rename_tables import CONVNEXT, LLAMA, VIT
 from toast_jax.weight_files import Arrays
 
-_TABLES = {"ViT": VIT, "ConvNeXt": CONVNEXT}
+_TABLES = {"ViT": VIT, "ConvNeXt": CONVNEXT, "LLaMA": LLAMA}
 
 
 def kind(paths: Iterable[str]) -> str:
-    """The kind of network that our paths belong to: "ViT" or "ConvNeXt"."""
-    convnext = any(re.match(r"(lora/)?(backbone/stages_|top_down/(back|out)_)", path) for path in paths)
-    return "ConvNeXt" if convnext else "ViT"
+    """The kind of network that our paths belong to: "ViT", "ConvNeXt" or "LLaMA". A top-down module alone is a ViT's."""
+    signs = {
+        "ConvNeXt": r"(lora/)?(backbone/stages_|top_down/(back|out)_)",
+        "LLaMA": r"backbone/(embed|head)$|(lora/)?backbone/blocks/(\d+/)?(attn/o|mlp/gate)/",
+    }
+    paths = list(paths)
+    return next((name for name, sign in signs.items() if any(re.match(sign, path) for path in paths)), "ViT")
 
 
-def _kind_of_torch(state: Arrays) -> str:
-    """The same by PyTorch's names. A top-down module alone has the same names for both, but its layers are convolutions."""
+def kind_of_torch(state: Arrays) -> str:
+    """The same by PyTorch's names. Those of a top-down module alone tell a LLaMA; a ConvNeXt's layers are convolutions."""
     for name, array in state.items():
+        if name.startswith(("model.", "lm_head.")):
+            return "LLaMA"
         if name.startswith(("stages.", "downsample_layers.")) or (name.startswith("decoders.") and array.ndim == 4):
             return "ConvNeXt"
     return "ViT"
@@ -47,7 +53,7 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
 def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     """`from_torch` with every layer on its own: `backbone/blocks/3/x`."""
     left, ours = dict(state), {}
-    for row in _TABLES[_kind_of_torch(state)]:
+    for row in _TABLES[kind_of_torch(state)]:
         for i in _layers(row.torch[0], left):
             names = [name.format(i=i) for name in row.torch]
             if all(name in left for name in names):
@@ -61,15 +67,20 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     return ours, sorted(left)
 
 
-def to_torch(ours: Arrays) -> Arrays:
-    """Undoes `from_torch`: arrays by the release's names, without its prefix `enc.`."""
-    return rename_back(unstack(ours))
+def to_torch(ours: Arrays, network: str = "") -> Arrays:
+    """Undoes `from_torch`: arrays by the release's names, without its prefix `enc.`.
+
+    Args:
+      ours: arrays by path.
+      network: the kind of network that they are a part of, "" if they tell it (see `kind`).
+    """
+    return rename_back(unstack(ours), network)
 
 
-def rename_back(layers: Arrays) -> Arrays:
-    """Undoes `rename`: arrays by the release's names, from paths with every layer on its own."""
+def rename_back(layers: Arrays, network: str = "") -> Arrays:
+    """Undoes `rename`: arrays by the release's names, from paths with every layer on its own; `network` as in `to_torch`."""
     left, state = dict(layers), {}
-    for row in _TABLES[kind(layers)]:
+    for row in _TABLES[network or kind(layers)]:
         for i in _layers(row.ours[0], left):
             paths = [path.format(i=i) for path in row.ours]
             if all(path in left for path in paths):
@@ -80,10 +91,10 @@ def rename_back(layers: Arrays) -> Arrays:
     return {name: array for name, array in state.items() if array.size}
 
 
-def table(layers: Arrays) -> str:
+def table(layers: Arrays, network: str = "") -> str:
     """For paths with every layer on its own, one line for each row that applies: PyTorch's name, ours, layers, our shape."""
     left, lines = dict(layers), []
-    for row in _TABLES[kind(layers)]:
+    for row in _TABLES[network or kind(layers)]:
         numbers = [i for i in _layers(row.ours[0], left) if all(path.format(i=i) in left for path in row.ours)]
         arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.ours]
         if arrays:

@@ -1,7 +1,7 @@
 """PyTorch's names and ours, a table for each kind of backbone; `rename` reads them in both directions.
 
-Files of the PyTorch release, of DeiT and of timm use the same names for a ViT, and the release and the authors' code for a
-ConvNeXt, up to prefixes that `weight_files.read` takes off.
+Files of the PyTorch release, of DeiT and of timm use the same names for a ViT, the release and the authors' code for a
+ConvNeXt, and the release and Hugging Face for a LLaMA, up to prefixes that `weight_files.read` takes off.
 """
 
 import dataclasses
@@ -21,7 +21,11 @@ class Rename:
 
 
 def _linear(torch: str, ours: str) -> Rename:
-    return Rename((f"{torch}.weight",), (f"{ours}/kernel",), lambda w: (w.T,), lambda w: (w.T,))
+    return _matrix(torch, f"{ours}/kernel")
+
+
+def _matrix(torch: str, ours: str) -> Rename:
+    return Rename((f"{torch}.weight",), (ours,), lambda w: (w.T,), lambda w: (w.T,))
 
 
 def _bias(torch: str, ours: str) -> Rename:
@@ -64,6 +68,7 @@ def _joined(*parts):
     return (np.concatenate([part.T for part in parts]),)
 
 
+_FEEDBACK = (("linear", "back"), ("linear2", "out"))
 _COMMON = (
     # The classifier of the task that the backbone was trained on.
     _linear("head", "classifier"),
@@ -91,13 +96,11 @@ VIT = (
     *_norm("norm", "backbone/norm"),
     *_COMMON,
     # Feedback layers.
-    Rename(("decoders.{i}.linear.weight",), ("top_down/back/{i}",), lambda w: (w.T,), lambda w: (w.T,)),
-    Rename(("decoders.{i}.linear2.weight",), ("top_down/out/{i}",), lambda w: (w.T,), lambda w: (w.T,)),
+    *(_matrix(f"decoders.{{i}}.{theirs}", f"top_down/{ours}/{{i}}") for theirs, ours in _FEEDBACK),
     # Low-rank deltas: one A for the joint qkv kernel, and its B in three.
     Rename((f"{_BLOCK}.attn.qkv.lora_A",), (f"lora/{_OURS}/attn/a",), lambda w: (w.T,), lambda w: (w.T,)),
     Rename((f"{_BLOCK}.attn.qkv.lora_B",), _qkv("b", "lora/"), _thirds, _joined),
-    *_low_rank("decoders.{i}.linear", "lora/top_down/back/{i}"),
-    *_low_rank("decoders.{i}.linear2", "lora/top_down/out/{i}"),
+    *(row for theirs, ours in _FEEDBACK for row in _low_rank(f"decoders.{{i}}.{theirs}", f"lora/top_down/{ours}/{{i}}")),
     # Deep prompts are two parameters in the release: the first block's, and all others'.
     Rename(
         ("prompt_embeddings", "deep_prompt_embeddings"),
@@ -155,3 +158,26 @@ def _stage(i: int) -> tuple[Rename, ...]:
 
 
 CONVNEXT = (*(row for i in range(4) for row in _stage(i)), *_norm("norm", "backbone/norm"), *_COMMON)
+
+
+def _language() -> tuple[Rename, ...]:
+    """A LLaMA with its head. Layers of attention have low-rank deltas of their own."""
+    layer, ours = "model.layers.{i}", "backbone/blocks/{i}"
+    attention = [(f"{layer}.self_attn.{name}_proj", f"{ours}/attn/{name}") for name in "qkvo"]
+    mlp = [(f"{layer}.mlp.{name}_proj", f"{ours}/mlp/{name}") for name in ("gate", "up", "down")]
+    feedback = [(f"model.decoders.{{i}}.{theirs}", f"top_down/{name}/{{i}}") for theirs, name in _FEEDBACK]
+    return (
+        Rename(("model.embed_tokens.weight",), ("backbone/embed",)),
+        *(_linear(*names) for names in attention + mlp),
+        Rename((f"{layer}.input_layernorm.weight",), (f"{ours}/norm1/scale",)),
+        Rename((f"{layer}.post_attention_layernorm.weight",), (f"{ours}/norm2/scale",)),
+        Rename(("model.norm.weight",), ("backbone/norm/scale",)),
+        _matrix("lm_head", "backbone/head"),
+        Rename(("model.prompt",), ("top_down/prior",)),
+        Rename(("model.top_down_transform",), ("top_down/transform",)),
+        *(_matrix(*names) for names in feedback),
+        *(row for torch, path in attention + feedback for row in _low_rank(torch, f"lora/{path}")),
+    )
+
+
+LLAMA = _language()

@@ -42,6 +42,8 @@ def load(folder: str | Path, weights: str = "") -> SavedRun:
         meta = checkpoint.read_meta(checkpoints)
         config = ConfigDict(meta["config"])
         config.backbone.weights = weights or config.backbone.weights
+        if "fsdp" in config:
+            config.fsdp = 1  # it is read where it runs on one device
         network = load_network(config, len(meta["classes"]))
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees, workdir
 from toast_jax.errors import InputError
-from toast_jax.rename import Arrays, to_torch, unstack
+from toast_jax.rename import Arrays, kind, to_torch, unstack
 from toast_jax.weight_files import read_header, write
 
 # Relative difference of a backbone's statistics that half precision may cause, and another backbone exceeds by far.
@@ -24,8 +24,9 @@ def save(path: str | Path, params: dict, config: ConfigDict) -> None:
     """Writes `params["top_down"]`; only the first process does."""
     if jax.process_index():
         return
-    module = {name: array for name, array in trees.flat(params).items() if name.startswith("top_down/")}
-    write(path, to_torch(module), header(params, config))
+    flat = trees.flat(params)
+    module = {name: np.asarray(array, np.float32) for name, array in flat.items() if name.startswith("top_down/")}
+    write(path, to_torch(module, kind(flat)), header(params, config))
 
 
 def header(params: dict, config: ConfigDict) -> dict[str, str]:

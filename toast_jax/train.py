@@ -1,5 +1,6 @@
 """The state and the step: one of each, for every stage, method and backbone."""
 
+import functools
 from collections.abc import Callable
 
 import flax
@@ -53,6 +54,7 @@ def train_step(
     tx: optax.GradientTransformation,
     augment: Callable = lambda batch, rng: batch,
     ema: float = 0.0,
+    microbatches: int = 1,
 ):
     """One update, as seen by one device of the axis `parallel.AXIS`.
 
@@ -62,17 +64,18 @@ def train_step(
     Args:
       state: the same on every device.
       frozen: the complement of `state.tuned`.
-      batch: this device's share, `image [b, S, S, 3]` and `label [b]`.
+      batch: this device's share, `image [b, S, S, 3]` and `label [b]`, or text (see `losses`).
       scores: `(params, batch, rng [b]) -> dict of [b]`; the mean of its `loss` is minimised (see `losses`).
       tx: optimizer over the tuned leaves.
-      augment: `(batch, rng [b]) -> batch`, what training does to images and labels on the device.
+      augment: `(batch, rng [b]) -> batch`, what training does to a batch on the device.
       ema: decay of the moving average, if the state has one.
+      microbatches: how many parts the batch is computed in, one after the other, in the memory of one.
 
     Returns:
       the new state, and metrics: the means of all scores over the global batch, and `grad_norm` (of the tuned gradients).
     """
     batch, rng = draw(state, batch, augment)
-    return update(state, frozen, batch, rng, scores=scores, tx=tx, ema=ema)
+    return update(state, frozen, batch, rng, scores=scores, tx=tx, ema=ema, microbatches=microbatches)
 
 
 def draw(state: State, batch: dict, augment: Callable) -> tuple[dict, jax.Array]:
@@ -93,14 +96,16 @@ def update(
     scores: Callable,
     tx: optax.GradientTransformation,
     ema: float = 0.0,
+    microbatches: int = 1,
 ):
     """`train_step` with a batch and keys that are drawn already."""
 
-    def objective(tuned):
+    def objective(tuned, batch, rng):
         means = jax.tree.map(jnp.mean, scores(trees.merge(tuned, frozen), batch, rng))
         return means["loss"], means
 
-    grads, metrics = jax.lax.pmean(jax.grad(objective, has_aux=True)(state.tuned), AXIS)
+    gradient = jax.grad(objective, has_aux=True)
+    grads, metrics = jax.lax.pmean(_in_parts(functools.partial(gradient, state.tuned), (batch, rng), microbatches), AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.tuned)
     tuned = optax.apply_updates(state.tuned, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -108,3 +113,15 @@ def update(
     if average is not None:
         average = optax.incremental_update(tuned, average, 1.0 - ema)
     return state.replace(step=state.step + 1, tuned=tuned, opt_state=opt_state, average=average), metrics
+
+
+def _in_parts(function, args, parts):
+    """The mean of `function(*part)` over equal parts of all arguments, without keeping more than one of its results."""
+    if parts == 1:
+        return function(*args)
+    # Every part has rows from everywhere, as the rows of a batch may lie on several devices.
+    split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), args)
+    like = jax.eval_shape(function, *jax.tree.map(lambda a: a[0], split))
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None), start, split)
+    return jax.tree.map(lambda leaf: leaf / parts, total)

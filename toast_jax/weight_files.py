@@ -151,7 +151,7 @@ def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "
       path: the file.
       arrays: by PyTorch name.
       header: free text that .safetensors files carry; a .pth has no place for it.
-      key: under which a .pth holds the arrays, as the files of the release do.
+      key: under which a .pth holds the arrays, as the files of the release do; "" for the arrays alone.
 
     Raises:
       InputError: the disk is full, or fails.
@@ -162,7 +162,8 @@ def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "
     try:
         if path.suffix == ".pth":
             torch = _torch(f"Writing {path}")
-            torch.save({key: {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}}, partial)
+            tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+            torch.save({key: tensors} if key else tensors, partial)
         else:
             from safetensors.numpy import save
 

@@ -18,7 +18,7 @@ from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
 
 # Fields that may differ between the parts of one run: they change when and how, not what is computed.
-_FREE = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify"}
+_FREE = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify", "fsdp"}
 # And those that may differ when its checkpoint is evaluated.
 _FREE_TO_EVALUATE = _FREE | {"batch_size", "epochs", "data.root", "data.splits.train", "data.splits.val", "data.splits.test"}
 

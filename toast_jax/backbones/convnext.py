@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from toast_jax import patches
 from toast_jax.backbones.drop_path import drop_path
+from toast_jax.data.images import normalize
 from toast_jax.depthwise import DepthwiseConv
 from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
@@ -183,11 +184,16 @@ class ConvNeXt(nn.Module):
         ]
         self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
 
+    @property
+    def example(self) -> jax.Array:
+        """The smallest input that the network takes, to create its parameters from."""
+        return jnp.zeros((1, 32, 32, 3))
+
     def __call__(self, images, td=None, rng=None):
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, normalised floats, S a multiple of 32.
+          images: `[B, S, S, 3]`, S a multiple of 32, uint8 (normalised here) or floats that are normalised already.
           td: None, or the top-down input of every stage, which has the shape of what the stage gets: `[B, S, S, 3]`, the image,
             then `[B, S / 4, S / 4, C_0]`, `[B, S / 8, S / 8, C_1]`, `[B, S / 16, S / 16, C_2]`.
           rng: `[B]` keys for drop-path, None at evaluation.
@@ -215,7 +221,7 @@ class ConvNeXt(nn.Module):
         rng = rng if self.drop_path else None
         blocks = sum(self.depths)
         depth = (jnp.arange(blocks), jnp.linspace(0.0, self.drop_path, blocks))
-        hidden, start = [images], 0
+        hidden, start = [normalize(images)], 0
         for i, stage in enumerate(self.stages):
             x = hidden[-1] if td is None else hidden[-1] + td[i]
             hidden.append(stage(x, rng, jax.tree.map(lambda a: a[start : start + stage.depth], depth)))  # noqa: B023

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from toast_jax import patches
 from toast_jax.backbones.drop_path import drop_path
+from toast_jax.data.images import normalize
 from toast_jax.errors import InputError, choose
 from toast_jax.linear import Linear
 
@@ -204,11 +205,16 @@ class ViT(nn.Module):
         self.last = [block(**fields) for _ in range(self.last_blocks)]
         self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
 
+    @property
+    def example(self) -> jax.Array:
+        """The smallest input that the network takes, to create its parameters from."""
+        return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
+
     def __call__(self, images, td=None, prompts=None, rng=None):
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, normalised floats, S = grid * patch.
+          images: `[B, S, S, 3]`, S = grid * patch, uint8 (normalised here) or floats that are normalised already.
           td: `[L, B, N, D]` or None, the top-down input of every block.
           prompts: None, or `[1, B or 1, P, D]` inserted after the class token, or `[L, B or 1, P, D]`, where every later
             block has its prompts replaced at its input (VPT, arXiv 2203.12119, shallow and deep).
@@ -241,7 +247,7 @@ class ViT(nn.Module):
         b, p, g = images.shape[0], self.patch, self.grid
         if images.shape[1:] != (g * p, g * p, 3):
             raise ValueError(f"images are {images.shape[1:]}; this ViT (patch {p}, grid {g}) takes {(g * p, g * p, 3)}")
-        x = self.patch_embed(patches.split(images, p).reshape(b, g * g, -1))
+        x = self.patch_embed(patches.split(normalize(images), p).reshape(b, g * g, -1))
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (b, 1, self.width))
         return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
 

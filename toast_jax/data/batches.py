@@ -6,7 +6,7 @@ processes or hosts load it.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 import grain
 import grain.experimental
@@ -24,7 +24,7 @@ Batch = dict[str, np.ndarray]
 MAX_THREADS = 16
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(source: Sized, batch_size: int) -> int:
     """The number of whole global batches in one pass over the source.
 
     Raises:
@@ -32,7 +32,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     """
     if len(source) < batch_size:
         raise InputError(
-            f"The training data has {len(source)} images, fewer than one batch of {batch_size}: "
+            f"The training data has {len(source)} examples, fewer than one batch of {batch_size}: "
             f"set --config.batch_size={len(source)} or less."
         )
     return len(source) // batch_size
@@ -79,7 +79,7 @@ def train_batches(
         InputError: the source is smaller than one batch, the hosts cannot share a batch evenly, or the crop exceeds the
             resized image. While iterating: an image cannot be decoded.
     """
-    rows = _rows_of_a_host(batch_size, shard)
+    rows = rows_of_a_host(batch_size, shard)
     _check_crop(resize, size)
 
     def example(index: int, rng: np.random.Generator) -> Batch:
@@ -92,7 +92,7 @@ def train_batches(
     # A slice and a repetition keep the epoch of what they are made from: each pass is shuffled anew.
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     dataset = dataset[: steps_per_epoch(source, batch_size) * batch_size].repeat(epochs)
-    return _iterate(dataset.random_map(example).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
+    return iterate(dataset.random_map(example).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
 
 
 def eval_batches(
@@ -122,7 +122,7 @@ def eval_batches(
         InputError: the hosts cannot share a batch evenly, or the crop exceeds the resized image. While iterating: an
             image cannot be decoded.
     """
-    rows = _rows_of_a_host(batch_size, shard)
+    rows = rows_of_a_host(batch_size, shard)
     _check_crop(resize, size)
 
     def example(index: int) -> Batch:
@@ -135,10 +135,11 @@ def eval_batches(
 
     steps = -(-len(source) // batch_size)
     dataset = grain.MapDataset.range(steps * batch_size).map(example)
-    return _iterate(dataset.batch(rows)[shard[0] :: shard[1]], workers)
+    return iterate(dataset.batch(rows)[shard[0] :: shard[1]], workers)
 
 
-def _rows_of_a_host(batch_size: int, shard: tuple[int, int]) -> int:
+def rows_of_a_host(batch_size: int, shard: tuple[int, int]) -> int:
+    """Rows of a global batch that each of `shard[1]` hosts gets; InputError if they cannot share it evenly."""
     _, count = shard
     if batch_size % count:
         raise InputError(
@@ -154,7 +155,8 @@ def _check_crop(resize: int, size: int) -> None:
         )
 
 
-def _iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
+    """Runs a pipeline on the threads of this process, or in so many others; closing it stops them."""
     # A worker process decodes on one thread; more would contend for its lock.
     threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)
     read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

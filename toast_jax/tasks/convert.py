@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import download, pretrained, saved_run, top_down_file, trees
 from toast_jax.errors import InputError, listed
-from toast_jax.rename import Arrays, rename_back, table, uneven_layers, unstack
+from toast_jax.rename import Arrays, kind, rename_back, table, uneven_layers, unstack
 from toast_jax.weight_files import check_writable, read_header, write
 
 log = logging.getLogger(__name__)
@@ -22,34 +22,40 @@ def run(config: ConfigDict, folder: str) -> None:
     source = download.local(config.source, config.sha256)
     if not source.exists():
         raise InputError(f"There is nothing at {source}; correct from= in --config=configs/convert.py:from=...,to=...")
-    arrays, header = _of_run(source, config.weights) if source.is_dir() else _of_file(source)
-    state = rename_back(arrays)
-    tuned = "head.last_layer.weight" in state
-    if tuned:  # the release wraps its network: an encoder and a head
+    network, arrays, header = _of_run(source, config.weights) if source.is_dir() else _of_file(source)
+    state, key = rename_back(arrays, network), "model"
+    if network == "LLaMA":  # the release loads a bare dict, which may be a part of the network
+        key = ""
+    elif "head.last_layer.weight" in state:  # it wraps its network: an encoder and a head
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
-    write(config.target, state, header, key="model_state_dict" if tuned else "model")
-    log.info("%s", table(arrays))
+        key = "model_state_dict"
+    write(config.target, state, header, key=key)
+    log.info("%s", table(arrays, network))
     log.info("%s -> %s: %d arrays, %s numbers.", config.source, config.target, len(state), f"{trees.count(state):,}")
 
 
-def _of_file(path: Path) -> tuple[Arrays, dict[str, str]]:
-    arrays, ignored = pretrained.layers(str(path))
+def _of_file(path: Path) -> tuple[str, Arrays, dict[str, str]]:
+    network, arrays, ignored = pretrained.layers(str(path))
     if not arrays:
         raise InputError(f"{path} holds nothing that a network here has; give another file.")
     if uneven := uneven_layers(arrays):
         raise InputError(f"{path} lacks {listed(uneven)} in some of its layers; copy or download it again.")
     if ignored:
         log.info("Left out: %s.", listed(ignored))
-    return arrays, read_header(str(path))
+    return network, arrays, read_header(str(path))
 
 
-def _of_run(folder: Path, weights: str) -> tuple[Arrays, dict[str, str]]:
+def _of_run(folder: Path, weights: str) -> tuple[str, Arrays, dict[str, str]]:
     saved = saved_run.load(folder, weights)
     log.info("%s is read at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network pools by mean; the release would read its class token.")
     header = top_down_file.header(saved.params, saved.config)
-    arrays = unstack({path: np.asarray(leaf) for path, leaf in trees.flat(saved.params).items()})
+    flat = trees.flat(saved.params)
+    network = kind(flat)
+    if network == "LLaMA" and saved.config.method != "finetune":  # its backbone is large, and as it was
+        flat = {path: leaf for path, leaf in flat.items() if not path.startswith("backbone/")}
+    arrays = unstack({path: np.asarray(leaf, np.float32) for path, leaf in flat.items()})
     if saved.config.stage == "pretune":
         arrays = {path: array for path, array in arrays.items() if not path.startswith("head/")}
-    return arrays, header
+    return network, arrays, header

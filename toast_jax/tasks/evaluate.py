@@ -7,11 +7,10 @@ import logging
 
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, parallel, workdir
+from toast_jax import checkpoint, workdir
 from toast_jax.errors import InputError
 from toast_jax.evaluation import described, evaluate, mapped
-from toast_jax.fit import eval_batches
-from toast_jax.prepare import check, load_network, open_sources, scores_of
+from toast_jax.prepare import check, devices_of, domain, load_network, scores_of
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +19,8 @@ def run(config: ConfigDict, folder: str) -> None:
     """Logs accuracy and loss on every evaluation split, and saves them as `evaluation.json` in the folder."""
     check(config)
     saved = workdir.writable(folder) / "evaluation.json"
-    train, evals = open_sources(config, verified=True)
+    reads = domain(config)
+    train, evals = reads.open_sources(config, verified=True)
     if not evals:
         raise InputError("There is nothing to evaluate on; name a split in --config.data.splits.test.")
     if config.checkpoint:
@@ -32,10 +32,13 @@ def run(config: ConfigDict, folder: str) -> None:
             network = load_network(config, len(train.classes))
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
-    step = mapped(scores_of(config, network))
-    tuned, frozen = parallel.place(tuned), parallel.place(network.frozen)
-    results = {name: evaluate(step, tuned, frozen, eval_batches(config, source)) for name, source in evals.items()}
+    devices = devices_of(config)
+    step = mapped(scores_of(config, network), devices)
+    tuned, frozen = devices.place(tuned), devices.spread(network.frozen)
+    results = {}
+    for name, source in evals.items():
+        results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices))
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **workdir.circumstances()}
     workdir.write_json(saved, {**results, **facts})
     for name, one in results.items():
-        log.info("%s: %s %s", origin, name, described(one))
+        log.info("%s: %s %s", origin, name, described(one, reads.UNIT))

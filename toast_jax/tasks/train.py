@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from toast_jax import confusion, saved_run
 from toast_jax.evaluation import described
 from toast_jax.fit import fit
-from toast_jax.prepare import open_sources
+from toast_jax.prepare import domain
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +20,15 @@ def run(config: ConfigDict, folder: str) -> None:
     With `config.confusion`, it also tells which classes of the last evaluation split are confused, and saves `confusion.csv`.
     """
     result = fit(config, folder)
-    scores = ", ".join(f"{split} {described(result[split])}" for split in ("val", "test") if split in result)
+    scores = ", ".join(
+        f"{split} {described(result[split], domain(config).UNIT)}" for split in ("val", "test") if split in result
+    )
     tuned = f"{result['tuned_parameters']['all']:,} tuned parameters"
     log.info("%s: %s; %s; seed %d; %s/result.json", config.name, scores or "done", tuned, config.seed, folder)
     split = next((name for name in ("test", "val") if name in result), None)
-    if config.confusion and split:
+    if config.get("confusion") and split:
         run = saved_run.load(folder)  # by every process, as checkpoints are opened together
-        counts = confusion.matrix(run, open_sources(config, verified=True)[1][split])
+        counts = confusion.matrix(run, domain(config).open_sources(config, verified=True)[1][split])
         path = Path(folder).expanduser() / "confusion.csv"
         if not jax.process_index():
             confusion.write(path, counts, run.classes)

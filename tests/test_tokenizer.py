@@ -1,0 +1,91 @@
+"""Tokenizers of both libraries: tokens, where they end in the text, and files that are refused."""
+
+import importlib
+import io
+
+import pytest
+
+from toast_jax import tokenizer
+from toast_jax.errors import InputError
+
+TEXT = "Once upon a time,\n\nthere was  a naïve 🙂 owl"
+
+
+def sentencepiece_model(path, **options):
+    library = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(["once upon a time there was an owl"] * 50),
+        model_writer=model,
+        **{"normalization_rule_name": "identity", "remove_extra_whitespaces": False, **options},
+        **{"model_type": "bpe", "vocab_size": 300, "byte_fallback": True, "hard_vocab_limit": False, "minloglevel": 2},
+    )
+    path.write_bytes(model.getvalue())
+    return path
+
+
+def json_model(path, special=("<s>", "</s>")):
+    library = pytest.importorskip("tokenizers")
+    model = library.Tokenizer(library.models.BPE())
+    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(["once upon a time there was an owl"] * 50, trainer)
+    model.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(("make", "name"), [(sentencepiece_model, "tokenizer.model"), (json_model, "tokenizer.json")])
+def test_tokens_end_where_they_do_in_the_text(make, name, tmp_path):
+    make(tmp_path / name)
+    words = tokenizer.load(str(tmp_path))
+    ids, ends = words.encode(TEXT)
+    assert words.decode(ids) == TEXT and ends[-1] == len(TEXT) and ends == sorted(ends)
+    assert len(set(ids)) > 10 and max(ids) < words.vocabulary
+    for i, end in enumerate(ends):
+        beginning = words.decode(ids[: i + 1]).rstrip("\ufffd")
+        # A character that is not whole yet counts as begun.
+        assert TEXT.startswith(beginning) and end - len(beginning) in (0, 1)
+    assert words.encode("") == ([], [])
+    assert {words.begin, words.end} == ({1, 2} if name.endswith("model") else {0, 1})
+
+
+def test_tokenizer_that_rewrites_text_is_refused(tmp_path):
+    sentencepiece_model(tmp_path / "tokenizer.model", normalization_rule_name="nfkc")
+    with pytest.raises(InputError, match="rewrites text before it splits it"):
+        tokenizer.load(str(tmp_path)).encode("½ owl")
+
+
+def test_tokenizer_without_an_end_is_refused(tmp_path):
+    json_model(tmp_path / "tokenizer.json", special=("[CLS]",))
+    with pytest.raises(InputError, match="has none of </s>, <|end_of_text|>, which end a document"):
+        tokenizer.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_damaged_files_are_refused(name, tmp_path):
+    pytest.importorskip("sentencepiece" if name.endswith("model") else "tokenizers")
+    (tmp_path / name).write_bytes(b"{}nothing")
+    with pytest.raises(InputError, match=f"{name} is no "):
+        tokenizer.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_missing_library_is_told(name, tmp_path, monkeypatch):
+    def missing(_):
+        raise ImportError
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match="needs (sentencepiece|tokenizers); `pip install -r requirements-language.txt`"):
+        tokenizer.load(str(tmp_path))
+
+
+def test_missing_files_are_told_by_their_field(tmp_path):
+    with pytest.raises(InputError, match="There is no tokenizer.json and no tokenizer.model at .*--config.data.tokenizer"):
+        tokenizer.load(str(tmp_path))
+    with pytest.raises(InputError, match="config.data.tokenizer is empty"):
+        tokenizer.load("")

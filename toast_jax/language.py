@@ -1,0 +1,114 @@
+"""What is particular to a run on text: its data, how tokens are weighed, and what can be wrong with its config.
+
+`vision` has the same functions for images; the step and the loop know neither.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from toast_jax import losses, tokenizer
+from toast_jax.backbones import llama
+from toast_jax.data import sequences, text, token_batches
+from toast_jax.data.sequences import Sequences
+from toast_jax.errors import InputError, choose
+
+log = logging.getLogger(__name__)
+
+UNIT = "tokens"  # what is counted
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError for fields that contradict each other."""
+    size = choose("config.backbone.size", config.backbone.size, llama.SIZES)
+    if config.data.length > size.context:
+        raise InputError(
+            f"config.data.length is {config.data.length}, but {config.backbone.size} reads {size.context} tokens; "
+            f"set --config.data.length={size.context} or less."
+        )
+    choose("config.data.format", config.data.format, text.FORMATS)
+    share = config.batch_size // jax.device_count()
+    if share % config.microbatches:
+        raise InputError(
+            f"config.microbatches is {config.microbatches}, which does not divide the {share} sequences of a batch that each "
+            "device gets; change it, or config.batch_size."
+        )
+    if config.fsdp > 1 and config.method == "finetune":
+        raise InputError("config.fsdp shares what is frozen, and method finetune freezes nothing; set --config.fsdp=1.")
+
+
+def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
+    """The tokenizer of a config, checked against its backbone."""
+    opened = tokenizer.load(config.data.tokenizer)
+    vocabulary = llama.SIZES[config.backbone.size].vocabulary
+    if opened.vocabulary != vocabulary:
+        raise InputError(
+            f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
+            "give the tokenizer that came with the weights in --config.data.tokenizer."
+        )
+    return opened
+
+
+def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict[str, Sequences]]:
+    """The training source, and by name the evaluation sources that the config has; reading them verifies them."""
+    data, words = config.data, open_tokenizer(config)
+    names = ["train"] + [name for name in ("val", "test") if data.splits[name]]
+    documents = {name: text.read(data.splits[name], text.FORMATS[data.format]) for name in names}
+    if data.documents:
+        documents["train"] = documents["train"][: data.documents]
+    if data.held_out:
+        if data.splits.val:
+            raise InputError("config.data.splits.val and config.data.held_out both give a val split; set one of them.")
+        documents["train"], documents["val"] = _held_out(documents["train"], data.held_out)
+    arrange = sequences.packed if data.format == "text" else sequences.padded
+    opened = {name: arrange(some, words, data.length) for name, some in documents.items()}
+    log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(one):,}" for name, one in opened.items()))
+    return opened.pop("train"), opened
+
+
+def _held_out(documents, share):
+    """The release's split of conversations: by a permutation of NumPy's with seed 0."""
+    order = np.random.RandomState(0).permutation(len(documents))
+    border = int(len(order) * (1 - share))
+    if not 0 < border < len(order):
+        raise InputError(f"config.data.held_out is {share}, which leaves nothing of {len(order)} texts on one side; change it.")
+    return [documents[i] for i in order[:border]], [documents[i] for i in order[border:]]
+
+
+def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Iterator[dict]:
+    """This host's share of the training batches from a step on."""
+    return token_batches.train_batches(
+        source,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        start_step=start_step,
+        workers=config.data.workers,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def eval_batches(config: ConfigDict, source: Sequences) -> Iterator[dict]:
+    """This host's share of an evaluation split."""
+    shard = (jax.process_index(), jax.process_count())
+    return token_batches.eval_batches(source, batch_size=config.batch_size, workers=config.data.workers, shard=shard)
+
+
+def augmentation(config: ConfigDict, source: Sequences) -> Callable:
+    """What happens to a training batch on the device, `(batch, rng) -> batch`."""
+    return losses.by_token
+
+
+def examples(config: ConfigDict) -> int:
+    """What a batch counts for, in `UNIT`, padding too."""
+    return config.batch_size * config.data.length
+
+
+def summary(scores: dict[str, float]) -> dict[str, float]:
+    """The scores of a split and its perplexity, which the cross-entropy is the logarithm of."""
+    entropy = scores.get("task_loss", scores["loss"])
+    return {**scores, "perplexity": math.exp(min(entropy, 700.0))}

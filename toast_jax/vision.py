@@ -1,0 +1,102 @@
+"""What is particular to a run on images: its data, what is done to a batch, and what can be wrong with its config.
+
+`language` has the same functions for text; the step and the loop know neither.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+import jax
+from ml_collections import ConfigDict
+
+from toast_jax.augment import augment
+from toast_jax.data import batches, sources
+from toast_jax.data.verify import verify
+from toast_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+UNIT = "images"  # what is counted
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError for fields that contradict each other."""
+    if config.data.resize < config.data.image_size:
+        raise InputError(
+            f"A crop of {config.data.image_size} pixels does not fit in images resized to {config.data.resize}; "
+            f"set --config.data.resize={config.data.image_size} or more."
+        )
+    if config.stage == "pretune" and not config.data.labels and config.task_weight:
+        raise InputError("config.data.labels is False, which leaves the variational loss alone; set --config.task_weight=0.")
+    if config.stage == "tune" and not config.data.labels:
+        raise InputError("config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.")
+    share = config.batch_size // jax.device_count()
+    if (config.augment.mixup or config.augment.cutmix) and share % 2:
+        raise InputError(
+            f"Each device gets {share} of {config.batch_size} images, but config.augment.mixup and config.augment.cutmix mix "
+            "pairs of them; use a batch size that gives each an even number."
+        )
+
+
+def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
+    """The training source, and by name the evaluation sources that the config has.
+
+    Unless they are `verified` already, and if the config says so, every image is decoded once.
+    """
+    names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
+    opened = {name: sources.open_split(config.data, name) for name in names}
+    if config.data.skip_corrupt or (config.data.verify and not verified):
+        opened = {name: verify(one, skip_corrupt=config.data.skip_corrupt) for name, one in opened.items()}
+    log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
+    return opened.pop("train"), opened
+
+
+def train_batches(config: ConfigDict, source: sources.Source, start_step: int) -> Iterator[dict]:
+    """This host's share of the training batches from a step on."""
+    return batches.train_batches(
+        source,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        seed=config.seed,
+        resize=config.data.resize,
+        size=config.data.image_size,
+        min_crop_area=config.augment.min_crop_area,
+        flip=config.augment.flip,
+        randaugment_ops=config.augment.randaugment_ops,
+        randaugment_magnitude=config.augment.randaugment_magnitude,
+        start_step=start_step,
+        workers=config.data.workers,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
+    """This host's share of an evaluation split."""
+    data, shard = config.data, (jax.process_index(), jax.process_count())
+    return batches.eval_batches(
+        source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=shard
+    )
+
+
+def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
+    """What happens to a training batch on the device, `(batch, rng) -> batch`."""
+    fields = config.augment
+    return functools.partial(
+        augment,
+        num_classes=len(source.classes),
+        erasing=fields.erasing,
+        mixup=fields.mixup,
+        cutmix=fields.cutmix,
+        smoothing=fields.label_smoothing,
+    )
+
+
+def examples(config: ConfigDict) -> int:
+    """What a batch counts for, in `UNIT`."""
+    return config.batch_size
+
+
+def summary(scores: dict[str, float]) -> dict[str, float]:
+    """The scores of a split, and what follows from them."""
+    return scores
