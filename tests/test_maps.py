@@ -63,12 +63,15 @@ def test_closer_look_of_a_vit():
 
 
 def test_closer_look_of_one_that_looks_once():
-    *_, (_, found, parts) = looked("vpt")
+    _, apply, images, _, (_, found, parts) = looked("vpt")
     assert set(found) == {maps.LAST, maps.ROLLOUT} and parts.top_down == [] == parts.first_heads
-    assert found[maps.ROLLOUT].shape == (3, 2, 2) and found[maps.ROLLOUT].sum(axis=(1, 2)).max() < 1
+    _, out = jax.device_get(apply(images, call="explain"))
+    with_prompts, without = (attention.rollout(out["look"]["attention"], 2, replaced=count) for count in (0, 2))
+    np.testing.assert_allclose(found[maps.ROLLOUT], without, rtol=1e-4)
+    assert np.abs(with_prompts - without).max() > 0.01
 
 
-@pytest.mark.parametrize("method", ["linear", "toast"])
+@pytest.mark.parametrize("method", [pytest.param("linear", marks=pytest.mark.slow), "toast"])
 def test_closer_look_of_a_convnext(method):
     params, apply, images, plain, (probabilities, found, parts) = looked(method, "convnext_t")
     np.testing.assert_allclose(probabilities, plain[0], rtol=1e-4)
