@@ -96,6 +96,14 @@ def test_runs_that_cannot_be_compared(there, names, message):
         saved_run.load_compared([f"runs/{name}" for name in names])
 
 
+def test_language_models_see_no_images(runs, monkeypatch):
+    config = runs["vpt"].config.copy_and_resolve_references()
+    del config.data["image_size"]
+    monkeypatch.setattr(saved_run, "load", lambda *_: dataclasses.replace(runs["vpt"], config=config))
+    with pytest.raises(InputError, match="has tuned a language model, which sees no images"):
+        saved_run.load_compared(["runs/words"])
+
+
 def test_unknown_run(tmp_path):
     with pytest.raises(InputError, match=f"There are no checkpoints in {tmp_path}"):
         visualize.run(configured(visualize_config, runs=(str(tmp_path),)), str(tmp_path / "out"))

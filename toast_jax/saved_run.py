@@ -52,8 +52,10 @@ def load(folder: str | Path, weights: str = "") -> SavedRun:
 
 
 def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
-    """As `load`, and raises InputError for a run that has pre-tuned a top-down module, whose head is no classifier."""
+    """As `load`, and raises InputError for a run that has pre-tuned a top-down module, or one that has seen no images."""
     saved = load(folder, weights)
+    if "image_size" not in saved.config.data:
+        raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
     if saved.config.stage != "tune":
         raise InputError(f"The run in {folder} has pre-tuned a top-down module; give one that tuned with it.")
     return saved
