@@ -1,4 +1,4 @@
-"""Run as a script, `IMAGES FOLDER METHOD TRIALS`: kills a run at a random instant, lets it go on, compares it with one left alone.
+"""Run as a script, `IMAGES FOLDER METHOD TRIALS`: kills a run at a random instant and compares it with one left alone.
 
 The process imports everything but starts no JAX; each run is a fork of it, so that a trial costs little beside the run.
 """
