@@ -28,7 +28,10 @@ TASKS = {
     "sweep": "sweep",
     "table": "sweeps",
     "convert": "target",
-    "predict": "images",
+    "predict": "attention",
+    "visualize": "most",
+    "attention_metrics": "objects",
+    "corruptions": "severities",
     "generate": "prompt",
     "prepare_data": "datasets",
     "demo": "runs",
@@ -63,7 +66,7 @@ def captions() -> str:
     """The configs, one a line, each with the first line of its caption."""
     files = [path for path in sorted(Path(__file__).parent.glob("configs/*.py")) if path.name != "common.py"]
     lines = [ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] for path in files]
-    return "\n".join(f"  configs/{path.name:<12} {line}" for path, line in zip(files, lines, strict=True))
+    return "\n".join(f"  configs/{path.name:<15} {line}" for path, line in zip(files, lines, strict=True))
 
 
 def check_arguments(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Tune a language model to follow instructions: Alpaca's data, or any of that form.
+"""Tune a language model to follow instructions, such as Alpaca's.
 
     python main.py --config=configs/alpaca.py:method=toast,backbone=llama1_7b --workdir=runs/alpaca_toast \\
         --config.data.splits.train=data/alpaca_data.json --config.top_down=runs/pretune_llama1_7b/top_down.safetensors

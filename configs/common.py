@@ -30,6 +30,18 @@ def yes_no(key: str, text: str) -> bool:
     return choose(f"The config argument {key}", text, {"yes": True, "no": False})
 
 
+def whole(key: str, text: str) -> int:
+    """Reads an argument that is a number of things."""
+    if not text.isdecimal():
+        raise InputError(f"The config argument {key} is {text!r}; write a whole number.")
+    return int(text)
+
+
+def joined(text: str) -> tuple[str, ...]:
+    """Reads an argument whose values are joined by +."""
+    return tuple(filter(None, text.split("+")))
+
+
 def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """All fields with their defaults: those of the release's FGVC recipe.
 

@@ -1,4 +1,4 @@
-"""Weights: any file that loads, or a finished run, to the names of the release.
+"""Weights, of any file that loads or of a run, to the release's names.
 
     python main.py --config=configs/convert.py:from=runs/cub_toast,to=cub_toast.pth
     python main.py --config=configs/convert.py:from=B_16.npz,to=weights/vit_b16_in21k.safetensors

@@ -1,4 +1,4 @@
-"""Your own images: a folder with train/CLASS/*.jpg, and val/ and test/ like it.
+"""Your own images: folders train/CLASS/*.jpg, and val/ and test/ alike.
 
     python main.py --config=configs/folder.py:method=toast,backbone=vit_b16_in1k --config.data.root=FOLDER \\
         --config.backbone.weights=weights/vit_b16_in1k.pth --config.data.splits.test=""

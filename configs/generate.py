@@ -1,4 +1,4 @@
-"""Let a language model answer: one prompt, a file of questions, or what you type.
+"""Let a language model answer a prompt, a file of them, or what you type.
 
     python main.py --config=configs/generate.py:run=runs/vicuna_toast
     python main.py --config=configs/generate.py:run=runs/vicuna_toast --config.prompt="How can I manage my time better?"

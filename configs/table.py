@@ -15,4 +15,4 @@ from configs import common
 def get_config(text: str | None = None):
     """`text` is what follows the colon of `--config`."""
     folders = common.arguments(text, **{"from": ""})["from"]
-    return ConfigDict({"name": "table", "task": "table", "sweeps": tuple(filter(None, folders.split("+")))})
+    return ConfigDict({"name": "table", "task": "table", "sweeps": common.joined(folders)})

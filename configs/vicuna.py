@@ -1,4 +1,4 @@
-"""Tune a language model to converse, on ShareGPT's conversations: the paper's Vicuna.
+"""Tune a language model on conversations: ShareGPT's, the paper's Vicuna.
 
     python main.py --config=configs/vicuna.py:method=toast,backbone=llama1_7b --workdir=runs/vicuna_toast \\
         --config.data.splits.train=data/sharegpt.json --config.top_down=runs/pretune_llama1_7b/top_down.safetensors

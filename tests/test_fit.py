@@ -175,7 +175,7 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
         seen.update(options)
         raise Killed
 
-    monkeypatch.setattr(vision.batches, "train_batches", stop)
+    monkeypatch.setattr(batches, "train_batches", stop)
     with pytest.raises(Killed):
         fit.fit(config, tmp_path)
     assert {name: seen[name] for name in values} == values

@@ -3,14 +3,13 @@
 import csv
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CLASSES, COUNTS, tiny_config
 from PIL import Image
 
 from configs import predict as predict_config
-from toast_jax import attention, drawing, fit
+from toast_jax import fit
 from toast_jax.errors import InputError
 from toast_jax.tasks import predict, train
 
@@ -93,28 +92,3 @@ def test_pretuned_module_is_no_classifier(image_folder, tmp_path):
     fit.fit(config, tmp_path / "run")
     with pytest.raises(InputError, match="has pre-tuned a top-down module; give one that tuned with it"):
         predicted(tmp_path / "run", image_folder, tmp_path / "out")
-
-
-def test_map_of_the_class_token_is_its_row_of_the_last_block():
-    weights = np.random.default_rng(0).dirichlet(np.ones(7), (2, 3, 4, 7)).astype(np.float32)  # L, B, H, N; two prompts
-    ours = attention.of_class_token(jnp.asarray(weights), grid=2)
-    expected = weights[1, :, :, 0, 3:].mean(axis=1)
-    np.testing.assert_allclose(ours, expected.reshape(3, 2, 2), rtol=1e-6)
-
-
-def test_colours_go_from_dark_blue_to_yellow():
-    picture = drawing.coloured(np.linspace(-3, 5, 50)[None])
-    assert tuple(picture[0, 0]) == (68, 1, 84) and tuple(picture[0, -1]) == (253, 231, 37)
-    brightness = picture[0].astype(float) @ [0.299, 0.587, 0.114]
-    assert np.all(np.diff(brightness) > 0)
-    assert np.ptp(drawing.coloured(np.ones((2, 2))), axis=(0, 1)).max() == 0
-
-
-def test_overlay_is_brightest_where_the_map_is_highest():
-    values = np.zeros((4, 4))
-    values[1, 2] = 1
-    picture = drawing.overlay(np.zeros((32, 32, 3), np.uint8), values).astype(int).sum(-1)
-    row, column = np.unravel_index(picture.argmax(), picture.shape)
-    assert (row // 8, column // 8) == (1, 2)
-    same = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(drawing.overlay(same, values, strength=0.0), same)

@@ -73,7 +73,7 @@ def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, 
 
 
 def read_meta(checkpoints: ocp.CheckpointManager) -> dict:
-    """The `config` and the `classes` that the latest checkpoint was made with.
+    """What the latest checkpoint was made with: `config`, `classes`, and `data` and `frozen` of `identity`.
 
     Raises:
       InputError: there is no checkpoint.

@@ -1,42 +1,87 @@
-"""Maps over images, as pixels. The colours are viridis, which keeps its order in grey and for the colour-blind."""
+"""Maps over images, as pixels, and panels with titles.
+
+Colours keep their order for the colour-blind: viridis, which keeps it in grey too, for maps from little to much, and
+ColorBrewer's PuOr, purple to orange, for differences.
+"""
+
+import textwrap
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 _VIRIDIS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
+_PURPLE_ORANGE = np.array([(94, 60, 153), (178, 171, 210), (247, 247, 247), (253, 184, 99), (230, 97, 1)])
 _GAP = 4  # white pixels between panels
+_LINE = 15  # pixels from one line of a title to the next
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
     """Colours for a map `[H, W]`, its smallest value dark blue and its largest yellow: uint8 `[H, W, 3]`."""
     low, high = values.min(), values.max()
-    place = (values - low) / max(high - low, 1e-12) * (len(_VIRIDIS) - 1)
-    anchors = np.arange(len(_VIRIDIS))
-    return np.stack([np.interp(place, anchors, _VIRIDIS[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+    return _at((values - low) / max(high - low, 1e-12), _VIRIDIS)
 
 
-def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6) -> np.ndarray:
+def coloured_difference(values: np.ndarray) -> np.ndarray:
+    """Colours for a map `[H, W]` with a sign: zero is white, more is orange, less is purple, as strong at the same distance."""
+    return _at(0.5 + 0.5 * values / max(np.abs(values).max(), 1e-12), _PURPLE_ORANGE)
+
+
+def _at(place, colours):
+    """Colours `[..., 3]` at places from 0 to 1 along a list of them."""
+    anchors = np.linspace(0, 1, len(colours))
+    return np.stack([np.interp(place, anchors, colours[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+
+
+def interpolated(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A coarse map `[h, w]` on the pixels of an image: float32 `[height, width]`, bilinear between the centres of its cells."""
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6, colours: Callable = coloured) -> np.ndarray:
     """Lays a coarse map `[h, w]` over an image.
 
     Args:
       image: uint8 `[H, W, 3]`.
       values: one number for each patch, interpolated to the image.
       strength: 0 shows the image alone, 1 the map alone.
+      colours: `coloured` or `coloured_difference`.
 
     Returns:
       uint8 `[H, W, 3]`.
     """
-    height, width, _ = image.shape
-    fine = Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    return ((1 - strength) * image + strength * coloured(np.asarray(fine))).round().astype(np.uint8)
+    fine = interpolated(values, *image.shape[:2])
+    return ((1 - strength) * image + strength * colours(fine)).round().astype(np.uint8)
 
 
-def side_by_side(panels: list[np.ndarray]) -> np.ndarray:
-    """Panels of one height next to each other, with a white gap."""
+def enlarged(image: np.ndarray, side: int) -> np.ndarray:
+    """Repeats pixels, as often as makes the image at least `side` wide."""
+    times = -(-side // image.shape[1])
+    return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def titled(panel: np.ndarray, title: str, lines: int = 2) -> np.ndarray:
+    """A panel with black text on white above it, in as many lines for every text; what does not fit is cut off."""
+    width = panel.shape[1]
+    strip = Image.new("RGB", (width, lines * _LINE + 2), "white")
+    drawn, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
+    for letters in range(width // 4, 3, -1):  # as many in a line as fit
+        wrapped = textwrap.wrap(title, letters, max_lines=lines, placeholder="...")
+        if all(font.getlength(line) < width - 2 for line in wrapped):
+            break
+    for i, line in enumerate(wrapped, start=lines - len(wrapped)):  # next to the panel
+        drawn.text((1, i * _LINE), line, fill="black", font=font)
+    return np.concatenate([np.asarray(strip), panel])
+
+
+def side_by_side(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """Panels next to each other, with a white gap; lower ones are filled up with white."""
     return stacked([panel.transpose(1, 0, 2) for panel in panels]).transpose(1, 0, 2)
 
 
-def stacked(panels: list[np.ndarray]) -> np.ndarray:
-    """Panels of one width below each other, with a white gap."""
-    gap = np.full((_GAP, panels[0].shape[1], 3), 255, np.uint8)
-    return np.concatenate([part for panel in panels for part in (gap, panel)][1:])
+def stacked(panels: Sequence[np.ndarray]) -> np.ndarray:
+    """Panels below each other, with a white gap; narrower ones are filled up with white."""
+    widest = max(panel.shape[1] for panel in panels)
+    gap = np.full((_GAP, widest, 3), 255, np.uint8)
+    filled = [np.pad(one, ((0, 0), (0, widest - one.shape[1]), (0, 0)), constant_values=255) for one in panels]
+    return np.concatenate([part for panel in filled for part in (gap, panel)][1:])

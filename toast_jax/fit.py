@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, interrupt, known, parallel, top_down_file, trees, workdir
+from toast_jax import checkpoint, identity, interrupt, known, parallel, top_down_file, trees, workdir
 from toast_jax.errors import Diverged, Interrupted
 from toast_jax.evaluation import evaluate
 from toast_jax.grid import prepare_grid
@@ -77,22 +77,26 @@ def fit_grid(
 def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
     """Goes on from the folder's last checkpoint, if it has one, to the end."""
     with checkpoint.manager(run.folder, create=True) as checkpoints:
+        meta = {"config": run.config.to_dict(), "classes": run.train.classes}
+        meta |= {"data": identity.of_source(run.train), "frozen": identity.of_frozen(run.frozen)}
         restored = checkpoint.restore(checkpoints, state)
         if restored is not None:
+            theirs = checkpoint.read_meta(checkpoints)
+            identity.check_source(run.train, theirs["data"], run.folder)
+            identity.check_frozen(run.frozen, theirs["frozen"], run.folder, run.config.backbone.weights)
             state = restored
             log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
         with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
-            results = _train(run, state, checkpoints, record, started)
+            results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):
         if not isinstance(result, Diverged):
             workdir.write_json(member.folder / "result.json", result)
     return results
 
 
-def _train(run: Run, state: State, checkpoints, record: Record, started: float) -> list[dict | Diverged]:
+def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, started: float) -> list[dict | Diverged]:
     """Steps, evaluations and checkpoints from `state` to the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
-    meta = {"config": config.to_dict(), "classes": run.train.classes}
     state, pending, evaluated = run.devices.place(state), [], {}
     reads = domain(config)
     count = reads.examples(config) * len(run.members)

@@ -63,7 +63,7 @@ class Steered(nn.Module):
         return self._logits(self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2)))
 
     def known(self, inputs, rng: jax.Array | None = None) -> dict:
-        """What the logits need of the frozen backbone alone, and stays as it is while `methods.knows` says so.
+        """What the logits need of the frozen backbone alone, and is the same in every step where `known.known_of` says so.
 
         Returns:
           `pooled [B, D]` of a network that looks once, `tokens` (and `fed_back`, where that is another array) of the first look
@@ -87,6 +87,10 @@ class Steered(nn.Module):
         extra, out = self._signal(inputs, rng)
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2))
         return self._logits(pooled), {**out, "look": look}
+
+    def classify_map(self, last: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """The logits `[B, C]` that follow from the last map of a ConvNeXt, `[B, h, w, C_3]` (`hidden[-1]` of its look)."""
+        return self._logits(self.backbone.pooled_map(last))
 
     def extend(self, tokens: jax.Array, positions: jax.Array, caches: dict, last: jax.Array) -> tuple[jax.Array, dict]:
         """Of a language model: the logits after the next tokens of sequences whose earlier ones are in caches.

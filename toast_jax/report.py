@@ -21,6 +21,7 @@ th:first-child, td:first-child { text-align: left; }
 .pictures th { white-space: normal; vertical-align: bottom; max-width: 5.5rem; }
 .pictures th:first-child { text-align: center; }
 .pictures img { display: block; margin: 0 auto; }
+.pictures td:first-child, .pictures th:first-child { position: sticky; left: 0; background: #fff; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; }
 .charts svg { width: 100%; max-width: 36rem; height: auto; }
 .small { font-size: .85rem; color: #555; }

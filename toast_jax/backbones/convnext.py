@@ -205,13 +205,14 @@ class ConvNeXt(nn.Module):
             hidden: five maps, the input of every stage (without its top-down input) and the output of the last.
         """
         hidden = self._maps(images, td, rng)
-        return self._pool(hidden[-1]), {"tokens": self.norm(hidden[-1]), "fed_back": hidden[-1], "hidden": hidden}
+        return self.pooled_map(hidden[-1]), {"tokens": self.norm(hidden[-1]), "fed_back": hidden[-1], "hidden": hidden}
 
     def pooled(self, images, td=None, rng=None):
         """The pooled output of `__call__` alone, `[B, C_3]`."""
-        return self._pool(self._maps(images, td, rng)[-1])
+        return self.pooled_map(self._maps(images, td, rng)[-1])
 
-    def _pool(self, x):
+    def pooled_map(self, x):
+        """What `pooled` makes of the last map, `[B, h, w, C_3]`."""
         return self.norm(x.mean(axis=(1, 2)))
 
     def _maps(self, images, td, rng):

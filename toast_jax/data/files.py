@@ -154,7 +154,7 @@ def _subfolders(folder: str) -> list[str]:
 
 def _images_in(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        paths = sorted(entry.path for entry in entries if _is_image(entry.name))
+        paths = sorted(entry.path for entry in entries if is_image(entry.name))
     if not paths:
         raise InputError(f"Class folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}): add some or remove the folder.")
     return paths
@@ -167,11 +167,12 @@ def _images_below(path: str) -> Iterator[str]:
         new = {name: os.path.realpath(os.path.join(folder, name)) for name in below if not name.startswith(".")}
         below[:] = [name for name, real in new.items() if real not in entered]
         entered.update(new.values())
-        yield from (os.path.join(folder, name) for name in names if _is_image(name))
+        yield from (os.path.join(folder, name) for name in names if is_image(name))
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+def is_image(path: str) -> bool:
+    """Whether a file is one by its name; hidden ones are not."""
+    return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
 
 
 def existing_root(data: ConfigDict) -> str:

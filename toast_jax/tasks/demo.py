@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax import curves, drawing, localization, maps, report, saved_run, workdir
+from toast_jax import comparison, curves, drawing, localization, maps, report, saved_run, workdir
 from toast_jax.data import scenes
 from toast_jax.fit import fit_seeds
 from toast_jax.progress import told_in
@@ -32,16 +32,14 @@ class Row:
       accuracy: of the test split, `[seeds]`.
       inside: by map, the share that is inside the target's box, mean over scenes, `[seeds]`.
       images_per_second: while training, `[seeds]`.
-      named: classes that the first seed's network gives to the scenes, `[B]`.
-      maps: of the first seed's network, see `maps.look`.
+      looked: what the first seed's network makes of the scenes.
     """
 
     tuned: int
     accuracy: np.ndarray
     inside: dict[str, np.ndarray]
     images_per_second: np.ndarray
-    named: np.ndarray
-    maps: dict[str, np.ndarray]
+    looked: comparison.Looked
 
 
 def run(config: ConfigDict, folder: str) -> None:
@@ -89,8 +87,11 @@ def _measured(results, folders, shown, boxes) -> Row:
             name: np.array([localization.energy_inside(found[name], boxes).mean() for _, found in looks]) for name in of_first
         },
         images_per_second=np.array([one["images_per_second"] for one in results]),
-        named=probabilities.argmax(axis=-1),
-        maps=of_first,
+        looked=comparison.Looked(
+            named=tuple(runs[0].classes[one] for one in probabilities.argmax(axis=-1)),
+            confidence=probabilities.max(axis=-1),
+            maps=of_first,
+        ),
     )
 
 
@@ -119,7 +120,7 @@ def _figure(rows: dict[str, Row], shown: list[scenes.Scene]) -> np.ndarray:
     columns = []
     for i, scene in enumerate(shown):
         image = _large(scene.image)
-        found = [drawing.overlay(image, rows["toast"].maps[name][i]) for name in (maps.FIRST, maps.SELECTION, maps.LAST)]
+        found = [drawing.overlay(image, rows["toast"].looked.maps[name][i]) for name in (maps.FIRST, maps.SELECTION, maps.LAST)]
         columns.append(drawing.stacked([image, *found]))
     return drawing.side_by_side(columns)
 
@@ -152,28 +153,9 @@ def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
 
 
 def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
-    twice = next(row for row in rows.values() if maps.FIRST in row.maps)
-    header, lines = ["scene", "first look"], []
-    for name, row in rows.items():
-        header += [f"{name.replace('_', ' ')}: {one}" for one in _after(row)]
-    for i, scene in enumerate(shown):
-        image, wanted = _large(scene.image), scene.labels["target"]
-        line = [
-            report.picture(image, f"green digit: {wanted}"),
-            report.picture(drawing.overlay(image, twice.maps[maps.FIRST][i]), alt="first look"),
-        ]
-        for name, row in rows.items():
-            verdict = f"{row.named[i]} {'right' if row.named[i] == wanted else 'wrong'}"
-            for one in _after(row):
-                drawn = drawing.overlay(image, row.maps[one][i])
-                line.append(report.picture(drawn, verdict if one == maps.LAST else "", alt=f"{one} of {name}, names {verdict}"))
-        lines.append(line)
-    return report.pictures(header, lines)
-
-
-def _after(row: Row) -> list[str]:
-    """The maps of a row that depend on what was tuned."""
-    return [name for name in (maps.SELECTION, maps.LAST) if name in row.maps]
+    wanted = [str(scene.labels["target"]) for scene in shown]
+    images, captions = [_large(scene.image) for scene in shown], [f"green digit: {one}" for one in wanted]
+    return comparison.grid(images, captions, wanted, {name: row.looked for name, row in rows.items()}, maps.ORDER)
 
 
 def _curves(config: ConfigDict, folder: Path, metric: str) -> str:

@@ -7,7 +7,7 @@ import logging
 
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, workdir
+from toast_jax import checkpoint, identity, workdir
 from toast_jax.errors import InputError
 from toast_jax.evaluation import described, evaluate, mapped
 from toast_jax.prepare import check, devices_of, domain, load_network, scores_of
@@ -30,6 +30,8 @@ def run(config: ConfigDict, folder: str) -> None:
         with checkpoint.manager(folder) as checkpoints:
             workdir.check_evaluates(folder, config)
             network = load_network(config, len(train.classes))
+            theirs = checkpoint.read_meta(checkpoints)["frozen"]
+            identity.check_frozen(network.frozen, theirs, folder, config.backbone.weights)
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
     devices = devices_of(config)

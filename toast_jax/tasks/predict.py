@@ -33,9 +33,7 @@ def run(config: ConfigDict, folder: str) -> None:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
     folder = workdir.writable(folder)
     source = files.unlabelled(config.images)
-    saved = saved_run.load(config.run, config.weights)
-    if saved.config.stage != "tune":
-        raise InputError(f"The run in {config.run} has pre-tuned a top-down module; give one that tuned with it.")
+    saved = saved_run.load_tuned(config.run, config.weights)
     look = jax.jit(functools.partial(maps.look if config.attention else _named, saved.model, saved.method))
     data = saved.config.data
     loader = batches.eval_batches(source, batch_size=config.batch_size, resize=data.resize, size=data.image_size)

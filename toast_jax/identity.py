@@ -1,0 +1,76 @@
+"""What a run rests on but does not save: its training data and its frozen parameters, told from others by a few numbers."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from toast_jax import trees
+from toast_jax.errors import InputError
+
+_LARGE = 2**27  # numbers of an array that are not brought to the host
+_TOLERANCE = 1e-2  # of half precision
+
+
+def of_source(source) -> dict:
+    """How many examples a source has, and a hash of what it says of them: names, labels, classes, where they are.
+
+    Pixels are not read. Of prepared TFDS data what TFDS has noted about its files counts.
+    """
+    return {"count": len(source), "sha256": _hashed(source).hexdigest()}
+
+
+def _hashed(source) -> "hashlib._Hash":
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(source):
+        value = getattr(source, field.name)
+        if dataclasses.is_dataclass(value):
+            digest.update(_hashed(value).digest())
+        else:
+            digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else repr(value).encode())
+    if directory := getattr(source, "directory", None):
+        digest.update((Path(directory) / "dataset_info.json").read_bytes())
+    return digest
+
+
+def of_frozen(frozen: dict) -> dict[str, list[float]]:
+    """Mean and root mean square of every frozen parameter, by path."""
+    return {path: _moments(leaf) for path, leaf in trees.flat(trees.prune(frozen)).items()}
+
+
+def _moments(leaf) -> list[float]:
+    if leaf.size > _LARGE:
+        return np.asarray(_moments_on_device(leaf), float).tolist()
+    array = np.asarray(leaf).astype(np.float32)
+    return [float(np.mean(array, dtype=np.float64)), float(np.sqrt(np.mean(np.square(array), dtype=np.float64)))]
+
+
+@jax.jit
+def _moments_on_device(leaf):
+    leaf = leaf.astype(jnp.float32)
+    return jnp.stack([jnp.mean(leaf), jnp.sqrt(jnp.mean(jnp.square(leaf)))])
+
+
+def check_source(source, theirs: dict, folder: str | Path) -> None:
+    """Raises InputError unless the training data is what `of_source` said when the run in `folder` began."""
+    ours = of_source(source)
+    if ours != theirs:
+        raise InputError(
+            f"The training data has changed since the run in {folder} began ({theirs['count']:,} examples then, "
+            f"{ours['count']:,} now, or others): put it back as it was, or begin anew in another --workdir."
+        )
+
+
+def check_frozen(frozen: dict, theirs: dict, folder: str | Path, weights: str) -> None:
+    """Raises InputError unless the frozen parameters are those that `of_frozen` described, but for rounding."""
+    ours = of_frozen(frozen)
+    for path in sorted(ours.keys() | theirs.keys()):
+        pair = np.array([ours.get(path, (np.inf, np.inf)), theirs.get(path, (np.inf, np.inf))])
+        if not np.abs(pair[0] - pair[1]).max() <= _TOLERANCE * pair[:, 1].max():
+            raise InputError(
+                f"The run in {folder} was tuned on another backbone than {weights} holds now ({path} differs); name the file "
+                "it began with in --config.backbone.weights, or put that file back."
+            )
