@@ -1,0 +1,80 @@
+"""Run as a script, `IMAGES FOLDER METHOD TRIALS`: kills a run at a random instant and compares it with one left alone.
+
+The process imports everything but starts no JAX; each run is a fork of it, so that a trial costs little beside the run.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from conftest import tiny_config
+
+from toast_jax import checkpoint, fit, parallel, prepare, trees
+from toast_jax.backbones import vit
+
+
+def main(images, folder, method, trials):
+    vit.SIZES["tiny"] = vit.Size(width=16, depth=3, num_heads=2)
+    config, folder = tiny_config(images, method), Path(folder)
+    config.epochs, config.backbone.drop_path, config.data.verify = 4, 0.3, False
+    forked(run, config, folder / "warm")  # fills the compilation cache
+    started = time.monotonic()
+    forked(run, config, folder / "whole")
+    seconds, rng, kills = time.monotonic() - started, random.Random(0), 0
+    for i in range(int(trials)):
+        parts = folder / f"parts_{i}"
+        pid = fork(run, config, parts)
+        time.sleep(rng.uniform(0.0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        forked(run, config, parts)
+        forked(same, config, parts, folder / "whole")
+    print(json.dumps({"trials": int(trials), "killed": kills}))
+
+
+def run(config, folder):
+    fit.fit(config, folder)
+
+
+def same(config, parts, whole):
+    """Fails unless losses, final parameters, optimizer state and scores are bit for bit the same."""
+    losses = [[line for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (parts, whole)]
+    assert losses[0] == losses[1]
+    results = [json.loads((path / "result.json").read_text()) for path in (parts, whole)]
+    assert results[0]["test"] == results[1]["test"]
+    states = [final_state(config, path) for path in (parts, whole)]
+    for one, other in zip(*states, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def final_state(config, folder):
+    _, state = prepare.prepare(config, folder)
+    with checkpoint.manager(folder) as checkpoints:
+        restored = checkpoint.restore(checkpoints, state)
+    return [*trees.flat(trees.prune(restored.tuned)).values(), *map(np.asarray, parallel.jax.tree.leaves(restored.opt_state))]
+
+
+def fork(call, *args) -> int:
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            call(*args)
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def forked(call, *args):
+    code = os.waitstatus_to_exitcode(os.waitpid(fork(call, *args), 0)[1])
+    assert not code, (call.__name__, *args[1:], code)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
