@@ -7,7 +7,13 @@ The release's recipe: the first 200,000 documents of OpenWebText, packed to 512 
 of the second look plus the variational loss, and feedback layers and prior learn. Lines are `{"text": ...}`; a .txt file is one
 document. `--config.backbone.weights` is the folder of a LLaMA of Hugging Face, by default weights/BACKBONE, and
 `--config.data.tokenizer` the same. The run leaves `top_down.safetensors` in its folder, for `--config.top_down=FILE` of a run
-that tunes. A model that does not fit on a device in float32 may do with --config.backbone.dtype=bfloat16 and
+that tunes. The perplexity of a network as it is, on a text:
+
+    python main.py --config=configs/openwebtext.py:backbone=stories15m --config.method=finetune --config.stage=tune \\
+        --config.task=evaluate --config.checkpoint=weights/stories15m/model.safetensors \\
+        --config.data.splits.train=text.txt --config.data.splits.val=text.txt --config.data.length=256
+
+A model that does not fit on a device in float32 may do with --config.backbone.dtype=bfloat16 and
 --config.backbone.remat=True.
 """
 
