@@ -106,10 +106,9 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
             pending.append((step, numbers, batch["index"]))
             last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
             if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
-                # Fetching waits for the device.
-                progress.tick(len(pending))
-                progress.tell(*record.steps(jax.device_get(pending)))
-                pending = []
+                fetched, pending = jax.device_get(pending), []  # waits for the device
+                progress.tick(len(fetched))
+                progress.tell(*record.steps(fetched))
             if last_of_epoch and not record.all_diverged:
                 epoch = step // run.steps_per_epoch
                 if epoch % config.eval_every == 0 or step == run.steps:
