@@ -1,22 +1,21 @@
-"""Run as a script, `PATH BACKBONE`: saves what two steps of every method, and of pre-tuning, give on the devices JAX has."""
+"""Run as a script, `PATH BACKBONE NAMES`: saves what two steps of methods, or of pretune, give on the devices JAX has."""
 
 import functools
 import sys
 
 import jax
 import numpy as np
-from conftest import METHODS, TINY_CONVNEXT, tiny_config
+from conftest import TINY_CONVNEXT, tiny_config
 
 from toast_jax import losses, methods, model, optim, parallel, trees
 from toast_jax.augment import augment
 from toast_jax.backbones import convnext, vit
 from toast_jax.train import init_state, train_step
 
-RUNS = {"vit_ti8": (*METHODS, "pretune"), "convnext_t": (*(name for name in METHODS if name != "vpt"), "pretune")}
 AUGMENT = functools.partial(augment, num_classes=3, erasing=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1)
 
 
-def main(path, backbone):
+def main(path, backbone, *names):
     vit.SIZES["tiny"], convnext.SIZES["tiny"] = vit.Size(width=16, depth=3, num_heads=2), TINY_CONVNEXT
     convnext.LAYER_SCALE = 0.1  # as small as it starts, the blocks would add nothing that a test could see
     rng, side = np.random.default_rng(0), tiny_config("", "linear", backbone).data.image_size
@@ -25,7 +24,7 @@ def main(path, backbone):
         "label": rng.integers(0, 3, 16).astype(np.int32),
     }
     saved = {"devices": jax.device_count()}
-    for name in RUNS[backbone]:
+    for name in names:
         config = tiny_config("", "toast" if name == "pretune" else name, backbone)
         # Random numbers have to be the same for any number of devices, too.
         config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3

@@ -82,6 +82,7 @@ def test_again_repeats_nothing(small):
     assert (folder / "log.txt").read_text().count("finished already") == 4
 
 
+@pytest.mark.slow
 def test_attention_before_tuning_is_the_same_for_all_networks_that_look_twice():
     """And it is that of the backbone alone."""
     config = demo_config.get_config()

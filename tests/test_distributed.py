@@ -34,6 +34,7 @@ def numbers(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(image_folder, tmp_path):
     slurm = {
         "SLURM_JOB_ID": "1",

@@ -48,7 +48,7 @@ def steps(size):
     return seen, trees.flat(parallel.fetch(trees.prune(state.tuned))), parallel.fetch(sums), placed
 
 
-@pytest.mark.parametrize("size", [4, 8])
+@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), 8])
 def test_numbers_are_those_of_devices_that_share_nothing(size):
     (seen, tuned, sums, _), (theirs, expected, counted, _) = steps(size), steps(1)
     for ours, one in [*zip(seen, theirs, strict=True), (sums, counted)]:

@@ -35,10 +35,12 @@ def numbers(folder, name="train/loss"):
     return [line[name] for line in lines if name in line]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "finetune", "partial", "bias", "vpt", "toast_lite")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("toast", "lora", "finetune", "partial", "bias", "vpt", "toast_lite")
+]
 
 
-@pytest.mark.parametrize("method", ["toast", "linear", *SLOW])
+@pytest.mark.parametrize("method", ["linear", *SLOW])
 def test_together_they_are_the_runs_they_are_alone(method, image_folder, tmp_path):
     config = tiny_config(image_folder, method)
     config.backbone.drop_path = 0.3
@@ -114,7 +116,7 @@ def fixed(vtab_root, monkeypatch):
     return config
 
 
-@pytest.mark.parametrize("method", ["toast", "linear"])
+@pytest.mark.parametrize("method", ["toast", pytest.param("linear", marks=pytest.mark.slow)])
 def test_what_is_kept_is_what_would_be_computed(method, fixed, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
     fixed.method = method

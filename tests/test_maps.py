@@ -71,7 +71,8 @@ def test_closer_look_of_one_that_looks_once():
     assert np.abs(with_prompts - without).max() > 0.01
 
 
-@pytest.mark.parametrize("method", [pytest.param("linear", marks=pytest.mark.slow), "toast"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "toast"])
 def test_closer_look_of_a_convnext(method):
     params, apply, images, plain, (probabilities, found, parts) = looked(method, "convnext_t")
     np.testing.assert_allclose(probabilities, plain[0], rtol=1e-4)

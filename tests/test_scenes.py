@@ -96,6 +96,7 @@ def test_mistakes_are_told(change, message):
         sources.open_split(config(**change), "train")
 
 
+@pytest.mark.slow
 def test_recipe_of_the_backbone_runs(tmp_path):
     config = pretrain.get_config()
     pretrain.scenes(config, task="salient", train=256, val=64, test=64)

@@ -59,7 +59,9 @@ def test_a_step_minimises_the_mean_over_tokens():
     np.testing.assert_allclose(metrics["accuracy"], (PREDICTED * hits).sum() / PREDICTED.sum(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(2, 1), (4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize(
+    ("devices", "parts"), [(2, 1), (1, 4), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((4, 1), (2, 2)))]
+)
 def test_tokens_count_alike_on_any_number_of_devices_and_in_parts(devices, parts):
     (metrics, params), (theirs, expected) = steps(devices, parts), steps(1)
     for ours, one in zip(metrics, theirs, strict=True):

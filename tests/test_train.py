@@ -17,20 +17,30 @@ from toast_jax.errors import InputError
 ROOT = Path(__file__).parent.parent
 
 
+EVERY = (*METHODS, "pretune")
+QUICK = ("toast_lite", "pretune")  # between them they have the signal, low-rank deltas, drop-path and mixing
+OTHERS = [name for name in EVERY if name not in QUICK]
+
+
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    return steps_of("vit_ti8", tmp_path_factory.mktemp("steps"))
+    return steps_of("vit_ti8", tmp_path_factory.mktemp("steps"), QUICK)
 
 
-def steps_of(backbone, folder):
-    """What two steps of every method, and of pre-tuning, give on 1, 2 and 8 devices."""
+@pytest.fixture(scope="module")
+def other_steps(tmp_path_factory):
+    return steps_of("vit_ti8", tmp_path_factory.mktemp("steps"), OTHERS)
+
+
+def steps_of(backbone, folder, names):
+    """What two steps of some methods, or of pre-tuning, give on 1, 2 and 8 devices."""
     results = {}
     for devices in (1, 2, 8):
         flags = f"--xla_force_host_platform_device_count={devices}"
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for compile time
         path = folder / f"{devices}.npz"
-        subprocess.run([sys.executable, "tests/steps_on_devices.py", path, backbone], check=True, cwd=ROOT, env=env)
+        subprocess.run([sys.executable, "tests/steps_on_devices.py", path, backbone, *names], check=True, cwd=ROOT, env=env)
         with np.load(path) as file:
             results[devices] = {key: file[key] for key in file.files}
         assert results[devices].pop("devices") == devices
@@ -38,18 +48,25 @@ def steps_of(backbone, folder):
 
 
 @pytest.mark.parametrize("devices", [2, 8])
-@pytest.mark.parametrize("method", [*METHODS, "pretune"])
+@pytest.mark.parametrize("method", QUICK)
 def test_number_of_devices_does_not_matter(steps, method, devices):
     assert_same_steps(steps, method, devices)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("method", OTHERS)
+def test_number_of_devices_does_not_matter_to_other_methods(other_steps, method, devices):
+    assert_same_steps(other_steps, method, devices)
+
+
+@pytest.mark.slow
 def test_number_of_devices_does_not_matter_to_a_convnext(tmp_path):
-    steps = steps_of("convnext_t", tmp_path)
-    for method in (*METHODS, "pretune"):
-        if method != "vpt":
-            assert_same_steps(steps, method, 2)
-            assert_same_steps(steps, method, 8)
+    names = [name for name in EVERY if name != "vpt"]
+    steps = steps_of("convnext_t", tmp_path, names)
+    for method in names:
+        assert_same_steps(steps, method, 2)
+        assert_same_steps(steps, method, 8)
 
 
 def assert_same_steps(steps, method, devices):
@@ -60,8 +77,18 @@ def assert_same_steps(steps, method, devices):
         assert np.abs(one - many).max() <= 1e-5 * max(np.abs(one).max(), 1e-3), name
 
 
-@pytest.mark.parametrize("method", [*METHODS, "pretune"])
+@pytest.mark.parametrize("method", QUICK)
 def test_every_tuned_leaf_moves(steps, method):
+    assert_all_move(steps, method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_tuned_leaf_of_other_methods_moves(other_steps, method):
+    assert_all_move(other_steps, method)
+
+
+def assert_all_move(steps, method):
     moved = {name: value for name, value in steps[1].items() if name.startswith(f"moved/{method}/")}
     assert moved and all(moved.values()), moved
 
