@@ -83,6 +83,7 @@ def test_run_becomes_the_network_it_evaluated(method, image_folder, tmp_path):
     assert again["test"]["accuracy"] == result["test"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_pretuning_run_becomes_backbone_and_module(image_folder, tmp_path):
     config = tiny_config(image_folder, "toast")
     config.epochs, config.stage = 1, "pretune"
@@ -201,6 +202,7 @@ def test_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.slow
 def test_run_whose_backbone_has_moved_can_be_told_where(image_folder, tmp_path):
     state = {name: array for name, array in state_of("vit_linear").items() if not name.startswith("head")}
     save_file(state, tmp_path / "old.safetensors")

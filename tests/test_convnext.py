@@ -98,6 +98,7 @@ def test_top_down_signal_of_a_stage_is_added_to_its_input():
     assert_close(steered["hidden"][1:], brighter["hidden"][1:])
 
 
+@pytest.mark.slow
 def test_last_blocks_do_not_change_the_result():
     params, rng = dict(parameters()), keys()
     expected = look(network(drop_path=0.4), params, images(), signal(), rng)
@@ -143,6 +144,7 @@ def remat_loss(net):
     return lambda params, td: jnp.sum(net.apply({"params": params}, images(), td, method="pooled") ** 2)
 
 
+@pytest.mark.slow
 def test_remat_recomputes_every_block():
     counts = [str(jax.make_jaxpr(jax.grad(remat_loss(network(remat=on))))(parameters(), signal())) for on in (False, True)]
     # The scanned block of each stage and the last one.

@@ -189,7 +189,7 @@ def test_run_becomes_the_network_it_evaluated(method, image_folder, tmp_path):
 # Pictures.
 
 
-@pytest.mark.parametrize(("method", "panels"), [("linear", 0), ("toast", 2)])
+@pytest.mark.parametrize(("method", "panels"), [pytest.param("linear", 0, marks=pytest.mark.slow), ("toast", 2)])
 def test_prediction_draws_the_selection_or_says_that_there_is_none(method, panels, image_folder, tmp_path, monkeypatch, caplog):
     config = tiny_config(image_folder, method, "convnext_t")
     network, row = model.build(config, len(CLASSES))

@@ -94,7 +94,9 @@ def test_it_learns(image_folder, tmp_path):
     assert np.mean(seen[-5:]) < 0.3 * np.mean(seen[:5])
 
 
-@pytest.mark.parametrize("method", ["toast_lite", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vpt", "toast"))])
+# With real kills: test_killed_runs.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["toast_lite", "vpt", "toast"])
 def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path, monkeypatch):
     config = tiny_config(image_folder, method)
     config.epochs = 3

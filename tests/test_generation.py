@@ -54,6 +54,7 @@ def test_a_step_gives_the_logits_without_a_cache():
     np.testing.assert_allclose(logits[1], expected[1, 4], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_number_of_tokens_drawn_at_once_does_not_matter():
     np.testing.assert_array_equal(generated(sampling=RANDOM), generated(sampling=RANDOM, at_once=16))
 

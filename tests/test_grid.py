@@ -116,7 +116,7 @@ def fixed(vtab_root, monkeypatch):
     return config
 
 
-@pytest.mark.parametrize("method", ["toast", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [pytest.param("toast", marks=pytest.mark.slow), "linear"])
 def test_what_is_kept_is_what_would_be_computed(method, fixed, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
     fixed.method = method
@@ -218,6 +218,7 @@ class Accelerator:
         return {"bytes_limit": self.memory, "bytes_in_use": 0}
 
 
+@pytest.mark.slow
 def test_memory_decides_on_an_accelerator(fixed, tmp_path):
     run, state = prepare.prepare(fixed, tmp_path)
     config = grid_of(fixed)

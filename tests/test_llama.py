@@ -158,7 +158,7 @@ def gradients(method, remat):
     return jax.tree.map(np.asarray, of(parameters(method)))
 
 
-@pytest.mark.parametrize("method", ["finetune", "toast_lite"])
+@pytest.mark.parametrize("method", [pytest.param("finetune", marks=pytest.mark.slow), "toast_lite"])
 def test_remat_gives_the_same_gradients(method):
     ours, theirs = trees.flat(gradients(method, True)), trees.flat(gradients(method, False))
     if method == "toast_lite":  # the signal is not lost

@@ -62,6 +62,7 @@ def test_closer_look_of_a_vit():
     np.testing.assert_allclose(np.stack(parts.top_down), norms, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_closer_look_of_one_that_looks_once():
     _, apply, images, _, (_, found, parts) = looked("vpt")
     assert set(found) == {maps.LAST, maps.ROLLOUT} and parts.top_down == [] == parts.first_heads
