@@ -69,8 +69,8 @@ def test_one_that_diverges_leaves_the_others_alone(image_folder, tmp_path):
     assert not (tmp_path / "mixed/1/result.json").exists()
     steps = len(numbers(tmp_path / "mixed/1"))
     assert steps < len(numbers(tmp_path / "mixed/0")) == 6
-    results = together(config, tmp_path / "bad", [(3e38, 0.0), (2e38, 0.0)])
-    assert all(isinstance(one, Diverged) for one in results)
+    results = together(config, tmp_path / "bad", [(1e10, 1.0), (3e38, 0.0)])  # the second one is the first to go
+    assert all(isinstance(one, Diverged) and str(tmp_path / f"bad/{i}") in str(one) for i, one in enumerate(results))
 
 
 def test_those_that_were_stopped_go_on_together(image_folder, tmp_path, monkeypatch):

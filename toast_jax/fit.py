@@ -114,7 +114,7 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
                 if epoch % config.eval_every == 0 or step == run.steps:
                     evaluated = _evaluate(run, state, record, step)
             if record.all_diverged:
-                return list(record.diverged.values())
+                return [record.diverged[i] for i in range(len(run.members))]
             if stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps)):
                 checkpoint.save(checkpoints, parallel.fetch(state), meta)
             if stop and step < run.steps:
