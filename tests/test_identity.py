@@ -83,10 +83,10 @@ def test_rounding_is_no_other_backbone():
     theirs = identity.of_frozen(frozen)
     assert list(theirs) == ["backbone/kernel", "backbone/bias"]
     half = jax.tree.map(lambda leaf: leaf.astype(np.float16), frozen)
-    identity.check_frozen(half, theirs, "run", "file")
+    identity.check_frozen(identity.of_frozen(half), theirs, "run", "file")
     frozen["backbone"]["bias"][0] = 1e-3
     with pytest.raises(InputError, match="backbone/bias differs"):
-        identity.check_frozen(frozen, theirs, "run", "file")
+        identity.check_frozen(identity.of_frozen(frozen), theirs, "run", "file")
 
 
 def test_large_arrays_are_summed_where_they_are(monkeypatch):

@@ -82,8 +82,8 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
         restored = checkpoint.restore(checkpoints, state)
         if restored is not None:
             theirs = checkpoint.read_meta(checkpoints)
-            identity.check_source(run.train, theirs["data"], run.folder)
-            identity.check_frozen(run.frozen, theirs["frozen"], run.folder, run.config.backbone.weights)
+            identity.check_source(meta["data"], theirs["data"], run.folder)
+            identity.check_frozen(meta["frozen"], theirs["frozen"], run.folder, run.config.backbone.weights)
             state = restored
             log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
         with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:

@@ -12,7 +12,8 @@ from toast_jax import trees
 from toast_jax.errors import InputError
 
 _LARGE = 2**27  # numbers of an array that are not brought to the host
-_TOLERANCE = 1e-2  # of half precision
+# Relative difference of an array's moments that half precision may cause, and another backbone exceeds by far.
+_TOLERANCE = 1e-2
 
 
 def of_source(source) -> dict:
@@ -38,14 +39,15 @@ def _hashed(source) -> "hashlib._Hash":
 
 def of_frozen(frozen: dict) -> dict[str, list[float]]:
     """Mean and root mean square of every frozen parameter, by path."""
-    return {path: _moments(leaf) for path, leaf in trees.flat(trees.prune(frozen)).items()}
+    return {path: moments(leaf) for path, leaf in trees.flat(trees.prune(frozen)).items()}
 
 
-def _moments(leaf) -> list[float]:
+def moments(leaf) -> list[float]:
+    """Mean and root mean square of an array."""
     if leaf.size > _LARGE:
         return np.asarray(_moments_on_device(leaf), float).tolist()
-    array = np.asarray(leaf).astype(np.float32)
-    return [float(np.mean(array, dtype=np.float64)), float(np.sqrt(np.mean(np.square(array), dtype=np.float64)))]
+    array = np.asarray(leaf)
+    return [float(np.mean(array, dtype=np.float64)), float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))]
 
 
 @jax.jit
@@ -54,9 +56,17 @@ def _moments_on_device(leaf):
     return jnp.stack([jnp.mean(leaf), jnp.sqrt(jnp.mean(jnp.square(leaf)))])
 
 
-def check_source(source, theirs: dict, folder: str | Path) -> None:
-    """Raises InputError unless the training data is what `of_source` said when the run in `folder` began."""
-    ours = of_source(source)
+def differing(ours: dict, theirs: dict) -> str | None:
+    """The first path whose `moments` differ by more than rounding, or that one side lacks; None if there is none."""
+    for path in sorted(ours.keys() | theirs.keys()):
+        pair = np.array([theirs.get(path, (np.inf, np.inf)), ours.get(path, (np.inf, np.inf))])
+        if not np.abs(pair[0] - pair[1]).max() <= _TOLERANCE * pair[:, 1].max():
+            return path
+    return None
+
+
+def check_source(ours: dict, theirs: dict, folder: str | Path) -> None:
+    """Raises InputError unless the training data (see `of_source`) is what it was when the run in `folder` began."""
     if ours != theirs:
         raise InputError(
             f"The training data has changed since the run in {folder} began ({theirs['count']:,} examples then, "
@@ -64,13 +74,10 @@ def check_source(source, theirs: dict, folder: str | Path) -> None:
         )
 
 
-def check_frozen(frozen: dict, theirs: dict, folder: str | Path, weights: str) -> None:
-    """Raises InputError unless the frozen parameters are those that `of_frozen` described, but for rounding."""
-    ours = of_frozen(frozen)
-    for path in sorted(ours.keys() | theirs.keys()):
-        pair = np.array([ours.get(path, (np.inf, np.inf)), theirs.get(path, (np.inf, np.inf))])
-        if not np.abs(pair[0] - pair[1]).max() <= _TOLERANCE * pair[:, 1].max():
-            raise InputError(
-                f"The run in {folder} was tuned on another backbone than {weights} holds now ({path} differs); name the file "
-                "it began with in --config.backbone.weights, or put that file back."
-            )
+def check_frozen(ours: dict, theirs: dict, folder: str | Path, weights: str) -> None:
+    """Raises InputError unless the frozen parameters (see `of_frozen`) are those of the run in `folder`, but for rounding."""
+    if path := differing(ours, theirs):
+        raise InputError(
+            f"The run in {folder} was tuned on another backbone than {weights} holds now ({path} differs); name the file it "
+            "began with in --config.backbone.weights, or put that file back."
+        )

@@ -45,7 +45,7 @@ def load(folder: str | Path, weights: str = "") -> SavedRun:
         if "fsdp" in config:
             config.fsdp = 1  # it is read where it runs on one device
         network = load_network(config, len(meta["classes"]))
-        identity.check_frozen(network.frozen, meta["frozen"], folder, config.backbone.weights)
+        identity.check_frozen(identity.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)
     return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params)

@@ -13,11 +13,9 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees, workdir
 from toast_jax.errors import InputError
+from toast_jax.identity import differing, moments
 from toast_jax.rename import Arrays, kind, to_torch, unstack
 from toast_jax.weight_files import read_header, write
-
-# Relative difference of a backbone's statistics that half precision may cause, and another backbone exceeds by far.
-_TOLERANCE = 1e-2
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
@@ -41,11 +39,7 @@ def header(params: dict, config: ConfigDict) -> dict[str, str]:
 def fingerprint(params: Arrays) -> dict[str, list[float]]:
     """Mean and root mean square of every backbone parameter, by path; position embeddings, which are resized, left out."""
     layers = unstack({name: np.asarray(array) for name, array in params.items() if name.startswith("backbone/")})
-    return {
-        name: [float(np.mean(array, dtype=np.float64)), float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))]
-        for name, array in layers.items()
-        if not name.endswith("/pos_embed")
-    }
+    return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
 
 
 def check_backbone(path: str, params: Arrays) -> None:
@@ -57,11 +51,8 @@ def check_backbone(path: str, params: Arrays) -> None:
         raise InputError(f"The header of {path} is damaged; copy the file again, or leave its header out.") from error
     if not theirs:
         return
-    ours = fingerprint(params)
-    for name in sorted(theirs.keys() | ours.keys()):
-        pair = np.array([theirs.get(name, (np.inf, np.inf)), ours.get(name, (np.inf, np.inf))])
-        if not np.abs(pair[0] - pair[1]).max() <= _TOLERANCE * pair[:, 1].max():
-            raise InputError(
-                f"The top-down module in {path} was made for another backbone ({name} differs); give the one it belongs to in "
-                "--config.backbone.weights."
-            )
+    if name := differing(fingerprint(params), theirs):
+        raise InputError(
+            f"The top-down module in {path} was made for another backbone ({name} differs); give the one it belongs to in "
+            "--config.backbone.weights."
+        )

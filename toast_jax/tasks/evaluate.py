@@ -31,7 +31,7 @@ def run(config: ConfigDict, folder: str) -> None:
             workdir.check_evaluates(folder, config)
             network = load_network(config, len(train.classes))
             theirs = checkpoint.read_meta(checkpoints)["frozen"]
-            identity.check_frozen(network.frozen, theirs, folder, config.backbone.weights)
+            identity.check_frozen(identity.of_frozen(network.frozen), theirs, folder, config.backbone.weights)
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
     devices = devices_of(config)
