@@ -15,7 +15,6 @@ from toast_jax.errors import InputError
 B, SIDE = 4, 32
 DEPTHS, WIDTHS = (1, 1, 2, 2), (4, 6, 8, 10)
 SITES = ((SIDE, 3), (8, 4), (4, 6), (2, 8))  # side and channels of the input of every stage
-COMPILER = {"xla_backend_optimization_level": 0}  # these programs run once, so most of their time is compilation
 
 
 def network(**fields):
@@ -40,7 +39,7 @@ def signal():
     return tuple(rng.normal(size=(B, side, side, channels)).astype(np.float32) for side, channels in SITES)
 
 
-@functools.partial(jax.jit, static_argnames=("net", "method"), compiler_options=COMPILER)
+@functools.partial(jax.jit, static_argnames=("net", "method"))
 def look(net, params, images, td=None, rng=None, method="__call__"):
     return net.apply({"params": params}, images, td, rng, method=method)
 
@@ -147,9 +146,7 @@ def remat_loss(net):
 @pytest.mark.slow
 def test_remat_changes_neither_outputs_nor_gradients(monkeypatch):
     def gradients(net):
-        traced = jax.jit(jax.value_and_grad(remat_loss(net), argnums=(0, 1)), compiler_options=COMPILER).trace(
-            parameters(), signal()
-        )
+        traced = jax.jit(jax.value_and_grad(remat_loss(net), argnums=(0, 1))).trace(parameters(), signal())
         return traced.lower().compile()(parameters(), signal()), str(traced.jaxpr).count("dot_general")
 
     little, products = gradients(network())

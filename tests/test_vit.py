@@ -17,7 +17,6 @@ B, D, L, H, PATCH, GRID, P = 4, 16, 3, 2, 8, 2, 3
 N = 1 + GRID**2
 SIDE = PATCH * GRID
 INPUTS = ("none", "td", "shallow", "deep", "deep_td")
-COMPILER = {"xla_backend_optimization_level": 0}  # these programs run once, so most of their time is compilation
 
 
 def network(**fields):
@@ -56,7 +55,7 @@ def inputs(kind):
     return {"td": td, "prompts": prompts}
 
 
-@functools.partial(jax.jit, static_argnames=("net", "method"), compiler_options=COMPILER)
+@functools.partial(jax.jit, static_argnames=("net", "method"))
 def look(net, params, images, td=None, prompts=None, rng=None, method="__call__"):
     return net.apply({"params": params}, images, td, prompts, rng, method=method)
 
@@ -247,7 +246,7 @@ def test_remat_changes_neither_outputs_nor_gradients(monkeypatch):
         def loss(params, td):
             return jnp.sum(net.apply({"params": params}, images(), td, method="pooled") ** 2)
 
-        traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), compiler_options=COMPILER).trace(parameters(), td)
+        traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(parameters(), td)
         return traced.lower().compile()(parameters(), td), str(traced.jaxpr).count("dot_general")
 
     td = inputs("td")["td"]
