@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import products, steps
+from benchmarks import products, scaling, steps
 
 
 def test_products_are_counted_as_often_as_they_run():
@@ -24,3 +24,11 @@ def test_no_product_is_wasted(method, over):
     case = steps.Case(method, "vit_ti16", steps.images(16))  # two on each of eight devices
     least = products.minimum(method, width=192, depth=12, tokens=197, classes=steps.CLASSES)
     assert least <= case.flops / 2 <= (1 + over) * least
+
+
+@pytest.mark.parametrize(
+    "method", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("toast", "toast_lite"))]
+)
+def test_devices_tell_each_other_gradients_of_what_is_tuned_and_nothing_else(method):
+    tuned, program = scaling.compiled(method, "vit_mini16", 8)
+    assert 4 * tuned <= scaling.reduced_bytes(program) <= 4 * tuned + 64  # and the scores
