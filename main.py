@@ -45,7 +45,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"{argv[1]!r} is not understood; fields are set with --config.FIELD=VALUE.")
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every file it writes
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax tells every file it writes, and the traces of what it raises too
     config = CONFIG.value
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax"
     # Read by JAX when a task imports it.
@@ -98,10 +98,18 @@ def parse(argv: list[str]) -> list[str]:
         raise InputError(f"{error}.") from error
 
 
+def untold(event) -> None:
+    """Tells an exception that nothing can catch, but for that of TensorStore after a write of Orbax's that has failed."""
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
+
+
 def cli() -> None:
     """Runs `main`; an error that is a message to the user ends it with status 2 and no traceback."""
     log = logging.getLogger("toast_jax")
     log.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a line that cannot be written to a full disk is no reason for a traceback
+    sys.unraisablehook = untold
     log.propagate = False  # absl's own handler, which would print every line again with a prefix, is the root's
     log.addHandler(logging.StreamHandler(sys.stdout))
     # What --help prints.
@@ -112,6 +120,13 @@ def cli() -> None:
         app.run(main, flags_parser=parse)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        from toast_jax.workdir import disk_fault, unwritable
+
+        if disk_fault(error) is None:
+            raise
+        print(f"error: {unwritable(error.filename or 'A file', error)}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as message:
         print(f"{message} Go on with\n  {shlex.join(['python', *sys.argv])}", file=sys.stderr)
