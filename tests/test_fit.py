@@ -325,7 +325,7 @@ def train_options(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0, "ema": 1.0}, r"The config has 2 mistakes:\n  config.epochs is 0; .*\n  config.ema is 1.0; it has to be"),
+        ({"epochs": 0, "ema": 1.0}, r"The config has 2 mistakes:\n  config.ema is 1.0; .*\n  config.epochs is 0; it has to be"),
         ({"batch_size": 32}, "24 examples, fewer than one batch of 32"),
         ({"backbone.weights": "nowhere.pth"}, "no weights file at nowhere.pth"),
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),

@@ -153,14 +153,15 @@ def test_any_task_on_a_disk_that_fails_ends_with_a_sentence(number, monkeypatch,
     assert ended.value.code == 2 and error.startswith(f"error: pictures/1.png cannot be written ({os.strerror(number)}): free")
 
 
-def test_another_error_of_the_system_keeps_its_traceback(monkeypatch):
+def test_another_error_of_the_system_keeps_its_traceback(monkeypatch, capsys):
     def missing(*_, **__):
         raise FileNotFoundError(errno.ENOENT, "x")
 
     monkeypatch.setattr(main.app, "run", missing)
     monkeypatch.setattr(sys, "argv", ["main.py", "--help"])
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SystemExit, match="1"):
         main.cli()
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last):")
 
 
 @pytest.fixture
