@@ -39,7 +39,7 @@ def joined() -> Iterator[None]:
         ) from error
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # of `pmap` on CPUs it is the latter
         if not re.search(_LOST, str(error)):
             raise
         raise Lost(
