@@ -16,7 +16,7 @@ def streams(image_folder, **changes):
     """Parameters, the first batch of images, and the keys of the first step's examples."""
     config = tiny_config(image_folder, "linear")
     config.update_from_flattened_dict(changes)
-    config.data.verify = False
+    config.backbone.size, config.data.verify = "Mini", False  # a size that is there before a test begins
     source, _ = vision.open_sources(config, verified=True)
     network = load_network(config, 3)
     loader = vision.train_batches(config, source, 0)
@@ -52,9 +52,10 @@ def test_another_seed_changes_every_stream(plain, image_folder):
 
 def test_no_key_is_used_twice(plain):
     _, _, keys = plain
-    others = [jax.random.key(42), *jax.random.split(jax.random.key(42)), jax.random.fold_in(jax.random.key(42), 1)]
-    every = [tuple(key) for key in keys.reshape(-1, 2)] + [tuple(np.asarray(jax.random.key_data(key))) for key in others]
-    assert len(set(every)) == len(every) == 8 + 4
+    created = [jax.random.key(42), *jax.random.split(jax.random.key(42))]  # parameters, and of those the deltas of LoRA
+    stepped = jax.random.wrap_key_data(init_state({}, optax.identity(), 42).rng)
+    every = [*keys.reshape(-1, 2), *(jax.random.key_data(key) for key in (*created, stepped))]
+    assert len({tuple(np.asarray(key).tolist()) for key in every}) == len(every) == 8 + 4
 
 
 # Of this code and jax 0.10.2, as of numbers that a change of any step, view or draw would move.
