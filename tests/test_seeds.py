@@ -58,8 +58,8 @@ def test_no_key_is_used_twice(plain):
     assert len({tuple(np.asarray(key).tolist()) for key in every}) == len(every) == 8 + 4
 
 
-# Of this code and jax 0.10.2, as of numbers that a change of any step, view or draw would move.
-GOLDEN = {"linear": (0.0, 0.0), "toast": (0.0, 0.0)}
+# Accuracy and loss with jax 0.10.2 on a CPU; a change of any step, view, draw or update moves them by more than is let through.
+GOLDEN = {"linear": (0.28333, 1.85072), "toast": (0.31333, 1.50195)}
 
 
 @pytest.mark.slow
