@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from conftest import tiny_config
 from test_fit import Killed, final_state, kill_after, losses
 
 import main
-from toast_jax import checkpoint, fit, metrics, workdir
+from toast_jax import checkpoint, fit, known, metrics, workdir
 from toast_jax.backbones import vit
 from toast_jax.errors import InputError
 
@@ -183,6 +184,15 @@ def full_but_for(disk, size):
     os.close(file)
     yield
     os.remove(disk / "filler")
+
+
+def test_a_file_of_first_looks_has_its_room_before_it_is_written(small_disk, monkeypatch):
+    """Else the process is ended by a signal when the disk is full, and says nothing."""
+    monkeypatch.setattr(known, "_free_memory", lambda: 0)
+    monkeypatch.setattr(known.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**40))
+    shape = {"tokens": ((3, 2**20), np.dtype(np.uint8))}
+    assert known._room(shape, small_disk) is None
+    assert known._room({"tokens": ((1, 2**20), np.dtype(np.uint8))}, small_disk)["tokens"].shape == (1, 2**20)
 
 
 @pytest.mark.slow

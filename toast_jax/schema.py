@@ -174,6 +174,7 @@ _IMAGES = {
     "data.labels": FLAG,
     "data.resize": whole(1, 16_384),
     "data.image_size": whole(1, 16_384),
+    "data.views": whole(0, 1_000_000),
     "data.verify": FLAG,
     "data.skip_corrupt": FLAG,
     "augment.flip": FLAG,
