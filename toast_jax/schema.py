@@ -157,7 +157,6 @@ _RUN = {
 _IMAGES = {
     **_RUN,
     "method": Choice(METHODS),
-    "backbone.family": Choice(("vit", "convnext")),
     "backbone.drop_path": SHARE,
     "tuned_blocks": COUNT,
     "head.start": Choice(HEAD_STARTS),
@@ -191,11 +190,12 @@ _IMAGES = {
 }
 _VIT = {
     **_IMAGES,
+    "backbone.family": Choice(("vit",)),
     "backbone.size": Choice(vit.SIZES),
     "backbone.patch": whole(1, 16_384),
     "backbone.pool": Choice(("cls", "mean")),
 }
-_CONVNEXT = {**_IMAGES, "backbone.size": Choice(convnext.SIZES)}
+_CONVNEXT = {**_IMAGES, "backbone.family": Choice(("convnext",)), "backbone.size": Choice(convnext.SIZES)}
 _LLAMA = {
     **_RUN,
     "method": Choice(LANGUAGE_METHODS),
