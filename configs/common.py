@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from toast_jax.errors import InputError, choose
 
 LLAMAS = (
-    *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "tinyllama_1b"),
-    *("stories15m", "stories260k"),
+    *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "llama3_1_8b", "llama3_2_1b", "llama3_2_3b"),
+    *("tinyllama_1b", "stories15m", "stories260k"),
 )
 _VIT_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
 

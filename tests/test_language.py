@@ -15,7 +15,7 @@ from words import Words
 from configs import alpaca, openwebtext, vicuna
 from configs import convert as convert_config
 from configs import generate as generate_config
-from toast_jax import fit, language, model, prepare, tokenizer
+from toast_jax import dtypes, fit, language, model, prepare, tokenizer
 from toast_jax.backbones import llama
 from toast_jax.errors import InputError
 from toast_jax.tasks import convert, evaluate, generate, train
@@ -203,6 +203,8 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
             f"has {Words.vocabulary} tokens, and stories15m 32000; give the tokenizer that",
         ),
         ({"method": "vpt"}, "Method vpt is for images"),
+        ({"backbone.dtype": "float16"}, "config.backbone.dtype is 'float16'; it must be one of float32, bfloat16"),
+        ({"backbone.dtype": "float64"}, "config.backbone.dtype is 'float64'; it must be one of float32, bfloat16"),
         (
             {"batch_size": 24, "microbatches": 2},
             "config.microbatches is 2, which does not divide the 3 sequences of",
@@ -220,6 +222,20 @@ def test_configs_that_are_refused(changes, message, tmp_path):
         changes = {"data.splits.val": str(tmp_path / "x.json")}
     with config.unlocked():
         config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        prepare.prepare(config, tmp_path / "run")
+
+
+def test_dtype_that_the_device_lacks_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    def lacking(x):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: no kernel\nof that type")
+
+    monkeypatch.setattr(dtypes, "_multiplied", lacking)
+    config = of(vicuna, tmp_path)
+    with pytest.raises(InputError, match="The text .* cannot be read"):  # float32 is not even tried
+        prepare.prepare(config, tmp_path / "run")
+    config.backbone.dtype = "bfloat16"
+    message = r"config.backbone.dtype is 'bfloat16', which cpu cannot compute in \(UNIMPLEMENTED: no kernel\); set it"
     with pytest.raises(InputError, match=message):
         prepare.prepare(config, tmp_path / "run")
 

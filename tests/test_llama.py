@@ -111,6 +111,39 @@ def test_rotation_depends_on_distances_alone():
     assert abs(product(7, 3) - product(7, 4)) > 1e-2
 
 
+# Of Llama 3.1, of 3.2, and another.
+@pytest.mark.parametrize(
+    ("theta", "scaling"), [(5e5, (8.0, 1.0, 4.0, 8192)), (5e5, (32.0, 1.0, 4.0, 8192)), (10.0, (3.0, 2.0, 6.0, 90))]
+)
+def test_scaled_rotations_are_those_of_llama3(theta, scaling):
+    """By wavelengths, as Meta writes it."""
+    factor, low, high, context = scaling
+    expected = []
+    for i in range(64):
+        frequency = theta ** (-2 * i / 128)
+        wavelength = 2 * np.pi / frequency
+        smooth = (context / wavelength - low) / (high - low)
+        if wavelength > context / low:
+            frequency /= factor
+        elif wavelength >= context / high:
+            frequency = (1 - smooth) * frequency / factor + smooth * frequency
+        expected.append(frequency)
+    ours = llama.frequencies(64, theta, llama.RopeScaling(*scaling))
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+    unscaled = theta ** (-np.arange(64) / 64)
+    ratio = ours / unscaled
+    assert ratio[0] == 1 and np.isclose(ratio[-1], 1 / factor) and ((ratio > 1.01 / factor) & (ratio < 0.99)).any()
+
+
+def test_attention_turns_by_the_scaled_frequencies():
+    scaling = llama.RopeScaling(4.0, 0.5, 2.0, 8)
+    logits = [
+        apply(text(), "finetune", rope_theta=10.0, rope_scaling=one) for one in (None, scaling, scaling._replace(factor=1.0))
+    ]
+    np.testing.assert_array_equal(logits[0], logits[2])
+    assert np.abs(logits[0] - logits[1])[:, 1:].max() > 1e-3
+
+
 def test_places_of_packed_documents_with_padding():
     positions, mask = llama.places(jnp.array([[1, 1, 1, 2, 2, -2]]))
     np.testing.assert_array_equal(positions, [[0, 1, 2, 0, 1, 2]])
@@ -242,6 +275,9 @@ PUBLISHED = {
     "llama2_7b": 6_738_415_616,
     "llama2_13b": 13_015_864_320,
     "llama3_8b": 8_030_261_248,
+    "llama3_1_8b": 8_030_261_248,
+    "llama3_2_1b": 1_235_814_400,
+    "llama3_2_3b": 3_212_749_824,
     "tinyllama_1b": 1_100_048_384,
     "stories15m": 15_191_712,
     "stories260k": 260_032,

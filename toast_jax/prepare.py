@@ -11,7 +11,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from toast_jax import fsdp, language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
+from toast_jax import dtypes, fsdp, language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
 from toast_jax.data import batches, sources
 from toast_jax.data.sequences import Sequences
 from toast_jax.errors import InputError, choose
@@ -197,6 +197,7 @@ def check(config: ConfigDict) -> None:
     parallel.check_batch_size(config.batch_size)
     if config.stage == "pretune" and not (config.task_weight or config.variational_weight):
         raise InputError("config.task_weight and config.variational_weight are both 0; one of them has to be more.")
+    dtypes.check(config.backbone.dtype)
     domain(config).check(config)
 
 
