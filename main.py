@@ -34,7 +34,8 @@ TASKS = {
     "corruptions": "severities",
     "generate": "prompt",
     "prepare_data": "datasets",
-    "demo": "runs",
+    "demo": "attention_scenes",
+    "demo_language": "tales",
 }
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
