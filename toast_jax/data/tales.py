@@ -1,6 +1,6 @@
-"""Tales for a demonstration that needs no download: what three children found, and a question about one of them.
+"""Tales for a demonstration that needs no download: what three children did, and a question about one of them.
 
-    Tom found a red ball. Lily found a big hat. Ben found an old key. What did Lily find?  ->  Lily found a big hat.
+    Tom found a red ball. Lily saw a big hat. Ben lost an old key. What did Lily see?  ->  Lily saw a big hat.
 
 The words are those of stories for small children. Splits share all names and things, but none of the pairs of a child and its
 thing, so no answer to a question of one split stands anywhere in another.
@@ -18,7 +18,10 @@ THINGS = (
     *("flower", "leaf", "rock", "coin", "apple", "egg", "stick", "drum", "bell", "bag"),
 )
 KINDS = ("red", "blue", "green", "yellow", "big", "small", "old", "new")
-VERBS = {"found": "find", "saw": "see", "took": "take", "made": "make", "got": "get", "lost": "lose"}
+VERBS = {
+    **{"found": "find", "saw": "see", "took": "take", "made": "make"},
+    **{"got": "get", "lost": "lose", "bought": "buy", "drew": "draw"},
+}
 
 # A pair of a child and its thing belongs to the split that has the remainder of the sum of their numbers by five.
 SPLITS = {"train": (0, 1, 2), "val": (3,), "test": (4,)}
@@ -38,16 +41,15 @@ class Tale(NamedTuple):
 def tale(split: str, index: int) -> Tale:
     """Tells tale `index` of a split, always the same one."""
     rng = np.random.default_rng((tuple(SPLITS).index(split), index))
-    past = str(rng.choice(list(VERBS)))
-    children, kinds = rng.permutation(len(NAMES))[:_CHILDREN], rng.permutation(KINDS)
+    children, kinds, verbs = rng.permutation(len(NAMES))[:_CHILDREN], rng.permutation(KINDS), rng.permutation(list(VERBS))
     said, things = [], []
-    for child, kind in zip(children, kinds, strict=False):
+    for child, kind, past in zip(children, kinds, verbs, strict=False):
         own = [i for i in range(len(THINGS)) if (child + i) % _REMAINDERS in SPLITS[split] and i not in things]
         things.append(int(rng.choice(own)))
         article = "an" if kind[0] in "aeiou" else "a"
         said.append(f"{NAMES[child]} {past} {article} {kind} {THINGS[things[-1]]}.")
     asked = rng.integers(_CHILDREN)
-    return Tale(" ".join(said), f"What did {NAMES[children[asked]]} {VERBS[past]}?", said[asked])
+    return Tale(" ".join(said), f"What did {NAMES[children[asked]]} {VERBS[verbs[asked]]}?", said[asked])
 
 
 def write(folder: Path, counts: dict[str, int]) -> None:
