@@ -144,6 +144,7 @@ def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> C
     config.data.format = "text"  # text: packed | instructions: Alpaca | prompts | conversations: ShareGPT (data/text.py)
     config.data.splits = ConfigDict({"train": "", "val": "", "test": ""})  # a .txt, .json or .jsonl file; "" for none
     config.data.tokenizer = f"weights/{backbone}"  # a tokenizer.model or tokenizer.json, or a folder with one
+    config.data.end = "end"  # what follows an answer: end | begin, the only one of these tokens that networks of llama2.c know
     config.data.length = 512  # tokens of a sequence
     config.data.documents = 0  # only so many of the first; 0: all
     config.data.held_out = 0.0  # share of the training texts that become val

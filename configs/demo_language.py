@@ -65,6 +65,7 @@ def run(method: str, lr: float, top_down: str) -> ConfigDict:
 
 def _short(config: ConfigDict) -> ConfigDict:
     config.data.length = 48
+    config.data.end = "begin"
     config.batch_size = 16
     config.epochs, config.warmup_epochs = 1, 0.1
     config.log_every = 5

@@ -203,6 +203,7 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
             f"has {Words.vocabulary} tokens, and stories15m 32000; give the tokenizer that",
         ),
         ({"method": "vpt"}, "Method vpt is for images"),
+        ({"data.end": "stop"}, "config.data.end is 'stop'; it must be one of end, begin"),
         ({"backbone.dtype": "float16"}, "config.backbone.dtype is 'float16'; it must be one of float32, bfloat16"),
         ({"backbone.dtype": "float64"}, "config.backbone.dtype is 'float64'; it must be one of float32, bfloat16"),
         (
@@ -224,6 +225,20 @@ def test_configs_that_are_refused(changes, message, tmp_path):
         config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):
         prepare.prepare(config, tmp_path / "run")
+
+
+def test_an_answer_ends_with_the_token_that_the_config_says(tmp_path, monkeypatch):
+    write(tmp_path, ASKED)
+    config = of(alpaca, tmp_path)
+    config.data.format = "prompts"
+    for end, token in (("end", 2), ("begin", 1)):
+        monkeypatch.setattr(tokenizer, "load", lambda path: Words())
+        config.data.end = end
+        train, _ = language.open_sources(config, verified=True)
+        assert train.tokens[0][train.answers[0]][-1] == token
+    monkeypatch.setattr(Words, "begin", None)
+    with pytest.raises(InputError, match="config.data.end is 'begin', and this tokenizer begins a document with nothing"):
+        language.open_sources(config, verified=True)
 
 
 def test_dtype_that_the_device_lacks_is_refused_before_anything_is_read(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def check(config: ConfigDict) -> None:
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
-    """The tokenizer of a config, checked against its backbone."""
+    """The tokenizer of a config, checked against its backbone; what ends a document is what the config says."""
     opened = tokenizer.load(config.data.tokenizer)
     vocabulary = llama.SIZES[config.backbone.size].vocabulary
     if opened.vocabulary != vocabulary:
@@ -50,6 +50,10 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."
         )
+    ends = {"end": opened.end, "begin": opened.begin}
+    opened.end = choose("config.data.end", config.data.get("end", "end"), ends)
+    if opened.end is None:
+        raise InputError("config.data.end is 'begin', and this tokenizer begins a document with nothing; set it to end.")
     return opened
 
 
