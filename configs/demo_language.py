@@ -17,9 +17,9 @@ TOP_DOWN = "pretune/top_down.safetensors"  # in the demo's folder, as are the ta
 ROWS = {
     "finetune": ("finetune", 3e-4, ""),
     "lora": ("lora", 1e-2, ""),
-    "toast_not_pretuned": ("toast", 3e-3, ""),
-    "toast": ("toast", 3e-3, TOP_DOWN),
-    "toast_lite": ("toast_lite", 1e-2, TOP_DOWN),
+    "toast_not_pretuned": ("toast", 1e-2, ""),
+    "toast": ("toast", 1e-2, TOP_DOWN),
+    "toast_lite": ("toast_lite", 3e-2, TOP_DOWN),
 }
 
 
@@ -27,14 +27,14 @@ def get_config(text: str | None = None):
     """`text` is what follows the colon of `--config`; there is nothing to choose."""
     common.arguments(text)
     speaker = generate.get_config()
-    speaker.most, speaker.temperature, speaker.batch_size = 16, 0.0, 50
+    speaker.most, speaker.temperature, speaker.batch_size = 12, 0.0, 50
     return ConfigDict(
         {
             "name": "demo_language",
             "task": "demo_language",
             "weights": "weights/stories15m",  # a folder with the language model and its tokenizer
             "seeds": (42,),
-            "tales": {"text": 500, "train": 640, "val": 100, "test": 100},
+            "tales": {"text": 500, "train": 320, "val": 48, "test": 100},
             "shown": 8,  # of the test split in the report
             "speaker": speaker,
             "pretune": pretune(),
@@ -64,9 +64,9 @@ def run(method: str, lr: float, top_down: str) -> ConfigDict:
 
 
 def _short(config: ConfigDict) -> ConfigDict:
-    config.data.length = 48
+    config.data.length = 40
     config.data.end = "begin"
-    config.batch_size = 16
-    config.epochs, config.warmup_epochs = 1, 0.1
+    config.batch_size = 8
+    config.epochs, config.warmup_epochs = 1, 0.05
     config.log_every = 5
     return config

@@ -124,7 +124,7 @@ def test_whole(tmp_path):
     demo.run(config, str(tmp_path))
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert list(rows) == ["not_tuned", *demo_config.ROWS]
-    assert rows["not_tuned"]["answered_rightly"] == [0.0]
+    assert rows["not_tuned"]["answered_rightly"][0] < 0.1 and rows["finetune"]["answered_rightly"][0] > 0.5
     assert (
         rows["toast"]["test_perplexity"] < rows["toast_not_pretuned"]["test_perplexity"] < rows["not_tuned"]["test_perplexity"]
     )
