@@ -1,10 +1,10 @@
-"""The demo of language: a small story teller learns to answer questions, in five ways, compared in three minutes.
+"""The demo of language: a small story teller learns to answer questions, in five ways, compared in a few minutes.
 
     python main.py --config=configs/demo_language.py --workdir=runs/demo_language
 
 It needs stories15M, a LLaMA of llama2.c, in weights/stories15m or in the folder of --config.weights; without it, it says where
 to get it. Every method learns from the same made-up tales, for as many steps. The module of TOAST is pre-tuned on tales without
-questions. Learning rates were chosen on the val split, of half powers of ten.
+questions. Learning rates are the best of one or two that were tried on the val split, half powers of ten.
 """
 
 from ml_collections import ConfigDict

@@ -82,7 +82,7 @@ def run(config: ConfigDict, folder: str) -> None:
     (folder / "table.md").write_text(report.markdown(HEADER, table) + "\n")
     facts = workdir.circumstances()
     story = _story(config, rows, held_out, table, note, folder, facts)
-    (folder / "report.html").write_text(report.page("TOAST for language in three minutes", *story), encoding="utf-8")
+    (folder / "report.html").write_text(report.page("TOAST for language in a few minutes", *story), encoding="utf-8")
     workdir.write_json(folder / "result.json", _result(config, rows, wanted, facts))
     log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
 
