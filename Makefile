@@ -33,8 +33,8 @@ demo-language: $(VENV)/.language  ## teach a small language model, in WEIGHTS, t
 test: $(VENV)/.installed  ## run the tests that every commit has to pass
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests
 
-test-all: $(VENV)/.installed  ## run all tests, the long ones too
-	$(BIN)/python -m pytest -n $(WORKERS) tests
+test-all: $(VENV)/.installed  ## run all tests, the long ones too, on programs as they are compiled for users
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=3" $(BIN)/python -m pytest -n $(WORKERS) tests
 
 lint: $(VENV)/.installed  ## check style and formatting
 	$(BIN)/ruff check .

@@ -21,11 +21,13 @@ import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.steps import CLASSES
 from configs import fgvc
 from toast_jax import known, losses, methods, model, optim, parallel, rename, trees, workdir
+from toast_jax.backbones import vit
 from toast_jax.evaluation import eval_step
 from toast_jax.train import init_state, train_step
 
@@ -48,6 +50,7 @@ def main() -> None:
         print(_peak_memory(args))
         return
     rows = {name: _compared(args, name) for name in args.methods}
+    rates = _product_rates(args)
     print(f"\n{args.backbone}, batch {args.batch}, float32, {os.cpu_count()} threads, medians of {args.rounds} rounds")
     print("| method | | release, s | ours, s | times as fast |")
     print("|---|---|---|---|---|")
@@ -56,11 +59,12 @@ def main() -> None:
             print(f"| {name} | {what} | {theirs:.3f} | {ours:.3f} | {theirs / ours:.2f} |")
         theirs, ours = row["memory"]
         print(f"| {name} | peak memory, MB | {theirs >> 20} | {ours >> 20} | {ours / theirs:.2f} of it |")
+    print(f"A product of an MLP: {rates[0]:.0f} GFLOP/s by PyTorch, {rates[1]:.0f} by XLA.")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         versions = {name: importlib.import_module(name).__version__ for name in ("torch", "timm")}
         facts = {"release": "", "out": str(args.out), **versions, **workdir.circumstances()}
-        workdir.write_json(args.out, {**vars(args), **facts, "rows": rows})
+        workdir.write_json(args.out, {**vars(args), **facts, "rows": rows, "product_gflops_per_second": rates})
 
 
 def _compared(args, method: str) -> dict:
@@ -89,6 +93,32 @@ def _compared(args, method: str) -> dict:
     }
 
 
+def _product_rates(args) -> tuple[float, float]:
+    """What both sides make of the largest product of a block, which bounds their steps: medians, GFLOP/s."""
+    import torch
+
+    rng, width = np.random.default_rng(0), vit.SIZES[SIZES[args.backbone][0].upper()].width
+    x, kernel = (rng.normal(size=size).astype(np.float32) for size in ((197 * args.batch, width), (width, 4 * width)))
+    x_torch, kernel_torch, x_jax, kernel_jax = (
+        torch.from_numpy(x),
+        torch.from_numpy(kernel.T.copy()),
+        *map(jnp.asarray, (x, kernel)),
+    )
+    product = jax.jit(jnp.matmul)
+    sides = (
+        lambda: torch.nn.functional.linear(x_torch, kernel_torch),
+        lambda: product(x_jax, kernel_jax).block_until_ready(),
+    )
+    seconds = ([], [])
+    for i in range(21):
+        for place, side in enumerate(sides):
+            started = time.perf_counter()
+            side()
+            if i:
+                seconds[place].append(time.perf_counter() - started)
+    return tuple(2e-9 * x.size * kernel.shape[1] / statistics.median(one) for one in seconds)
+
+
 def _memory_alone(method: str, side: str) -> int:
     command = [sys.executable, "-m", "benchmarks.against_release", *sys.argv[1:], "--methods", method, "--alone", side]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -115,9 +145,9 @@ class _Ours:
     def __init__(self, args, method: str):
         config = fgvc.get_config(f"method={method},backbone={args.backbone}")
         network, row = model.build(config, CLASSES)
-        self.params = jax.jit(lambda: model.init(network, row, jax.random.key(0)))()
-        mask = methods.tuned_mask(self.params, row)
-        tuned, frozen = trees.split(self.params, mask)
+        params = jax.jit(lambda: model.init(network, row, jax.random.key(0)))()
+        mask = methods.tuned_mask(params, row)
+        tuned, frozen = trees.split(params, mask)
         tx = optim.optimizer(
             name="sgd",
             schedule=lambda _: RATE,
@@ -128,7 +158,6 @@ class _Ours:
             clip=0.0,
         )
         scores = losses.tune(network, row)
-        self.params = jax.tree.map(np.array, self.params)  # a copy: the state is donated
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.step = parallel.replicate(functools.partial(train_step, scores=scores, tx=tx), num_replicated=2, donate=(0,))
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
@@ -137,11 +166,14 @@ class _Ours:
         self.known = find and jax.jit(find)
 
     def state_dict(self) -> dict:
-        state = rename.to_torch({path: np.asarray(leaf) for path, leaf in trees.flat(self.params).items()})
+        state = rename.to_torch({path: np.array(leaf) for path, leaf in trees.flat(self._params()).items()})
         return {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
 
     def logits(self, images):
-        return np.asarray(self.apply(self.params, images))
+        return np.asarray(self.apply(self._params(), images))
+
+    def _params(self):
+        return trees.merge(self.state.tuned, self.frozen)
 
     def train(self, images, labels):
         self._train({"image": images, "label": labels})

@@ -17,8 +17,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks import products
 from configs import fgvc
 from toast_jax import losses, methods, model, optim, parallel, trees, workdir
+from toast_jax.backbones import vit
 from toast_jax.evaluation import eval_step
 from toast_jax.train import init_state, train_step
 
@@ -35,19 +37,21 @@ def main() -> None:
     args = parser.parse_args()
     parallel.check_batch_size(args.batch)
 
-    batch = _batch(args.batch)
-    cases = {name: _Case(name, args.backbone, batch) for name in args.methods}
+    batch = images(args.batch)
+    cases = {name: Case(name, args.backbone, batch) for name in args.methods}
     for _ in range(args.rounds):
         for case in cases.values():
             case.time_steps(batch)
     rows = {name: case.row(args.batch) for name, case in cases.items()}
     print(f"\n{args.backbone}, batch {args.batch}, medians of {args.rounds} rounds")
-    print("| method | tuned | train images/s | evaluation images/s | compilation, s | temporary memory, MB |")
-    print("|---|---|---|---|---|---|")
+    print("| method | tuned | train images/s | evaluation images/s | compiled in, s | memory, MB | GFLOP | over minimum |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
+        least = _minimum(name, args.backbone)
+        over = f"{row['flops'] / args.batch / least - 1:.1%}" if least else "-"
         print(
             f"| {name} | {row['tuned']:,} | {row['train']:.1f} | {row['evaluation']:.1f} | {row['compile_seconds']:.1f} "
-            f"| {row['temporary_bytes'] / 2**20:.0f} |"
+            f"| {row['temporary_bytes'] / 2**20:.0f} | {row['flops'] / 1e9:,.0f} | {over} |"
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +59,8 @@ def main() -> None:
         print(json.dumps(workdir.circumstances()))
 
 
-class _Case:
-    """One method: its compiled steps, its state, and the times they took."""
+class Case:
+    """One method: its compiled steps, its state, the times they took, and the products of a train step on one device."""
 
     def __init__(self, name: str, backbone: str, batch: dict):
         config = fgvc.get_config(f"method={name},backbone={backbone}")
@@ -70,11 +74,11 @@ class _Case:
         step = functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
-        self.train, self.compile_seconds, self.temporary = _compile(
+        self.train, self.compile_seconds, self.temporary, self.flops = _compile(
             parallel.replicate(step, num_replicated=2, donate=(0,)), self.state, self.frozen, batch
         )
         evaluation = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, method)), num_replicated=2)
-        self.evaluation, _, _ = _compile(evaluation, self.state.tuned, self.frozen, batch)
+        self.evaluation, *_ = _compile(evaluation, self.state.tuned, self.frozen, batch)
         self.train_seconds, self.evaluation_seconds = [], []
         print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)
 
@@ -94,6 +98,7 @@ class _Case:
             "evaluation": batch_size / statistics.median(self.evaluation_seconds),
             "compile_seconds": self.compile_seconds,
             "temporary_bytes": self.temporary,
+            "flops": self.flops * jax.device_count(),
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
         }
@@ -102,10 +107,21 @@ class _Case:
 def _compile(step, *args):
     started = time.perf_counter()
     compiled = step.lower(*args).compile()
-    return compiled, time.perf_counter() - started, compiled.memory_analysis().temp_size_in_bytes
+    seconds = time.perf_counter() - started
+    return compiled, seconds, compiled.memory_analysis().temp_size_in_bytes, products.flops(compiled.as_text())
 
 
-def _batch(size: int) -> dict:
+def _minimum(method, backbone):
+    config = fgvc.get_config(f"method={method},backbone={backbone}")
+    if config.backbone.family != "vit":
+        return None
+    size, patch = vit.SIZES[config.backbone.size], config.backbone.patch
+    tokens = (config.data.image_size // patch) ** 2 + 1
+    return products.minimum(method, width=size.width, depth=size.depth, tokens=tokens, classes=CLASSES, patch=patch)
+
+
+def images(size: int) -> dict:
+    """A batch of noise, on its devices."""
     rng = np.random.default_rng(0)
     return parallel.shard(
         {

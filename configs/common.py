@@ -81,6 +81,7 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.data.labels = True  # False: images without classes, to pre-tune on
     config.data.resize = 256  # shorter side before the crop
     config.data.image_size = 224
+    config.data.views = 0  # how many views a training image has, which the epochs take in turn; 0: a new one in every epoch
     config.data.verify = True  # decode every image once before the first step
     config.data.skip_corrupt = False
     config.data.workers = 0  # processes that load images; 0: threads
@@ -110,7 +111,7 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.ema = 0.0  # decay of a moving average of the tuned parameters, then used in their place; 0: none
     config.skip_nonfinite = 0  # steps in a row that are left out if their loss or gradient is not finite; one more ends the run
 
-    # If an image is the same in every epoch (VTAB without drop-path): compute what no step changes, as the first look, once.
+    # If epochs repeat views (VTAB, data.views) without drop-path: compute what no step changes, as the first look, once.
     config.keep_known = True
     config.confusion = False  # at the end, tell which classes are confused and save all counts as confusion.csv
     config.log_every = 10  # steps

@@ -76,6 +76,7 @@ def test_a_training_batch_has_these_arrays(source):
             "label": (np.int32, (4,)),
             "mask": (np.float32, (4,)),
             "index": (np.int32, (4,)),
+            "view": (np.int32, (4,)),
         }
         assert (batch["mask"] == 1).all()
         assert [source[i]["label"] for i in batch["index"]] == list(batch["label"])
@@ -266,3 +267,32 @@ def test_without_flips_every_view_is_a_window_of_the_image(source):
         )
         windows = np.lib.stride_tricks.sliding_window_view(resized, (VIEWS["size"], VIEWS["size"]), axis=(0, 1))
         assert (windows == view.transpose(2, 0, 1)).all(axis=(2, 3, 4)).any()
+
+
+def test_fixed_views_are_taken_in_turn(source):
+    shown = train(source, epochs=5, views=2)
+    seen = {}
+    for step, batch in enumerate(shown):
+        assert set(batch["view"]) == {step // 2 % 2}
+        for image, index, view in zip(batch["image"], batch["index"], batch["view"], strict=True):
+            np.testing.assert_array_equal(image, seen.setdefault((index, view), image))
+    assert any(np.any(seen[i, 0] != seen[i, 1]) for i in range(COUNT) if {(i, 0), (i, 1)} <= seen.keys())
+    assert_same(train(source, epochs=5, views=2, start_step=3), shown[3:])
+    assert [list(batch["index"]) for batch in shown] == [list(batch["index"]) for batch in train(source, epochs=5)]
+    every = list(batches.fixed_views(source, batch_size=4, seed=0, views=2, **VIEWS))
+    rows = {key: np.concatenate([batch[key] for batch in every]) for key in every[0]}
+    assert len(rows["mask"]) == 24 and rows["mask"].sum() == 22
+    for (index, view), image in seen.items():
+        row = 2 * index + view
+        assert (rows["index"][row], rows["view"][row], rows["label"][row]) == (index, view, index)
+        np.testing.assert_array_equal(rows["image"][row], image)
+
+
+def test_nothing_is_read_where_labels_are_given(source):
+    reads = Recorder(source)
+    labels = 10 + np.arange(COUNT)
+    for batch, whole in zip(train(reads, views=2, labels=labels), train(source, views=2), strict=True):
+        assert "image" not in batch
+        np.testing.assert_array_equal(batch["label"], 10 + whole["label"])
+        assert all(np.array_equal(batch[key], whole[key]) for key in ("index", "view", "mask"))
+    assert not reads.read

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+FLAGS = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"
 
 
 def start(image_folder, workdir, *flags, **env):
@@ -20,7 +21,7 @@ def start(image_folder, workdir, *flags, **env):
         *("--config.data.image_size=16", "--config.data.resize=18", "--config.batch_size=8"),
         *("--config.epochs=2", "--config.warmup_epochs=0", "--config.eval_every=2"),
     ]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1", **env}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, **env}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

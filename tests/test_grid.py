@@ -1,6 +1,7 @@
 """Runs that train together are the runs they would be alone, and what they share is computed once."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from conftest import tiny_config
 
 from configs import vtab
 from toast_jax import checkpoint, fit, grid, known, methods, model, prepare
-from toast_jax.data import batches, vtab_tasks
+from toast_jax.data import batches, images, vtab_tasks
 from toast_jax.errors import Diverged, InputError, Interrupted
 
 POINTS = [(0.05, 0.0), (0.2, 0.1), (0.01, 0.01)]
@@ -121,10 +122,10 @@ def test_what_is_kept_is_what_would_be_computed(method, fixed, tmp_path, monkeyp
     caplog.set_level("INFO", "toast_jax")
     fixed.method = method
     seen = []
-    attached = known.attached
-    monkeypatch.setattr(known, "attached", lambda kept, batch: seen.append(attached(kept, batch)) or seen[-1])
+    attached = known.Kept.attached
+    monkeypatch.setattr(known.Kept, "attached", lambda kept, batch: seen.append(attached(kept, batch)) or seen[-1])
     fit.fit(fixed, tmp_path / "kept")
-    assert len(seen) == 3 and "What no step changes is computed once for each image and kept" in caplog.text
+    assert len(seen) == 3 and "What no step changes is computed once for each view and kept in memory" in caplog.text
     assert ("image" in seen[0]) == (method == "toast")
     together(fixed, tmp_path / "grid", POINTS[:2])
     assert len(seen) == 6
@@ -139,22 +140,46 @@ def test_what_is_kept_is_what_would_be_computed(method, fixed, tmp_path, monkeyp
 
 def test_what_is_kept_is_in_the_order_of_the_source(fixed, tmp_path):
     run, _ = prepare.prepare(fixed, tmp_path)
-    kept = known.keep(fixed, run.known, run.frozen, run.train)
-    (tokens,) = kept.values()
+    kept = known.keep(fixed, run.known, run.frozen, run.train, tmp_path)
+    (tokens,) = kept.arrays.values()
+    np.testing.assert_array_equal(kept.labels, [run.train[i]["label"] for i in range(10)])
     assert tokens.shape == (10, 5, 16)
     for i in (0, 9):
         alone = run.known(run.frozen, {"image": run.train[i]["image"][None]})["tokens"]
         np.testing.assert_allclose(tokens[i], alone[0], rtol=1e-5, atol=1e-6)
     batch = next(batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=16, size=16, flip=False))
-    np.testing.assert_array_equal(known.attached(kept, batch)["known"]["tokens"], tokens[batch["index"]])
+    np.testing.assert_array_equal(kept.attached(batch)["known"]["tokens"], tokens[batch["index"]])
 
 
-def test_nothing_is_kept_where_memory_is_short(fixed, tmp_path, monkeypatch, caplog):
+def test_it_is_kept_in_a_file_or_not_at_all_where_memory_is_short(fixed, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
-    monkeypatch.setattr(known, "_free_memory", lambda: 1000)
     run, _ = prepare.prepare(fixed, tmp_path)
-    assert known.keep(fixed, run.known, run.frozen, run.train) is None
-    assert "is computed in every epoch: memory is short" in caplog.text
+    in_memory = known.keep(fixed, run.known, run.frozen, run.train, tmp_path)
+    monkeypatch.setattr(known, "_free_memory", lambda: 1000)
+    before = sorted(tmp_path.iterdir())
+    in_a_file = known.keep(fixed, run.known, run.frozen, run.train, tmp_path)
+    assert "is computed once for each view and kept in a file" in caplog.text
+    assert isinstance(in_a_file.arrays["tokens"], np.memmap) and sorted(tmp_path.iterdir()) == before
+    np.testing.assert_array_equal(in_a_file.arrays["tokens"], in_memory.arrays["tokens"])
+    monkeypatch.setattr(known.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert known.keep(fixed, run.known, run.frozen, run.train, tmp_path) is None
+    assert "is computed in every epoch: memory and disk are short" in caplog.text
+
+
+@pytest.mark.parametrize("method", [pytest.param("toast", marks=pytest.mark.slow), "linear"])
+def test_views_that_epochs_take_in_turn_are_kept(method, image_folder, tmp_path, monkeypatch):
+    config = tiny_config(image_folder, method)
+    config.backbone.drop_path, config.data.views, config.epochs, config.augment.randaugment_ops = 0.0, 2, 3, 1
+    decoded = []
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda content, name: decoded.append(name) or decode(content, name))
+    config.data.verify = False
+    fit.fit(config, tmp_path / "kept")
+    of_training = [name for name in decoded if "/train/" in name]
+    assert len(of_training) == 24 * 2 + (24 * 3 if method == "toast" else 0)  # a linear probe reads each view once
+    config.keep_known = False
+    fit.fit(config, tmp_path / "computed")
+    np.testing.assert_allclose(numbers(tmp_path / "kept"), numbers(tmp_path / "computed"), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +200,8 @@ def test_views_that_change(section, field, value, fixed):
     assert known.has_fixed_views(fixed)
     fixed[section][field] = value
     assert not known.has_fixed_views(fixed)
+    fixed.data.views = 3
+    assert known.has_fixed_views(fixed) == (field not in ("erasing", "mixup", "cutmix", "drop_path"))
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

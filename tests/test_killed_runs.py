@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize(("method", "trials"), [("linear", 5), pytest.param("toast_lite", 100, marks=pytest.mark.slow)])
 def test_killed_at_any_instant(method, trials, image_folder, tmp_path):
-    flags = "--xla_force_host_platform_device_count=1"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     env |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, "tests/killed_runs.py", str(image_folder), str(tmp_path), method, str(trials)]

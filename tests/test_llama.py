@@ -16,7 +16,6 @@ from toast_jax.top_down import TopDown
 
 B, N, D, L, H, G, V = 3, 10, 16, 3, 4, 2, 19
 SIZE = {"width": D, "depth": L, "num_heads": H, "num_kv_heads": G, "hidden": 24, "vocabulary": V}
-COMPILER = {"xla_backend_optimization_level": 0}  # these programs run once, so most of their time is compilation
 
 
 def network(**fields):
@@ -42,7 +41,7 @@ def text(length=N, rows=B, seed=1):
     return {"tokens": tokens, "segments": np.ones_like(tokens)}
 
 
-@functools.partial(jax.jit, static_argnames=("net", "row", "call"), compiler_options=COMPILER)
+@functools.partial(jax.jit, static_argnames=("net", "row", "call"))
 def run(net, row, params, inputs, call=None):
     return model.apply(net, row, params, inputs, call=call)
 
@@ -154,7 +153,7 @@ def test_no_gradient_reaches_a_later_token_with_the_signal_on():
     net, _ = steered()
     params, place = parameters(), 4
 
-    @functools.partial(jax.jit, compiler_options=COMPILER)
+    @jax.jit
     def gradients(embed):
         def pull(embed):
             backbone = {"params": {**params["backbone"], "embed": embed}}
@@ -182,7 +181,7 @@ def test_later_tokens_change_nothing_and_earlier_ones_do():
 def gradients(method, remat):
     net, row = steered(method, remat=remat)
 
-    @functools.partial(jax.jit, compiler_options=COMPILER)
+    @jax.jit
     def of(params):
         return jax.grad(lambda params: jnp.square(model.apply(net, row, params, text())).mean())(params)
 
@@ -203,7 +202,7 @@ def test_no_gradient_flows_through_the_first_look():
     silent = {**silent, "top_down": {**silent["top_down"], "out": 0 * silent["top_down"]["out"]}}
     net, row = steered()
 
-    @functools.partial(jax.jit, compiler_options=COMPILER)
+    @jax.jit
     def of_td(params):
         pull = lambda params: model.apply(net, row, params, text(), call="explain")[1]["td"].sum()  # noqa: E731
         return jax.grad(pull)(params)

@@ -18,7 +18,6 @@ from toast_jax.prompts import Prompts
 from toast_jax.top_down import TopDown
 
 B, L, D, N, SIDE, CLASSES = 4, 3, 16, 5, 16, 3
-COMPILER = {"xla_backend_optimization_level": 0}  # these programs run once, so most of their time is compilation
 NETWORKS = ("linear", "vpt", "lora", "toast", "toast_lite")  # those of the other rows are the one of linear
 GROUPS = {"vpt": {"prompts"}, "lora": {"lora"}, "toast": {"top_down"}, "toast_lite": {"top_down", "lora"}}
 
@@ -35,7 +34,7 @@ def built(method, dropout=0.0):
     return network, row, trees.nested({path: draw(path, leaf) for path, leaf in trees.flat(shapes).items()})
 
 
-@functools.partial(jax.jit, static_argnames=("method", "dropout", "call"), compiler_options=COMPILER)
+@functools.partial(jax.jit, static_argnames=("method", "dropout", "call"))
 def apply(method, params, images, rng=None, dropout=0.0, call=None):
     network, row, _ = built(method, dropout)
     return model.apply(network, row, params, images, rng, call=call)
@@ -68,7 +67,7 @@ def test_explained_intermediates_lead_to_one_another():
     logits, out = apply("toast", params, images(), call="explain")
     assert (out["selection"].shape, out["td"].shape) == ((B, N, 1), (L, B, N, D))
     floats = np.asarray(normalize(jnp.asarray(images())))
-    look = jax.jit(lambda td: network.backbone.apply({"params": params["backbone"]}, floats, td), compiler_options=COMPILER)
+    look = jax.jit(lambda td: network.backbone.apply({"params": params["backbone"]}, floats, td))
     assert_close(look(None)[1]["tokens"], out["first_look"]["tokens"])
     pooled, second = look(out["td"])
     assert_close(second["tokens"], out["look"]["tokens"])
@@ -112,7 +111,7 @@ def test_two_looks_drop_different_paths():
 def test_no_gradient_flows_through_the_first_look():
     network, row, params = built("toast")
 
-    @functools.partial(jax.jit, compiler_options=COMPILER)
+    @jax.jit
     def gradients(params):
         def pull(params):
             logits, out = model.apply(network, row, params, images(), call="explain")
@@ -206,7 +205,7 @@ def test_bfloat16_gives_float32_logits_close_to_those_of_float32():
     config.backbone.dtype = "bfloat16"
     network, row = model.build(config, CLASSES)
     _, _, params = built("toast_lite")
-    logits = jax.jit(functools.partial(model.apply, network, row), compiler_options=COMPILER)(params, images())
+    logits = jax.jit(functools.partial(model.apply, network, row))(params, images())
     expected = apply("toast_lite", params, images())
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()

@@ -1,6 +1,7 @@
 """Where a run's parameters start: released files against recorded logits, what is created, and what is said about it."""
 
 import dataclasses
+import functools
 import logging
 import math
 from pathlib import Path
@@ -35,14 +36,14 @@ def network(method, num_classes=7, **changed):
     signal = {
         "": {},
         "prompts": {"prompts": Prompts(backbone.depth, 5, backbone.width, backbone.patch)},
-        "top_down": {"top_down": TopDown(backbone.depth, backbone.width)},
+        "top_down": {"top_down": TopDown(backbone.depth, backbone.width, backbone.dtype)},
     }
     return Steered(backbone, classifier(num_classes), **signal[row.signal]), row
 
 
-def start(method, num_classes=7, *, weights="random", seed=0, **files):
+def start(method, num_classes=7, *, weights="random", seed=0, dtype=jnp.float32, **files):
     """`parameters.start` as a flat dict."""
-    model, row = network(method, num_classes)
+    model, row = network(method, num_classes, dtype=dtype)
     return trees.flat(parameters.start(model, row, seed=seed, weights=weights, **files))
 
 
@@ -328,3 +329,17 @@ def test_files_of_the_released_sizes_fit(name, monkeypatch):
     assert {name: array.shape for name, array in loaded.items()} == {
         name: leaf.shape for name, leaf in expected.items() if not name.startswith("head/")
     }
+
+
+@pytest.mark.parametrize("method", ["toast", "toast_lite"])
+def test_what_is_frozen_is_stored_as_it_is_computed_with(method, both):
+    half, whole = (start(method, weights=both, dtype=dtype) for dtype in (jnp.bfloat16, jnp.float32))
+    model, row = network(method, dtype=jnp.bfloat16)
+    tuned = trees.flat(methods.tuned_mask(trees.nested(whole), row))
+    norms = {path for path in whole if "/norm" in path}
+    for path, leaf in half.items():
+        assert leaf.dtype == (jnp.float32 if tuned[path] or path in norms | {"top_down/prior"} else jnp.bfloat16), path
+        assert whole[path].dtype == jnp.float32
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    logits = jax.jit(functools.partial(apply, model, row))
+    np.testing.assert_array_equal(*(logits(trees.nested(params), images) for params in (half, whole)))

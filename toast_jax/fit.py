@@ -135,11 +135,11 @@ def _train_batches(run: Run, start: int) -> Iterator[dict]:
     config = run.config
     kept = None
     if start < run.steps and run.known and config.get("keep_known") and known.has_fixed_views(config):
-        kept = known.keep(config, run.known, run.frozen, run.train)
-    loader = domain(config).train_batches(config, run.train, start)
-    with contextlib.closing(loader):
+        kept = known.keep(config, run.known, run.frozen, run.train, run.folder)
+    given = {"labels": kept.labels} if kept and kept.suffices else {}
+    with contextlib.closing(domain(config).train_batches(config, run.train, start, **given)) as loader:
         for batch in loader:
-            yield known.attached(kept, batch) if kept else batch
+            yield kept.attached(batch) if kept else batch
 
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,7 @@ from toast_jax.model import Steered, init
 log = logging.getLogger(__name__)
 
 RANDOM = "random"
+_FLOAT32 = r"(.*/)?norm\d?/\w+|top_down/prior|head/.*"  # what is computed with in float32 whatever the compute dtype
 
 
 def start(
@@ -32,7 +34,7 @@ def start(
 ) -> dict:
     """Builds all parameters of a network.
 
-    They are float32, but what is frozen in a language model is stored in its compute dtype.
+    What is frozen is stored in the compute dtype, so that no step casts it; what is tuned, or computed in float32, is float32.
 
     Args:
       model, method: from `model.build`.
@@ -81,8 +83,10 @@ def _create(model, method, key, dtypes):
 
 def _dtypes(model, method, shapes):
     """What each parameter is stored as, by path."""
-    frozen = model.backbone.dtype if isinstance(model.backbone, LLaMA) else jnp.float32
-    return {path: jnp.float32 if tuned else frozen for path, tuned in trees.flat(tuned_mask(shapes, method)).items()}
+    return {
+        path: jnp.float32 if tuned or re.fullmatch(_FLOAT32, path) else model.backbone.dtype
+        for path, tuned in trees.flat(tuned_mask(shapes, method)).items()
+    }
 
 
 def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):

@@ -32,8 +32,11 @@ class SavedRun:
     params: dict
 
 
-def load(folder: str | Path, weights: str = "") -> SavedRun:
+def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
     """Reads a run; its backbone is read again from where its config says, or from the file `weights`.
+
+    Args:
+      dtype: what the network computes with, and what is frozen is stored as; as in the run, if "".
 
     Raises:
       InputError: there is no checkpoint in the folder, or the backbone's file is gone or another one.
@@ -44,7 +47,9 @@ def load(folder: str | Path, weights: str = "") -> SavedRun:
         config.backbone.weights = weights or config.backbone.weights
         if "fsdp" in config:
             config.fsdp = 1  # it is read where it runs on one device
-        network = load_network(config, len(meta["classes"]))
+        built = config.copy_and_resolve_references()
+        built.backbone.dtype = dtype or config.backbone.dtype
+        network = load_network(built, len(meta["classes"]))
         identity.check_frozen(identity.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)

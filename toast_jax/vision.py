@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.augment import augment
@@ -52,23 +53,29 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source,
     return opened.pop("train"), opened
 
 
-def train_batches(config: ConfigDict, source: sources.Source, start_step: int) -> Iterator[dict]:
-    """This host's share of the training batches from a step on."""
+def train_batches(
+    config: ConfigDict, source: sources.Source, start_step: int, labels: np.ndarray | None = None
+) -> Iterator[dict]:
+    """This host's share of the training batches from a step on; without images, if the labels of all examples are given."""
+    shard = (jax.process_index(), jax.process_count())
+    epochs, views = config.epochs, config.data.views
     return batches.train_batches(
-        source,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        seed=config.seed,
-        resize=config.data.resize,
-        size=config.data.image_size,
-        min_crop_area=config.augment.min_crop_area,
-        flip=config.augment.flip,
-        randaugment_ops=config.augment.randaugment_ops,
-        randaugment_magnitude=config.augment.randaugment_magnitude,
-        start_step=start_step,
-        workers=config.data.workers,
-        shard=(jax.process_index(), jax.process_count()),
+        source, epochs=epochs, views=views, labels=labels, start_step=start_step, shard=shard, **_loading(config)
     )
+
+
+def fixed_views(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
+    """All that the epochs show of a source whose images have fixed views."""
+    return batches.fixed_views(source, views=max(1, config.data.views), **_loading(config))
+
+
+def _loading(config):
+    names = ("min_crop_area", "flip", "randaugment_ops", "randaugment_magnitude")
+    return {
+        **{"batch_size": config.batch_size, "seed": config.seed, "workers": config.data.workers},
+        **{"resize": config.data.resize, "size": config.data.image_size},
+        **{name: config.augment[name] for name in names},
+    }
 
 
 def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:

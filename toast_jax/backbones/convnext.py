@@ -7,6 +7,7 @@ Letters in shapes: B batch, S side of the image, C_i channels of stage i, [B, h,
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,9 @@ from toast_jax.backbones.drop_path import drop_path
 from toast_jax.data.images import normalize
 from toast_jax.depthwise import DepthwiseConv
 from toast_jax.errors import InputError, choose
+from toast_jax.gelu import gelu
 from toast_jax.linear import Linear
+from toast_jax.remat import product, remat
 
 LAYER_NORM_EPS = 1e-6
 STRIDES = (4, 2, 2, 2)  # by which the stages shrink their input; each down-sampling convolution is as wide as its stride
@@ -81,9 +84,9 @@ class Block(nn.Module):
           depth: index of the block in the network and its drop-path rate.
         """
         width, (index, rate) = x.shape[-1], depth
-        y = DepthwiseConv(dtype=self.dtype, name="dwconv")(x)
+        y = product(DepthwiseConv(dtype=self.dtype, name="dwconv")(x))
         y = nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name="norm")(y)
-        y = nn.gelu(Linear(4 * width, dtype=self.dtype, name="pwconv1")(y), approximate=False)
+        y = gelu(Linear(4 * width, dtype=self.dtype, name="pwconv1")(y))
         y = Linear(width, dtype=self.dtype, name="pwconv2")(y)
         y = y * self.param("gamma", nn.initializers.constant(LAYER_SCALE), (width,)).astype(y.dtype)
         keys = None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
@@ -119,21 +122,17 @@ class Stage(nn.Module):
     remat: bool = False
 
     def setup(self):
-        block = scanned = Block
-        if self.remat:
-            block = nn.remat(Block)
-            # Inside a scan the compiler cannot merge the second computation with the first one anyway.
-            scanned = nn.remat(Block, prevent_cse=False)
+        block = functools.partial(remat, Block, everything=self.remat)
         self.downsample = Downsample(self.width, self.stride, self.norm_first, self.dtype)
         if self.depth > self.last_blocks:
             self.blocks = nn.scan(
-                scanned,
+                block(scanned=True),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, 0),
                 length=self.depth - self.last_blocks,
             )(self.dtype)
-        self.last = [block(self.dtype) for _ in range(self.last_blocks)]
+        self.last = [block(scanned=False)(self.dtype) for _ in range(self.last_blocks)]
 
     def __call__(self, x, rng, depth):
         """`[B, h, w, C_in]` -> `[B, h / stride, w / stride, width]`; `depth` holds index and drop-path rate of every block."""
@@ -159,7 +158,7 @@ class ConvNeXt(nn.Module):
       last_blocks: how many blocks stand after the scanned stack of the last stage.
       drop_path: rate of the last block; it grows linearly from 0 at the first.
       dtype: compute dtype. LayerNorm statistics are float32 whatever it is.
-      remat: recompute each block in the backward pass instead of storing what is inside it.
+      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
     """
 
     depths: tuple[int, ...]

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 from toast_jax import dtypes
 from toast_jax.errors import choose
 from toast_jax.linear import Linear
+from toast_jax.remat import remat
 
 
 class RopeScaling(NamedTuple):
@@ -222,7 +223,7 @@ class LLaMA(nn.Module):
       width, depth, num_heads, num_kv_heads, hidden, vocabulary, context, rope_theta, rope_scaling, norm_eps: see `Size`.
       tied: whether the head is the input embedding, turned around.
       dtype: compute dtype. Softmax, norms, rotations and logits are float32 whatever it is.
-      remat: recompute each block in the backward pass instead of storing what is inside it.
+      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
     """
 
     width: int
@@ -244,9 +245,8 @@ class LLaMA(nn.Module):
     def setup(self):
         init = nn.initializers.normal(0.02)
         self.embed = self.param("embed", init, (self.vocabulary, self.width))
-        # Inside a scan the compiler cannot merge the second computation with the first one anyway.
         self.blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
+            remat(Block, everything=self.remat, scanned=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, 0),

@@ -7,6 +7,7 @@ Letters in shapes: B batch, N tokens (class token first), D width, H heads, K = 
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,9 @@ from toast_jax import dtypes, patches
 from toast_jax.backbones.drop_path import drop_path
 from toast_jax.data.images import normalize
 from toast_jax.errors import InputError, choose
+from toast_jax.gelu import gelu
 from toast_jax.linear import Linear
+from toast_jax.remat import remat
 
 LAYER_NORM_EPS = 1e-6
 
@@ -113,7 +116,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         hidden = Linear(self.ratio * x.shape[-1], dtype=self.dtype, name="fc1")(x)
-        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(nn.gelu(hidden, approximate=False))
+        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
 
 
 class Block(nn.Module):
@@ -169,7 +172,7 @@ class ViT(nn.Module):
       pool: "cls" (the class token) or "mean" (of the patch tokens), after the final LayerNorm.
       drop_path: rate of the last block; it grows linearly from 0 at the first.
       dtype: compute dtype. Softmax and LayerNorm statistics are float32 whatever it is.
-      remat: recompute each block in the backward pass instead of storing what is inside it.
+      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
     """
 
     width: int
@@ -184,11 +187,7 @@ class ViT(nn.Module):
     remat: bool = False
 
     def setup(self):
-        block = scanned = Block
-        if self.remat:
-            block = nn.remat(Block, static_argnums=(6,))
-            # Inside a scan the compiler cannot merge the second computation with the first one anyway.
-            scanned = nn.remat(Block, static_argnums=(6,), prevent_cse=False)
+        block = functools.partial(remat, Block, everything=self.remat, static_argnums=(6,))
         fields = {"num_heads": self.num_heads, "dtype": self.dtype}
         self.patch_embed = Linear(self.width, dtype=self.dtype)
         init = nn.initializers.normal(0.02)
@@ -196,13 +195,13 @@ class ViT(nn.Module):
         self.pos_embed = self.param("pos_embed", init, (1, 1 + self.grid**2, self.width))
         if self.depth > self.last_blocks:
             self.blocks = nn.scan(
-                scanned,
+                block(scanned=True),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(0, 0, nn.broadcast, 0, nn.broadcast),
                 length=self.depth - self.last_blocks,
             )(**fields)
-        self.last = [block(**fields) for _ in range(self.last_blocks)]
+        self.last = [block(scanned=False)(**fields) for _ in range(self.last_blocks)]
         self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
 
     @property

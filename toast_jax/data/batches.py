@@ -44,15 +44,12 @@ def train_batches(
     batch_size: int,
     epochs: int,
     seed: int,
-    resize: int,
-    size: int,
-    min_crop_area: float = 1.0,
-    flip: bool = True,
-    randaugment_ops: int = 0,
-    randaugment_magnitude: float = 9.0,
+    views: int = 0,
+    labels: np.ndarray | None = None,
     start_step: int = 0,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
+    **view,
 ) -> Iterator[Batch]:
     """Shuffled, augmented batches; each epoch has its own order and drops its last incomplete batch.
 
@@ -61,38 +58,91 @@ def train_batches(
         batch_size: images in a global batch, over all hosts.
         epochs: passes over the source.
         seed: decides the order and the augmentation.
-        resize: length of the shorter side before the crop, in pixels.
-        size: side of the random square crop, in pixels.
-        min_crop_area, flip: see `images.train_view`.
-        randaugment_ops, randaugment_magnitude: see `randaugment`.
+        views: how many views an image has, which the epochs take in turn; 0 for a new one in every epoch.
+        labels: of all examples, for a step that needs no pixels: then no file is read.
         start_step: number of batches to leave out at the start; they are not loaded.
         workers: processes that load batches, 0 for threads of this process. Processes are spawned: the main module must
             have its `if __name__ == '__main__':` guard.
         shard: (index, count) of this host; it gets rows [index * b, (index + 1) * b) of each global batch.
+        view: how an image is cropped and changed, see `train_view`.
 
     Returns:
-        An iterator of epochs * steps_per_epoch - start_step dicts of image uint8 [b, size, size, 3], label int32 [b],
-        mask float32 [b], all ones, and index int32 [b], the position in the source, with b = batch_size // count. Closing it
-        stops its threads or processes.
+        An iterator of epochs * steps_per_epoch - start_step dicts of image uint8 [b, size, size, 3] (unless labels are given),
+        label int32 [b], mask float32 [b], all ones, index int32 [b], the position in the source, and view int32 [b], 0 where
+        it is a new one, with b = batch_size // count. Closing it stops its threads or processes.
 
     Raises:
         InputError: the source is smaller than one batch, the hosts cannot share a batch evenly, or the crop exceeds the
             resized image. While iterating: an image cannot be decoded.
     """
     rows = rows_of_a_host(batch_size, shard)
-    _check_crop(resize, size)
+    _check_crop(**view)
+    in_an_epoch = steps_per_epoch(source, batch_size) * batch_size
 
-    def example(index: int, rng: np.random.Generator) -> Batch:
-        record = source[index]
-        image = images.decode(record["image"], record["name"])
-        view = images.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area, flip=flip)
-        view = randaugment(view, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
-        return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1), "index": np.int32(index)}
+    def new_view(index: int, rng: np.random.Generator) -> Batch:
+        return _example(source, index, 0, rng, view)
+
+    def one_of_the_views(position: int, index: int) -> Batch:
+        number = position // in_an_epoch % max(views, 1)
+        if labels is None:
+            return _fixed_view(source, index, number, seed, view)
+        return _row(labels[index], index, number)
 
     # A slice and a repetition keep the epoch of what they are made from: each pass is shuffled anew.
-    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    dataset = dataset[: steps_per_epoch(source, batch_size) * batch_size].repeat(epochs)
-    return iterate(dataset.random_map(example).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
+    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()[:in_an_epoch].repeat(epochs)
+    always_new = not views and labels is None
+    dataset = dataset.random_map(new_view) if always_new else dataset.map_with_index(one_of_the_views)
+    return iterate(dataset.batch(rows)[shard[0] :: shard[1]][start_step:], workers)
+
+
+def fixed_views(source: Source, *, batch_size: int, seed: int, views: int, workers: int = 0, **view) -> Iterator[Batch]:
+    """All that `train_batches` shows of a source whose images have fixed views: view v of example i is row i * views + v.
+
+    Args:
+        source, seed, views, workers, view: as in `train_batches`.
+        batch_size: images in a batch; the last one is filled up with padding.
+
+    Returns:
+        An iterator of dicts as those of `train_batches`. Padding has mask 0 and repeats the last example.
+    """
+    _check_crop(**view)
+    count = len(source) * views
+
+    def example(row: int) -> Batch:
+        index, number = divmod(min(row, count - 1), views)
+        return {**_fixed_view(source, index, number, seed, view), "mask": np.float32(row < count)}
+
+    return iterate(grain.MapDataset.range(-(-count // batch_size) * batch_size).map(example).batch(batch_size), workers)
+
+
+def train_view(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    resize: int,
+    size: int,
+    min_crop_area: float = 1.0,
+    flip: bool = True,
+    randaugment_ops: int = 0,
+    randaugment_magnitude: float = 9.0,
+) -> np.ndarray:
+    """What training sees of an image uint8 [H, W, 3]: `images.train_view`, then `randaugment`; uint8 [size, size, 3]."""
+    image = images.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area, flip=flip)
+    return randaugment(image, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
+
+
+def _fixed_view(source, index, number, seed, view) -> Batch:
+    return _example(source, index, number, np.random.default_rng((seed, index, number)), view)
+
+
+def _example(source, index, number, rng, view) -> Batch:
+    record = source[index]
+    image = train_view(images.decode(record["image"], record["name"]), rng, **view)
+    return {"image": image, **_row(record["label"], index, number)}
+
+
+def _row(label, index, number) -> Batch:
+    return {"label": np.int32(label), "mask": np.float32(1), "index": np.int32(index), "view": np.int32(number)}
 
 
 def eval_batches(
@@ -148,7 +198,7 @@ def rows_of_a_host(batch_size: int, shard: tuple[int, int]) -> int:
     return batch_size // count
 
 
-def _check_crop(resize: int, size: int) -> None:
+def _check_crop(resize: int, size: int, **_) -> None:
     if size > resize:
         raise InputError(
             f"A crop of {size} pixels does not fit in images resized to {resize}: set --config.data.resize={size} or more."

@@ -46,7 +46,7 @@ def _of_file(path: Path) -> tuple[str, Arrays, dict[str, str]]:
 
 
 def _of_run(folder: Path, weights: str) -> tuple[str, Arrays, dict[str, str]]:
-    saved = saved_run.load(folder, weights)
+    saved = saved_run.load(folder, weights, dtype="float32")
     log.info("%s is read at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network pools by mean; the release would read its class token.")

@@ -1,0 +1,76 @@
+"""Times the input pipeline alone: images a second from files to batches, as training asks for them.
+
+    python -m benchmarks.pipeline --workers 0 1 2
+
+It makes a folder of photographs' size (JPEG, 500 x 375) and takes batches from it as fast as they come: with the FGVC recipe
+(resize, crop, flip) and with RandAugment, on the threads of one process (0 workers) and on worker processes.
+"""
+
+import argparse
+import contextlib
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from configs import folder
+from toast_jax import vision
+from toast_jax.data import sources
+
+RECIPES = {"resize, crop, flip": {}, "and two operations of RandAugment": {"randaugment_ops": 2}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3, help="times that all cases take their turns")
+    parser.add_argument("--batches", type=int, default=16, help="timed in a round, after two that are not")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
+    args = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # worker processes read absl flags
+    cases = list(itertools.product(RECIPES, args.workers))
+    rates = {case: [] for case in cases}
+    with tempfile.TemporaryDirectory() as root:
+        _write(Path(root), args.images)
+        for _ in range(args.rounds):
+            for recipe, workers in cases:
+                rates[recipe, workers].append(_rate(root, args, RECIPES[recipe], workers))
+    print("| | " + " | ".join("threads" if not workers else f"{workers} processes" for workers in args.workers) + " |")
+    print("|---|" + "---|" * len(args.workers))
+    for recipe in RECIPES:
+        medians = (statistics.median(rates[recipe, workers]) for workers in args.workers)
+        print(f"| {recipe} | " + " | ".join(f"{median:,.0f}" for median in medians) + " |")
+
+
+def _write(root: Path, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        place = root / "train" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(place / f"{i}.jpg", quality=90)
+
+
+def _rate(root: str, args, changes: dict, workers: int) -> float:
+    config = folder.get_config("method=linear,backbone=vit_b16")
+    config.data.update({"root": root, "workers": workers, "splits": {"train": "train", "val": "", "test": ""}})
+    config.augment.update(changes)
+    config.batch_size, config.epochs = args.batch, 1 + args.batch * (args.batches + 2) // args.images
+    source = sources.open_split(config.data, "train")
+    with contextlib.closing(vision.train_batches(config, source, 0)) as loader:
+        for _ in range(2):
+            next(loader)
+        started = time.perf_counter()
+        for _ in range(args.batches):
+            next(loader)
+        return args.batches * args.batch / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The count of products that benchmarks print, and how far steps are from the least that they can do."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import products, scaling, steps
+
+
+def test_products_are_counted_as_often_as_they_run():
+    def function(x, kernels, others):
+        x, _ = jax.lax.scan(lambda x, kernel: (jnp.tanh(x @ kernel), None), x, kernels)
+        return jnp.einsum("bij,bjk->bik", x.reshape(2, 4, 16), others)
+
+    x, kernels, others = jnp.ones((8, 16)), jnp.ones((5, 16, 16)), jnp.ones((2, 16, 3))
+    program = jax.jit(function).lower(x, kernels, others).compile().as_text()
+    assert products.flops(program) == 2 * (5 * 8 * 16 * 16 + 2 * 4 * 16 * 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "over"), [("linear", 0.0), ("toast", 0.03), ("finetune", 0.05)])
+def test_no_product_is_wasted(method, over):
+    """What is over the minimum are the products of attention, computed again in the backward pass (see `remat`)."""
+    case = steps.Case(method, "vit_ti16", steps.images(16))  # two on each of eight devices
+    least = products.minimum(method, width=192, depth=12, tokens=197, classes=steps.CLASSES)
+    assert least <= case.flops / 2 <= (1 + over) * least
+
+
+@pytest.mark.parametrize(
+    "method", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("toast", "toast_lite"))]
+)
+def test_devices_tell_each_other_gradients_of_what_is_tuned_and_nothing_else(method):
+    tuned, program = scaling.compiled(method, "vit_mini16", 8)
+    assert 4 * tuned <= scaling.reduced_bytes(program) <= 4 * tuned + 64  # and the scores
