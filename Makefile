@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 2
+WEIGHTS ?= weights/stories15m
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo demo-language test test-all lint bench clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(VENV)/.runs: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "toast_jax needs Python 3.11 or newer; try make PYTHON=python3.12"; exit 1; }
@@ -15,12 +16,19 @@ $(VENV)/.runs: requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.runs requirements-dev.txt
+$(VENV)/.installed: $(VENV)/.runs requirements-dev.txt requirements-language.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 demo: $(VENV)/.runs  ## tune a small network in seven ways, in minutes, and write a report
 	$(BIN)/python main.py --config=configs/demo.py --workdir=runs/demo
+
+$(VENV)/.language: $(VENV)/.runs requirements-language.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-language.txt
+	@touch $@
+
+demo-language: $(VENV)/.language  ## teach a small language model, in WEIGHTS, to answer, in five ways, and write a report
+	$(BIN)/python main.py --config=configs/demo_language.py --config.weights="$(WEIGHTS)" --workdir=runs/demo_language
 
 test: $(VENV)/.installed  ## run the tests that every commit has to pass
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" tests

@@ -35,7 +35,8 @@ TASKS = {
     "corruptions": "severities",
     "generate": "prompt",
     "prepare_data": "datasets",
-    "demo": "runs",
+    "demo": "attention_scenes",
+    "demo_language": "tales",
 }
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
@@ -71,7 +72,7 @@ def captions() -> str:
     """The configs, one a line, each with the first line of its caption."""
     files = [path for path in sorted(Path(__file__).parent.glob("configs/*.py")) if path.name != "common.py"]
     lines = [ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] for path in files]
-    return "\n".join(f"  configs/{path.name:<15} {line}" for path, line in zip(files, lines, strict=True))
+    return "\n".join(f"  configs/{path.name:<16} {line}" for path, line in zip(files, lines, strict=True))
 
 
 def check_arguments(argv: list[str]) -> None:

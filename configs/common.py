@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from toast_jax.errors import InputError, choose
 
 LLAMAS = (
-    *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "tinyllama_1b"),
-    *("stories15m", "stories260k"),
+    *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "llama3_1_8b", "llama3_2_1b", "llama3_2_3b"),
+    *("tinyllama_1b", "stories15m", "stories260k"),
 )
 _VIT_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
 
@@ -145,6 +145,7 @@ def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> C
     config.data.format = "text"  # text: packed | instructions: Alpaca | prompts | conversations: ShareGPT (data/text.py)
     config.data.splits = ConfigDict({"train": "", "val": "", "test": ""})  # a .txt, .json or .jsonl file; "" for none
     config.data.tokenizer = f"weights/{backbone}"  # a tokenizer.model or tokenizer.json, or a folder with one
+    config.data.end = "end"  # what follows an answer: end | begin, the only one of these tokens that networks of llama2.c know
     config.data.length = 512  # tokens of a sequence
     config.data.documents = 0  # only so many of the first; 0: all
     config.data.held_out = 0.0  # share of the training texts that become val

@@ -16,7 +16,7 @@ from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
-LANGUAGE = ("alpaca", "generate", "openwebtext", "vicuna")
+LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "vicuna")
 LOOKING = ("attention", "corrupt", "predict", "visualize")
 OTHERS = ("convert", "demo", "prepare", "pretrain", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
 TUNING = [name for name in CONFIGS if name not in OTHERS]

@@ -15,7 +15,7 @@ from words import Words
 from configs import alpaca, openwebtext, vicuna
 from configs import convert as convert_config
 from configs import generate as generate_config
-from toast_jax import fit, language, model, prepare, tokenizer
+from toast_jax import dtypes, fit, language, model, prepare, tokenizer
 from toast_jax.backbones import llama
 from toast_jax.errors import InputError
 from toast_jax.tasks import convert, evaluate, generate, train
@@ -206,6 +206,34 @@ def test_configs_that_are_refused(changes, message, tmp_path):
     config.data.length = 192  # Vicuna's words are long by the letter
     with config.unlocked():
         config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        prepare.prepare(config, tmp_path / "run")
+
+
+def test_an_answer_ends_with_the_token_that_the_config_says(tmp_path, monkeypatch):
+    write(tmp_path, ASKED)
+    config = of(alpaca, tmp_path)
+    config.data.format = "prompts"
+    for end, token in (("end", 2), ("begin", 1)):
+        monkeypatch.setattr(tokenizer, "load", lambda path: Words())
+        config.data.end = end
+        train, _ = language.open_sources(config, verified=True)
+        assert train.tokens[0][train.answers[0]][-1] == token
+    monkeypatch.setattr(Words, "begin", None)
+    with pytest.raises(InputError, match="config.data.end is 'begin', and this tokenizer begins a document with nothing"):
+        language.open_sources(config, verified=True)
+
+
+def test_dtype_that_the_device_lacks_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    def lacking(x):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: no kernel\nof that type")
+
+    monkeypatch.setattr(dtypes, "_multiplied", lacking)
+    config = of(vicuna, tmp_path)
+    with pytest.raises(InputError, match="The text .* cannot be read"):  # float32 is not even tried
+        prepare.prepare(config, tmp_path / "run")
+    config.backbone.dtype = "bfloat16"
+    message = r"config.backbone.dtype is 'bfloat16', which cpu cannot compute in \(UNIMPLEMENTED: no kernel\); set it"
     with pytest.raises(InputError, match=message):
         prepare.prepare(config, tmp_path / "run")
 

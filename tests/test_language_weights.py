@@ -28,6 +28,10 @@ CONFIG = {
 }
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 8192}
+
+
 def ours():
     """The backbone by path."""
     return {f"backbone/{path}": leaf for path, leaf in trees.flat(parameters("finetune")["backbone"]).items()}
@@ -144,6 +148,15 @@ def test_files_of_llama2c(shared, tmp_path):
     assert_loaded(llama2c(tmp_path / "x.bin", shared), tied=shared)
 
 
+def test_folder_of_llama2c(tmp_path):
+    llama2c(tmp_path / "stories.bin", True)
+    (tmp_path / "tok512.bin").touch()
+    assert_loaded(tmp_path, tied=True)
+    llama2c(tmp_path / "others.bin", True)
+    with pytest.raises(InputError, match="There is no model.safetensors, .* and no single .bin at"):
+        load(tmp_path, tied=True)
+
+
 def test_pairs_of_llama2c_turn_as_there(tmp_path):
     """Attention scores of its convention, member 2i against 2i + 1, from the rows of its file."""
     rng, head = np.random.default_rng(0), D // H
@@ -191,7 +204,10 @@ def test_other_networks_are_refused(changes, message, tmp_path):
     ("config", "message"),
     [
         ({"model_type": "mistral"}, "is of a mistral, which is not a LLaMA"),
-        ({"rope_scaling": {"factor": 8.0}}, "has rope_scaling"),
+        ({"rope_scaling": {"factor": 8.0}}, "says rope_scaling linear, and config.backbone.size None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "says rope_scaling yarn"),
+        ({"rope_scaling": LLAMA3}, r"says rope_scaling RopeScaling\(factor=8.0.*and config.backbone.size None"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "is no config.json of a LLaMA .*factor"),
         ({"rms_norm_eps": 1e-5}, "says rms_norm_eps 1e-05, and config.backbone.size 1e-06"),
         ({"rope_theta": 5e5}, "says rope_theta 500000.0"),
         ({"num_key_value_heads": None}, f"says num_key_value_heads {H}, and config.backbone.size {G}"),
@@ -201,6 +217,16 @@ def test_other_networks_are_refused(changes, message, tmp_path):
 def test_another_config_is_refused(config, message, tmp_path):
     with pytest.raises(InputError, match=message):
         load(folder(tmp_path / "a", config=config))
+
+
+@pytest.mark.parametrize("config", [{"rope_scaling": LLAMA3}, {"rope_parameters": {"rope_theta": 1e4, **LLAMA3}}])
+def test_scaled_rotations_have_to_be_those_of_the_size(config, tmp_path):
+    scaling = llama.RopeScaling(8.0)
+    load(folder(tmp_path / "a", config=config), rope_scaling=scaling)
+    with pytest.raises(InputError, match=r"says rope_scaling RopeScaling\(factor=8.0"):
+        load(tmp_path / "a", rope_scaling=scaling._replace(factor=32.0))
+    with pytest.raises(InputError, match="says rope_scaling None, and config.backbone.size RopeScaling"):
+        load(folder(tmp_path / "a", config={"rope_parameters": {"rope_type": "default"}}), rope_scaling=scaling)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +282,9 @@ def test_damaged_headers_of_llama2c_give_arrays_or_an_input_error(tmp_path):
 
 
 def test_missing_weights_are_told_by_their_field(tmp_path):
-    with pytest.raises(InputError, match="There is no model.safetensors and no .*; correct --config.backbone.weights"):
+    with pytest.raises(
+        InputError, match="There is no model.safetensors, no .* no single .bin at .*; correct --config.backbone.weights"
+    ):
         load(tmp_path)
 
 

@@ -54,7 +54,18 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
 
 
-def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G):
+def scaled(frequency, factor, low, high, context):
+    """The frequency of a pair in Llama 3.1, by wavelengths, as Meta writes it."""
+    wavelength = 2 * np.pi / frequency
+    if wavelength < context / high:
+        return frequency
+    if wavelength > context / low:
+        return frequency / factor
+    smooth = (context / wavelength - low) / (high - low)
+    return (1 - smooth) * frequency / factor + smooth * frequency
+
+
+def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G, scaling=None):
     """The same network without a signal, one token and one head after the other, in float64."""
     p = {path: np.asarray(leaf, np.float64) for path, leaf in trees.flat(params).items()}
     depth, key_width = p["blocks/norm1/scale"].shape[0], p["embed"].shape[1] // heads
@@ -63,7 +74,8 @@ def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G):
     def turned(x, position):
         out, half = np.empty_like(x), len(x) // 2
         for i in range(half):
-            angle = position * theta ** (-2 * i / len(x))
+            frequency = theta ** (-2 * i / len(x))
+            angle = position * (scaled(frequency, *scaling) if scaling else frequency)
             pair = np.array([x[i], x[i + half]])
             out[[i, i + half]] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]] @ pair
         return out
@@ -108,6 +120,25 @@ def test_rotation_depends_on_distances_alone():
     )
     np.testing.assert_allclose(product(7, 3), product(104, 100), rtol=1e-4)
     assert abs(product(7, 3) - product(7, 4)) > 1e-2
+
+
+# Of Llama 3.1, of 3.2, and another.
+@pytest.mark.parametrize("theta, scaling", [(5e5, (8.0, 1, 4, 8192)), (5e5, (32.0, 1, 4, 8192)), (10.0, (3.0, 2, 6, 90))])
+def test_scaled_frequencies_are_those_of_llama3(theta, scaling):
+    plain = theta ** (-np.arange(64) / 64)
+    ours = llama.frequencies(64, theta, llama.RopeScaling(*scaling))
+    np.testing.assert_allclose(ours, [scaled(one, *scaling) for one in plain], rtol=1e-12)
+    ratio = ours / plain  # of all three kinds
+    assert ratio[0] == 1 and np.isclose(ratio[-1], 1 / scaling[0]) and ((ratio > 1.01 / scaling[0]) & (ratio < 0.99)).any()
+
+
+def test_logits_with_scaled_rotations_are_those_in_numpy():
+    scaling, params = llama.RopeScaling(4.0, 0.5, 2.0, 8), parameters("finetune")
+    logits = apply(text(rows=1), "finetune", rope_theta=10.0, rope_scaling=scaling)
+    expected = numpy_logits(params["backbone"], text(rows=1)["tokens"][0], theta=10.0, scaling=scaling)
+    assert_close(logits[0], expected)
+    unscaled = numpy_logits(params["backbone"], text(rows=1)["tokens"][0], theta=10.0)
+    assert np.abs(expected - unscaled).max() > 1e-2
 
 
 def test_places_of_packed_documents_with_padding():
@@ -241,6 +272,9 @@ PUBLISHED = {
     "llama2_7b": 6_738_415_616,
     "llama2_13b": 13_015_864_320,
     "llama3_8b": 8_030_261_248,
+    "llama3_1_8b": 8_030_261_248,
+    "llama3_2_1b": 1_235_814_400,
+    "llama3_2_3b": 3_212_749_824,
     "tinyllama_1b": 1_100_048_384,
     "stories15m": 15_191_712,
     "stories260k": 260_032,

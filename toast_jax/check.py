@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from toast_jax import schema
+from toast_jax import dtypes, schema
 from toast_jax.backbones import convnext, llama, vit
 from toast_jax.errors import InputError, choose
 from toast_jax.fields import flat_fields
@@ -177,6 +177,7 @@ def check(config: ConfigDict) -> None:
             if not wrong:
                 raise
     _refuse(told)
+    dtypes.check(config.backbone.dtype)
 
 
 def check_fields(config: ConfigDict) -> None:

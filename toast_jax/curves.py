@@ -7,6 +7,7 @@ draws one number of `metrics.jsonl` over the steps: a line for each name, the me
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -43,6 +44,12 @@ def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarra
     values = np.median([values[: len(steps)] for _, values in runs], axis=0)
     parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
+
+
+def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int], metric: str) -> str:
+    """A chart of the runs in `folder/ROW/seed_SEED`: the median over seeds, a line for each row."""
+    lines = {row: median_of_runs([read(folder / row / f"seed_{seed}", metric) for seed in seeds]) for row in rows}
+    return svg(lines, metric.replace("/", " "))
 
 
 def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> str:

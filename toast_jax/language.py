@@ -23,7 +23,7 @@ UNIT = "tokens"  # what is counted
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
-    """The tokenizer of a config, checked against its backbone."""
+    """The tokenizer of a config, checked against its backbone; what ends a document is what the config says."""
     opened = tokenizer.load(config.data.tokenizer)
     vocabulary = llama.SIZES[config.backbone.size].vocabulary
     if opened.vocabulary != vocabulary:
@@ -31,6 +31,10 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."
         )
+    ends = {"end": opened.end, "begin": opened.begin}
+    opened.end = ends[config.data.get("end", "end")]  # runs of earlier versions have no such field
+    if opened.end is None:
+        raise InputError("config.data.end is 'begin', and this tokenizer begins a document with nothing; set it to end.")
     return opened
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax.backbones.llama import LLaMA
+from toast_jax.backbones.llama import LLaMA, RopeScaling
 from toast_jax.errors import InputError, listed
 from toast_jax.formats import known_names
 from toast_jax.rename_tables import LLAMA
@@ -85,9 +85,13 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
 def tensors(path: Path) -> dict[str, Tensor]:
     """Everything in a folder or a file, by the names of Hugging Face."""
     if path.is_dir():
-        path = next((path / name for name in (INDEX, "model.safetensors") if (path / name).is_file()), path)
+        found = [one for name in (INDEX, "model.safetensors") if (one := path / name).is_file()][:1]
+        found = found or [one for one in path.glob("*.bin") if not one.name.startswith("tok")]
+        path = found[0] if len(found) == 1 else path
     if not path.is_file():
-        raise InputError(f"There is no model.safetensors and no {INDEX} at {path}; correct --config.backbone.weights.")
+        raise InputError(
+            f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
+        )
     if path.suffix == ".json":
         return _of_shards(path)
     if path.suffix == ".safetensors":
@@ -205,10 +209,8 @@ def _check_config(folder: Path, model: LLaMA) -> None:
         theirs = json.loads(file.read_text())
         if (kind := theirs.get("model_type", "llama")) != "llama":
             raise InputError(f"{file} is of a {kind}, which is not a LLaMA; give weights of one.")
-        if theirs.get("rope_scaling"):
-            raise InputError(f"{file} has rope_scaling, which no LLaMA here has; give weights without it.")
         heads = theirs["num_attention_heads"]
-        rope = theirs.get("rope_theta") or (theirs.get("rope_parameters") or {}).get("rope_theta", 10_000.0)
+        rope = {**theirs, **(theirs.get("rope_scaling") or {}), **(theirs.get("rope_parameters") or {})}
         pairs = {
             "hidden_size": (theirs["hidden_size"], model.width),
             "num_hidden_layers": (theirs["num_hidden_layers"], model.depth),
@@ -217,7 +219,8 @@ def _check_config(folder: Path, model: LLaMA) -> None:
             "intermediate_size": (theirs["intermediate_size"], model.hidden),
             "vocab_size": (theirs["vocab_size"], model.vocabulary),
             "rms_norm_eps": (theirs.get("rms_norm_eps", 1e-6), model.norm_eps),
-            "rope_theta": (rope, model.rope_theta),
+            "rope_theta": (rope.get("rope_theta", 10_000.0), model.rope_theta),
+            "rope_scaling": (_scaling(rope), model.rope_scaling),
             "tie_word_embeddings": (theirs.get("tie_word_embeddings", False), model.tied),
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -225,3 +228,12 @@ def _check_config(folder: Path, model: LLaMA) -> None:
     for name, (found, ours) in pairs.items():
         if found != ours:
             raise InputError(f"{file} says {name} {found}, and config.backbone.size {ours}; give weights of that size.")
+
+
+def _scaling(rope: dict) -> RopeScaling | str | None:
+    """What a `config.json` says of its rotations: how they are scaled, or the name of a way that is not known here."""
+    kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else "linear"))
+    if kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        return RopeScaling(*(rope[name] for name in names))
+    return None if kind == "default" else kind

@@ -22,6 +22,7 @@ th:first-child, td:first-child { text-align: left; }
 .pictures th:first-child { text-align: center; }
 .pictures img { display: block; margin: 0 auto; }
 .pictures td:first-child, .pictures th:first-child { position: sticky; left: 0; background: #fff; }
+.texts td, .texts th, .texts th:first-child { text-align: left; white-space: normal; vertical-align: top; min-width: 6rem; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; }
 .charts svg { width: 100%; max-width: 36rem; height: auto; }
 .small { font-size: .85rem; color: #555; }
@@ -48,6 +49,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return _table("", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
 
 
+def texts(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Sentences: every column to the left, in as many lines as they need."""
+    return _table("texts", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
+
+
 def pictures(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A grid of cells made by `picture`."""
     return _table("pictures", [escape(cell) for cell in header], rows)
@@ -67,6 +73,19 @@ def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:
     height, width, _ = pixels.shape
     image = f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt or caption)}">'
     return f"{image}{escape(caption)}"
+
+
+def made_by(config: str, facts: dict) -> str:
+    """A last line: the config's file, and of `workdir.circumstances()` the device and some versions."""
+    device, versions = facts["device"], facts["versions"]
+    told = ", ".join(f"{name} {versions[name]}" for name in ("toast_jax", "jax", "flax", "python"))
+    return paragraph(f"Made by {config} on {device['count']} x {device['kind']}; {told}", "small")
+
+
+def percent(shares: np.ndarray) -> str:
+    """Mean of shares over runs, and their standard deviation if there are several."""
+    values = 100 * shares
+    return f"{values.mean():.1f} +- {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,6 +14,7 @@ from toast_jax import optim
 from toast_jax.backbones import convnext, llama, vit
 from toast_jax.corruptions import CORRUPTIONS
 from toast_jax.data import sources, text
+from toast_jax.dtypes import DTYPES
 from toast_jax.methods import LANGUAGE_METHODS, METHODS
 from toast_jax.model import HEAD_STARTS
 
@@ -125,7 +126,7 @@ _RUN = {
     "seed": SEED,
     "resume": FLAG,
     "backbone.weights": Text("weights/vit_b16_in1k.pth"),
-    "backbone.dtype": Choice(("float32", "bfloat16")),
+    "backbone.dtype": Choice(DTYPES),
     "backbone.remat": FLAG,
     "top_down": TEXT,
     "tune_transform": FLAG,
@@ -203,6 +204,7 @@ _LLAMA = {
     "backbone.size": Choice(llama.SIZES),
     "data.format": Choice(text.FORMATS),
     "data.tokenizer": Text("weights/llama1_7b"),
+    "data.end": Choice(("end", "begin")),
     "data.length": whole(2, 1_000_000),
     "data.documents": whole(0),
     "data.held_out": SHARE,

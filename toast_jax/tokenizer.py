@@ -1,6 +1,8 @@
 """Text as tokens, and back: the tokenizers of LLaMAs, from the files that come with them."""
 
+import heapq
 import importlib
+import struct
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -38,7 +40,7 @@ class Tokenizer(Protocol):
 
 
 def load(path: str) -> Tokenizer:
-    """Opens `tokenizer.model` (sentencepiece) or `tokenizer.json` (tokenizers), or a folder with one of them.
+    """Opens `tokenizer.model` (sentencepiece), `tokenizer.json` (tokenizers) or `tok*.bin` (llama2.c), or a folder with one.
 
     Raises:
       InputError: there is no such file, it is damaged, or the library that reads it is not installed.
@@ -47,10 +49,11 @@ def load(path: str) -> Tokenizer:
         raise InputError("config.data.tokenizer is empty; give a tokenizer.model or tokenizer.json, or a folder with one.")
     file = Path(path).expanduser()
     if file.is_dir():
-        file = next((file / name for name in ("tokenizer.json", "tokenizer.model") if (file / name).is_file()), file)
+        found = [one for pattern in ("tokenizer.json", "tokenizer.model", "tok*.bin") for one in sorted(file.glob(pattern))]
+        file = found[0] if found else file
     if not file.is_file():
-        raise InputError(f"There is no tokenizer.json and no tokenizer.model at {file}; correct --config.data.tokenizer.")
-    return (_Json if file.suffix == ".json" else _SentencePiece)(file)
+        raise InputError(f"There is no tokenizer.json, tokenizer.model or tok*.bin at {file}; correct --config.data.tokenizer.")
+    return {".json": _Json, ".bin": _Llama2c}.get(file.suffix, _SentencePiece)(file)
 
 
 def _library(name: str, file: Path):
@@ -81,14 +84,81 @@ class _SentencePiece:
         ids = self._model.encode(text)
         # What the library tells about offsets differs from version to version; the pieces are the text, after one space.
         sizes = [1 if self._model.is_byte(one) else len(self._piece(one).replace("▁", " ").encode()) for one in ids]
-        ends = np.cumsum([-1, *sizes])[1:] if ids else []
-        starts = np.cumsum([0, *(len(character.encode()) for character in text)])
-        if ids and ends[-1] != starts[-1]:
+        if ids and sum(sizes) != 1 + len(text.encode()):
             raise InputError(f"{self._file} rewrites text before it splits it ({text[:40]!r}); give the tokenizer of a LLaMA.")
-        return Encoded(ids, np.searchsorted(starts[:-1], ends).tolist())
+        return Encoded(ids, _ends(text, sizes))
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
+
+
+def _ends(text: str, sizes: list[int]) -> list[int]:
+    """The characters of a text up to the end of each of its pieces, which have so many bytes; a space is before the text."""
+    ends = np.cumsum([-1, *sizes])[1:]
+    starts = np.cumsum([0, *(len(character.encode()) for character in text)])
+    return np.searchsorted(starts[:-1], ends).tolist()
+
+
+class _Llama2c:
+    """The tokenizer of llama2.c (https://github.com/karpathy/llama2.c), byte-pair encoding as sentencepiece does it."""
+
+    begin, end = 1, 2
+    _SPECIAL = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
+    _FIRST_BYTE = len(_SPECIAL)  # 256 tokens for bytes that are in no other one
+
+    def __init__(self, file: Path):
+        self._pieces, self._tokens = [], {}
+        content, place = file.read_bytes(), 4  # after the length of the longest token
+        try:
+            while place < len(content):
+                score, size = struct.unpack_from("<fi", content, place)
+                place += 8 + size
+                self._pieces.append(content[place - size : place])
+                self._tokens[self._pieces[-1]] = (-score, len(self._pieces) - 1)
+        except struct.error:
+            place = -1
+        if place != len(content) or tuple(self._pieces[: self._FIRST_BYTE]) != self._SPECIAL or len(self._pieces) < 259:
+            raise InputError(f"{file} is no tokenizer of llama2.c; copy or download it again.")
+        for byte in range(256):
+            del self._tokens[self._pieces[self._FIRST_BYTE + byte]]
+            self._pieces[self._FIRST_BYTE + byte] = bytes([byte])
+        self.vocabulary = len(self._pieces)
+
+    def encode(self, text: str) -> Encoded:
+        ids = []
+        for piece in self._merged([one.encode() for one in f" {text}"]) if text else []:
+            found = self._tokens.get(piece)
+            ids += [self._FIRST_BYTE + byte for byte in piece] if found is None else [found[1]]
+        return Encoded(ids, _ends(text, [len(self._pieces[one]) for one in ids]))
+
+    def _merged(self, pieces: list[bytes]) -> list[bytes]:
+        """Merges neighbours, those of the highest score first and of these the leftmost, until no two make a token."""
+        before, after = list(range(-1, len(pieces) - 1)), list(range(1, len(pieces) + 1))
+        possible = []
+
+        def offer(left):
+            if left >= 0 and after[left] < len(pieces):
+                joined = pieces[left] + pieces[after[left]]
+                if joined in self._tokens:
+                    heapq.heappush(possible, (self._tokens[joined][0], left, joined))
+
+        for left in range(len(pieces)):
+            offer(left)
+        while possible:
+            _, left, joined = heapq.heappop(possible)
+            right = after[left]
+            if not pieces[left] or right >= len(pieces) or pieces[left] + pieces[right] != joined:
+                continue  # one of them is part of another token by now
+            pieces[left], pieces[right], after[left] = joined, b"", after[right]
+            if after[left] < len(pieces):
+                before[after[left]] = left
+            offer(before[left])
+            offer(left)
+        return [one for one in pieces if one]
+
+    def decode(self, ids: list[int]) -> str:
+        text = b"".join(self._pieces[one] for one in ids if one >= self._FIRST_BYTE).decode(errors="replace")
+        return text.removeprefix(" ")
 
 
 class _Json:

@@ -8,6 +8,7 @@ a cache, M tokens that a cached look adds.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,9 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from toast_jax import dtypes
 from toast_jax.errors import choose
 from toast_jax.linear import Linear
 from toast_jax.remat import remat
+
+
+class RopeScaling(NamedTuple):
+    """How Llama 3.1 and later turn more slowly than they did when they were trained on `context` tokens.
+
+    A pair that turns fewer than `low` times within the old context turns `factor` times more slowly, one that turns more than
+    `high` times as before, and one in between as its number of turns lies between the two. These are the `llama3` numbers of
+    Hugging Face's `config.json`.
+    """
+
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    context: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +48,24 @@ class Size:
     vocabulary: int
     context: int
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
     tied: bool = False
 
 
 _7B = Size(4096, 32, 32, 32, hidden=11_008, vocabulary=32_000, context=4096)
 _13B = Size(5120, 40, 40, 40, hidden=13_824, vocabulary=32_000, context=4096)
+_8B = Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0)
+_LATER = {"context": 131_072, "vocabulary": 128_256, "rope_theta": 500_000.0, "tied": True, "rope_scaling": RopeScaling(32.0)}
 SIZES = {
     "llama1_7b": dataclasses.replace(_7B, context=2048, norm_eps=1e-6),
     "llama1_13b": dataclasses.replace(_13B, context=2048, norm_eps=1e-6),
     "llama2_7b": _7B,
     "llama2_13b": _13B,
-    "llama3_8b": Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0),
+    "llama3_8b": _8B,
+    "llama3_1_8b": dataclasses.replace(_8B, context=131_072, rope_scaling=RopeScaling(8.0)),
+    "llama3_2_1b": Size(2048, 16, 32, 8, hidden=8192, **_LATER),
+    "llama3_2_3b": Size(3072, 28, 24, 8, hidden=8192, **_LATER),
     "tinyllama_1b": Size(2048, 22, 32, 4, hidden=5632, vocabulary=32_000, context=2048),  # TinyLlama-1.1B
     # https://huggingface.co/karpathy/tinyllamas
     "stories15m": Size(288, 6, 6, 6, hidden=768, vocabulary=32_000, context=256, tied=True),
@@ -70,18 +92,27 @@ def build(config) -> "LLaMA":
       InputError: an unknown size or dtype.
     """
     size = choose("config.backbone.size", config.size, SIZES)
-    dtype = choose("config.backbone.dtype", config.dtype, {"float32": jnp.float32, "bfloat16": jnp.bfloat16})
-    return LLaMA(**dataclasses.asdict(size), dtype=dtype, remat=config.remat)
+    return LLaMA(**dataclasses.asdict(size), dtype=dtypes.named(config.dtype), remat=config.remat)
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """How far each of a head's pairs is turned from one position to the next, in radians: `theta^(-i / pairs)`, then scaled."""
+    plain = theta ** (-np.arange(pairs) / pairs)
+    if scaling is None:
+        return plain
+    turns = scaling.context * plain / (2 * np.pi)
+    kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return plain * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
     """Rotary position embedding (Su et al., arXiv 2104.09864) of `x [B, N, heads, K]` at `positions [B, N]`.
 
-    Pair i of K / 2 is turned by `position * theta^(-2i / K)`. Its members are i and i + K / 2, as in Hugging Face's files; in
-    Meta's and llama2.c's they are 2i and 2i + 1.
+    Pair i of K / 2 is turned by `position * frequencies(K / 2, theta, scaling)[i]`. Its members are i and i + K / 2, as in
+    Hugging Face's files; in Meta's and llama2.c's they are 2i and 2i + 1.
     """
-    half = x.shape[-1] // 2
-    angles = positions[..., None, None].astype(jnp.float32) * np.float32(theta ** (-np.arange(half) / half))
+    turn = frequencies(x.shape[-1] // 2, theta, scaling).astype(np.float32)
+    angles = positions[..., None, None].astype(jnp.float32) * turn
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -110,6 +141,7 @@ class Attention(nn.Module):
     num_heads: int
     num_kv_heads: int
     rope_theta: float
+    rope_scaling: RopeScaling | None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -134,8 +166,8 @@ class Attention(nn.Module):
             x = Linear(heads * head, use_bias=False, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], heads, head)
 
-        q = rotate(project("q", self.num_heads, x), positions, self.rope_theta)
-        k = rotate(project("k", self.num_kv_heads, x), positions, self.rope_theta)
+        q = rotate(project("q", self.num_heads, x), positions, self.rope_theta, self.rope_scaling)
+        k = rotate(project("k", self.num_kv_heads, x), positions, self.rope_theta, self.rope_scaling)
         v = project("v", self.num_kv_heads, x if td is None else x + td)
         if cache is not None:
             row = jnp.arange(len(x))[:, None]
@@ -165,6 +197,7 @@ class Block(nn.Module):
     num_kv_heads: int
     hidden: int
     rope_theta: float
+    rope_scaling: RopeScaling | None
     norm_eps: float
     dtype: jnp.dtype = jnp.float32
 
@@ -172,7 +205,8 @@ class Block(nn.Module):
     def __call__(self, x, td, positions, mask, cache=None):
         """Maps `x [B, N, D]` to the same shape, and gives `{"input": x, "cache": cache}`; arguments as of `Attention`."""
         norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
-        attention = Attention(self.num_heads, self.num_kv_heads, self.rope_theta, self.dtype, name="attn")
+        rope = self.rope_theta, self.rope_scaling
+        attention = Attention(self.num_heads, self.num_kv_heads, *rope, self.dtype, name="attn")
         attended, cache = attention(norm("norm1")(x), td, positions, mask, cache)
         y = x + attended
         y = y + Mlp(self.hidden, self.dtype, name="mlp")(norm("norm2")(y))
@@ -186,7 +220,7 @@ class LLaMA(nn.Module):
     depth.
 
     Attributes:
-      width, depth, num_heads, num_kv_heads, hidden, vocabulary, context, rope_theta, norm_eps: see `Size`.
+      width, depth, num_heads, num_kv_heads, hidden, vocabulary, context, rope_theta, rope_scaling, norm_eps: see `Size`.
       tied: whether the head is the input embedding, turned around.
       dtype: compute dtype. Softmax, norms, rotations and logits are float32 whatever it is.
       remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
@@ -200,6 +234,7 @@ class LLaMA(nn.Module):
     vocabulary: int
     context: int = 2048
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tied: bool = False
     dtype: jnp.dtype = jnp.float32
@@ -216,7 +251,7 @@ class LLaMA(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, 0),
             length=self.depth,
-        )(self.num_heads, self.num_kv_heads, self.hidden, self.rope_theta, self.norm_eps, self.dtype)
+        )(self.num_heads, self.num_kv_heads, self.hidden, self.rope_theta, self.rope_scaling, self.norm_eps, self.dtype)
         self.norm = nn.RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
             self.head = self.param("head", init, (self.width, self.vocabulary))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from toast_jax import patches
+from toast_jax import dtypes, patches
 from toast_jax.backbones.drop_path import drop_path
 from toast_jax.data.images import normalize
 from toast_jax.errors import choose
@@ -55,7 +55,7 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
         last_blocks=last_blocks,
         pool=choose("config.backbone.pool", config.pool, {"cls": "cls", "mean": "mean"}),
         drop_path=config.drop_path,
-        dtype=choose("config.backbone.dtype", config.dtype, {"float32": jnp.float32, "bfloat16": jnp.bfloat16}),
+        dtype=dtypes.named(config.dtype),
         remat=config.remat,
     )
 

@@ -5,7 +5,6 @@ import functools
 import logging
 import textwrap
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -54,7 +53,7 @@ def run(config: ConfigDict, folder: str) -> None:
         for name in config.rows:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
             rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
-            log.info("%-20s %s %% of the test scenes named rightly", name, _mean_and_std(rows[name].accuracy))
+            log.info("%-20s %s %% of the test scenes named rightly", name, report.percent(rows[name].accuracy))
     before = _before(rows)
     table = [_cells(name, row) for name, row in rows.items()]
     notes = [
@@ -100,15 +99,10 @@ def _before(rows: dict[str, Row]) -> float:
     return float(next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean())
 
 
-def _mean_and_std(values: np.ndarray) -> str:
-    percent = 100 * values
-    return f"{percent.mean():.1f} +- {percent.std(ddof=1):.1f}" if len(percent) > 1 else f"{percent.mean():.1f}"
-
-
 def _cells(name: str, row: Row) -> list[str]:
     speed = f"{np.median(row.images_per_second):,.0f}"
-    inside = [_mean_and_std(row.inside[one]) if one in row.inside else "-" for one in (maps.LAST, maps.SELECTION)]
-    return [name, f"{row.tuned:,}", _mean_and_std(row.accuracy), *inside, speed]
+    inside = [report.percent(row.inside[one]) if one in row.inside else "-" for one in (maps.LAST, maps.SELECTION)]
+    return [name, f"{row.tuned:,}", report.percent(row.accuracy), *inside, speed]
 
 
 def _large(image: np.ndarray) -> np.ndarray:
@@ -126,10 +120,7 @@ def _figure(rows: dict[str, Row], shown: list[scenes.Scene]) -> np.ndarray:
 
 
 def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
-    device = facts["device"]
-    made_by = f"Made by configs/demo.py on {device['count']} x {device['kind']}; " + ", ".join(
-        f"{name} {facts['versions'][name]}" for name in ("toast_jax", "jax", "flax", "python")
-    )
+    charts = [curves.of_rows(folder, config.rows, config.seeds, metric) for metric in ("train/loss", "train/accuracy")]
     return [
         report.heading("TOAST: look, select, look again", 1),
         report.paragraph(
@@ -147,8 +138,8 @@ def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
         ),
         _picture_grid(rows, shown[: config.shown_scenes]),
         report.heading("Learning curves"),
-        f'<div class="charts">{_curves(config, folder, "train/loss")}{_curves(config, folder, "train/accuracy")}</div>',
-        report.paragraph(made_by, "small"),
+        f'<div class="charts">{"".join(charts)}</div>',
+        report.made_by("configs/demo.py", facts),
     ]
 
 
@@ -156,15 +147,6 @@ def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
     wanted = [str(scene.labels["target"]) for scene in shown]
     images, captions = [_large(scene.image) for scene in shown], [f"green digit: {one}" for one in wanted]
     return comparison.grid(images, captions, wanted, {name: row.looked for name, row in rows.items()}, maps.ORDER)
-
-
-def _curves(config: ConfigDict, folder: Path, metric: str) -> str:
-    """The median over seeds, a line for each row."""
-    lines = {
-        name: curves.median_of_runs([curves.read(folder / name / f"seed_{seed}", metric) for seed in config.seeds])
-        for name in config.rows
-    }
-    return curves.svg(lines, metric.replace("/", " "))
 
 
 def _result(config, rows, before, facts) -> dict:
