@@ -1,4 +1,4 @@
-"""FGVC: five fine-grained sets (paper, table 1; the recipes of the release).
+"""FGVC: five fine-grained sets (paper, table 1; the release's recipes).
 
     python main.py --config=configs/fgvc.py:dataset=cub,method=toast,backbone=vit_b16_in1k \\
         --config.data.root=data/cub --config.top_down=weights/vit_b16_in1k_top_down.pth
