@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 (pip installs years-old packages on an older Python without a word)
@@ -46,7 +47,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"{argv[1]!r} is not understood; fields are set with --config.FIELD=VALUE.")
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every file it writes
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax tells every file it writes, and the traces of what it raises too
     config = CONFIG.value
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax"
     # Read by JAX when a task imports it.
@@ -54,20 +55,24 @@ def main(argv: list[str]) -> None:
     if choose("config.task", config.task, TASKS) not in config:
         raise InputError(f"This config is not for the task {config.task}; see the captions of the configs.\n{captions()}")
     task = importlib.import_module(f"toast_jax.tasks.{config.task}")
-    if DISTRIBUTED.value:
-        import jax
+    folder = WORKDIR.value or f"runs/{config.name}"
+    if not DISTRIBUTED.value:
+        return task.run(config, folder)
+    import jax
 
-        jax.distributed.initialize()
+    from toast_jax import hosts
+
+    with hosts.joined():
         if jax.process_index():
             logging.getLogger("toast_jax").setLevel(logging.WARNING)
-    task.run(config, WORKDIR.value or f"runs/{config.name}")
+        task.run(config, folder)
 
 
 def captions() -> str:
     """The configs, one a line, each with the first line of its caption."""
     files = [path for path in sorted(Path(__file__).parent.glob("configs/*.py")) if path.name != "common.py"]
     lines = [ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] for path in files]
-    return "\n".join(f"  configs/{path.name:<15} {line}" for path, line in zip(files, lines, strict=True))
+    return "\n".join(f"  configs/{path.name:<16} {line}" for path, line in zip(files, lines, strict=True))
 
 
 def check_arguments(argv: list[str]) -> None:
@@ -99,10 +104,18 @@ def parse(argv: list[str]) -> list[str]:
         raise InputError(f"{error}.") from error
 
 
+def untold(event) -> None:
+    """Tells an exception that nothing can catch, but for that of TensorStore after a write of Orbax's that has failed."""
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
+
+
 def cli() -> None:
     """Runs `main`; an error that is a message to the user ends it with status 2 and no traceback."""
     log = logging.getLogger("toast_jax")
     log.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a line that cannot be written to a full disk is no reason for a traceback
+    sys.unraisablehook = untold
     log.propagate = False  # absl's own handler, which would print every line again with a prefix, is the root's
     log.addHandler(logging.StreamHandler(sys.stdout))
     # What --help prints.
@@ -112,14 +125,28 @@ def cli() -> None:
             check_arguments(sys.argv[1:])
         app.run(main, flags_parser=parse)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as message:
+        leave(2, f"error: {error}")
+    except Interrupted as message:  # by all processes
         print(f"{message} Go on with\n  {shlex.join(['python', *sys.argv])}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
+        leave(130, "Interrupted.")
+    except Exception as error:
+        from toast_jax.workdir import disk_fault, unwritable
+
+        if isinstance(error, OSError) and disk_fault(error):
+            leave(2, f"error: {unwritable(error.filename or 'A file', error)}")
+        leave(1, traceback.format_exc())
+
+
+def leave(status: int, message: str) -> None:
+    """Ends the process; if there are others, at once, as JAX would have it wait for them, and them for it, for minutes."""
+    print(message, file=sys.stderr)
+    if flags.FLAGS.is_parsed() and DISTRIBUTED.value:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(methods.METHODS))
     parser.add_argument("--out", type=Path, help="JSON file with every time")
     args = parser.parse_args()
-    parallel.check_batch_size(args.batch)
+    if args.batch % jax.device_count():
+        parser.error(f"--batch is {args.batch}, which does not split over {jax.device_count()} devices")
 
     batch = images(args.batch)
     cases = {name: Case(name, args.backbone, batch) for name in args.methods}

@@ -1,4 +1,4 @@
-"""The demo of language: a small story teller learns to answer questions, in five ways, compared in a few minutes.
+"""The demo of language: a story teller learns to answer, in five ways.
 
     python main.py --config=configs/demo_language.py --workdir=runs/demo_language
 

@@ -111,12 +111,6 @@ def test_network_of_the_config():
     assert model.build(config, 200)[0].backbone.last_blocks == 3
 
 
-def test_prompts_are_refused():
-    config = fgvc.get_config("method=vpt,backbone=convnext_b_in1k")
-    with pytest.raises(InputError, match="Method vpt adds prompt tokens, which a ConvNeXt has no place for; use another"):
-        model.build(config, 200)
-
-
 def test_unknown_family_is_refused():
     config = fgvc.get_config("method=toast")
     config.backbone.family = "convnet"

@@ -178,8 +178,14 @@ def test_accuracy_is_that_on_the_corrupted_views(there, tmp_path):
     ("fields", "message"),
     [
         ({"runs": ()}, "Nothing to evaluate; write --config=configs/corrupt.py:runs="),
-        ({"kinds": ("rain",)}, "config.kinds is 'rain'; it must be one of gaussian_noise, .*"),
-        ({"severities": (0, 1)}, r"config.severities is \(0, 1\); give kinds, and severities from 1 to 5"),
+        (
+            {"kinds": ("rain",)},
+            "of these 'rain' is refused: it must be one of gaussian_noise, .*",
+        ),
+        (
+            {"severities": (0, 1)},
+            r"config.severities is \(0, 1\); of these 0 is refused: .* 1 or more and 5 or less",
+        ),
         ({"images": "{folder}/test"}, "have no classes, so no accuracy; give a split"),
     ],
 )

@@ -10,7 +10,6 @@ from test_llama import V, network, parameters, text
 
 from configs import common
 from toast_jax import fsdp, losses, methods, model, optim, parallel, trees
-from toast_jax.errors import InputError
 from toast_jax.evaluation import mapped
 from toast_jax.methods import LANGUAGE_METHODS
 from toast_jax.top_down import TopDown
@@ -67,11 +66,6 @@ def test_what_is_frozen_is_split_and_norms_are_not():
         "top_down/transform",
     }
     assert set(shares.values()) == {1, 4} and "backbone/embed" in shares
-
-
-def test_groups_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="config.fsdp is 3, which does not divide the 8 devices"):
-        fsdp.Shared(3)
 
 
 @pytest.mark.slow

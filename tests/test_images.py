@@ -153,6 +153,23 @@ def test_a_decompression_bomb_is_an_input_error(monkeypatch):
         images.decode(encode(Image.fromarray(noise(20, 20, 3))), "huge.png")
 
 
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(format):
+    frames = [Image.fromarray(np.full((8, 9, 3), value, np.uint8)) for value in (40, 200, 90)]
+    data = encode(
+        frames[0], format=format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {})
+    )
+    with Image.open(io.BytesIO(data)) as stored:
+        assert stored.n_frames == 3
+    assert (images.decode(data, "x") == 40).all()
+
+
+def test_content_decides_and_not_the_name():
+    image = noise(8, 9, 3)
+    for format, name in (("PNG", "x.jpg"), ("BMP", "x.png"), ("PNG", "no ending")):
+        np.testing.assert_array_equal(images.decode(encode(Image.fromarray(image), format=format), name), image)
+
+
 def test_16_bit_images_keep_their_range():
     ramp = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
     file = io.BytesIO()

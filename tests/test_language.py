@@ -171,9 +171,9 @@ def test_a_conversation_goes_on_until_the_input_ends(runs, monkeypatch, capsys):
     ("fields", "message"),
     [
         ({"prompt": "a" * 200}, "has 201 tokens, and with --config.most=4 more it does not fit the 192"),
-        ({"most": 0}, "config.most and config.batch_size have to be 1 or more"),
-        ({"top_p": 0.0}, "config.top_p more than 0"),
-        ({"format": "poems"}, "config.format is 'poems'; it must be one of text, prompts"),
+        ({"most": 0}, "config.most is 0; it has to be a whole number, 1 or more"),
+        ({"top_p": 0.0}, "config.top_p is 0.0; it has to be a number, 1.0 or less and more than 0.0"),
+        ({"format": "poems"}, "config.format is 'poems'; it must be one of '', text"),
         ({"file": "nowhere.jsonl"}, "The text nowhere.jsonl cannot be read"),
         ({"run": ""}, "Nothing to generate with; write --config=configs/generate.py:run=RUN"),
     ],
@@ -192,35 +192,18 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.length": 193}, "config.data.length is 193, but stories260k reads 192 tokens"),
-        ({"data.length": 1}, "config.data.length is 1; it has to be 2 or more"),
-        ({"data.format": "poems"}, "config.data.format is 'poems'; it must be one of text, instructions"),
         ({"data.held_out": 0.999}, "config.data.held_out is 0.999, which leaves nothing of 40 texts on one side"),
-        ({"data.splits.val": "x.json"}, "config.data.splits.val and config.data.held_out both give a val split"),
         ({"batch_size": 48}, "The training data has 39 examples, fewer than one batch of 48"),
         (
             {"backbone.size": "stories15m"},
             f"has {Words.vocabulary} tokens, and stories15m 32000; give the tokenizer that",
         ),
-        ({"method": "vpt"}, "Method vpt is for images"),
-        ({"data.end": "stop"}, "config.data.end is 'stop'; it must be one of end, begin"),
-        ({"backbone.dtype": "float16"}, "config.backbone.dtype is 'float16'; it must be one of float32, bfloat16"),
-        ({"backbone.dtype": "float64"}, "config.backbone.dtype is 'float64'; it must be one of float32, bfloat16"),
-        (
-            {"batch_size": 24, "microbatches": 2},
-            "config.microbatches is 2, which does not divide the 3 sequences of",
-        ),
-        ({"fsdp": 3}, "config.fsdp is 3, which does not divide the 8 devices of a host"),
-        ({"fsdp": 8, "method": "finetune"}, "config.fsdp shares what is frozen, and method finetune freezes nothing"),
     ],
 )
 def test_configs_that_are_refused(changes, message, tmp_path):
     write(tmp_path, SAID)
-    write(tmp_path, SAID, "x.json")
     config = of(vicuna, tmp_path)
     config.data.length = 192  # Vicuna's words are long by the letter
-    if "splits.val" in str(changes):
-        changes = {"data.splits.val": str(tmp_path / "x.json")}
     with config.unlocked():
         config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import weakref
 from pathlib import Path
 
@@ -234,13 +235,50 @@ def test_scaled_rotations_have_to_be_those_of_the_size(config, tmp_path):
         ("x.bin", b"\0" * 40, "is neither a PyTorch file nor one of llama2.c"),
         ("x.bin", np.array([16, 24, 3, 4, 2, 19, 7], np.int32).tobytes() + b"\0" * 8, "has 36 bytes where its header asks for"),
         ("x.safetensors", b"\0" * 40, "is not a complete safetensors file"),
+        # The feed-forward layers have 2**64 numbers each, which is 0 to an integer that wraps around.
+        ("x.bin", np.array([16, 2**30, 2**30, 4, 4, 19, 7], np.int32).tobytes(), r"its header asks for \d\d\d(,\d\d\d){6};"),
+        ("x.bin", np.array([16, 24, 3, 4, 2, 19, -7], np.int32).tobytes(), "is neither a PyTorch file nor one of llama2.c"),
+        ("x.bin", np.array([16, 24, 3, 16, 2, 19, 7], np.int32).tobytes(), "is neither a PyTorch file nor one of llama2.c"),
+        ("x.bin", b"\1\0\0", "is neither a PyTorch file nor one of llama2.c"),
         ("model.safetensors.index.json", b"[]", "is no index of shards"),
+        ("model.safetensors.index.json", b'{"weight_map": [1]}', "is no index of shards"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 1}}', "is no index of shards"),
+        ("model.safetensors.index.json", b"[" * 100_000, "is no index of shards"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "b"}}', "names the shard b, which is not beside it"),
     ],
 )
 def test_damaged_files_are_refused(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         load(tmp_path / name)
+
+
+@pytest.mark.parametrize("shard", ["../x.safetensors", "{folder}/x.safetensors", "a/../../x.safetensors"])
+def test_shards_outside_the_folder_are_refused(shard, tmp_path):
+    """They would be read, whoever wrote the index."""
+    weights = folder(tmp_path / "weights")
+    shutil.copy(weights / "model.safetensors", tmp_path / "x.safetensors")
+    shard = shard.format(folder=tmp_path)
+    index = {"weight_map": dict.fromkeys(state(), shard)}
+    (weights / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=f"names the shard '{shard}', which is not beside it"):
+        load(weights)
+
+
+def test_damaged_headers_of_llama2c_give_arrays_or_an_input_error(tmp_path):
+    path = tmp_path / "x.bin"
+    llama2c(path, shared=True)
+    content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        numbers = np.frombuffer(content[:28], np.int32).copy()
+        numbers[rng.integers(0, 7)] = rng.choice([-1, 0, 1, 2, 3, 5, 2**30, 2**31 - 1, -(2**31), rng.integers(-50, 50)])
+        path.write_bytes(numbers.tobytes() + content[28 : rng.choice([len(content), 28, 40, len(content) - 4])])
+        try:
+            load(path, tied=True)
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert 100 < refused < 300
 
 
 def test_missing_weights_are_told_by_their_field(tmp_path):

@@ -326,5 +326,5 @@ def test_fields_change_what_toast_tunes():
 
 @pytest.mark.parametrize("method", ["linear", "partial", "bias", "vpt"])
 def test_methods_of_images_are_refused(method):
-    with pytest.raises(InputError, match=f"Method {method} is for images; a language model is tuned by one of finetune, lora"):
+    with pytest.raises(InputError, match=f"config.method is {method!r}; it must be one of finetune, lora, toast, toast_lite"):
         shapes(configured("stories260k", method))

@@ -208,11 +208,6 @@ def test_a_backbone_in_place_of_a_top_down_file_is_refused(backbone):
         start("toast", weights=backbone, top_down=backbone)
 
 
-def test_empty_weights_are_refused():
-    with pytest.raises(InputError, match="config.backbone.weights is empty; .*'random'"):
-        start("linear", weights="")
-
-
 # What is created.
 
 

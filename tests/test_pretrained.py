@@ -481,6 +481,33 @@ def test_pickle_that_would_run_code_is_refused_and_does_not(saved, suffix, tmp_p
         assert trace.exists()
 
 
+@pytest.mark.parametrize("ending", ["npz", "pth"])
+def test_a_bomb_is_refused_before_it_is_unpacked(ending, tmp_path, monkeypatch):
+    """Zeros, a thousand times smaller in the file."""
+    import zipfile
+
+    path, plain = tmp_path / f"vit.{ending}", tmp_path / "plain.pth"
+    zeros = {"norm.bias": np.zeros(2**20, "f4")}
+    monkeypatch.setattr(weight_files, "_LARGE", 2**20)
+    if ending == "npz":
+        np.savez_compressed(path, **zeros)
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.from_numpy(array) for name, array in zeros.items()}, plain)
+        with zipfile.ZipFile(plain) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name in stored.namelist():
+                packed.writestr(name, stored.read(name))
+    assert path.stat().st_size < 2**15
+    assert re.search(r"of [\d,]+ bytes would unpack to 4,19\d,\d+, which no weights do", refusal(path))
+
+
+def test_a_tensor_that_repeats_its_numbers_is_refused(tmp_path):
+    """Four bytes that PyTorch shows as 2**40 of them."""
+    torch = pytest.importorskip("torch")
+    torch.save({"norm.bias": torch.ones(1).expand(2**38)}, tmp_path / "vit.pth")
+    assert "holds no dict of plain tensors" in refusal(tmp_path / "vit.pth")
+
+
 @pytest.mark.parametrize("content", ["module", "NumPy array", "NumPy scalar"])
 def test_torch_file_of_python_objects(content, tmp_path):
     torch = pytest.importorskip("torch")

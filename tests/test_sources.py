@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import sys
 
@@ -143,6 +144,34 @@ def test_a_malformed_split_file_is_an_input_error(tmp_path, text, message):
     assert message in error and f"{tmp_path}/train.json" in error
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a.png": 1, "b.png": 2, "a.png": 1}', "has the image 'a.png' twice: leave it in once"),
+        ('{"a.png": 1, "b.png": 2, "a.png": 2}', "has the image 'a.png' twice, with the classes 1 and 2: leave it in once"),
+        ('{"x/a.png": 1, "x//./a.png": 3}', "has the image 'x//./a.png' twice, with the classes 1 and 3: leave it in once"),
+        ("[" * 100_000, "is not valid JSON (maximum recursion depth"),
+        ("\ufeff{}", "is not valid JSON (Unexpected UTF-8 BOM"),
+    ],
+)
+def test_a_split_file_with_an_image_twice_or_too_deep_is_an_input_error(tmp_path, text, message):
+    json_root(tmp_path, {"a.png": 1})
+    (tmp_path / "train.json").write_text(text)
+    error = error_of(config(tmp_path, "json"))
+    assert message in error and f"{tmp_path}/train.json" in error
+
+
+def test_a_list_with_an_image_twice_is_an_input_error(tmp_path):
+    json_root(tmp_path, ["a.png", "b.png", "./a.png"])
+    assert "has the image './a.png' twice: leave it in once" in error_of(config(tmp_path, "json", labels=False))
+
+
+def test_a_split_file_that_is_a_folder_is_an_input_error(tmp_path):
+    json_root(tmp_path, {"a.png": 1})
+    (tmp_path / "val.json").mkdir()
+    assert f"{tmp_path}/val.json cannot be read (Is a directory)" in error_of(config(tmp_path, "json"), "val")
+
+
 def test_missing_images_are_counted(tmp_path):
     json_root(tmp_path, {f"{folder}/{index}.png": 1 for folder in "abc" for index in range(2)})
     (tmp_path / "images/b/1.png").unlink()
@@ -177,6 +206,48 @@ def test_folder_errors(tmp_path):
     assert f"Class folder {tmp_path}/test/b has no counterpart in {tmp_path}/train" in error_of(data, "test")
     folder_root(tmp_path, "train/b/notes.txt")
     assert f"Class folder {tmp_path}/train/b has no images (.jpg" in error_of(data)
+
+
+def test_names_may_be_any_text(tmp_path):
+    root = tmp_path / "Vögel und 鳥"
+    paths = ("train/grün fink/ein bild.png", "train/鳥/1'\"\n.png", "train/🦉/😀.PNG")
+    train = sources.open_split(config(folder_root(root, *paths), "folder"), "train")
+    assert train.classes == ("grün fink", "鳥", "🦉") and sorted(names(train)) == sorted(str(root / path) for path in paths)
+    assert verifying.verify(train, skip_corrupt=False) is train
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_name_that_is_no_text_is_refused(tmp_path, labels):
+    folder_root(tmp_path, "train/a/1.png")
+    write(tmp_path / "train/a" / os.fsdecode(b"owl\xff.png"))
+    assert r"train/a/owl\udcff.png is not UTF-8: rename it" in error_of(config(tmp_path, "folder", labels=labels))
+
+
+def test_links_that_lead_in_a_circle_are_no_classes(tmp_path):
+    folder_root(tmp_path, "train/a/1.png")
+    (tmp_path / "train/loop").symlink_to("loop")
+    assert sources.open_split(config(tmp_path, "folder"), "train").classes == ("a",)
+    (tmp_path / "train/a/2.png").symlink_to("2.png")
+    source = sources.open_split(config(tmp_path, "folder"), "train")
+    with pytest.raises(InputError, match="a/2.png cannot be read .Too many levels of symbolic links.: mend or remove it"):
+        verifying.verify(source, skip_corrupt=False)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder_root(tmp_path, "train/a/1.png")
+    os.mkfifo(tmp_path / "train/a/2.png")
+    (tmp_path / "train/a/3.png").mkdir()
+    source = sources.open_split(config(tmp_path, "folder"), "train")
+    with pytest.raises(InputError, match="3.png cannot be read .Is a directory.: mend or remove it"):
+        source[2]
+    (tmp_path / "train/a/3.png").rmdir()
+    with pytest.raises(InputError, match="1 of 2 images cannot be decoded .*a/2.png"):
+        verify(tmp_path)
+
+
+def test_classes_of_one_image(tmp_path):
+    source = sources.open_split(config(folder_root(tmp_path, *(f"train/{i:02}/x.png" for i in range(12))), "folder"), "train")
+    assert len(source.classes) == len(source) == 12 and labels(source) == list(range(12))
 
 
 # What the formats share

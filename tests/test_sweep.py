@@ -204,9 +204,10 @@ def test_fields_that_do_not_fit(folder):
     config.sweep.grid.toast.lr = ()
     with pytest.raises(InputError, match="config.sweep.grid.toast.lr is empty; give at least one value"):
         sweep.points(config, Cell("toast", "dtd"))
-    config.sweep.seeds = ()
-    with pytest.raises(InputError, match="config.sweep.seeds is empty"):
-        sweep.final(config, Cell("toast", "dtd"), Point(1.0, 0.0), folder)
+    config.sweep.update({"seeds": (), "at_once": -1})
+    message = r"(?s)2 mistakes:\n  config.sweep.seeds is \(\); give 1 or more.*config.sweep.at_once is -1; it has to be a whole"
+    with pytest.raises(InputError, match=message):
+        sweep.cells(config)
 
 
 # What is selected
@@ -435,7 +436,7 @@ def test_a_grid_is_one_program(grids, runs, folder):
 def test_groups_of_a_size_of_ones_own(grids, folder):
     task.run(small("task=dtd", together=3), str(folder))
     assert grids() == [3]  # the one that is left is a run like any other
-    with pytest.raises(InputError, match="config.sweep.together is -1; it has to be 0 or more"):
+    with pytest.raises(InputError, match="config.sweep.together is -1; it has to be a whole number, 0 or more"):
         task.run(small(together=-1), str(folder))
 
 

@@ -99,6 +99,9 @@ def test_files_of_every_ending(tmp_path, caplog):
         ("x.txt", "", "x.txt has no text to learn from"),
         ("x.csv", "a,b", "x.csv has an unknown ending; give a .txt, .json or .jsonl file"),
         ("x.txt", None, "The text .*x.txt cannot be read"),
+        ("x.jsonl", '{"text": "a"}\n{"text": "b\\ud83d"}', r"Line 2 of .*x.jsonl has half a character, written as \\ud8.. or"),
+        ("x.jsonl", "[" * 100_000, "x.jsonl has 1 lines that are not JSON, the first is line 1"),
+        ("x.json", "[" * 100_000, "x.json is not JSON .maximum recursion depth"),
         ("x.txt", b"\xff\xfe", "The text .*x.txt cannot be read"),
     ],
 )

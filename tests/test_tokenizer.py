@@ -6,6 +6,7 @@ import random
 import struct
 
 import pytest
+from conftest import refusals_of_damaged_copies
 
 from toast_jax import tokenizer
 from toast_jax.errors import InputError
@@ -112,6 +113,15 @@ def test_damaged_files_are_refused(name, tmp_path):
     (tmp_path / name).write_bytes(b"{}nothing")
     with pytest.raises(InputError, match=f"{name} is no "):
         tokenizer.load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("make", "name"), [(sentencepiece_model, "tokenizer.model"), (json_model, "tokenizer.json")])
+def test_damaged_bytes_give_a_tokenizer_or_an_input_error(make, name, tmp_path):
+    def used(path):
+        words = tokenizer.load(path)
+        words.decode(words.encode(TEXT).ids)
+
+    assert refusals_of_damaged_copies(make(tmp_path / name), used)
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:99], lambda content: b"\xff" * 400])

@@ -12,7 +12,6 @@ from conftest import METHODS, tiny_config
 
 from toast_jax import parallel, prepare, trees
 from toast_jax.data import batches
-from toast_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,10 +121,3 @@ def test_state_is_donated(config, tmp_path):
     loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=18, size=16)
     run.step(placed, run.frozen, next(parallel.sharded(loader)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed.tuned))
-
-
-@pytest.mark.parametrize(("size", "near"), [(12, "8 or 16"), (3, "such as 8"), (20, "16 or 24")])
-def test_batch_that_devices_cannot_share_is_refused(size, near):
-    with pytest.raises(InputError, match=f"config.batch_size is {size}, which does not split over 8 devices.*{near}"):
-        parallel.check_batch_size(size)
-    parallel.check_batch_size(16)

@@ -250,7 +250,7 @@ def test_deletion_and_insertion_without_objects(there, tmp_path):
     ("fields", "message"),
     [
         ({"runs": ()}, "Nothing to measure; write --config=configs/attention.py:runs="),
-        ({"shares": (0.1, 1.5)}, "each has to be between 0 and 1"),
+        ({"shares": (0.1, 1.5)}, "of these 1.5 is refused: it has to be a number, more than 0.0 and less than 1.0"),
         ({"steps": 0}, "config.steps is 0"),
         ({"objects": "nowhere"}, "There are no objects at nowhere"),
         ({"images": "nowhere"}, "There is nothing at nowhere"),

@@ -5,40 +5,78 @@ renamed, so that a half-written one is never read. It has the items `tuned` (par
 one), `progress` (optimizer state, step, random key, and the parameters behind a moving average) and `meta` (JSON).
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from toast_jax import trees
+from toast_jax import trees, workdir
 from toast_jax.errors import InputError
 from toast_jax.train import State
 
 KEEP = 2
 
 
-def manager(workdir: str | Path, create: bool = False) -> ocp.CheckpointManager:
-    """Opens `WORKDIR/checkpoints`; close it, or use it in a `with`, so that the last write is waited for.
+@contextlib.contextmanager
+def manager(folder: str | Path, create: bool = False) -> Iterator[ocp.CheckpointManager]:
+    """Opens `WORKDIR/checkpoints` inside the block; at its end the last write is waited for.
 
     Raises:
-      InputError: the folder is not there, and is not to be created.
+      InputError: the folder is not there, and is not to be created; its disk is full or fails.
     """
     # Orbax reports a relative path only in its own thread, after the save has returned.
-    folder = Path(workdir).expanduser().resolve() / "checkpoints"
+    folder = Path(folder).expanduser().resolve() / "checkpoints"
     if not create and not folder.is_dir():
         raise InputError(f"There are no checkpoints in {folder.parent}; give the --workdir of a run.")
     options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create)
-    return ocp.CheckpointManager(folder, item_names=("tuned", "progress", "meta"), options=options)
+    with _disk_faults(folder):
+        opened = ocp.CheckpointManager(folder, item_names=("tuned", "progress", "meta"), options=options)
+    try:
+        yield opened
+    finally:
+        with _disk_faults(folder):
+            opened.close()
+
+
+@contextlib.contextmanager
+def _disk_faults(folder):
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore tell of a disk in many ways
+        if reason := workdir.disk_fault(error):
+            raise InputError(
+                f"No checkpoint can be written in {folder} ({reason}); those that are there are whole: free some space or mend "
+                "the disk, and give the same command again, which goes on from the last one."
+            ) from error
+        raise
 
 
 def save(checkpoints: ocp.CheckpointManager, state: State, meta: dict) -> None:
-    """Writes a checkpoint in the background. `state` holds NumPy arrays (`parallel.fetch`), `meta` JSON values."""
+    """Writes a checkpoint in the background. `state` holds NumPy arrays (`parallel.fetch`), `meta` JSON values.
+
+    Raises:
+      InputError: the disk is full or fails; what happens to this checkpoint is told by the next one, `check_written` or at the
+        end of `manager`.
+    """
     tuned, progress = _items(state)
     args = ocp.args.Composite(
         tuned=ocp.args.StandardSave(tuned), progress=ocp.args.StandardSave(progress), meta=ocp.args.JsonSave(meta)
     )
-    checkpoints.save(int(state.step), args=args)
+    with _disk_faults(checkpoints.directory):
+        checkpoints.save(int(state.step), args=args)
+
+
+def check_written(checkpoints: ocp.CheckpointManager) -> None:
+    """Raises InputError if writing has failed in the background; does not wait for it.
+
+    Of several processes each asks all others whether they are done, so they learn of it when they save again.
+    """
+    if jax.process_count() == 1 and not checkpoints.is_saving_in_progress():
+        with _disk_faults(checkpoints.directory):
+            checkpoints.wait_until_finished()
 
 
 def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:

@@ -109,6 +109,7 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
                 fetched, pending = jax.device_get(pending), []  # waits for the device
                 progress.tick(len(fetched))
                 progress.tell(*record.steps(fetched))
+                checkpoint.check_written(checkpoints)
             if last_of_epoch and not record.all_diverged:
                 epoch = step // run.steps_per_epoch
                 if epoch % config.eval_every == 0 or step == run.steps:

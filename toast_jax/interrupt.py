@@ -1,11 +1,16 @@
-"""Stopping a run from outside: a first Ctrl-C or SIGTERM asks for an end between two steps, a second one ends at once."""
+"""Stopping a run from outside: a first Ctrl-C or SIGTERM asks for an end between two steps, a second one ends at once.
+
+Of several processes any one may be asked, by SIGTERM, and all end after the same step.
+"""
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -14,11 +19,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def asked() -> Iterator[Callable[[], bool]]:
     """Inside the block the first signal only makes the yielded function return True; the handlers are put back after it.
 
+    Several processes call it once a step each; JAX, which has SIGTERM then, agrees with all on the step to end after.
+
     A block inside another, such as a run of a sweep, tells the outer one, and heeds what the outer one was told before.
     """
     signals = []
-    # Handlers can be set in the main thread only. Several processes would stop at different steps, so they end at once.
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    if jax.process_count() > 1:
+        steps = itertools.count()
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(steps))
+        return
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set in that one only
         yield lambda: False
         return
 

@@ -112,14 +112,18 @@ def _room(shapes: dict, folder: Path) -> dict[str, np.ndarray] | None:
         log.info("What no step changes is computed once for each view and kept in memory (%s MB).", f"{size >> 20:,}")
         return {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
     if size <= shutil.disk_usage(folder).free // 2:
-        log.info("What no step changes is computed once for each view and kept in a file (%s MB).", f"{size >> 20:,}")
-        return {name: _in_a_file(shape, dtype, folder) for name, (shape, dtype) in shapes.items()}
+        with contextlib.suppress(OSError):  # less room than was told, by a quota for example
+            files = {name: _in_a_file(shape, dtype, folder) for name, (shape, dtype) in shapes.items()}
+            log.info("What no step changes is computed once for each view and kept in a file (%s MB).", f"{size >> 20:,}")
+            return files
     log.info("What no step changes (%s MB) is computed in every epoch: memory and disk are short.", f"{size >> 20:,}")
     return None
 
 
 def _in_a_file(shape, dtype, folder):
     with tempfile.TemporaryFile(dir=folder) as file:  # has no name, so that nothing is left of it
+        if hasattr(os, "posix_fallocate"):  # a disk that is full when a page is written would end the process without a word
+            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * dtype.itemsize))
         return np.memmap(file, dtype, "w+", shape=shape)
 
 

@@ -1,4 +1,4 @@
-"""What is particular to a run on text: its data, how tokens are weighed, and what can be wrong with its config.
+"""What is particular to a run on text: its data, and how tokens are weighed.
 
 `vision` has the same functions for images; the step and the loop know neither.
 """
@@ -15,30 +15,11 @@ from toast_jax import losses, tokenizer
 from toast_jax.backbones import llama
 from toast_jax.data import sequences, text, token_batches
 from toast_jax.data.sequences import Sequences
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
 UNIT = "tokens"  # what is counted
-
-
-def check(config: ConfigDict) -> None:
-    """Raises InputError for fields that contradict each other."""
-    size = choose("config.backbone.size", config.backbone.size, llama.SIZES)
-    if config.data.length > size.context:
-        raise InputError(
-            f"config.data.length is {config.data.length}, but {config.backbone.size} reads {size.context} tokens; "
-            f"set --config.data.length={size.context} or less."
-        )
-    choose("config.data.format", config.data.format, text.FORMATS)
-    share = config.batch_size // jax.device_count()
-    if share % config.microbatches:
-        raise InputError(
-            f"config.microbatches is {config.microbatches}, which does not divide the {share} sequences of a batch that each "
-            "device gets; change it, or config.batch_size."
-        )
-    if config.fsdp > 1 and config.method == "finetune":
-        raise InputError("config.fsdp shares what is frozen, and method finetune freezes nothing; set --config.fsdp=1.")
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
@@ -51,7 +32,7 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
             "give the tokenizer that came with the weights in --config.data.tokenizer."
         )
     ends = {"end": opened.end, "begin": opened.begin}
-    opened.end = choose("config.data.end", config.data.get("end", "end"), ends)
+    opened.end = ends[config.data.get("end", "end")]  # runs of earlier versions have no such field
     if opened.end is None:
         raise InputError("config.data.end is 'begin', and this tokenizer begins a document with nothing; set it to end.")
     return opened
@@ -65,8 +46,6 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict
     if data.documents:
         documents["train"] = documents["train"][: data.documents]
     if data.held_out:
-        if data.splits.val:
-            raise InputError("config.data.splits.val and config.data.held_out both give a val split; set one of them.")
         documents["train"], documents["val"] = _held_out(documents["train"], data.held_out)
     arrange = sequences.packed if data.format == "text" else sequences.padded
     opened = {name: arrange(some, words, data.length) for name, some in documents.items()}

@@ -6,6 +6,7 @@ https://github.com/karpathy/llama2.c) and of PyTorch, of which the last is read 
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -103,10 +104,14 @@ def tensors(path: Path) -> dict[str, Tensor]:
 def _of_shards(index: Path) -> dict[str, Tensor]:
     try:
         shard_of = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        shards = sorted(set(shard_of.values()))
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index} is no index of shards; download it again.") from error
+    if outside:
+        raise InputError(f"{index} names the shard {outside[0]!r}, which is not beside it; download it again.")
     out = {}
-    for shard in sorted(set(shard_of.values())):
+    for shard in shards:
         if not (index.parent / shard).is_file():
             raise InputError(f"{index} names the shard {shard}, which is not beside it; download it.")
         out |= _of_safetensors(index.parent / shard)
@@ -140,8 +145,8 @@ def _is_torch(path: Path) -> bool:
 
 def _of_llama2c(path: Path) -> dict[str, Tensor]:
     """Version 0: seven integers, then float32 arrays in this order, those of all layers together."""
-    numbers = np.fromfile(path, np.int32, count=7)
-    if len(numbers) < 7 or (numbers[:5] < 1).any() or numbers[0] % numbers[3] or numbers[3] % numbers[4]:
+    numbers = np.fromfile(path, np.int32, count=7).astype(np.int64)
+    if len(numbers) < 7 or (np.delete(numbers, 5) < 1).any() or numbers[0] % (2 * numbers[3]) or numbers[3] % numbers[4]:
         raise InputError(f"{path} is neither a PyTorch file nor one of llama2.c (version 0); give it as .safetensors.")
     width, hidden, depth, heads, kv_heads, vocabulary, length = map(int, numbers)
     head, kv = width // heads, width // heads * kv_heads
@@ -163,7 +168,7 @@ def _of_llama2c(path: Path) -> dict[str, Tensor]:
     }
     if vocabulary > 0:  # the head is the embedding
         del shapes["lm_head"]
-    size, sizes = path.stat().st_size, [int(np.prod(shape)) for shape in shapes.values()]
+    size, sizes = path.stat().st_size, [math.prod(shape) for shape in shapes.values()]
     if size != 4 * (7 + sum(sizes)):
         raise InputError(f"{path} has {size:,} bytes where its header asks for {4 * (7 + sum(sizes)):,}; copy it again.")
     out, data, start = {}, np.memmap(path, np.float32, "r", offset=28), 0
@@ -218,7 +223,7 @@ def _check_config(folder: Path, model: LLaMA) -> None:
             "rope_scaling": (_scaling(rope), model.rope_scaling),
             "tie_word_embeddings": (theirs.get("tie_word_embeddings", False), model.tied),
         }
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is no config.json of a LLaMA ({error!r}); download it again.") from error
     for name, (found, ours) in pairs.items():
         if found != ours:

@@ -39,7 +39,7 @@ def lock(path: str | Path) -> Iterator[None]:
     finally:
         done.set()
         beat.join()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is gone, or its disk is
             if path.read_text() == _ours():
                 path.unlink()
 
@@ -68,11 +68,11 @@ def _created(path: Path) -> bool:
 @contextlib.contextmanager
 def _file_of_ours(path):
     whole = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
-    whole.write_text(_ours())
     try:
+        whole.write_text(_ours())
         yield whole
     finally:
-        whole.unlink()
+        whole.unlink(missing_ok=True)
 
 
 def _taken_over(path: Path) -> bool:

@@ -72,35 +72,19 @@ def row(config) -> Method:
     the variational loss alone, only what that loss trains.
 
     Raises:
-      InputError: an unknown method, or a method that has not what a field asks for.
+      InputError: an unknown method, or one that is not for this kind of network.
     """
     language = config.backbone.family == "llama"
-    method = choose("config.method", config.method, METHODS)
-    if language and config.method not in LANGUAGE_METHODS:
-        raise InputError(
-            f"Method {config.method} is for images; a language model is tuned by one of {', '.join(LANGUAGE_METHODS)}: set "
-            "--config.method to one of them."
-        )
-    method = (LANGUAGE_METHODS if language else METHODS)[config.method]
+    method = choose("config.method", config.method, LANGUAGE_METHODS if language else METHODS)
     method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     if config.stage == "pretune":
-        if config.method != "toast":
-            raise InputError(f"config.stage is pretune and config.method {config.method}; only toast can be pre-tuned.")
-        if not config.task_weight and config.tune_transform:
-            raise InputError("config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.")
         if not config.task_weight:
             rest = (cell for cell in method.tuned + method.frozen if cell not in (FEEDBACK, BACK, OUT))
             return dataclasses.replace(method, tuned=(BACK,), frozen=(*rest, OUT))
         method = pretuned(method)
     if config.tune_transform:
-        if TRANSFORM not in method.tuned + method.frozen:
-            raise InputError(f"config.tune_transform is True, but method {config.method} has no transform; set it to False.")
         method = _moved(method, TRANSFORM, tuned=True)
     if not language and not config.head.tune:
-        if config.method == "linear":
-            raise InputError("config.head.tune is False, but method linear tunes nothing else; set it to True.")
-        if config.head.start != "classifier":
-            raise InputError("config.head.tune is False, which leaves an untrained head; set --config.head.start=classifier.")
         method = _moved(method, HEAD, tuned=False)
     return method
 

@@ -1,50 +1,85 @@
 """Where the numbers of a run go: the console, `metrics.jsonl` and TensorBoard, all from the first process."""
 
+import contextlib
 import json
+import logging
 import math
+import time
 from pathlib import Path
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import Summary
+
+from toast_jax.workdir import replace_file
+
+log = logging.getLogger(__name__)
 
 
 class Writer:
     """Appends one line of JSON per call to `WORKDIR/metrics.jsonl`, and the same numbers to `WORKDIR/tensorboard`.
 
+    A disk that fails while a run goes on does not end it: that is told once, and what is written later may be there again.
+
     Args:
       workdir: the run's folder.
       start_step: lines of later steps, left by a run that was killed after its last checkpoint, are dropped first.
+
+    Raises:
+      InputError: nothing can be written from the start.
     """
 
     def __init__(self, workdir: str | Path, start_step: int):
-        self._file = self._board = None
+        self._open, self._file, self._has_failed = contextlib.ExitStack(), None, False
         if jax.process_index():
             return
-        path = Path(workdir) / "metrics.jsonl"
+        path, board = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
         kept = [line for line in _lines(path) if line["step"] <= start_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept))
+        board.mkdir(exist_ok=True)
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1)
+        # Not its `SummaryWriter`, whose thread dies of a full disk and leaves the run waiting for it.
+        self._board = EventsWriter(str(board / "events"))
+        for file in (self._file, self._board):
+            self._open.callback(file.close)
+        # TensorBoard forgets what is later than this.
+        self._board.write_event(_event(start_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """Records `numbers` of a step; numbers that are not finite become null, as JSON has none."""
         if self._file is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        with self._told():
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        with self._told():
+            self._board.write_event(_event(step, summary=Summary(value=values)))
+            self._board.flush()
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except OSError as error:
+            if not self._has_failed:
+                log.warning("The numbers of the run cannot be written (%s); it goes on without.", error.strerror)
+            self._has_failed = True
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._board.close()
+        with self._told():
+            self._open.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+def _event(step, **what):
+    return Event(wall_time=time.time(), step=step, **what)
 
 
 def _lines(path: Path) -> list[dict]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from toast_jax import lora, methods
 from toast_jax.backbones import convnext, llama, vit
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import choose
 from toast_jax.linear import Linear
 from toast_jax.methods import Method
 from toast_jax.prompts import Prompts
@@ -140,7 +140,7 @@ def _of_pass(rng, index):
 
 _FAMILIES = {"vit": vit.build, "convnext": convnext.build, "llama": llama.build}
 # What `config.head.start` changes in the network; a classifier is read from a file later.
-_HEAD_STARTS = {"random": {}, "zeros": {"kernel_init": nn.initializers.zeros_init()}, "classifier": {}}
+HEAD_STARTS = {"random": {}, "zeros": {"kernel_init": nn.initializers.zeros_init()}, "classifier": {}}
 
 
 def build(config, num_classes: int) -> tuple[Steered, Method]:
@@ -152,11 +152,8 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
       num_classes: C; a language model predicts its own vocabulary.
 
     Raises:
-      InputError: an unknown method, backbone size or pooling, an image size that the backbone cannot take, or a method that is
-        not for it.
+      InputError: an unknown method, backbone size or pooling; `check.check` tells of the rest.
     """
-    if config.lora.rank < 1:
-        raise InputError(f"config.lora.rank is {config.lora.rank}; it has to be 1 or more.")
     method = methods.row(config)
     build_backbone = choose("config.backbone.family", config.backbone.family, _FAMILIES)
     if build_backbone is llama.build:
@@ -167,7 +164,7 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
             image_size=config.data.image_size,
             last_blocks=config.tuned_blocks if config.method == "partial" else 1,
         )
-        head = classifier(num_classes, **choose("config.head.start", config.head.start, _HEAD_STARTS))
+        head = classifier(num_classes, **choose("config.head.start", config.head.start, HEAD_STARTS))
     top_down = _top_down(backbone) if method.signal == "top_down" else None
     prompts = _prompts(backbone, config.prompts) if method.signal == "prompts" else None
     return Steered(backbone, head, top_down=top_down, prompts=prompts), method
@@ -180,10 +177,6 @@ def _top_down(backbone):
 
 
 def _prompts(backbone, fields):
-    if isinstance(backbone, convnext.ConvNeXt):
-        raise InputError(
-            "Method vpt adds prompt tokens, which a ConvNeXt has no place for; use another --config.method, or a ViT."
-        )
     layers = backbone.depth if fields.deep else 1
     return Prompts(layers, fields.num, backbone.width, backbone.patch, fields.dropout)
 

@@ -35,6 +35,17 @@ def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: int, steps_p
 SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step}
 
 
+def _sgd(schedule, momentum, weight_decay, decayed):
+    return [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)]
+
+
+def _adamw(schedule, momentum, weight_decay, decayed):
+    return [optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)]
+
+
+OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+
+
 def optimizer(
     *, name: str, schedule: Callable, mask: dict, momentum: float, weight_decay: float, no_decay: tuple[str, ...], clip: float
 ) -> optax.GradientTransformation:
@@ -54,11 +65,7 @@ def optimizer(
         if not any(re.fullmatch(regex, path) for path in trees.flat(mask)):
             raise InputError(f"config.optimizer.no_decay has {regex!r}, which matches no parameter; correct or remove it.")
     decayed = trees.nested({path: not any(re.fullmatch(regex, path) for regex in no_decay) for path in trees.flat(mask)})
-    optimizers = {
-        "sgd": [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)],
-        "adamw": [optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)],
-    }
-    steps = choose("config.optimizer.name", name, optimizers)
+    steps = choose("config.optimizer.name", name, OPTIMIZERS)(schedule, momentum, weight_decay, decayed)
     if clip:
         steps = [optax.clip_by_global_norm(clip), *steps]
     labels = trees.nested({path: "tuned" if tuned else "frozen" for path, tuned in trees.flat(mask).items()})

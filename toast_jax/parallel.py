@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from toast_jax.errors import InputError
-
 AXIS = "data"
 
 
@@ -54,17 +52,6 @@ def sharded(batches: Generator[dict]) -> Iterator[dict]:
     """
     with contextlib.closing(batches):
         yield from map(shard, batches)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises InputError unless the global batch splits evenly over all devices."""
-    devices = jax.device_count()
-    if batch_size % devices or batch_size < devices:
-        near = sorted({max(1, batch_size // devices) * devices, -(-batch_size // devices) * devices})
-        raise InputError(
-            f"config.batch_size is {batch_size}, which does not split over {devices} devices; "
-            f"use a multiple of {devices}, such as {' or '.join(map(str, near))}."
-        )
 
 
 def fetch(tree):

@@ -90,10 +90,6 @@ def _dtypes(model, method, shapes):
 
 
 def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
-    if not weights:
-        raise InputError("config.backbone.weights is empty; give the file of a pre-trained backbone (or 'random').")
-    if classifier and weights == RANDOM:
-        raise InputError("config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.")
     has_top_down = any(path.startswith("top_down/") for path in shapes)
     language, blocks = isinstance(model.backbone, LLaMA), model.backbone.last_blocks
     loaded = {}

@@ -11,12 +11,11 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from toast_jax import dtypes, fsdp, language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
+from toast_jax import fsdp, language, losses, methods, model, optim, parallel, parameters, trees, vision, workdir
+from toast_jax.check import check
 from toast_jax.data import batches, sources
 from toast_jax.data.sequences import Sequences
-from toast_jax.errors import InputError, choose
 from toast_jax.evaluation import mapped
-from toast_jax.fields import flat_fields
 from toast_jax.known import known_of
 from toast_jax.record import Member
 from toast_jax.train import State, init_state, train_step
@@ -129,89 +128,13 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
 
 
-# Smallest value of every number that has one; a config of images has other fields than one of text.
-_AT_LEAST = {
-    "batch_size": 1,
-    "epochs": 1,
-    "warmup_epochs": 0,
-    "log_every": 1,
-    "eval_every": 1,
-    "checkpoint_every": 1,
-    "lora.rank": 1,
-    "prompts.num": 1,
-    "prompts.dropout": 0.0,
-    "backbone.drop_path": 0.0,
-    "optimizer.lr": 0.0,
-    "optimizer.base_batch_size": 0,
-    "optimizer.momentum": 0.0,
-    "optimizer.weight_decay": 0.0,
-    "optimizer.clip": 0.0,
-    "data.image_size": 1,
-    "data.workers": 0,
-    "fsdp": 1,
-    "microbatches": 1,
-    "data.length": 2,
-    "data.documents": 0,
-    "data.held_out": 0.0,
-    "task_weight": 0.0,
-    "variational_weight": 0.0,
-    "ema": 0.0,
-    "skip_nonfinite": 0,
-    "augment.min_crop_area": 0.01,
-    "augment.randaugment_ops": 0,
-    "augment.randaugment_magnitude": 0.0,
-    "augment.erasing": 0.0,
-    "augment.mixup": 0.0,
-    "augment.cutmix": 0.0,
-    "augment.label_smoothing": 0.0,
-}
-_AT_MOST = {"augment.min_crop_area": 1.0, "augment.randaugment_magnitude": 10.0, "augment.erasing": 1.0}
-_LESS_THAN = {
-    "prompts.dropout": 1.0,
-    "backbone.drop_path": 1.0,
-    "optimizer.momentum": 1.0,
-    "augment.label_smoothing": 1.0,
-    "ema": 1.0,
-}
-
-
-def check(config: ConfigDict) -> None:
-    """Raises InputError for the first number of the config that is out of range or contradicts another."""
-    values = flat_fields(config.to_dict())
-    for name, bound in _AT_LEAST.items():
-        if name in values and not values[name] >= bound:
-            raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or more.")
-    for name, bound in _AT_MOST.items():
-        if name in values and not values[name] <= bound:
-            raise InputError(f"config.{name} is {values[name]}; it has to be {bound} or less.")
-    for name, bound in _LESS_THAN.items():
-        if name in values and not values[name] < bound:
-            raise InputError(f"config.{name} is {values[name]}; it has to be less than {bound}.")
-    if config.warmup_epochs >= config.epochs:
-        raise InputError(
-            f"config.warmup_epochs is {config.warmup_epochs} and config.epochs {config.epochs}: the run would never leave its "
-            "warm-up; make the warm-up shorter."
-        )
-    if config.checkpoint and config.task == "train":
-        raise InputError("config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.")
-    parallel.check_batch_size(config.batch_size)
-    if config.stage == "pretune" and not (config.task_weight or config.variational_weight):
-        raise InputError("config.task_weight and config.variational_weight are both 0; one of them has to be more.")
-    dtypes.check(config.backbone.dtype)
-    domain(config).check(config)
-
-
 def domain(config: ConfigDict):
     """`vision` or `language`: the module that knows what the backbone of the config reads."""
     return language if config.backbone.family == "llama" else vision
 
 
 def devices_of(config: ConfigDict):
-    """What places parameters and batches and maps steps: the module `parallel`, or `fsdp.Shared` if the config asks for it.
-
-    Raises:
-      InputError: the devices cannot be shared as it asks.
-    """
+    """What places parameters and batches and maps steps: the module `parallel`, or `fsdp.Shared` if the config asks for it."""
     return fsdp.Shared(config.fsdp) if config.get("fsdp", 1) > 1 else parallel
 
 
@@ -255,7 +178,7 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
     """The learning rate of a config as a function of the step."""
     fields = config.optimizer
     lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
-    return choose("config.optimizer.schedule", fields.schedule, optim.SCHEDULES)(
+    return optim.SCHEDULES[fields.schedule](
         lr=lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
     )
 
@@ -264,4 +187,4 @@ def scores_of(config, network) -> Callable:
     """What the stage of the run minimises."""
     weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
     stages = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
-    return choose("config.stage", config.stage, stages)(network.model, network.method)
+    return stages[config.stage](network.model, network.method)

@@ -29,7 +29,8 @@ def told_in(path: str | Path, but: logging.Logger):
         for console in consoles:
             console.removeFilter(shown)
         log.removeHandler(file)
-        file.close()
+        with contextlib.suppress(OSError):  # a full disk
+            file.close()
 
 
 class Progress:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from toast_jax import workdir
+from toast_jax.check import check_fields
 from toast_jax.errors import InputError, choose
 from toast_jax.methods import METHODS
 
@@ -79,11 +80,9 @@ def cells(config: ConfigDict) -> list[Cell]:
     """All methods by all tasks, in the order of the config.
 
     Raises:
-      InputError: the config has no grid for a method or no recipe for a task, or counts of runs are negative.
+      InputError: the config has no grid for a method or no recipe for a task, or a field of the sweep is out of range.
     """
-    for name in ("together", "at_once"):
-        if config.sweep[name] < 0:
-            raise InputError(f"config.sweep.{name} is {config.sweep[name]}; it has to be 0 or more.")
+    check_fields(config)
     for method in config.sweep.methods:
         choose("config.sweep.methods", method, config.sweep.grid)
     for task in config.sweep.tasks:
@@ -179,8 +178,6 @@ def opened(folder: str | Path) -> dict[str, str]:
 
 
 def _unit(config, cell, phase, point, folder, place, seeds) -> Unit:
-    if not seeds:
-        raise InputError("config.sweep.seeds is empty; give at least one seed.")
     run = _run_config(config, cell, phase, point, seeds[0])
     unit = folder / str(cell) / place
     folders = {seed: unit / f"seed_{seed}" for seed in seeds} if phase == "final" else {seeds[0]: unit}

@@ -69,7 +69,9 @@ class _SentencePiece:
         self._file = file
         try:
             self._model = _library("sentencepiece", file).SentencePieceProcessor(model_file=str(file))
-        except (RuntimeError, OSError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # nearly any, when bytes are damaged
             raise InputError(f"{file} is no model of sentencepiece; download it again.") from error
         self._piece = self._model.id_to_piece
         self.vocabulary = self._model.vocab_size()

@@ -38,8 +38,8 @@ class State:
 
 def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int, averaged: bool = False) -> State:
     """The state before the first step; `averaged` says whether a moving average is kept."""
-    # Apart from the key that created the parameters.
-    rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
+    # Apart from the two keys that `model.init` splits the seed's into, which are those of 0 and 1.
+    rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 2))
     # A copy: the state is donated, and no buffer can be given away twice.
     average = jax.tree.map(jnp.copy, tuned) if averaged else None
     return State(step=jnp.zeros((), jnp.int32), tuned=tuned, opt_state=tx.init(tuned), rng=rng, average=average)

@@ -1,4 +1,4 @@
-"""What is particular to a run on images: its data, what is done to a batch, and what can be wrong with its config.
+"""What is particular to a run on images: its data, and what is done to a batch.
 
 `language` has the same functions for text; the step and the loop know neither.
 """
@@ -14,30 +14,10 @@ from ml_collections import ConfigDict
 from toast_jax.augment import augment
 from toast_jax.data import batches, sources
 from toast_jax.data.verify import verify
-from toast_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
 UNIT = "images"  # what is counted
-
-
-def check(config: ConfigDict) -> None:
-    """Raises InputError for fields that contradict each other."""
-    if config.data.resize < config.data.image_size:
-        raise InputError(
-            f"A crop of {config.data.image_size} pixels does not fit in images resized to {config.data.resize}; "
-            f"set --config.data.resize={config.data.image_size} or more."
-        )
-    if config.stage == "pretune" and not config.data.labels and config.task_weight:
-        raise InputError("config.data.labels is False, which leaves the variational loss alone; set --config.task_weight=0.")
-    if config.stage == "tune" and not config.data.labels:
-        raise InputError("config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.")
-    share = config.batch_size // jax.device_count()
-    if (config.augment.mixup or config.augment.cutmix) and share % 2:
-        raise InputError(
-            f"Each device gets {share} of {config.batch_size} images, but config.augment.mixup and config.augment.cutmix mix "
-            "pairs of them; use a batch size that gives each an even number."
-        )
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:

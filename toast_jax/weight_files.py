@@ -11,6 +11,8 @@ from toast_jax.errors import InputError, listed
 
 Arrays = dict[str, np.ndarray]
 
+_LARGE, _DENSE = 2**28, 20  # bytes, and how many times smaller than that its file may be
+
 
 def read(path: str) -> Arrays:
     """Reads a PyTorch checkpoint (.pth, .pt, .bin), a .safetensors or a .npz file as a flat dict of float32 arrays.
@@ -61,8 +63,11 @@ def _read_npz(file: Path) -> Arrays:
     if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle
         raise InputError(f"{incomplete} (its end is missing); copy or download it again.")
     try:
+        _check_sizes(file)
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
+    except InputError:
+        raise
     except Exception as error:  # nearly any, when bytes are damaged
         if "Object arrays" in str(error):
             raise InputError(
@@ -75,14 +80,29 @@ def _read_npz(file: Path) -> Arrays:
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
+def _check_sizes(file: Path) -> None:
+    """Raises InputError for a bomb: little that unpacks to very much, which no weights do."""
+    with zipfile.ZipFile(file) as content:
+        packed, unpacked = file.stat().st_size, sum(one.file_size for one in content.infolist())
+    if unpacked > _LARGE and unpacked > _DENSE * packed:
+        raise InputError(
+            f"{file} of {packed:,} bytes would unpack to {unpacked:,}, which no weights do; download it again, from a place "
+            "you trust."
+        )
+
+
 def _read_torch(file: Path) -> Arrays:
     import argparse
 
     torch = _torch(f"Reading {file}")
     try:
+        if zipfile.is_zipfile(file):
+            _check_sizes(file)
         # DeiT files carry their training arguments, an argparse.Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # nearly any, when bytes are damaged
         # PyTorch's own texts advise to read the file with weights_only=False, which would run what it refused.
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
@@ -102,8 +122,15 @@ def _read_torch(file: Path) -> Arrays:
             state = state[key]
             break
     try:
+        if any(one.numel() * one.element_size() > one.untyped_storage().nbytes() for one in state.values()):
+            raise TypeError("a few numbers, repeated")
         return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
-    except (AttributeError, TypeError, RuntimeError) as error:  # anything but a dict, anything in it but dense tensors
+    except (
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:  # anything but a dict, anything in it but dense tensors
         raise InputError(
             f"{file} holds no dict of plain tensors, alone or under model, model_state_dict, state_dict or teacher."
         ) from error

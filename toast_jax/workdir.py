@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def used_alone(workdir: str | Path) -> Iterator[None]:
             held.enter_context(locks.lock(folder / "running"))
         except locks.Held as holder:
             raise InputError(f"{folder} is in use: {holder}; wait for it, or give another --workdir.") from holder
+        except OSError as error:
+            raise InputError(unwritable(folder, error)) from error
         yield
 
 
@@ -122,12 +125,50 @@ def _check_same(folder, config, free):
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes a file that is either the old one or the new one, never half of it; only the first process does."""
-    if jax.process_index():
-        return
+    """`replace_file` with JSON; only the first process does."""
+    if not jax.process_index():
+        replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Writes a file that is either the old one or the new one, never half of it.
+
+    Raises:
+      InputError: the disk is full, or fails.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise InputError(unwritable(path, error)) from error
+
+
+# Of a disk, and not of what was asked for.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
+# As libraries tell of them in other exceptions.
+_DISK_WORDS = "|".join(re.escape(os.strerror(number)) for number in _DISK)
+
+
+def disk_fault(error: BaseException | None) -> str | None:
+    """What is wrong with the disk, if that is the reason of an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error.strerror
+        if match := re.search(_DISK_WORDS, str(error)):
+            return match[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def unwritable(path: str | Path, error: OSError) -> str:
+    """The sentence for a file that cannot be written."""
+    return (
+        f"{path} cannot be written ({error.strerror}): free some space or mend the disk, and give the same command again; "
+        "a run goes on from its last checkpoint."
+    )
 
 
 def circumstances() -> dict:

@@ -17,7 +17,7 @@ from toast_jax import dtypes, patches
 from toast_jax.backbones.drop_path import drop_path
 from toast_jax.data.images import normalize
 from toast_jax.depthwise import DepthwiseConv
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import choose
 from toast_jax.gelu import gelu
 from toast_jax.linear import Linear
 from toast_jax.remat import product, remat
@@ -45,21 +45,9 @@ def build(config, image_size: int, last_blocks: int) -> "ConvNeXt":
     """The ConvNeXt of a config's `backbone` section (`size`, `drop_path`, `dtype`, `remat`).
 
     Raises:
-      InputError: an unknown size or dtype, an image that the stages do not divide, or more last blocks than the last stage has.
+      InputError: an unknown size or dtype.
     """
     size = choose("config.backbone.size", config.size, SIZES)
-    if image_size % 32 or not image_size:
-        near = max(1, round(image_size / 32)) * 32
-        raise InputError(
-            f"config.data.image_size {image_size} is no multiple of 32, as a ConvNeXt needs; use {near}, for example."
-        )
-    if not 0.0 <= config.drop_path < 1.0:
-        raise InputError(f"config.backbone.drop_path is {config.drop_path}; it is a rate from 0 to less than 1.")
-    if not 1 <= last_blocks <= size.depths[-1]:
-        raise InputError(
-            f"config.tuned_blocks is {last_blocks}; this ConvNeXt has 1 to {size.depths[-1]} blocks to tune, those of its last "
-            "stage."
-        )
     return ConvNeXt(
         **dataclasses.asdict(size),
         last_blocks=last_blocks,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from toast_jax import dtypes, patches
 from toast_jax.backbones.drop_path import drop_path
 from toast_jax.data.images import normalize
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import choose
 from toast_jax.gelu import gelu
 from toast_jax.linear import Linear
 from toast_jax.remat import remat
@@ -45,20 +45,9 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
     """The ViT of a config's `backbone` section (`size`, `patch`, `pool`, `drop_path`, `dtype`, `remat`).
 
     Raises:
-      InputError: an unknown size, pooling or dtype, an image that patches do not tile, or more last blocks than blocks.
+      InputError: an unknown size, pooling or dtype.
     """
     size = choose("config.backbone.size", config.size, SIZES)
-    if config.patch < 1:
-        raise InputError(f"config.backbone.patch is {config.patch}; it has to be 1 or more.")
-    if image_size % config.patch:
-        near = max(1, round(image_size / config.patch)) * config.patch
-        raise InputError(
-            f"config.data.image_size {image_size} is no multiple of the patch size {config.patch}; use {near}, for example."
-        )
-    if not 0.0 <= config.drop_path < 1.0:
-        raise InputError(f"config.backbone.drop_path is {config.drop_path}; it is a rate from 0 to less than 1.")
-    if not 1 <= last_blocks <= size.depth:
-        raise InputError(f"config.tuned_blocks is {last_blocks}; this ViT has 1 to {size.depth} blocks to tune.")
     return ViT(
         **dataclasses.asdict(size),
         patch=config.patch,

@@ -46,6 +46,4 @@ def labelled(source: Source) -> bool:
 
 def spread(count: int, most: int) -> tuple[int, ...]:
     """At most so many of `count` places, at even distances, so that all classes of a sorted list have their share."""
-    if most < 1:
-        raise InputError(f"config.most is {most}; it has to be 1 or more.")
     return tuple(i * count // most for i in range(most)) if count > most else tuple(range(count))

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ class Files:
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
         try:
-            with open(path, "rb") as file:
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
                 return {"image": file.read(), "label": self.labels[index], "name": path}
         except OSError as error:
             raise InputError(f"Image {path} cannot be read ({error.strerror}): mend or remove it.") from error
@@ -47,6 +48,7 @@ def unlabelled(path: str) -> Files:
     if not os.path.exists(path):
         raise InputError(f"There is nothing at {path}: give a folder with images, or an image.")
     paths = tuple(sorted(_images_below(path))) if os.path.isdir(path) else (path,)
+    _require_names(paths)
     if not paths:
         raise InputError(f"Folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}): put some there, at any depth.")
     return Files(paths, (0,) * len(paths), (UNLABELLED,))
@@ -85,20 +87,35 @@ def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str
     """Reads a split file: a JSON object from image path to class id or, without labels, also a list of image paths."""
     try:
         with open(path, encoding="utf-8") as file:
-            listing = json.load(file)
+            listing = json.load(file, object_pairs_hook=functools.partial(_once, path))
     except FileNotFoundError as error:
         raise InputError(
             f"Split file {path} does not exist: put it there, or set --config.data.root and --config.data.splits."
         ) from error
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"Split file {path} cannot be read ({error.strerror}): mend it.") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"Split file {path} is not valid JSON ({error}): download it again.") from error
     if not labels and isinstance(listing, list) and listing and all(isinstance(name, str) for name in listing):
+        _once(path, [(name, None) for name in listing])
         return listing
     if not isinstance(listing, dict) or not listing:
         raise InputError(f"Split file {path} must hold a JSON object from image path to class id: write at least one.")
     if {type(class_id) for class_id in listing.values()} not in ({int}, {str}):
         raise InputError(f"The class ids in split file {path} must be all integers or all strings: rewrite the others.")
     return listing
+
+
+def _once(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict, which would keep the last of images that are listed twice; `a//b` and `a/b` are one."""
+    first = {}
+    for name, class_id in pairs:
+        place = os.path.normpath(name)
+        if place in first:
+            both = "" if first[place] == class_id else f", with the classes {first[place]!r} and {class_id!r}"
+            raise InputError(f"Split file {path} has the image {name!r} twice{both}: leave it in once.")
+        first[place] = class_id
+    return dict(pairs)
 
 
 def _require_files(paths: Sequence[str]) -> None:
@@ -149,12 +166,13 @@ def _split_folder(data: ConfigDict, split: str, classes: bool = True) -> str:
 
 def _subfolders(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith("."))
 
 
 def _images_in(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
         paths = sorted(entry.path for entry in entries if is_image(entry.name))
+    _require_names(paths)
     if not paths:
         raise InputError(f"Class folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}): add some or remove the folder.")
     return paths
@@ -168,6 +186,13 @@ def _images_below(path: str) -> Iterator[str]:
         below[:] = [name for name, real in new.items() if real not in entered]
         entered.update(new.values())
         yield from (os.path.join(folder, name) for name in names if is_image(name))
+
+
+def _require_names(paths: Sequence[str]) -> None:
+    """Raises InputError for a name that is no text; it could not be written down."""
+    for path in paths:
+        if not path.isprintable() and any("\ud800" <= one <= "\udfff" for one in path):
+            raise InputError(f"The name of {path.encode('utf-8', 'backslashreplace').decode()} is not UTF-8: rename it.")
 
 
 def is_image(path: str) -> bool:

@@ -18,7 +18,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 def decode(data: bytes | np.ndarray, name: str) -> np.ndarray:
-    """Decodes an image file of any format and colour mode that PIL reads.
+    """Decodes an image file of any format and colour mode that PIL reads, whatever its name; of an animation the first frame.
 
     Args:
         data: the bytes of the file; pixels are returned as they are.

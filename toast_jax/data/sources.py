@@ -47,7 +47,7 @@ def open_split(data: ConfigDict, split: str) -> Source:
     Raises:
         InputError: the data is missing, incomplete, or not as the config says.
     """
-    read = choose("config.data.format", data.format, _READERS)
+    read = choose("config.data.format", data.format, READERS)
     if not data.splits[split]:
         raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
     source = read(data, split)
@@ -59,7 +59,7 @@ def open_split(data: ConfigDict, split: str) -> Source:
     return source
 
 
-_READERS = {
+READERS = {
     "json": files.read_json,
     "folder": files.read_folder,
     "tfds": tfds_records.read,

@@ -116,6 +116,8 @@ def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document
             raise InputError(
                 f"{place} of {file} is no record of this --config.data.format ({error!r}); correct one of them."
             ) from error
+        if any("\ud800" <= character <= "\udfff" for turns in made for turn in turns for character in turn.text):
+            raise InputError(f"{place} of {file} has half a character, written as \\ud8.. or \\udc..; correct or remove it.")
         documents += made
         left_out += not made
     if left_out:
@@ -140,7 +142,7 @@ def records(file: Path) -> list[tuple[str, Any]]:
     if file.suffix == ".json":
         try:
             found = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON ({error}); correct it, or name a file of lines .jsonl.") from error
         if not isinstance(found, list):
             raise InputError(f"{file} holds no list of records; correct it, or name a file of lines .jsonl.")
@@ -156,7 +158,7 @@ def _lines(file, content):
         if line.strip():
             try:
                 found.append((f"Line {number}", json.loads(line)))
-            except ValueError:
+            except (ValueError, RecursionError):
                 bad.append(number)
     if bad:
         raise InputError(f"{file} has {len(bad)} lines that are not JSON, the first is line {bad[0]}; correct or remove them.")

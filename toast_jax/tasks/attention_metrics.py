@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import comparison, localization, maps, perturbation, report, saved_run, workdir
+from toast_jax.check import check_fields
 from toast_jax.data import batches, chosen, objects
 from toast_jax.data.sources import Source
 from toast_jax.data.verify import Subset
@@ -58,10 +59,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     if not config.runs or not config.images:
         raise InputError("Nothing to measure; write --config=configs/attention.py:runs=RUN+RUN,objects=BOXES.json.")
-    if not all(0 < share < 1 for share in config.shares):
-        raise InputError(f"config.shares is {tuple(config.shares)}; each has to be between 0 and 1.")
-    if config.steps < 1:
-        raise InputError(f"config.steps is {config.steps}; it has to be 1 or more.")
+    check_fields(config)
     folder = workdir.writable(folder)
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)

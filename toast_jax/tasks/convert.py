@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import download, pretrained, saved_run, top_down_file, trees
+from toast_jax.check import check_fields
 from toast_jax.errors import InputError, listed
 from toast_jax.rename import Arrays, kind, rename_back, table, uneven_layers, unstack
 from toast_jax.weight_files import check_writable, read_header, write
@@ -18,6 +19,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """Reads `config.source`, writes `config.target` and logs a table of what was mapped; `folder` is not used."""
     if not config.source or not config.target:
         raise InputError("Nothing to convert; write --config=configs/convert.py:from=SOURCE,to=FILE.")
+    check_fields(config)
     check_writable(config.target)
     source = download.local(config.source, config.sha256)
     if not source.exists():

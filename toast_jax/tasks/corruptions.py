@@ -10,10 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import corruptions, drawing, localization, report, saved_run, workdir
+from toast_jax.check import check_fields
 from toast_jax.data import batches, chosen, images
 from toast_jax.data.sources import Source
 from toast_jax.data.verify import Subset
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import InputError
 from toast_jax.model import apply
 from toast_jax.progress import told_in
 
@@ -59,10 +60,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     if not config.runs:
         raise InputError("Nothing to evaluate; write --config=configs/corrupt.py:runs=RUN+RUN.")
-    for name in config.kinds:
-        choose("config.kinds", name, corruptions.CORRUPTIONS)
-    if not config.severities or not config.kinds or not set(config.severities) <= set(corruptions.SEVERITIES):
-        raise InputError(f"config.severities is {tuple(config.severities)}; give kinds, and severities from 1 to 5.")
+    check_fields(config)
     folder = workdir.writable(folder)
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)

@@ -8,9 +8,10 @@ import logging
 from ml_collections import ConfigDict
 
 from toast_jax import checkpoint, identity, workdir
+from toast_jax.check import check
 from toast_jax.errors import InputError
 from toast_jax.evaluation import described, evaluate, mapped
-from toast_jax.prepare import check, devices_of, domain, load_network, scores_of
+from toast_jax.prepare import devices_of, domain, load_network, scores_of
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import generation, language, saved_run, trees, workdir
+from toast_jax.check import check_fields
 from toast_jax.data import text
-from toast_jax.errors import InputError, choose
+from toast_jax.errors import InputError
 from toast_jax.generation import Sampling
 from toast_jax.prepare import load_network
 
@@ -34,11 +35,7 @@ def run(config: ConfigDict, folder: str) -> None:
     Raises:
       InputError: no such run or backbone, a number out of range, or a question that does not fit the context.
     """
-    if config.most < 1 or config.batch_size < 1 or config.temperature < 0 or not 0 < config.top_p <= 1:
-        raise InputError(
-            "config.most and config.batch_size have to be 1 or more, config.temperature 0 or more, "
-            "and config.top_p more than 0 and at most 1."
-        )
+    check_fields(config)
     speaker = Speaker(config)
     if config.file:
         _answer_file(config, speaker, workdir.writable(folder))
@@ -68,7 +65,7 @@ class Speaker:
         self._most, self._seed, self._context = config.most, config.seed, self._network[0].backbone.context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
         self.format = config.format or of_run.data.format
-        self._asked = choose("config.format", self.format, _ASKED)
+        self._asked = _ASKED[self.format]
 
     def tokens(self, question: str, before: list[int] = ()) -> list[int]:
         """What the network reads when it is asked; `before` is what was said until then.

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from toast_jax import drawing, maps, saved_run, workdir
+from toast_jax.check import check_fields
 from toast_jax.data import batches, files
 from toast_jax.errors import InputError
 from toast_jax.model import apply
@@ -31,6 +32,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     if not config.run or not config.images:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
+    check_fields(config)
     folder = workdir.writable(folder)
     source = files.unlabelled(config.images)
     saved = saved_run.load_tuned(config.run, config.weights)
@@ -70,4 +72,4 @@ def _named(model, method, params, pixels):
 def _draw(folder: Path, number: int, name: str, image: np.ndarray, found: list[np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
     picture = drawing.side_by_side([image, *(drawing.overlay(image, one) for one in found)])
-    Image.fromarray(picture).save(folder / f"{number:05}_{Path(name).stem}.png")
+    Image.fromarray(picture).save(folder / f"{number:05}_{Path(name).stem[:50]}.png")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from toast_jax.check import check_fields
 from toast_jax.data import vtab
 from toast_jax.data.vtab_tasks import BUILDERS, Builder
 from toast_jax.errors import InputError
@@ -24,6 +25,7 @@ def run(config: ConfigDict, folder: str) -> None:
     Raises:
       InputError: TensorFlow is missing, the folder cannot be written, or some dataset failed (with all of them and why).
     """
+    check_fields(config)
     _require_tensorflow()
     root = writable(config.root, "--config.root")
     manual = Path(config.manual or root / "downloads" / "manual").expanduser()

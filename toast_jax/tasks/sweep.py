@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import interrupt, locks, sweep, workdir
+from toast_jax.check import check
 from toast_jax.data import sources
 from toast_jax.errors import Diverged, InputError, Interrupted, listed
 from toast_jax.fit import fit_grid, fit_seeds
-from toast_jax.prepare import check, load_network
+from toast_jax.prepare import load_network
 from toast_jax.progress import told_in
 from toast_jax.sweep import Cell, Point, Unit
 
@@ -66,8 +67,9 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
     failed, num_classes, checked = {}, {}, set()
     with told_in(folder / "log.txt", but=log):
         for cell in work:
-            run = sweep.final(config, cell, sweep.points(config, cell)[0], folder).config
-            check(run)
+            runs = [sweep.final(config, cell, point, folder).config for point in sweep.points(config, cell)]
+            for run in runs:
+                check(run)
             try:
                 if cell.task not in num_classes and cell.task not in failed:
                     num_classes[cell.task] = len(sources.open_split(run.data, "train").classes)

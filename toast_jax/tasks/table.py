@@ -5,12 +5,14 @@ import logging
 from ml_collections import ConfigDict
 
 from toast_jax import report, tables, workdir
+from toast_jax.check import check_fields
 
 log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
     """Prints the table and writes `table.md`, `table.tex`, `table.html` and, for other programs, `table.csv`."""
+    check_fields(config)
     table = tables.collect(config.sweeps)
     folder = workdir.writable(folder)
     header, rows = tables.cells(table)

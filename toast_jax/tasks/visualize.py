@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from toast_jax import comparison, drawing, maps, report, saved_run, workdir
+from toast_jax.check import check_fields
 from toast_jax.data import chosen
 from toast_jax.data.verify import Subset
 from toast_jax.errors import InputError
@@ -39,6 +40,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     if not config.runs or not config.images:
         raise InputError("Nothing to look at; write --config=configs/visualize.py:runs=RUN+RUN,images=FOLDER.")
+    check_fields(config)
     folder = workdir.writable(folder)
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)
@@ -72,7 +74,9 @@ def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], tru
         large = drawing.enlarged(image, _SIDE)
         truth = f", is {truths[i]}" if truths[i] else ""
         title = f"{names[i]} by {run_name}: named {looked.named[i]} ({looked.confidence[i]:.0%}){truth}"
-        Image.fromarray(comparison.picture_of(large, title, looked, i)).save(folder / f"{i + 1:05}_{Path(names[i]).stem}.png")
+        Image.fromarray(comparison.picture_of(large, title, looked, i)).save(
+            folder / f"{i + 1:05}_{Path(names[i]).stem[:50]}.png"
+        )
         rows.append(comparison.row_of(large, looked, i, title=f"named {looked.named[i]}{truth}"))
     Image.fromarray(drawing.stacked(rows)).save(folder / "contact_sheet.png")
     if not all(truths):

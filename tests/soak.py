@@ -1,0 +1,89 @@
+"""Run as a script, `MINUTES FOLDER [FILE.svg]`: a run of many short epochs, watched from outside.
+
+Every epoch is evaluated and saved. Every second the memory, open files and threads of the process are written to
+`FOLDER/soak.jsonl`; the last line on the console tells, as JSON, how they changed from the first third to the last, and how far
+the run came. The picture shows them over the steps, as shares of what they were.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from toast_jax import curves  # noqa: E402
+
+WATCHED = ("memory", "open files", "threads")
+
+
+def main(minutes, folder, picture=None):
+    folder = Path(folder)
+    process = start(images(folder / "images"), folder / "run", folder / "log.txt")
+    seen, ends = [], None
+    while process.poll() is None:
+        time.sleep(1)
+        if (step := last_step(folder / "run")) < 100:  # compiled, evaluated and saved a few times
+            continue
+        ends = ends or time.monotonic() + 60 * float(minutes)
+        seen.append({"step": step, **state(process.pid)})
+        if time.monotonic() > ends:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=120)
+    (folder / "soak.jsonl").write_text("".join(json.dumps(one) + "\n" for one in seen))
+    steps, values = np.array([one["step"] for one in seen]), {name: np.array([one[name] for one in seen]) for name in WATCHED}
+    third = len(seen) // 3
+    grown = {name: np.median(some[-third:]) / np.median(some[:third]) for name, some in values.items()}
+    if picture:
+        lines = {name: curves.median_of_runs([(steps, some / np.median(some[:third]))]) for name, some in values.items()}
+        Path(picture).write_text(curves.svg(lines, "of the median of the first third"))
+    told = {"status": process.returncode, "minutes": float(minutes), "steps": int(steps[-1]), "grown": grown}
+    print(json.dumps(told | {"last": {name: float(some[-1]) for name, some in values.items()}}))
+
+
+def images(root):
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 8, "val": 2, "test": 2}.items():
+        for name in "abc":
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(root / split / name / f"{i}.jpg")
+    return root
+
+
+def start(root, workdir, log):
+    command = [
+        *(sys.executable, "main.py", "--config=configs/folder.py:method=toast,backbone=vit_mini8", f"--workdir={workdir}"),
+        *(f"--config.data.root={root}", "--config.backbone.weights=random", "--config.batch_size=8"),
+        *("--config.data.image_size=16", "--config.data.resize=18", "--config.epochs=1000000", "--config.log_every=100"),
+        *("--config.eval_every=1", "--config.checkpoint_every=1"),
+    ]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file)
+
+
+def last_step(run):
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 2000))
+            return json.loads(file.read().splitlines()[-2])["step"]
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def state(pid):
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    memory, threads = int(fields["VmRSS"].split()[0]) / 1024, int(fields["Threads"])
+    return {"memory": memory, "open files": len(os.listdir(f"/proc/{pid}/fd")), "threads": threads}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
