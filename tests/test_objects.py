@@ -193,5 +193,3 @@ def test_chosen_images(root):
 
 def test_spread_is_even():
     assert chosen.spread(10, 4) == (0, 2, 5, 7) and chosen.spread(3, 4) == (0, 1, 2)
-    with pytest.raises(InputError, match="config.most is 0"):
-        chosen.spread(3, 0)
