@@ -4,7 +4,7 @@
 
 It needs stories15M, a LLaMA of llama2.c, in weights/stories15m or in the folder of --config.weights; without it, it says where
 to get it. Every method learns from the same made-up tales, for as many steps. The module of TOAST is pre-tuned on tales without
-questions. Learning rates are half powers of ten, for TOAST the best of three on the val split; for the others one was tried.
+questions. Learning rates are half powers of ten, few of which were tried (docs/results.md).
 """
 
 from ml_collections import ConfigDict
