@@ -24,16 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.steps import CLASSES
-from configs import fgvc
-from toast_jax import known, losses, methods, model, optim, parallel, rename, trees, workdir
+from benchmarks.steps import CLASSES, DECAY, MOMENTUM, RATE, timed
+from toast_jax import known, losses, model, parallel, rename, trees, workdir
 from toast_jax.backbones import vit
 from toast_jax.evaluation import eval_step
-from toast_jax.train import init_state, train_step
+from toast_jax.train import init_state
 
 TRANSFER_TYPES = {"toast": "toast", "toast_lite": "toast-lite", "linear": "linear", "lora": "lora", "finetune": "end2end"}
 SIZES = {"vit_b16": "base", "vit_l16": "large"}
-RATE, MOMENTUM, DECAY = 1e-3, 0.9, 1e-4
 
 
 def main() -> None:
@@ -143,24 +141,11 @@ def _batch(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 class _Ours:
     def __init__(self, args, method: str):
-        config = fgvc.get_config(f"method={method},backbone={args.backbone}")
-        network, row = model.build(config, CLASSES)
-        params = jax.jit(lambda: model.init(network, row, jax.random.key(0)))()
-        mask = methods.tuned_mask(params, row)
-        tuned, frozen = trees.split(params, mask)
-        tx = optim.optimizer(
-            name="sgd",
-            schedule=lambda _: RATE,
-            mask=mask,
-            momentum=MOMENTUM,
-            weight_decay=DECAY,
-            no_decay=("head/bias",),
-            clip=0.0,
-        )
-        scores = losses.tune(network, row)
+        network, row, mask, tx, step = timed(method, args.backbone)
+        tuned, frozen = trees.split(jax.jit(lambda: model.init(network, row, jax.random.key(0)))(), mask)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
-        self.step = parallel.replicate(functools.partial(train_step, scores=scores, tx=tx), num_replicated=2, donate=(0,))
-        self.eval_step = parallel.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
+        self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
+        self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
         self.apply = jax.jit(functools.partial(model.apply, network, row))
         find = known.known_of(network, row)
         self.known = find and jax.jit(find)

@@ -7,7 +7,6 @@ with a batch of 64 shared by all devices (strong scaling), and with 8 images for
 """
 
 import argparse
-import functools
 import json
 import math
 import os
@@ -19,10 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import products
-from benchmarks.steps import CLASSES
-from configs import fgvc
-from toast_jax import losses, methods, model, optim, parallel, trees
-from toast_jax.train import init_state, train_step
+from benchmarks.steps import timed
+from toast_jax import model, parallel, trees
+from toast_jax.train import init_state
 
 DEVICES = (1, 2, 4, 8)
 _BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
@@ -66,14 +64,8 @@ def _rows(name: str, backbone: str) -> dict:
 
 def compiled(name: str, backbone: str, batch_size: int) -> tuple[int, str]:
     """How many parameters a method tunes, and the optimised program of its train step, from shapes."""
-    config = fgvc.get_config(f"method={name},backbone={backbone}")
-    network, method = model.build(config, CLASSES)
-    params = jax.eval_shape(lambda: model.init(network, method, jax.random.key(0)))
-    mask = methods.tuned_mask(params, method)
-    tuned, frozen = trees.split(params, mask)
-    fields = {"momentum": 0.9, "weight_decay": 1e-4, "no_decay": (), "clip": 0.0}
-    tx = optim.optimizer(name="sgd", schedule=lambda _: 1e-3, mask=mask, **fields)
-    step = functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
+    network, method, mask, tx, step = timed(name, backbone)
+    tuned, frozen = trees.split(jax.eval_shape(lambda: model.init(network, method, jax.random.key(0))), mask)
     state = jax.eval_shape(lambda: init_state(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tuned), tx, seed=0))
     share = (jax.device_count(), batch_size // jax.device_count())
     batch = {

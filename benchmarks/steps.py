@@ -25,6 +25,7 @@ from toast_jax.evaluation import eval_step
 from toast_jax.train import init_state, train_step
 
 CLASSES = 200
+RATE, MOMENTUM, DECAY = 1e-3, 0.9, 1e-4
 
 
 def main() -> None:
@@ -64,15 +65,8 @@ class Case:
     """One method: its compiled steps, its state, the times they took, and the products of a train step on one device."""
 
     def __init__(self, name: str, backbone: str, batch: dict):
-        config = fgvc.get_config(f"method={name},backbone={backbone}")
-        network, method = model.build(config, CLASSES)
-        params = jax.jit(lambda: model.init(network, method, jax.random.key(0)))()
-        mask = methods.tuned_mask(params, method)
-        tuned, frozen = trees.split(params, mask)
-        tx = optim.optimizer(
-            name="sgd", schedule=lambda _: 1e-3, mask=mask, momentum=0.9, weight_decay=1e-4, no_decay=("head/bias",), clip=0.0
-        )
-        step = functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
+        network, method, mask, tx, step = timed(name, backbone)
+        tuned, frozen = trees.split(jax.jit(lambda: model.init(network, method, jax.random.key(0)))(), mask)
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.train, self.compile_seconds, self.temporary, self.flops = _compile(
@@ -103,6 +97,15 @@ class Case:
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
         }
+
+
+def timed(name: str, backbone: str) -> tuple:
+    """What all benchmarks time of a method: its network, its row, what is tuned, the optimizer and the train step."""
+    network, method = model.build(fgvc.get_config(f"method={name},backbone={backbone}"), CLASSES)
+    mask = methods.tuned_mask(jax.eval_shape(lambda: model.init(network, method, jax.random.key(0))), method)
+    fields = {"momentum": MOMENTUM, "weight_decay": DECAY, "no_decay": ("head/bias",), "clip": 0.0}
+    tx = optim.optimizer(name="sgd", schedule=lambda _: RATE, mask=mask, **fields)
+    return network, method, mask, tx, functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
 
 
 def _compile(step, *args):
