@@ -120,6 +120,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path
     assert len(losses(parts)) == 3 * (24 // config.batch_size)
 
 
+def test_a_run_that_was_killed_before_its_result_has_no_number_twice(config, tmp_path):
+    result = fit.fit(config, tmp_path)
+    seen = lines(tmp_path)
+    (tmp_path / "result.json").unlink()
+    assert fit.fit(config, tmp_path)["test"] == result["test"]
+    assert lines(tmp_path) == seen
+
+
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(config, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit.fit(config, whole)

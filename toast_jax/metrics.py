@@ -37,6 +37,8 @@ class Writer:
         path, board = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
         kept = [line for line in _lines(path) if line["step"] <= start_step]
         replace_file(path, "".join(json.dumps(line) + "\n" for line in kept))
+        # A run that was killed between its last checkpoint and its result is evaluated again.
+        self._there = {json.dumps(line) for line in kept if line["step"] == start_step}
         board.mkdir(exist_ok=True)
         self._file = path.open("a", buffering=1)
         # Not its `SummaryWriter`, whose thread dies of a full disk and leaves the run waiting for it.
@@ -51,9 +53,11 @@ class Writer:
         if self._file is None:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        if (line := json.dumps({"step": step, **finite})) in self._there:
+            return
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         with self._told():
-            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.write(line + "\n")
         with self._told():
             self._board.write_event(_event(step, summary=Summary(value=values)))
             self._board.flush()
