@@ -6,6 +6,8 @@ the compiler has removed and merged, as many times as its loops run.
 
 import math
 import re
+from collections import Counter
+from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*)$")
@@ -22,6 +24,25 @@ def flops(program: str) -> int:
     Raises:
       ValueError: a loop that has a product in it, and says not how often it runs.
     """
+    return sum(product.flops * times for product, times in listed(program).items())
+
+
+class Product(NamedTuple):
+    """A kind of matrix product.
+
+    Attributes:
+      flops: operations of one.
+      numbers: in its two operands and its result.
+      batched: whether it is many products, as those of attention are.
+    """
+
+    flops: int
+    numbers: tuple[int, int, int]
+    batched: bool
+
+
+def listed(program: str) -> Counter[Product]:
+    """How often each kind of matrix product is computed; arguments and errors are those of `flops`."""
     computations, entry = {}, ""
     for line in program.splitlines():
         if match := _COMPUTATION.match(line):
@@ -34,16 +55,18 @@ def flops(program: str) -> int:
     def count(name):
         if name not in counted:
             shapes = {instruction: _shape(kind) for instruction, kind, _, _ in computations[name]}
-            counted[name] = sum(_product(*one, shapes) + called(*one) for one in computations[name])
+            counted[name] = Counter()
+            for one in computations[name]:
+                counted[name].update(called(*one) if one[2] != "dot" else [_product(*one, shapes)])
         return counted[name]
 
     def called(instruction, kind, operation, rest):
-        inside = sum(count(name) for name in _CALLED.findall(rest) if name in computations)
+        inside = sum((count(name) for name in _CALLED.findall(rest) if name in computations), Counter())
         if operation != "while" or not inside:
             return inside
         if not (trips := _TRIPS.search(rest)):
             raise ValueError(f"the loop {instruction} has products in it, and says not how often it runs")
-        return inside * int(trips[1])
+        return Counter({product: times * int(trips[1]) for product, times in inside.items()})
 
     return count(entry)
 
@@ -54,11 +77,11 @@ def _shape(kind):
 
 
 def _product(instruction, kind, operation, rest, shapes):
-    if operation != "dot":
-        return 0
-    left = shapes[re.match(r"\s*(?:\w+\[[\d,]*\](?:\{[\d,]*\})? )?%([\w.-]+)", rest)[1]]
+    left, right = (shapes[name] for name in re.findall(r"%([\w.-]+)", rest)[:2])
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)[1]
-    return 2 * math.prod(_shape(kind)) * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
+    result = math.prod(_shape(kind))
+    made = 2 * result * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
+    return Product(made, (math.prod(left), math.prod(right), result), "lhs_batch_dims" in rest)
 
 
 def minimum(method: str, *, width: int, depth: int, tokens: int, classes: int, patch: int = 16) -> int | None:

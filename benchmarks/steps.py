@@ -65,7 +65,7 @@ class Case:
     """One method: its compiled steps, its state, the times they took, and the products of a train step on one device."""
 
     def __init__(self, name: str, backbone: str, batch: dict):
-        network, method, mask, tx, step = timed(name, backbone)
+        network, method, mask, tx, step = timed(name, backbone, image_size=batch["image"].shape[-2])
         tuned, frozen = trees.split(jax.jit(lambda: model.init(network, method, jax.random.key(0)))(), mask)
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
@@ -99,9 +99,11 @@ class Case:
         }
 
 
-def timed(name: str, backbone: str) -> tuple:
+def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
     """What all benchmarks time of a method: its network, its row, what is tuned, the optimizer and the train step."""
-    network, method = model.build(fgvc.get_config(f"method={name},backbone={backbone}"), CLASSES)
+    config = fgvc.get_config(f"method={name},backbone={backbone}")
+    config.data.image_size = image_size
+    network, method = model.build(config, CLASSES)
     mask = methods.tuned_mask(jax.eval_shape(lambda: model.init(network, method, jax.random.key(0))), method)
     fields = {"momentum": MOMENTUM, "weight_decay": DECAY, "no_decay": ("head/bias",), "clip": 0.0}
     tx = optim.optimizer(name="sgd", schedule=lambda _: RATE, mask=mask, **fields)
@@ -124,12 +126,12 @@ def _minimum(method, backbone):
     return products.minimum(method, width=size.width, depth=size.depth, tokens=tokens, classes=CLASSES, patch=patch)
 
 
-def images(size: int) -> dict:
+def images(size: int, image_size: int = 224) -> dict:
     """A batch of noise, on its devices."""
     rng = np.random.default_rng(0)
     return parallel.shard(
         {
-            "image": rng.integers(0, 256, (size, 224, 224, 3), dtype=np.uint8),
+            "image": rng.integers(0, 256, (size, image_size, image_size, 3), dtype=np.uint8),
             "label": rng.integers(0, CLASSES, size).astype(np.int32),
             "mask": np.ones(size, np.float32),
         }

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import products, scaling, steps
+from benchmarks import products, roofline, scaling, steps
 
 
 def test_products_are_counted_as_often_as_they_run():
@@ -15,6 +15,17 @@ def test_products_are_counted_as_often_as_they_run():
     x, kernels, others = jnp.ones((8, 16)), jnp.ones((5, 16, 16)), jnp.ones((2, 16, 3))
     program = jax.jit(function).lower(x, kernels, others).compile().as_text()
     assert products.flops(program) == 2 * (5 * 8 * 16 * 16 + 2 * 4 * 16 * 3)
+    looped = products.Product(2 * 8 * 16 * 16, (8 * 16, 16 * 16, 8 * 16), batched=False)
+    alone = products.Product(2 * 2 * 4 * 16 * 3, (2 * 4 * 16, 2 * 16 * 3, 2 * 4 * 3), batched=True)
+    assert products.listed(program) == {looped: 5, alone: 1}
+
+
+def test_a_product_is_bound_by_operations_or_by_memory():
+    chip = roofline.Chip(flops=100.0, bandwidth=10.0)
+    many = products.Product(1000, (5, 5, 5), batched=False)  # 10 s at the peak, 3 s of memory
+    few = products.Product(100, (10, 20, 90), batched=True)  # 1 s, 24 s; 6 s where the largest array stays on the chip
+    assert roofline.least_seconds({many: 2, few: 1}, chip) == 2 * 10 + 24
+    assert roofline.least_seconds({many: 2, few: 1}, chip, fused=True) == 2 * 10 + 6
 
 
 @pytest.mark.slow

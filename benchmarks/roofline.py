@@ -1,0 +1,73 @@
+"""What accelerators could make of a train step at best, from the products of its compiled program.
+
+    python -m benchmarks.roofline --backbone=vit_b16 --batch=128
+
+Every product takes the time of its operations at the peak of the matrix units, or that of reading its operands and writing its
+result once, in bfloat16, if that is longer. All else (norms, softmax, GELU, the optimizer) is left out, as if it were fused
+with products, so these are bounds and no predictions. Nothing is timed.
+"""
+
+import argparse
+import dataclasses
+
+from benchmarks import products, scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peaks of one chip, as its maker gives them: operations a second in bfloat16 (dense), bytes a second of its memory."""
+
+    flops: float
+    bandwidth: float
+
+
+CHIPS = {
+    "TPU v4": Chip(flops=275e12, bandwidth=1.2e12),
+    "TPU v5e": Chip(flops=197e12, bandwidth=819e9),
+    "H100 SXM": Chip(flops=989e12, bandwidth=3.35e12),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="vit_b16")
+    parser.add_argument("--batch", type=int, default=128, help="images in a step of one chip")
+    parser.add_argument("--methods", nargs="*", default=["linear", "toast", "toast_lite", "lora", "finetune"])
+    args = parser.parse_args()
+    print("| method | | FLOP a byte |" + "".join(f" {name}, images/s | of its peak |" for name in CHIPS))
+    print("|---|---|---|" + "---|---|" * len(CHIPS))
+    for name in args.methods:
+        _, program = scaling.compiled(name, args.backbone, args.batch)
+        made = products.listed(program)
+        flops = sum(product.flops * times for product, times in made.items())
+        for fused in (False, True):
+            cells = [
+                name,
+                "attention fused" if fused else "",
+                f"{flops / sum(_bytes(p, fused) * n for p, n in made.items()):,.0f}",
+            ]
+            for chip in CHIPS.values():
+                seconds = least_seconds(made, chip, fused)
+                cells += [f"{args.batch / seconds:,.0f}", f"{flops / chip.flops / seconds:.0%}"]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def least_seconds(made: dict[products.Product, int], chip: Chip, fused: bool = False) -> float:
+    """Seconds that products take on a chip, if each is bound by one of its two peaks.
+
+    Args:
+      made: `products.listed`.
+      fused: whether attention keeps its weights on the chip, as in FlashAttention (arXiv 2205.14135).
+    """
+    return sum(
+        times * max(product.flops / chip.flops, _bytes(product, fused) / chip.bandwidth) for product, times in made.items()
+    )
+
+
+def _bytes(product, fused):
+    numbers = sorted(product.numbers)
+    return 2 * sum(numbers[:-1] if fused and product.batched else numbers)
+
+
+if __name__ == "__main__":
+    main()
