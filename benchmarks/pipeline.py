@@ -37,7 +37,7 @@ def main() -> None:
     cases = list(itertools.product(RECIPES, args.workers))
     rates = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as root:
-        _write(Path(root), args.images)
+        write(Path(root) / "train", args.images)
         for _ in range(args.rounds):
             for recipe, workers in cases:
                 rates[recipe, workers].append(_rate(root, args, RECIPES[recipe], workers))
@@ -48,10 +48,11 @@ def main() -> None:
         print(f"| {recipe} | " + " | ".join(f"{median:,.0f}" for median in medians) + " |")
 
 
-def _write(root: Path, count: int) -> None:
+def write(root: Path, count: int) -> None:
+    """Writes JPEG files of photographs' size in two class folders."""
     rng = np.random.default_rng(0)
     for i in range(count):
-        place = root / "train" / "ab"[i % 2]
+        place = root / "ab"[i % 2]
         place.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
         coarse.resize((500, 375), Image.Resampling.BICUBIC).save(place / f"{i}.jpg", quality=90)

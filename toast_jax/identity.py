@@ -46,8 +46,8 @@ def moments(leaf) -> list[float]:
     """Mean and root mean square of an array."""
     if leaf.size > _LARGE:
         return np.asarray(_moments_on_device(leaf), float).tolist()
-    array = np.asarray(leaf)
-    return [float(np.mean(array, dtype=np.float64)), float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))]
+    array = np.ravel(np.asarray(leaf, np.float32))
+    return [float(array.mean()), float(np.sqrt(array @ array / array.size))]
 
 
 @jax.jit
