@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from test_configs import CONFIGS
 
-from configs import fgvc, folder, generate, pretune, vicuna, vtab
+from configs import demo, fgvc, folder, generate, pretune, vicuna, vtab
 from toast_jax import parallel, prepare, schema, vision
 from toast_jax.check import check, check_fields
 from toast_jax.errors import InputError
@@ -53,7 +53,7 @@ def refusal(config, by=check):
 def test_every_config_is_accepted_as_it_is(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     runs = config.runs.values() if isinstance(config.get("runs"), ConfigDict) else [config]  # of a demo
-    assert all(refusal(one, check if one.task == "train" else check_fields) == [] for one in runs)
+    assert all(refusal(one, check if one.task == "train" else check_fields) == [] for one in [config, *runs])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,7 +79,8 @@ def test_rows_are_the_fields(family):
 def test_rows_of_a_task_are_its_fields(task):
     configs = (importlib.import_module(f"configs.{name}").get_config() for name in CONFIGS)
     config = next(config for config in configs if config.task == task)
-    assert schema.TASKS[task].keys() == flat_fields(config.to_dict()).keys() - {"network"}
+    inner = {name for name in schema.CONFIGS if isinstance(config.get(name), ConfigDict)}
+    assert schema.TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
 
 
 # What is refused: a field by itself.
@@ -139,6 +140,19 @@ def test_all_mistakes_are_told_at_once():
     names = ["backbone.drop_path", "batch_size", "warmup_epochs", "head.tune"]
     assert [re.match(r"(?:config\.)?([\w.]+)", one)[1] for one in told[:4]] == names
     assert told[4].startswith("A crop of 224 pixels does not fit in images resized to 100") and len(told) == 5
+
+
+def test_a_demo_is_refused_with_its_runs():
+    config = demo.get_config()
+    config.update({"seeds": (), "rows": ("linear", "tost")})
+    empty, unknown = refusal(config, check_fields)
+    assert empty == "config.seeds is (); give 1 or more values."
+    assert unknown.startswith("config.rows names 'tost'; it has to be one of finetune, linear, lora")
+    config.update({"seeds": (1,), "rows": ("linear",)})
+    config.runs.toast.epochs = 0  # of no row that is asked for
+    assert refusal(config, check_fields) == []
+    config.runs.linear.batch_size = 12
+    assert re.match("config.batch_size is 12, which does not split over 8", *refusal(config, check_fields))
 
 
 # What is refused: fields that do not go together.

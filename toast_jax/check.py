@@ -183,13 +183,21 @@ def check(config: ConfigDict) -> None:
 def check_fields(config: ConfigDict) -> None:
     """Raises InputError with every field that is unknown, missing or out of range, of the config of any task.
 
-    Of a sweep it is those of the sweep alone; each of its runs is a config of its own.
+    Of a sweep it is those of the sweep alone; each of its runs is a config of its own. Of a demo, the runs of its rows are
+    checked too.
     """
     if config.task == "sweep":
         wrong = schema.problems({name: config.sweep[name.removeprefix("sweep.")] for name in schema.SWEEP}, schema.SWEEP)
     else:
         wrong = _problems(config, schema.TASKS[config.task] if config.task in schema.TASKS else _rows_of_a_run(config))
-    _refuse(list(wrong.values()))
+    is_demo = isinstance(config.get("runs"), ConfigDict)
+    rows = config.rows if is_demo and "rows" not in wrong else ()
+    unknown = [
+        f"config.rows names {row!r}; it has to be one of {', '.join(config.runs)}." for row in rows if row not in config.runs
+    ]
+    _refuse([*wrong.values(), *unknown])
+    for row in rows:
+        check(config.runs[row])
 
 
 def _rows_of_a_run(config):
@@ -198,9 +206,10 @@ def _rows_of_a_run(config):
 
 
 def _problems(config, rows):
-    # The network of `generate` is a config of its own.
-    fields = {name: value for name, value in flat_fields(config.to_dict()).items() if not name.startswith("network.")}
-    return schema.problems(fields, rows)
+    outer = {
+        name: value for name, value in config.to_dict().items() if not (name in schema.CONFIGS and isinstance(value, dict))
+    }
+    return schema.problems(flat_fields(outer), rows)
 
 
 def _refuse(sentences):

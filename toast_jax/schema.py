@@ -254,6 +254,24 @@ TASKS = {
     },
     "convert": {**_TASK, "source": TEXT, "target": TEXT, "sha256": TEXT, "weights": TEXT},
     "table": {**_TASK, "sweeps": Several(TEXT)},
+    "demo": {
+        **_TASK,
+        "seeds": Several(SEED, least=1),
+        "rows": Several(TEXT, least=1),
+        "attention_scenes": COUNT,
+        "shown_scenes": COUNT,
+    },
+    "demo_language": {
+        **_TASK,
+        "seeds": Several(SEED, least=1),
+        "rows": Several(TEXT, least=1),
+        "weights": Text("weights/stories15m"),
+        "tales.text": COUNT,
+        "tales.train": COUNT,
+        "tales.val": COUNT,
+        "tales.test": COUNT,
+        "shown": COUNT,
+    },
     "prepare_data": {
         **_TASK,
         "datasets": Several(TEXT),
@@ -262,6 +280,8 @@ TASKS = {
         "check_disk": FLAG,
     },
 }
+# Fields of tasks that hold configs of their own.
+CONFIGS = ("network", "pretune", "not_tuned", "speaker", "runs")
 # Beside the fields of its runs.
 SWEEP = {"sweep.seeds": Several(SEED, least=1), "sweep.together": whole(0), "sweep.at_once": whole(0), "sweep.shard": TEXT}
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from toast_jax import comparison, curves, drawing, localization, maps, report, saved_run, workdir
+from toast_jax.check import check_fields
 from toast_jax.data import scenes
 from toast_jax.fit import fit_seeds
 from toast_jax.progress import told_in
@@ -44,6 +45,7 @@ class Row:
 def run(config: ConfigDict, folder: str) -> None:
     """Tunes everything, prints the table and writes `report.html` and `figure.png`; what is done already is not repeated."""
     started = time.perf_counter()
+    check_fields(config)
     folder = workdir.writable(folder)
     shown = [scenes.scene("test", i) for i in range(config.attention_scenes)]
     boxes = np.stack([localization.box_of(one.masks["target"]) for one in shown])

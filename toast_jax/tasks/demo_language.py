@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import curves, language, parallel, report, workdir
+from toast_jax.check import check_fields
 from toast_jax.data import tales
 from toast_jax.errors import InputError
 from toast_jax.evaluation import evaluate, mapped
@@ -59,6 +60,7 @@ def run(config: ConfigDict, folder: str) -> None:
       InputError: there is no language model where the config says.
     """
     started = time.perf_counter()
+    check_fields(config)
     _check_weights(config.weights)
     folder = workdir.writable(folder)
     log.info("%d runs; what each of them tells is in %s.", 1 + len(config.rows) * len(config.seeds), folder / "log.txt")
