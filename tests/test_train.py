@@ -1,17 +1,20 @@
 """The train step: what moves, what stays, and that the number of devices does not matter."""
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import METHODS, tiny_config
 
-from toast_jax import parallel, prepare, trees
+from toast_jax import losses, methods, model, optim, parallel, prepare, trees
 from toast_jax.data import batches
+from toast_jax.train import init_state, train_step
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,6 +69,29 @@ def test_number_of_devices_does_not_matter_to_a_convnext(tmp_path):
     for method in names:
         assert_same_steps(steps, method, 2)
         assert_same_steps(steps, method, 8)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize(("backbone", "convolves"), [("vit_ti8", False), ("convnext_t", True)])
+def test_a_step_can_be_lowered_for_accelerators(platform, backbone, convolves):
+    """As far as a machine without one can tell; a ConvNeXt has another depthwise convolution there."""
+    config = tiny_config("", "toast", backbone)
+    config.backbone.dtype = "bfloat16"
+    network, method = model.build(config, num_classes=3)
+    params = jax.eval_shape(lambda: model.init(network, method, jax.random.key(0)))
+    mask = methods.tuned_mask(params, method)
+    tx = optim.optimizer(
+        name="adamw", schedule=lambda _: 0.5, mask=mask, momentum=0.9, weight_decay=0.01, no_decay=(), clip=1.0
+    )
+    tuned, frozen = trees.split(params, mask)
+    state = jax.eval_shape(lambda: init_state(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tuned), tx, seed=0))
+    side, devices = config.data.image_size, jax.device_count()
+    image = jax.ShapeDtypeStruct((devices, 2, side, side, 3), np.uint8)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct((devices, 2), np.int32)}
+    step = parallel.replicate(functools.partial(train_step, scores=losses.tune(network, method), tx=tx), num_replicated=2)
+    program = jax.jit(step).trace(state, frozen, batch).lower(lowering_platforms=(platform,)).as_text()
+    assert "stablehlo.all_reduce" in program
+    assert ("stablehlo.convolution" in program) == convolves
 
 
 def assert_same_steps(steps, method, devices):
