@@ -2,9 +2,9 @@
 
     python -m benchmarks.steps --backbone=vit_ti16 --batch=32 --rounds=10 --out=benchmarks/results/steps_vit_ti16.json
 
-Weights are random and images are noise: neither changes the time. All methods are compiled first, then they take turns, one
-step each a round, so that a slow minute of the machine hits all of them; the table has medians. Nothing is read from a
-compilation cache.
+Weights are random and inputs are noise, images or 256 tokens: neither changes the time. All methods are compiled first, then
+they take turns, one step each a round, so that a slow minute of the machine hits all of them; the table has medians. Nothing is
+read from a compilation cache.
 """
 
 import argparse
@@ -18,35 +18,35 @@ import jax
 import numpy as np
 
 from benchmarks import products
-from configs import fgvc
+from configs import common, fgvc
 from toast_jax import losses, methods, model, optim, parallel, trees, workdir
-from toast_jax.backbones import vit
+from toast_jax.backbones import llama, vit
 from toast_jax.evaluation import eval_step
 from toast_jax.train import init_state, train_step
 
-CLASSES = 200
+CLASSES, TOKENS = 200, 256
 RATE, MOMENTUM, DECAY = 1e-3, 0.9, 1e-4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default="vit_ti16")
-    parser.add_argument("--batch", type=int, default=32, help="images in a step, over all devices")
+    parser.add_argument("--backbone", default="vit_ti16", help="such as convnext_t or stories15m too")
+    parser.add_argument("--batch", type=int, default=32, help="images or sequences in a step, over all devices")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--methods", nargs="*", default=list(methods.METHODS))
+    parser.add_argument("--methods", nargs="*", help="all that the backbone has, if none are named")
     parser.add_argument("--out", type=Path, help="JSON file with every time")
     args = parser.parse_args()
     if args.batch % jax.device_count():
         parser.error(f"--batch is {args.batch}, which does not split over {jax.device_count()} devices")
 
-    batch = images(args.batch)
-    cases = {name: Case(name, args.backbone, batch) for name in args.methods}
+    batch, unit = (texts(args.backbone, args.batch), "tokens") if _reads_text(args.backbone) else (images(args.batch), "images")
+    cases = {name: Case(name, args.backbone, batch) for name in args.methods or _methods(args.backbone)}
     for _ in range(args.rounds):
         for case in cases.values():
             case.time_steps(batch)
-    rows = {name: case.row(args.batch) for name, case in cases.items()}
+    rows = {name: case.row(batch["label"].size) for name, case in cases.items()}
     print(f"\n{args.backbone}, batch {args.batch}, medians of {args.rounds} rounds")
-    print("| method | tuned | train images/s | evaluation images/s | compiled in, s | memory, MB | GFLOP | over minimum |")
+    print(f"| method | tuned | train {unit}/s | evaluation {unit}/s | compiled in, s | memory, MB | GFLOP | over minimum |")
     print("|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
         least = _minimum(name, args.backbone)
@@ -65,7 +65,7 @@ class Case:
     """One method: its compiled steps, its state, the times they took, and the products of a train step on one device."""
 
     def __init__(self, name: str, backbone: str, batch: dict):
-        network, method, mask, tx, step = timed(name, backbone, image_size=batch["image"].shape[-2])
+        network, method, mask, tx, step = timed(name, backbone, image_size=batch["image"].shape[-2] if "image" in batch else 0)
         tuned, frozen = trees.split(jax.jit(lambda: model.init(network, method, jax.random.key(0)))(), mask)
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
@@ -86,11 +86,12 @@ class Case:
         self.train_seconds.append(trained - started)
         self.evaluation_seconds.append(time.perf_counter() - trained)
 
-    def row(self, batch_size: int) -> dict:
+    def row(self, count: int) -> dict:
+        """What the tables and files hold; a step counts for so many images or tokens."""
         return {
             "tuned": self.tuned,
-            "train": batch_size / statistics.median(self.train_seconds),
-            "evaluation": batch_size / statistics.median(self.evaluation_seconds),
+            "train": count / statistics.median(self.train_seconds),
+            "evaluation": count / statistics.median(self.evaluation_seconds),
             "compile_seconds": self.compile_seconds,
             "temporary_bytes": self.temporary,
             "flops": self.flops * jax.device_count(),
@@ -101,13 +102,18 @@ class Case:
 
 def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
     """What all benchmarks time of a method: its network, its row, what is tuned, the optimizer and the train step."""
-    config = fgvc.get_config(f"method={name},backbone={backbone}")
-    config.data.image_size = image_size
+    parts, no_decay = {}, ("head/bias",)
+    if _reads_text(backbone):
+        config = common.language(name="timed", method=name, backbone=backbone)
+        parts["augment"], no_decay = losses.by_token, ()
+    else:
+        config = fgvc.get_config(f"method={name},backbone={backbone}")
+        config.data.image_size = image_size
     network, method = model.build(config, CLASSES)
     mask = methods.tuned_mask(jax.eval_shape(lambda: model.init(network, method, jax.random.key(0))), method)
-    fields = {"momentum": MOMENTUM, "weight_decay": DECAY, "no_decay": ("head/bias",), "clip": 0.0}
+    fields = {"momentum": MOMENTUM, "weight_decay": DECAY, "no_decay": no_decay, "clip": 0.0}
     tx = optim.optimizer(name="sgd", schedule=lambda _: RATE, mask=mask, **fields)
-    return network, method, mask, tx, functools.partial(train_step, scores=losses.tune(network, method), tx=tx)
+    return network, method, mask, tx, functools.partial(train_step, scores=losses.tune(network, method), tx=tx, **parts)
 
 
 def _compile(step, *args):
@@ -117,10 +123,20 @@ def _compile(step, *args):
     return compiled, seconds, compiled.memory_analysis().temp_size_in_bytes, products.flops(compiled.as_text())
 
 
+def _reads_text(backbone):
+    return not backbone.startswith(("vit", "convnext"))
+
+
+def _methods(backbone):
+    if _reads_text(backbone):
+        return list(methods.LANGUAGE_METHODS)
+    return [name for name in methods.METHODS if name != "vpt" or backbone.startswith("vit")]
+
+
 def _minimum(method, backbone):
-    config = fgvc.get_config(f"method={method},backbone={backbone}")
-    if config.backbone.family != "vit":
+    if not backbone.startswith("vit"):
         return None
+    config = fgvc.get_config(f"method={method},backbone={backbone}")
     size, patch = vit.SIZES[config.backbone.size], config.backbone.patch
     tokens = (config.data.image_size // patch) ** 2 + 1
     return products.minimum(method, width=size.width, depth=size.depth, tokens=tokens, classes=CLASSES, patch=patch)
@@ -136,6 +152,16 @@ def images(size: int, image_size: int = 224) -> dict:
             "mask": np.ones(size, np.float32),
         }
     )
+
+
+def texts(backbone: str, size: int) -> dict:
+    """Sequences of 256 tokens of noise, on their devices; all of them are predicted."""
+    config = common.language(name="timed", method="toast", backbone=backbone)
+    rng, vocabulary = np.random.default_rng(0), llama.SIZES[config.backbone.size].vocabulary
+    tokens = rng.integers(0, vocabulary, (size, TOKENS + 1)).astype(np.int32)
+    ones = np.ones((size, TOKENS), np.float32)
+    batch = {"tokens": tokens[:, :-1], "label": tokens[:, 1:], "segments": ones.astype(np.int32), "weight": ones}
+    return parallel.shard({**batch, "mask": np.ones(size, np.float32)})
 
 
 if __name__ == "__main__":
