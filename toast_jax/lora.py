@@ -26,10 +26,27 @@ class LowRank:
     b: jax.Array
 
     def __rmatmul__(self, x):
-        return x @ self.kernel + (x @ self.a) @ self.b
+        return x @ self.kernel + _widened(x @ self.a, self.b)
 
     def astype(self, dtype):
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+
+
+@jax.custom_vjp
+def _widened(x: jax.Array, b: jax.Array) -> jax.Array:
+    """`x @ b`, `[..., r] @ [r, F]`, with the gradient of b written as a product of x and the cotangent.
+
+    Derived, it is one of the cotangent and x, for which XLA on CPUs transposes the large factor: half of a ConvNeXt's step.
+    """
+    return x @ b
+
+
+def _widened_backward(saved, gradient):
+    x, b = saved
+    return gradient @ b.T, jnp.einsum("...r,...f->rf", x, gradient)
+
+
+_widened.defvjp(lambda x, b: (x @ b, (x, b)), _widened_backward)
 
 
 def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> dict:
