@@ -65,8 +65,9 @@ def least_seconds(made: dict[products.Product, int], chip: Chip, fused: bool = F
 
 
 def _bytes(product, fused):
-    numbers = sorted(product.numbers)
-    return 2 * sum(numbers[:-1] if fused and product.batched else numbers)
+    first, second, largest = sorted(product.numbers)
+    is_weights = product.batched and first == second < largest  # beside queries and keys, or values and what they give
+    return 2 * (first + second + (0 if fused and is_weights else largest))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
@@ -48,6 +49,13 @@ def tiny_size(monkeypatch):
     """Adds sizes that no user needs."""
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
     monkeypatch.setitem(convnext.SIZES, "tiny", TINY_CONVNEXT)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drop_programs():
+    """After each file: XLA has crashed in processes that held a thousand programs (jaxlib 0.12)."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

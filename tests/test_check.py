@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from test_configs import CONFIGS
 
-from configs import demo, fgvc, folder, generate, pretune, vicuna, vtab
+from configs import demo, demo_language, fgvc, folder, generate, pretune, vicuna, vtab
 from toast_jax import parallel, prepare, schema, vision
 from toast_jax.check import check, check_fields
 from toast_jax.errors import InputError
@@ -79,7 +79,7 @@ def test_rows_are_the_fields(family):
 def test_rows_of_a_task_are_its_fields(task):
     configs = (importlib.import_module(f"configs.{name}").get_config() for name in CONFIGS)
     config = next(config for config in configs if config.task == task)
-    inner = {name for name in schema.CONFIGS if isinstance(config.get(name), ConfigDict)}
+    inner = schema.CONFIGS.get(task, ())
     assert schema.TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
 
 
@@ -152,7 +152,14 @@ def test_a_demo_is_refused_with_its_runs():
     config.runs.toast.epochs = 0  # of no row that is asked for
     assert refusal(config, check_fields) == []
     config.runs.linear.batch_size = 12
-    assert re.match("config.batch_size is 12, which does not split over 8", *refusal(config, check_fields))
+    config.runs.linear.data.resize = 8
+    batch, crop = refusal(config, check_fields)
+    assert batch.startswith("config.runs.linear.batch_size is 12, which does not split over 8")
+    assert crop.endswith("set --config.runs.linear.data.resize=48 or more.")
+    config = demo_language.get_config()
+    config.speaker.most, config.pretune.epochs = 0, 0
+    epochs, most = refusal(config, check_fields)
+    assert epochs.startswith("config.pretune.epochs is 0") and most.startswith("config.speaker.most is 0")
 
 
 # What is refused: fields that do not go together.

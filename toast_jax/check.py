@@ -164,6 +164,11 @@ def check(config: ConfigDict) -> None:
 
     A contradiction between fields of which one is wrong by itself is not told.
     """
+    _refuse(_of_a_run(config))
+    dtypes.check(config.backbone.dtype)
+
+
+def _of_a_run(config):
     wrong = _problems(config, _rows_of_a_run(config))
     sound = config.copy_and_resolve_references()
     for name in wrong:
@@ -176,8 +181,7 @@ def check(config: ConfigDict) -> None:
         except AttributeError:  # it asks for a field that is wrong by itself
             if not wrong:
                 raise
-    _refuse(told)
-    dtypes.check(config.backbone.dtype)
+    return told
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -190,14 +194,25 @@ def check_fields(config: ConfigDict) -> None:
         wrong = schema.problems({name: config.sweep[name.removeprefix("sweep.")] for name in schema.SWEEP}, schema.SWEEP)
     else:
         wrong = _problems(config, schema.TASKS[config.task] if config.task in schema.TASKS else _rows_of_a_run(config))
-    is_demo = isinstance(config.get("runs"), ConfigDict)
-    rows = config.rows if is_demo and "rows" not in wrong else ()
-    unknown = [
+    _refuse([*wrong.values(), *_of_configs_in(config, wrong)])
+
+
+def _of_configs_in(config, wrong):
+    """What is wrong in the configs that the config of a demo holds: the runs of its rows, and others."""
+    names = schema.CONFIGS.get(config.task, ())
+    if "runs" not in names:
+        return []
+    rows = () if "rows" in wrong else config.rows
+    told = [
         f"config.rows names {row!r}; it has to be one of {', '.join(config.runs)}." for row in rows if row not in config.runs
     ]
-    _refuse([*wrong.values(), *unknown])
-    for row in rows:
-        check(config.runs[row])
+    inner = {f"runs.{row}": config.runs[row] for row in rows if row in config.runs}
+    inner |= {name: config[name] for name in names if name != "runs"}
+    for name, one in inner.items():
+        is_run = one.task not in schema.TASKS
+        sentences = _of_a_run(one) if is_run else _problems(one, schema.TASKS[one.task]).values()
+        told += [sentence.replace("config.", f"config.{name}.") for sentence in sentences]
+    return told
 
 
 def _rows_of_a_run(config):
@@ -206,9 +221,8 @@ def _rows_of_a_run(config):
 
 
 def _problems(config, rows):
-    outer = {
-        name: value for name, value in config.to_dict().items() if not (name in schema.CONFIGS and isinstance(value, dict))
-    }
+    inner = next((names for task, names in schema.CONFIGS.items() if task == config.get("task")), ())
+    outer = {name: value for name, value in config.to_dict().items() if name not in inner}
     return schema.problems(flat_fields(outer), rows)
 
 

@@ -281,7 +281,7 @@ TASKS = {
     },
 }
 # Fields of tasks that hold configs of their own.
-CONFIGS = ("network", "pretune", "not_tuned", "speaker", "runs")
+CONFIGS = {"generate": ("network",), "demo": ("runs",), "demo_language": ("pretune", "not_tuned", "speaker", "runs")}
 # Beside the fields of its runs.
 SWEEP = {"sweep.seeds": Several(SEED, least=1), "sweep.together": whole(0), "sweep.at_once": whole(0), "sweep.shard": TEXT}
 

@@ -1,0 +1,80 @@
+"""Our side of `against_release`."""
+
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import against_release
+from benchmarks.steps import timed
+from toast_jax import known, losses, model, parallel, rename, trees, workdir
+from toast_jax.evaluation import eval_step
+from toast_jax.train import init_state
+
+
+class Ours:
+    """A network of ours with its optimizer, and a batch that is on the host; each step returns its seconds."""
+
+    def __init__(self, *, method: str, backbone: str, batch: int, folder: str, release: str):
+        network, row, mask, tx, step = timed(method, backbone)
+        self.images, self.labels = against_release.batch(batch)
+        self.operands = against_release.operands(backbone, batch)
+        tuned, frozen = trees.split(jax.jit(lambda: model.init(network, row, jax.random.key(0)))(), mask)
+        self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
+        self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
+        self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
+        self.known, self.kept = known.known_of(network, row), None
+        params = trees.merge(self.state.tuned, self.frozen)
+        state = rename.to_torch({path: np.array(leaf) for path, leaf in trees.flat(params).items()})
+        state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
+        np.savez(f"{folder}/weights.npz", **state)
+        np.save(f"{folder}/ours.npy", jax.jit(functools.partial(model.apply, network, row))(params, self.images))
+
+    def train(self) -> float:
+        return self._train({"image": self.images, "label": self.labels})
+
+    def can_keep(self) -> bool:
+        """Whether a part of the step is the same in every epoch if views are."""
+        return self.known is not None
+
+    def train_fixed(self) -> float:
+        """With what is known of the images kept, as it is where views are fixed; drop-path is off in the first look then."""
+        if self.kept is None:
+            self.kept = jax.tree.map(np.asarray, jax.jit(self.known)(self.frozen, {"image": self.images}, None))
+        batch = {"image": self.images, "label": self.labels, "known": self.kept}
+        return self._train({name: value for name, value in batch.items() if name != "image" or "pooled" not in self.kept})
+
+    def _train(self, batch):
+        started = time.perf_counter()
+        self.state, metrics = self.step(self.state, self.frozen, parallel.shard(batch))
+        jax.block_until_ready((self.state, metrics))
+        return time.perf_counter() - started
+
+    def evaluate(self) -> float:
+        started = time.perf_counter()
+        batch = {"image": self.images, "label": self.labels, "mask": np.ones(len(self.labels), np.float32)}
+        jax.block_until_ready(self.eval_step(self.state.tuned, self.frozen, parallel.shard(batch)))
+        return time.perf_counter() - started
+
+    def product_rate(self) -> float:
+        """GFLOP/s of a product by itself, which bounds a step."""
+        x, kernel = map(jnp.asarray, self.operands)
+        product, seconds = jax.jit(jnp.matmul), []
+        for _ in range(50):
+            started = time.perf_counter()
+            product(x, kernel).block_until_ready()
+            seconds.append(time.perf_counter() - started)
+        return 2e-9 * x.size * kernel.shape[1] / statistics.median(seconds)
+
+    def peak_memory(self) -> int:
+        return against_release.peak_memory()
+
+    def versions(self) -> dict:
+        return workdir.circumstances()["versions"]
+
+
+if __name__ == "__main__":
+    against_release.serve(Ours)
