@@ -51,9 +51,7 @@ def _costs(what: str, args) -> dict[str, list[tuple[float, float]]]:
                 cases[name, place] = steps.Case(name, "vit_ti16", batches[place])
     for _ in range(args.rounds):
         for (_, place), case in cases.items():
-            for _ in range(3):
-                case.time_train(batches[place])
-            del case.train_seconds[-3]  # it found memory cold
+            case.time_in_a_row(batches[place], 2)
     return {
         name: [_of_an_image(cases[name, place], one["batch"]) for place, one in enumerate(settings)] for name in args.methods
     }

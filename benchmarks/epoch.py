@@ -35,21 +35,15 @@ def main() -> None:
             pipeline.write(Path(folder) / "data" / split, count)
         for name in args.methods:
             case = steps.Case(name, args.backbone, batch)
-            before = _in_a_row(case, batch)
+            case.time_in_a_row(batch, 4)
             rate, seconds = _run(args, name, Path(folder))
-            alone = args.batch / statistics.median([*before, *_in_a_row(case, batch)])
+            case.time_in_a_row(batch, 4)
+            alone = args.batch / statistics.median(case.train_seconds)
             cells = f"{alone:.1f} | {rate:.1f} | {rate / alone:.0%} | {seconds:.1f} | {args.images / rate / seconds:.0%}"
             rows.append(f"| {name} | {cells} |")
     print("\n| method | steps alone, images/s | training, images/s | its share | an epoch, s | training in it |")
     print("|---|---|---|---|---|---|")
     print("\n".join(rows))
-
-
-def _in_a_row(case, batch):
-    case.train_seconds.clear()
-    for _ in range(5):
-        case.time_train(batch)
-    return case.train_seconds[1:]  # the first one finds memory cold
 
 
 def _run(args, method: str, folder: Path) -> tuple[float, float]:

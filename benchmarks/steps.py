@@ -84,6 +84,12 @@ class Case:
         jax.block_until_ready((self.state, metrics))
         self.train_seconds.append(time.perf_counter() - started)
 
+    def time_in_a_row(self, batch: dict, count: int) -> None:
+        """Times so many train steps after one that is not counted, as it finds memory cold."""
+        for _ in range(count + 1):
+            self.time_train(batch)
+        del self.train_seconds[-count - 1]
+
     def time_evaluation(self, batch: dict) -> None:
         started = time.perf_counter()
         jax.block_until_ready(self.evaluation(self.state.tuned, self.frozen, batch))

@@ -32,14 +32,13 @@ class Writer:
 
     def __init__(self, workdir: str | Path, start_step: int):
         self._open, self._file, self._has_failed = contextlib.ExitStack(), None, False
-        self._start_step = start_step
         if jax.process_index():
             return
         path, board = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
         kept = [line for line in _lines(path) if line["step"] <= start_step]
         replace_file(path, "".join(json.dumps(line) + "\n" for line in kept))
         # A run that was killed between its last checkpoint and its result is evaluated again.
-        self._there = {frozenset(line) for line in kept if line["step"] == start_step}
+        self._there = {(start_step, frozenset(line)) for line in kept if line["step"] == start_step}
         board.mkdir(exist_ok=True)
         self._file = path.open("a", buffering=1)
         # Not its `SummaryWriter`, whose thread dies of a full disk and leaves the run waiting for it.
@@ -55,7 +54,7 @@ class Writer:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         line = {"step": step, **finite}
-        if step == self._start_step and frozenset(line) in self._there:
+        if (step, frozenset(line)) in self._there:
             return
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         with self._told():
