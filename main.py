@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         return task.run(config, folder)
     import jax
 
-    from toast_jax import hosts
+    from toast_jax.devices import hosts
 
     with hosts.joined():
         if jax.process_index():
@@ -132,7 +132,7 @@ def cli() -> None:
     except KeyboardInterrupt:
         leave(130, "Interrupted.")
     except Exception as error:
-        from toast_jax.workdir import disk_fault, unwritable
+        from toast_jax.workdir.run_folder import disk_fault, unwritable
 
         if isinstance(error, OSError) and disk_fault(error):
             leave(2, f"error: {unwritable(error.filename or 'A file', error)}")

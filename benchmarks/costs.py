@@ -16,8 +16,9 @@ from unittest import mock
 import numpy as np
 
 from benchmarks import steps
-from toast_jax import curves, workdir
-from toast_jax.backbones import vit
+from toast_jax.analysis import curves
+from toast_jax.model.backbones import vit
+from toast_jax.workdir import run_folder
 
 USUAL = {"image size": 224, "batch": 16, "depth": 12}
 VARIED = {"image size": (96, 160, 224, 288, 384), "batch": (1, 4, 8, 16, 32), "depth": (2, 6, 12, 18, 24)}
@@ -36,7 +37,7 @@ def main() -> None:
             drawn = {name: (np.array(VARIED[what]), np.array(line)[:, place]) for name, line in lines.items()}
             path = args.folder / f"{label.split()[0].lower()}_{what.replace(' ', '_')}.svg"
             path.write_text(curves.svg(drawn, label, what))
-    workdir.write_json(args.folder / "costs.json", {"varied": VARIED, "found": found, **workdir.circumstances()})
+    run_folder.write_json(args.folder / "costs.json", {"varied": VARIED, "found": found, **run_folder.circumstances()})
 
 
 def _costs(what: str, args) -> dict[str, list[tuple[float, float]]]:

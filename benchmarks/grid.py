@@ -1,4 +1,4 @@
-"""Times the grid of a VTAB-1k task: its runs one by one and as one program (toast_jax/grid.py), each in a process of its own.
+"""Times the grid of a VTAB-1k task: its runs one by one and as one program (toast_jax/train/grid.py), each in its own process.
 
     python -m benchmarks.grid --root=data/tfds --task=dsprites_location --method=toast --image-size=64 --epochs=2
 
@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from configs import sweep as config_of
-from toast_jax import sweep, workdir
 from toast_jax.errors import Diverged
-from toast_jax.fit import fit, fit_grid
-from toast_jax.sweep import Cell
+from toast_jax.tables import plan
+from toast_jax.tables.plan import Cell
+from toast_jax.train.loop import fit, fit_grid
+from toast_jax.workdir import run_folder
 
 WAYS = ("one by one", "together")
 
@@ -61,7 +62,7 @@ def main() -> None:
         print(f"step: {alone['step'] / grid['step']:.2f} times as fast; losses on val differ by {worst:.1e} at most")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **workdir.circumstances()})
+        run_folder.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **run_folder.circumstances()})
 
 
 def _in_a_process(way: str) -> dict:
@@ -78,7 +79,7 @@ def _measured(args) -> dict:
     config.warmup_epochs, config.log_every = 0, 1
     config.keep_known = args.measure == "together"
     with tempfile.TemporaryDirectory() as folder:
-        units = list(sweep.selection(config, Cell(args.method, args.task), Path(folder)).values())[: args.points]
+        units = list(plan.selection(config, Cell(args.method, args.task), Path(folder)).values())[: args.points]
         configs, folders = [unit.config for unit in units], [unit.folder for unit in units]
         started = time.perf_counter()
         if args.measure == "together":

@@ -10,9 +10,14 @@ import numpy as np
 
 from benchmarks import against_release
 from benchmarks.steps import timed
-from toast_jax import known, losses, model, parallel, rename, trees, workdir
-from toast_jax.evaluation import eval_step
-from toast_jax.train import init_state
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.model import losses, steered
+from toast_jax.train import feature_cache
+from toast_jax.train.evaluation import eval_step
+from toast_jax.train.step import init_state
+from toast_jax.weights import rename
+from toast_jax.workdir import run_folder
 
 
 class Ours:
@@ -22,16 +27,16 @@ class Ours:
         network, row, mask, tx, step = timed(method, backbone)
         self.images, self.labels = against_release.batch(batch)
         self.operands = against_release.operands(backbone, batch)
-        tuned, frozen = trees.split(jax.jit(lambda: model.init(network, row, jax.random.key(0)))(), mask)
+        tuned, frozen = trees.split(jax.jit(lambda: steered.init(network, row, jax.random.key(0)))(), mask)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
-        self.known, self.kept = known.known_of(network, row), None
+        self.known, self.kept = feature_cache.known_of(network, row), None
         params = trees.merge(self.state.tuned, self.frozen)
         state = rename.to_torch({path: np.array(leaf) for path, leaf in trees.flat(params).items()})
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
         np.savez(f"{folder}/weights.npz", **state)
-        np.save(f"{folder}/ours.npy", jax.jit(functools.partial(model.apply, network, row))(params, self.images))
+        np.save(f"{folder}/ours.npy", jax.jit(functools.partial(steered.apply, network, row))(params, self.images))
 
     def train(self) -> float:
         return self._train({"image": self.images, "label": self.labels})
@@ -73,7 +78,7 @@ class Ours:
         return against_release.peak_memory()
 
     def versions(self) -> dict:
-        return workdir.circumstances()["versions"]
+        return run_folder.circumstances()["versions"]
 
 
 if __name__ == "__main__":

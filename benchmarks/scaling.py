@@ -19,8 +19,10 @@ import jax.numpy as jnp
 
 from benchmarks import products
 from benchmarks.steps import timed
-from toast_jax import model, parallel, trees
-from toast_jax.train import init_state
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.model import steered
+from toast_jax.train.step import init_state
 
 DEVICES = (1, 2, 4, 8)
 _BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
@@ -65,7 +67,7 @@ def _rows(name: str, backbone: str) -> dict:
 def compiled(name: str, backbone: str, batch_size: int) -> tuple[int, str]:
     """How many parameters a method tunes, and the optimised program of its train step, from shapes."""
     network, method, mask, tx, step = timed(name, backbone)
-    tuned, frozen = trees.split(jax.eval_shape(lambda: model.init(network, method, jax.random.key(0))), mask)
+    tuned, frozen = trees.split(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), mask)
     state = jax.eval_shape(lambda: init_state(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tuned), tx, seed=0))
     share = (jax.device_count(), batch_size // jax.device_count())
     batch = {

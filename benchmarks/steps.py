@@ -20,10 +20,14 @@ import numpy as np
 from benchmarks import products
 from benchmarks.recipe import CLASSES, DECAY, MOMENTUM, RATE
 from configs import common, fgvc
-from toast_jax import losses, methods, model, optim, parallel, trees, workdir
-from toast_jax.backbones import llama, vit
-from toast_jax.evaluation import eval_step
-from toast_jax.train import init_state, train_step
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.model import losses, methods, steered
+from toast_jax.model.backbones import llama, vit
+from toast_jax.train import optim
+from toast_jax.train.evaluation import eval_step
+from toast_jax.train.step import init_state, train_step
+from toast_jax.workdir import run_folder
 
 TOKENS = 256
 
@@ -58,8 +62,8 @@ def main() -> None:
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **workdir.circumstances()})
-        print(json.dumps(workdir.circumstances()))
+        run_folder.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **run_folder.circumstances()})
+        print(json.dumps(run_folder.circumstances()))
 
 
 class Case:
@@ -67,7 +71,7 @@ class Case:
 
     def __init__(self, name: str, backbone: str, batch: dict):
         network, method, mask, tx, step = timed(name, backbone, image_size=batch["image"].shape[-2] if "image" in batch else 0)
-        tuned, frozen = trees.split(jax.jit(lambda: model.init(network, method, jax.random.key(0)))(), mask)
+        tuned, frozen = trees.split(jax.jit(lambda: steered.init(network, method, jax.random.key(0)))(), mask)
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.train, self.compile_seconds, self.temporary, self.flops = _compile(
@@ -118,8 +122,8 @@ def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
     else:
         config = fgvc.get_config(f"method={name},backbone={backbone}")
         config.data.image_size = image_size
-    network, method = model.build(config, CLASSES)
-    mask = methods.tuned_mask(jax.eval_shape(lambda: model.init(network, method, jax.random.key(0))), method)
+    network, method = steered.build(config, CLASSES)
+    mask = methods.tuned_mask(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), method)
     fields = {"momentum": MOMENTUM, "weight_decay": DECAY, "no_decay": no_decay, "clip": 0.0}
     tx = optim.optimizer(name="sgd", schedule=lambda _: RATE, mask=mask, **fields)
     return network, method, mask, tx, functools.partial(train_step, scores=losses.tune(network, method), tx=tx, **parts)

@@ -52,7 +52,7 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     config.name = name
     config.task = "train"  # train | evaluate
     config.stage = stage  # tune: the downstream task | pretune: the top-down module on generic images
-    config.method = method  # a row of toast_jax/methods.py
+    config.method = method  # a row of toast_jax/model/methods.py
     config.seed = 42
     config.resume = True  # go on from the last checkpoint in --workdir
 
@@ -129,7 +129,7 @@ def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> C
     config.name = name
     config.task = "train"  # train | evaluate
     config.stage = stage  # tune: the downstream task | pretune: the top-down module on generic text
-    config.method = method  # a row of toast_jax/methods.py
+    config.method = method  # a row of toast_jax/model/methods.py
     config.seed = 42
     config.resume = True  # go on from the last checkpoint in --workdir
 

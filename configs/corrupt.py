@@ -3,14 +3,14 @@
     python main.py --config=configs/corrupt.py:runs=runs/toast+runs/lora --workdir=robustness
 
 runs: folders of runs with one image size and the same classes, joined by +. images: a split of the first run's data (train,
-val, test). kinds: corruptions, joined by +, or all; toast_jax/corruptions.py lists them, and says how they differ from those of
-ImageNet-C. weights: the backbone of the runs, if its file has moved.
+val, test). kinds: corruptions, joined by +, or all; toast_jax/data/images/corruptions.py lists them,
+and says how they differ from those of ImageNet-C. weights: the backbone of the runs, if its file has moved.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
-from toast_jax.corruptions import CORRUPTIONS, SEVERITIES
+from toast_jax.data.images.corruptions import CORRUPTIONS, SEVERITIES
 
 
 def get_config(text: str | None = None):

@@ -11,7 +11,7 @@ It needs `pip install -r requirements-tfds.txt`; reading what it made does not. 
 from ml_collections import ConfigDict
 
 from configs import common
-from toast_jax.data.vtab_tasks import TASKS
+from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
 
 

@@ -29,7 +29,7 @@ def get_config(text: str | None = None):
 
 
 def scenes(config, *, task: str, train: int, val: int, test: int) -> None:
-    """Makes scenes the data of a config, for one of their tasks (see toast_jax/data/scenes.py)."""
+    """Makes scenes the data of a config, for one of their tasks (see toast_jax/data/images/scenes.py)."""
     config.data.format, config.data.name = "scenes", task
     config.data.splits.update({"train": f"train[:{train}]", "val": f"val[:{val}]", "test": f"test[:{test}]"})
     config.data.resize = config.data.image_size = 48

@@ -16,9 +16,9 @@ tells how to use many devices. configs/table.py makes the table.
 from ml_collections import ConfigDict
 
 from configs import common, fgvc, vtab
-from toast_jax.data.vtab_tasks import TASKS
+from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
-from toast_jax.methods import METHODS
+from toast_jax.model.methods import METHODS
 
 
 def get_config(text: str | None = None):

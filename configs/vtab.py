@@ -5,8 +5,8 @@
     python main.py --config=configs/vtab.py:task=cifar100,method=toast,backbone=vit_b16_in1k,split=final \\
         --config.top_down=weights/vit_b16_in1k_top_down.pth
 
-task: a row of toast_jax/data/vtab_tasks.py. method: as in configs/fgvc.py. split: final (trains on train800val200, test) or
-selection (train800, val200; no test image is opened). configs/prepare.py prepares the data, once.
+task: a row of toast_jax/data/images/vtab/tasks.py. method: as in configs/fgvc.py. split: final (trains on train800val200,
+test) or selection (train800, val200; no test image is opened). configs/prepare.py prepares the data, once.
 configs/sweep.py runs the whole protocol: it tries the learning rates of LR, meant for batches of 256, with the weight decays of
 WEIGHT_DECAY, takes the best on val200 and runs the seeds of SEEDS with it. The defaults here are in the middle.
 The paper's mean top-1 with ViT-B/16 (ImageNet-1k) for toast: natural 76.4, specialized 84.6, structured 56.2, all 69.6; its row
@@ -14,7 +14,7 @@ is quoted from a public review of a later version of the paper.
 """
 
 from configs import common
-from toast_jax.data.vtab_tasks import TASKS
+from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
 
 # The grid of the release; for linear, that of VPT's code. None is published for partial and bias: theirs is ours.

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from conftest import tiny_config
 
-from toast_jax import checkpoint, fit, parallel, prepare, trees
-from toast_jax.backbones import vit
+from tests.conftest import tiny_config
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.model.backbones import vit
+from toast_jax.train import checkpoint, loop, setup
 
 
 def main(images, folder, method, trials):
@@ -38,7 +40,7 @@ def main(images, folder, method, trials):
 
 
 def run(config, folder):
-    fit.fit(config, folder)
+    loop.fit(config, folder)
 
 
 def same(config, parts, whole):
@@ -53,7 +55,7 @@ def same(config, parts, whole):
 
 
 def final_state(config, folder):
-    _, state = prepare.prepare(config, folder)
+    _, state = setup.prepare(config, folder)
     with checkpoint.manager(folder) as checkpoints:
         restored = checkpoint.restore(checkpoints, state)
     return [*trees.flat(trees.prune(restored.tuned)).values(), *map(np.asarray, parallel.jax.tree.leaves(restored.opt_state))]

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 sys.path.insert(0, str(ROOT))
 
-from toast_jax import curves  # noqa: E402
+from toast_jax.analysis import curves  # noqa: E402
 
 WATCHED = ("memory", "open files", "threads")
 

@@ -5,12 +5,15 @@ import sys
 
 import jax
 import numpy as np
-from conftest import TINY_CONVNEXT, tiny_config
 
-from toast_jax import losses, methods, model, optim, parallel, trees
-from toast_jax.augment import augment
-from toast_jax.backbones import convnext, vit
-from toast_jax.train import init_state, train_step
+from tests.conftest import TINY_CONVNEXT, tiny_config
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.model import losses, methods, steered
+from toast_jax.model.backbones import convnext, vit
+from toast_jax.train import optim
+from toast_jax.train.augment import augment
+from toast_jax.train.step import init_state, train_step
 
 AUGMENT = functools.partial(augment, num_classes=3, erasing=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1)
 
@@ -28,8 +31,8 @@ def main(path, backbone, *names):
         config = tiny_config("", "toast" if name == "pretune" else name, backbone)
         # Random numbers have to be the same for any number of devices, too.
         config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3
-        network, method = model.build(config, num_classes=3)
-        params = jax.jit(lambda network=network, method=method: model.init(network, method, jax.random.key(0)))()
+        network, method = steered.build(config, num_classes=3)
+        params = jax.jit(lambda network=network, method=method: steered.init(network, method, jax.random.key(0)))()
         mask = methods.tuned_mask(params, method)
         tuned, frozen = trees.split(params, mask)
         before = trees.flat(trees.prune(parallel.fetch(tuned)))  # now, as the first step is given its buffers

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 SMALL = {
     "steps": "--backbone=vit_mini16 --batch=8 --rounds=1 --methods toast --out={folder}/steps.json",
     "steps on text": "--backbone=stories260k --batch=8 --rounds=1",

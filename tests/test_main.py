@@ -5,14 +5,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import main
+from tests import ROOT
 from toast_jax.errors import InputError
-
-ROOT = Path(__file__).parent.parent
 
 
 def run(*args, cwd=ROOT):

@@ -9,10 +9,10 @@ import pytest
 
 import main
 from configs import demo as demo_config
-from toast_jax import report
+from tests import ROOT
+from toast_jax.analysis import report
 from toast_jax.tasks import demo
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 

@@ -1,12 +1,10 @@
 """The pinned versions are of what the requirements ask for."""
 
-from pathlib import Path
-
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def lines(name):

@@ -3,7 +3,7 @@
 import re
 import string
 
-from toast_jax.tokenizer import Encoded
+from toast_jax.data.text.tokenizer import Encoded
 
 _SINGLE = [*string.printable]
 _PIECES = ["", "<s>", "</s>", *_SINGLE, *(f" {one}" for one in _SINGLE)]

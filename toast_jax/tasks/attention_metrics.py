@@ -11,15 +11,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import comparison, localization, maps, perturbation, report, saved_run, workdir
-from toast_jax.check import check_fields
-from toast_jax.data import batches, chosen, objects
-from toast_jax.data.sources import Source
-from toast_jax.data.verify import Subset
+from toast_jax.analysis import comparison, localization, maps, objects, perturbation, report
+from toast_jax.config.check import check_fields
+from toast_jax.data.images import batches, chosen
+from toast_jax.data.images.sources import Source
+from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
-from toast_jax.model import apply
-from toast_jax.progress import told_in
-from toast_jax.saved_run import SavedRun
+from toast_jax.model.steered import apply
+from toast_jax.train import saved_run
+from toast_jax.train.saved_run import SavedRun
+from toast_jax.workdir import run_folder
+from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.runs or not config.images:
         raise InputError("Nothing to measure; write --config=configs/attention.py:runs=RUN+RUN,objects=BOXES.json.")
     check_fields(config)
-    folder = workdir.writable(folder)
+    folder = run_folder.writable(folder)
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
@@ -76,8 +78,8 @@ def run(config: ConfigDict, folder: str) -> None:
     parts = [report.heading(title, 1), report.table(header, lines), *map(report.paragraph, notes)]
     (folder / "attention_metrics.html").write_text(report.page(title, *parts))
     measured = [{"method": row.method, "map": row.map, **one} for row, one in zip(rows, numbers, strict=True)]
-    told = {"rows": measured, **facts, "seed": config.seed, "config": config.to_dict(), **workdir.circumstances()}
-    workdir.write_json(folder / "attention_metrics.json", told)
+    told = {"rows": measured, **facts, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
+    run_folder.write_json(folder / "attention_metrics.json", told)
     log.info("The table is in %s.", (folder / "attention_metrics.html").resolve())
 
 

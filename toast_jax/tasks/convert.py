@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import download, pretrained, saved_run, top_down_file, trees
-from toast_jax.check import check_fields
+from toast_jax import trees
+from toast_jax.config.check import check_fields
 from toast_jax.errors import InputError, listed
-from toast_jax.rename import Arrays, kind, rename_back, table, uneven_layers, unstack
-from toast_jax.weight_files import check_writable, read_header, write
+from toast_jax.train import saved_run
+from toast_jax.weights import download, module_file, pretrained
+from toast_jax.weights.files import check_writable, read_header, write
+from toast_jax.weights.rename import Arrays, kind, rename_back, table, uneven_layers, unstack
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def _of_run(folder: Path, weights: str) -> tuple[str, Arrays, dict[str, str]]:
     log.info("%s is read at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network pools by mean; the release would read its class token.")
-    header = top_down_file.header(saved.params, saved.config)
+    header = module_file.header(saved.params, saved.config)
     flat = trees.flat(saved.params)
     network = kind(flat)
     if network == "LLaMA" and saved.config.method != "finetune":  # its backbone is large, and as it was

@@ -9,14 +9,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import corruptions, drawing, localization, report, saved_run, workdir
-from toast_jax.check import check_fields
-from toast_jax.data import batches, chosen, images
-from toast_jax.data.sources import Source
-from toast_jax.data.verify import Subset
+from toast_jax.analysis import drawing, localization, report
+from toast_jax.config.check import check_fields
+from toast_jax.data.images import batches, chosen, corruptions, pixels
+from toast_jax.data.images.sources import Source
+from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
-from toast_jax.model import apply
-from toast_jax.progress import told_in
+from toast_jax.model.steered import apply
+from toast_jax.train import saved_run
+from toast_jax.workdir import run_folder
+from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Corrupted:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
-        view = images.eval_view(images.decode(record["image"], record["name"]), resize=self.resize, size=self.size)
+        view = pixels.eval_view(pixels.decode(record["image"], record["name"]), resize=self.resize, size=self.size)
         if self.name:
             view = corruptions.corrupt(view, self.name, self.severity, self.seed, index)
         return {**record, "image": view}
@@ -61,7 +63,7 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.runs:
         raise InputError("Nothing to evaluate; write --config=configs/corrupt.py:runs=RUN+RUN.")
     check_fields(config)
-    folder = workdir.writable(folder)
+    folder = run_folder.writable(folder)
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
@@ -87,7 +89,7 @@ def run(config: ConfigDict, folder: str) -> None:
     (folder / "corruptions.html").write_text(_page(header, rows, notes, of, config))
     accuracy = {name: {run: part.mean(axis=-1).tolist() for run, part in by_run.items()} for name, by_run in right.items()}
     told = {"images": len(source), "accuracy": accuracy, "severities": list(config.severities), "seed": config.seed}
-    workdir.write_json(folder / "corruptions.json", {**told, "config": config.to_dict(), **workdir.circumstances()})
+    run_folder.write_json(folder / "corruptions.json", {**told, "config": config.to_dict(), **run_folder.circumstances()})
     log.info("The table is in %s.", (folder / "corruptions.html").resolve())
 
 

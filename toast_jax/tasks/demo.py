@@ -11,11 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax import comparison, curves, drawing, localization, maps, report, saved_run, workdir
-from toast_jax.check import check_fields
-from toast_jax.data import scenes
-from toast_jax.fit import fit_seeds
-from toast_jax.progress import told_in
+from toast_jax.analysis import comparison, curves, drawing, localization, maps, report
+from toast_jax.config.check import check_fields
+from toast_jax.data.images import scenes
+from toast_jax.train import saved_run
+from toast_jax.train.loop import fit_seeds
+from toast_jax.workdir import run_folder
+from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """Tunes everything, prints the table and writes `report.html` and `figure.png`; what is done already is not repeated."""
     started = time.perf_counter()
     check_fields(config)
-    folder = workdir.writable(folder)
+    folder = run_folder.writable(folder)
     shown = [scenes.scene("test", i) for i in range(config.attention_scenes)]
     boxes = np.stack([localization.box_of(one.masks["target"]) for one in shown])
     log.info("%d runs; what each of them tells is in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
@@ -68,10 +70,10 @@ def run(config: ConfigDict, folder: str) -> None:
         log.info("%s", textwrap.fill(note, 100))
     (folder / "table.md").write_text(report.markdown(HEADER, table) + "\n")
     Image.fromarray(_figure(rows, shown[: config.shown_scenes])).save(folder / "figure.png")
-    facts = workdir.circumstances()
+    facts = run_folder.circumstances()
     page = report.page("TOAST in three minutes", *_story(config, rows, shown, table, notes, folder, facts))
     (folder / "report.html").write_text(page)
-    workdir.write_json(folder / "result.json", _result(config, rows, before, facts))
+    run_folder.write_json(folder / "result.json", _result(config, rows, before, facts))
     log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
 
 

@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import curves, language, parallel, report, workdir
-from toast_jax.check import check_fields
-from toast_jax.data import tales
+from toast_jax.analysis import curves, report
+from toast_jax.config.check import check_fields
+from toast_jax.data.text import tales
+from toast_jax.devices import parallel
 from toast_jax.errors import InputError
-from toast_jax.evaluation import evaluate, mapped
-from toast_jax.fit import fit, fit_seeds
-from toast_jax.prepare import load_network, scores_of
-from toast_jax.progress import told_in
 from toast_jax.tasks import generate
+from toast_jax.train import text
+from toast_jax.train.evaluation import evaluate, mapped
+from toast_jax.train.loop import fit, fit_seeds
+from toast_jax.train.setup import load_network, scores_of
+from toast_jax.workdir import run_folder
+from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +65,13 @@ def run(config: ConfigDict, folder: str) -> None:
     started = time.perf_counter()
     check_fields(config)
     _check_weights(config.weights)
-    folder = workdir.writable(folder)
+    folder = run_folder.writable(folder)
     log.info("%d runs; what each of them tells is in %s.", 1 + len(config.rows) * len(config.seeds), folder / "log.txt")
     held_out = [tales.tale("test", i) for i in range(config.tales.test)]
     wanted = tuple(one.answer for one in held_out)
     rows = {}
     with told_in(folder / "log.txt", but=log):
-        files = workdir.writable(folder / "tales")
+        files = run_folder.writable(folder / "tales")
         tales.write(files, dict(config.tales))
         fit(_placed(config.pretune, config, folder), folder / "pretune")
         for name in (NOT_TUNED, *config.rows):
@@ -82,10 +85,10 @@ def run(config: ConfigDict, folder: str) -> None:
     log.info("\n%s\n", report.columns(HEADER, table))
     log.info("%s", textwrap.fill(note, 100))
     (folder / "table.md").write_text(report.markdown(HEADER, table) + "\n")
-    facts = workdir.circumstances()
+    facts = run_folder.circumstances()
     story = _story(config, rows, held_out, table, note, folder, facts)
     (folder / "report.html").write_text(report.page("TOAST for language in a few minutes", *story), encoding="utf-8")
-    workdir.write_json(folder / "result.json", _result(config, rows, wanted, facts))
+    run_folder.write_json(folder / "result.json", _result(config, rows, wanted, facts))
     log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
 
 
@@ -119,15 +122,15 @@ def _tuned(name: str, config: ConfigDict, folder: Path) -> Row:
 
 def _not_tuned(config: ConfigDict, folder: Path) -> Row:
     """The language model as it is."""
-    run, here = _placed(config.not_tuned, config, folder), workdir.writable(folder / NOT_TUNED)
-    if not (saved := workdir.recorded(here, run)):
+    run, here = _placed(config.not_tuned, config, folder), run_folder.writable(folder / NOT_TUNED)
+    if not (saved := run_folder.recorded(here, run)):
         network = load_network(run, 0)
         step = mapped(scores_of(run, network), parallel)
         tuned, frozen = parallel.place(network.tuned), parallel.spread(network.frozen)
-        source = language.open_sources(run, verified=True)[1]["test"]
-        saved = {"test": language.summary(evaluate(step, tuned, frozen, language.eval_batches(run, source)))}
-        workdir.write_json(here / "config.json", run.to_dict())
-        workdir.write_json(here / "result.json", saved)
+        source = text.open_sources(run, verified=True)[1]["test"]
+        saved = {"test": text.summary(evaluate(step, tuned, frozen, text.eval_batches(run, source)))}
+        run_folder.write_json(here / "config.json", run.to_dict())
+        run_folder.write_json(here / "result.json", saved)
     return Row(0, np.array([saved["test"]["perplexity"]]), (_answers(config, folder, here, network=run),))
 
 

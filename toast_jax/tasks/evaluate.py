@@ -7,11 +7,12 @@ import logging
 
 from ml_collections import ConfigDict
 
-from toast_jax import checkpoint, identity, workdir
-from toast_jax.check import check
+from toast_jax.config.check import check
 from toast_jax.errors import InputError
-from toast_jax.evaluation import described, evaluate, mapped
-from toast_jax.prepare import devices_of, domain, load_network, scores_of
+from toast_jax.train import checkpoint
+from toast_jax.train.evaluation import described, evaluate, mapped
+from toast_jax.train.setup import devices_of, domain, load_network, scores_of
+from toast_jax.workdir import fingerprint, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, folder: str) -> None:
     """Logs accuracy and loss on every evaluation split, and saves them as `evaluation.json` in the folder."""
     check(config)
-    saved = workdir.writable(folder) / "evaluation.json"
+    saved = run_folder.writable(folder) / "evaluation.json"
     reads = domain(config)
     train, evals = reads.open_sources(config, verified=True)
     if not evals:
@@ -29,10 +30,10 @@ def run(config: ConfigDict, folder: str) -> None:
         tuned, origin = network.tuned, config.checkpoint
     else:
         with checkpoint.manager(folder) as checkpoints:
-            workdir.check_evaluates(folder, config)
+            run_folder.check_evaluates(folder, config)
             network = load_network(config, len(train.classes))
             theirs = checkpoint.read_meta(checkpoints)["frozen"]
-            identity.check_frozen(identity.of_frozen(network.frozen), theirs, folder, config.backbone.weights)
+            fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), theirs, folder, config.backbone.weights)
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
     devices = devices_of(config)
@@ -41,7 +42,7 @@ def run(config: ConfigDict, folder: str) -> None:
     results = {}
     for name, source in evals.items():
         results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices))
-    facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **workdir.circumstances()}
-    workdir.write_json(saved, {**results, **facts})
+    facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
+    run_folder.write_json(saved, {**results, **facts})
     for name, one in results.items():
         log.info("%s: %s %s", origin, name, described(one, reads.UNIT))

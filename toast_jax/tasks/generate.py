@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import generation, language, saved_run, trees, workdir
-from toast_jax.check import check_fields
-from toast_jax.data import text
+from toast_jax import trees
+from toast_jax.config.check import check_fields
+from toast_jax.data.text import documents
 from toast_jax.errors import InputError
-from toast_jax.generation import Sampling
-from toast_jax.prepare import load_network
+from toast_jax.model import generation
+from toast_jax.model.generation import Sampling
+from toast_jax.train import saved_run, text
+from toast_jax.train.setup import load_network
+from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +25,8 @@ log = logging.getLogger(__name__)
 _ASKED: dict[str, Callable[[str, bool], str]] = {
     "text": lambda question, first: question,
     "prompts": lambda question, first: question,
-    "instructions": lambda question, first: text.instruct(question),
-    "conversations": text.converse,
+    "instructions": lambda question, first: documents.instruct(question),
+    "conversations": documents.converse,
 }
 
 
@@ -38,7 +41,7 @@ def run(config: ConfigDict, folder: str) -> None:
     check_fields(config)
     speaker = Speaker(config)
     if config.file:
-        _answer_file(config, speaker, workdir.writable(folder))
+        _answer_file(config, speaker, run_folder.writable(folder))
     elif config.prompt:
         speaker.stream(speaker.tokens(config.prompt))
     else:
@@ -61,7 +64,7 @@ class Speaker:
             raise InputError("Nothing to generate with; write --config=configs/generate.py:run=RUN, or :backbone=BACKBONE.")
         if config.tokenizer:
             of_run.data.tokenizer = config.tokenizer
-        self._tokenizer = language.open_tokenizer(of_run)
+        self._tokenizer = text.open_tokenizer(of_run)
         self._most, self._seed, self._context = config.most, config.seed, self._network[0].backbone.context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
         self.format = config.format or of_run.data.format
@@ -111,7 +114,7 @@ class Speaker:
 
 def _answer_file(config, speaker, folder: Path) -> None:
     path = Path(config.file).expanduser()
-    questions = text.records(path)
+    questions = documents.records(path)
     for place, record in questions:
         if not isinstance(record, dict) or not isinstance(record.get("question"), str):
             raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')

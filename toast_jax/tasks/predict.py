@@ -10,11 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax import drawing, maps, saved_run, workdir
-from toast_jax.check import check_fields
-from toast_jax.data import batches, files
+from toast_jax.analysis import drawing, maps
+from toast_jax.config.check import check_fields
+from toast_jax.data.images import batches, files
 from toast_jax.errors import InputError
-from toast_jax.model import apply
+from toast_jax.model.steered import apply
+from toast_jax.train import saved_run
+from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.run or not config.images:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
     check_fields(config)
-    folder = workdir.writable(folder)
+    folder = run_folder.writable(folder)
     source = files.unlabelled(config.images)
     saved = saved_run.load_tuned(config.run, config.weights)
     look = jax.jit(functools.partial(maps.look if config.attention else _named, saved.model, saved.method))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from toast_jax.check import check_fields
-from toast_jax.data import vtab
-from toast_jax.data.vtab_tasks import BUILDERS, Builder
+from toast_jax.config.check import check_fields
+from toast_jax.data.images.vtab import records
+from toast_jax.data.images.vtab.tasks import BUILDERS, Builder
 from toast_jax.errors import InputError
-from toast_jax.workdir import writable
+from toast_jax.workdir.run_folder import writable
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def run(config: ConfigDict, folder: str) -> None:
     failures = {}
     for name in config.datasets:
         try:
-            if found := vtab.find(root, name):
+            if found := records.find(root, name):
                 log.info("%s is prepared already, in %s.", name, found)
                 continue
             if missing[name]:

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax import interrupt, locks, sweep, workdir
-from toast_jax.check import check
-from toast_jax.data import sources
+from toast_jax.config.check import check
+from toast_jax.data.images import sources
 from toast_jax.errors import Diverged, InputError, Interrupted, listed
-from toast_jax.fit import fit_grid, fit_seeds
-from toast_jax.prepare import load_network
-from toast_jax.progress import told_in
-from toast_jax.sweep import Cell, Point, Unit
+from toast_jax.tables import plan
+from toast_jax.tables.plan import Cell, Point, Unit
+from toast_jax.train.loop import fit_grid, fit_seeds
+from toast_jax.train.setup import load_network
+from toast_jax.workdir import interrupt, locks, run_folder
+from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 _traces = logging.getLogger(f"{__name__}.traces")  # not on the console
@@ -34,9 +35,9 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     if jax.process_count() > 1:
         raise InputError("A sweep splits its runs, not one run, over hosts: leave out --distributed, see docs/sweeps.md.")
-    share = sweep.shard(sweep.cells(config), config.sweep.shard)
-    folder = sweep.claim(config, folder)
-    log.info("%d of %d pairs of method and task, in %s.", len(share), len(sweep.cells(config)), folder)
+    share = plan.shard(plan.cells(config), config.sweep.shard)
+    folder = plan.claim(config, folder)
+    log.info("%d of %d pairs of method and task, in %s.", len(share), len(plan.cells(config)), folder)
     try:
         with interrupt.asked() as interrupted:
             _check(config, [cell for cell in share if not _is_done(config, cell, folder)], folder)
@@ -55,11 +56,11 @@ def run(config: ConfigDict, folder: str) -> None:
 
 def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
     """Whether all results of a cell are there; InputError if one of them is of another config."""
-    scores = {point: _score(unit) for point, unit in sweep.selection(config, cell, folder).items()}
+    scores = {point: _score(unit) for point, unit in plan.selection(config, cell, folder).items()}
     if None in scores.values():
         return False
-    point = sweep.best(scores) if scores else sweep.points(config, cell)[0]
-    return point is not None and sweep.final(config, cell, point, folder).results() is not None
+    point = plan.best(scores) if scores else plan.points(config, cell)[0]
+    return point is not None and plan.final(config, cell, point, folder).results() is not None
 
 
 def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
@@ -67,7 +68,7 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
     failed, num_classes, checked = {}, {}, set()
     with told_in(folder / "log.txt", but=log):
         for cell in work:
-            runs = [sweep.final(config, cell, point, folder).config for point in sweep.points(config, cell)]
+            runs = [plan.final(config, cell, point, folder).config for point in plan.points(config, cell)]
             for run in runs:
                 check(run)
             try:
@@ -85,7 +86,7 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
 
 def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[], bool]) -> dict[str, str]:
     """Selects and runs the seeds of one cell; returns what is left undone, by name, with the reason."""
-    units, left = sweep.selection(config, cell, folder), {}
+    units, left = plan.selection(config, cell, folder), {}
     _train_together(config, [unit for unit in units.values() if _score(unit) is None], interrupted)
     for number, unit in enumerate(units.values(), start=1):
         left |= _ensure(unit, f"{number}/{len(units)}", interrupted)
@@ -95,15 +96,15 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
     if units:
         point = _selected({point: _score(unit) for point, unit in units.items()}, folder / str(cell))
     else:
-        point = sweep.points(config, cell)[0]
+        point = plan.points(config, cell)[0]
     if point is None:
         log.info("%s: every run of the selection has diverged; give lower rates in sweep.grid.%s.lr.", cell, cell.method)
         return {f"{cell}/selection": "diverged"}
-    return _ensure(sweep.final(config, cell, point, folder), "final", interrupted)
+    return _ensure(plan.final(config, cell, point, folder), "final", interrupted)
 
 
 def _train_together(config: ConfigDict, units: list[Unit], interrupted: Callable[[], bool]) -> None:
-    """Makes runs of a selection as one program, or several of `sweep.together` runs each.
+    """Makes runs of a selection as one program, or several of `plan.together` runs each.
 
     Nothing is told here and nothing has to succeed: `_ensure` tells of every run, and makes those that are not done, alone.
     """
@@ -127,7 +128,7 @@ def _is_ours(unit: Unit, held: contextlib.ExitStack) -> bool:
 
 
 def _made_together(config: ConfigDict, units: list[Unit]) -> None:
-    folder = workdir.writable(sweep.folder_of_all(units))
+    folder = run_folder.writable(plan.folder_of_all(units))
     configs, folders = [unit.config for unit in units], [unit.folder for unit in units]
     with told_in(folder / "log.txt", but=log):
         try:
@@ -201,7 +202,7 @@ def _made(unit: Unit) -> dict[str, str]:
 def _given_up(unit: Unit, error: InputError) -> dict[str, str]:
     """Of a run of the selection that has diverged a note is kept, which is as good as a result: the point is not taken."""
     if isinstance(error, Diverged) and not _is_final(unit):
-        workdir.write_json(unit.folder / _DIVERGED, {"error": str(error)})
+        run_folder.write_json(unit.folder / _DIVERGED, {"error": str(error)})
         _drop_checkpoints(unit)
         return {}
     return {unit.name: _reason(error)}
@@ -221,18 +222,18 @@ def _score(unit: Unit) -> float | None:
     """What a run of the selection scored on val after its last epoch, NaN if it has diverged; None if it is not done."""
     if results := unit.results():
         return results[0]["val"]["accuracy"]
-    return float("nan") if workdir.recorded(unit.folder, unit.config, _DIVERGED) else None
+    return float("nan") if run_folder.recorded(unit.folder, unit.config, _DIVERGED) else None
 
 
 def _selected(scores: dict[Point, float], folder: Path) -> Point | None:
     """The best point; it is saved with the scores of all as `selected.json`."""
-    point = sweep.best(scores)
+    point = plan.best(scores)
     grid = [
         {"lr": one.lr, "weight_decay": one.weight_decay, "val_accuracy": None if np.isnan(score) else score}
         for one, score in scores.items()
     ]
     chosen = point and {"lr": point.lr, "weight_decay": point.weight_decay}
-    workdir.write_json(folder / "selected.json", {"selected": chosen, "grid": grid})
+    run_folder.write_json(folder / "selected.json", {"selected": chosen, "grid": grid})
     return point
 
 

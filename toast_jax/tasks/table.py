@@ -4,8 +4,10 @@ import logging
 
 from ml_collections import ConfigDict
 
-from toast_jax import report, tables, workdir
-from toast_jax.check import check_fields
+from toast_jax.analysis import report
+from toast_jax.config.check import check_fields
+from toast_jax.tables import tables
+from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +16,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """Prints the table and writes `table.md`, `table.tex`, `table.html` and, for other programs, `table.csv`."""
     check_fields(config)
     table = tables.collect(config.sweeps)
-    folder = workdir.writable(folder)
+    folder = run_folder.writable(folder)
     header, rows = tables.cells(table)
     notes = tables.notes(table)
     title = f"{table.table.upper()}, {table.backbone}"

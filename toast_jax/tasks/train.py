@@ -6,10 +6,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from toast_jax import confusion, saved_run
-from toast_jax.evaluation import described
-from toast_jax.fit import fit
-from toast_jax.prepare import domain
+from toast_jax.analysis import confusion
+from toast_jax.train import saved_run
+from toast_jax.train.evaluation import described
+from toast_jax.train.loop import fit
+from toast_jax.train.setup import domain
 
 log = logging.getLogger(__name__)
 

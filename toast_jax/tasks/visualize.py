@@ -7,12 +7,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax import comparison, drawing, maps, report, saved_run, workdir
-from toast_jax.check import check_fields
-from toast_jax.data import chosen
-from toast_jax.data.verify import Subset
+from toast_jax.analysis import comparison, drawing, maps, report
+from toast_jax.config.check import check_fields
+from toast_jax.data.images import chosen
+from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
-from toast_jax.progress import told_in
+from toast_jax.train import saved_run
+from toast_jax.workdir import run_folder
+from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.runs or not config.images:
         raise InputError("Nothing to look at; write --config=configs/visualize.py:runs=RUN+RUN,images=FOLDER.")
     check_fields(config)
-    folder = workdir.writable(folder)
+    folder = run_folder.writable(folder)
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
@@ -60,8 +62,8 @@ def run(config: ConfigDict, folder: str) -> None:
         name: [{"image": image, "named": named} for image, named in zip(names, found.named, strict=True)]
         for name, found in looked.items()
     }
-    workdir.write_json(
-        folder / "visualize.json", {"runs": told, "truths": truths, "config": config.to_dict(), **workdir.circumstances()}
+    run_folder.write_json(
+        folder / "visualize.json", {"runs": told, "truths": truths, "config": config.to_dict(), **run_folder.circumstances()}
     )
     log.info("%d images by %d runs are side by side in %s.", len(images), len(runs), page.resolve())
 

@@ -1,0 +1,6 @@
+"""Tests, in the folders of what they test."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"

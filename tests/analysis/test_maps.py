@@ -1,0 +1,94 @@
+"""Maps of a look, by hand: heads, rollout, what is fed back, and the gradient map of a ConvNeXt."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import tiny_config
+from toast_jax.analysis import maps, rollout
+from toast_jax.model import steered
+
+WEIGHTS = np.random.default_rng(0).dirichlet(np.ones(7), (3, 2, 4, 7)).astype(np.float32)  # L, B, H, N; two prompts
+
+
+def test_map_of_the_class_token_is_its_row_of_the_last_block():
+    ours = rollout.of_class_token(jnp.asarray(WEIGHTS), grid=2)
+    expected = WEIGHTS[2, :, :, 0, 3:].mean(axis=1)
+    np.testing.assert_allclose(ours, expected.reshape(2, 2, 2), rtol=1e-6)
+    heads = rollout.of_heads(jnp.asarray(WEIGHTS), grid=2)
+    np.testing.assert_array_equal(heads[1, 3], WEIGHTS[2, 1, 3, 0, 3:].reshape(2, 2))
+
+
+def test_rollout_is_the_product_over_blocks():
+    mean = 0.5 * WEIGHTS.mean(axis=2) + 0.5 * np.eye(7, dtype=np.float32)
+    expected = (mean[2] @ mean[1] @ mean[0])[:, 0, 3:].reshape(2, 2, 2)
+    np.testing.assert_allclose(rollout.rollout(jnp.asarray(WEIGHTS), 2), expected, rtol=1e-5)
+
+
+def test_rollout_does_not_follow_prompts_that_are_replaced():
+    mean = 0.5 * WEIGHTS.mean(axis=2) + 0.5 * np.eye(7, dtype=np.float32)
+    mean[:, :, :, 1:3] = 0
+    expected = (mean[2] @ mean[1] @ mean[0])[:, 0, 3:].reshape(2, 2, 2)
+    np.testing.assert_allclose(rollout.rollout(jnp.asarray(WEIGHTS), 2, replaced=2), expected, rtol=1e-5)
+
+
+def looked(method, backbone="vit_ti8"):
+    """A network with random parameters, and what `look` and `look_closely` see of three images."""
+    config = tiny_config("unused", method, backbone)
+    network, row = steered.build(config, 3)
+    side = 2 * config.data.image_size if backbone == "convnext_t" else config.data.image_size  # a last map of more than a place
+    shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
+    images = rng.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    see = lambda params, images: (maps.look(network, row, params, images), maps.look_closely(network, row, params, images))  # noqa: E731
+    plain, close = jax.device_get(jax.jit(see)(params, images))
+    return params, functools.partial(steered.apply, network, row, params), images, plain, close
+
+
+def test_closer_look_of_a_vit():
+    _, apply, images, plain, (probabilities, found, parts) = looked("toast")
+    np.testing.assert_allclose(probabilities, plain[0], rtol=1e-5)
+    for name, one in plain[1].items():
+        np.testing.assert_allclose(found[name], one, rtol=1e-4, atol=1e-7)
+    assert set(found) == {*maps.ORDER, maps.ROLLOUT} and all(one.shape == (3, 2, 2) for one in found.values())
+    for heads, name in ((parts.first_heads, maps.FIRST), (parts.last_heads, maps.LAST)):
+        assert len(heads) == 2
+        np.testing.assert_allclose(np.mean(heads, axis=0), found[name], rtol=1e-5)
+    _, out = jax.device_get(apply(images, call="explain"))
+    norms = np.sqrt((out["td"][:, :, 1:] ** 2).sum(axis=-1)).reshape(3, 3, 2, 2)
+    np.testing.assert_allclose(np.stack(parts.top_down), norms, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_closer_look_of_one_that_looks_once():
+    _, apply, images, _, (_, found, parts) = looked("vpt")
+    assert set(found) == {maps.LAST, maps.ROLLOUT} and parts.top_down == [] == parts.first_heads
+    _, out = jax.device_get(apply(images, call="explain"))
+    with_prompts, without = (rollout.rollout(out["look"]["attention"], 2, replaced=count) for count in (0, 2))
+    np.testing.assert_allclose(found[maps.ROLLOUT], without, rtol=1e-4)
+    assert np.abs(with_prompts - without).max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "toast"])
+def test_closer_look_of_a_convnext(method):
+    params, apply, images, plain, (probabilities, found, parts) = looked(method, "convnext_t")
+    np.testing.assert_allclose(probabilities, plain[0], rtol=1e-4)
+    assert set(found) == {*plain[1], maps.GRAD_CAM} and parts.last_heads == []
+    assert [one.shape[1] for one in parts.top_down] == ([64, 16, 8, 4] if method == "toast" else [])
+    # The gradient of a logit behind a mean over the map, a LayerNorm and the head, by hand.
+    _, out = jax.device_get(apply(images, call="explain"))
+    last, named = out["look"]["hidden"][-1].astype(np.float64), probabilities.argmax(axis=-1)
+    pooled = last.mean(axis=(1, 2))
+    deviation = np.sqrt(pooled.var(axis=1, keepdims=True) + 1e-6)
+    normed = (pooled - pooled.mean(axis=1, keepdims=True)) / deviation
+    gradient = params["backbone"]["norm"]["scale"] * params["head"]["kernel"][:, named].T
+    centred = gradient - gradient.mean(axis=1, keepdims=True) - normed * (gradient * normed).mean(axis=1, keepdims=True)
+    weights = centred / deviation / 4
+    expected = np.maximum((weights[:, None, None] * last).sum(axis=-1), 0)
+    assert expected.max() > 0
+    np.testing.assert_allclose(found[maps.GRAD_CAM], expected, rtol=1e-3, atol=1e-4 * expected.max())

@@ -1,0 +1,196 @@
+"""Boxes and masks: read as they are written, cut as their images are, and refused where they do not fit."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import common
+from tests import small_tfds
+from toast_jax.analysis import objects
+from toast_jax.data.images import chosen, files, pixels, sources
+from toast_jax.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two images, 60 x 40 and 30 x 50 (width x height)."""
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    Image.new("RGB", (60, 40)).save(tmp_path / "images" / "a" / "wide.png")
+    Image.new("RGB", (30, 50)).save(tmp_path / "images" / "tall.jpg")
+    return tmp_path
+
+
+BOXES = {"a/wide.png": [10, 5, 20, 35], "tall.jpg": [0, 0, 30, 25]}
+
+
+def opened(root, boxes=BOXES, **options):
+    (root / "boxes.json").write_text(json.dumps(boxes))
+    where = root / "images"
+    return objects.open_objects(str(root / "boxes.json"), files.unlabelled(str(where)), str(where), **options)
+
+
+def test_boxes_are_half_open_pixels(root):
+    source, boxes = opened(root)
+    assert [path.split("/")[-1] for path in source.paths] == ["wide.png", "tall.jpg"] and len(boxes) == 2
+    wide, tall = boxes[0], boxes[1]
+    assert wide.shape == (40, 60) and tall.shape == (50, 30)
+    assert wide[5:35, 10:20].all() and wide.sum() == 30 * 10
+    assert tall[:25].all() and not tall[25:].any()
+
+
+def test_view_of_an_object_is_that_of_its_image(root):
+    """An image that is white in the box and black elsewhere keeps being so."""
+    rng = np.random.default_rng(0)
+    for size in [(40, 60), (60, 41), (33, 33)]:
+        top, left = rng.integers(0, 15, 2)
+        mask = np.zeros(size, bool)
+        mask[top : top + 13, left : left + 17] = True
+        picture = np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255
+        seen = pixels.eval_view(picture, resize=36, size=32)
+        ours = objects.view(mask, resize=36, size=32)
+        np.testing.assert_array_equal(ours, seen[..., 0] > 127)
+        assert ours.shape == (32, 32) and ours.any()
+
+
+def test_view_by_hand():
+    mask = np.zeros((20, 40), bool)
+    mask[:, 20:] = True  # the right half; resized to 10 x 20, the crop takes columns 5 to 15
+    expected = np.zeros((10, 10), bool)
+    expected[:, 5:] = True
+    np.testing.assert_array_equal(objects.view(mask, resize=10, size=10), expected)
+
+
+def test_masks_are_pictures_with_the_name_of_the_image(root):
+    (root / "masks" / "a").mkdir(parents=True)
+    grey = np.zeros((40, 60), np.uint8)
+    grey[3:9, 4:6], grey[0, 0] = 200, 90
+    Image.fromarray(grey).save(root / "masks" / "a" / "wide.png")
+    Image.fromarray(np.eye(50, 30, dtype=np.uint8)).save(root / "masks" / "tall.png")  # ones and zeros
+    where = str(root / "images")
+    _, masks = objects.open_objects(str(root / "masks"), files.unlabelled(where), where)
+    assert masks[0].sum() == 6 * 2 and masks[0][3:9, 4:6].all()
+    np.testing.assert_array_equal(masks[1], np.eye(50, 30, dtype=bool))
+    Image.new("L", (60, 41)).save(root / "masks" / "a" / "wide.png")
+    with pytest.raises(InputError, match=r"Mask .*wide.png is 60 x 41, its image 60 x 40: make it as large"):
+        objects.open_objects(str(root / "masks"), files.unlabelled(where), where)
+    (root / "masks" / "a" / "wide.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"Mask .*wide.png cannot be decoded"):
+        objects.open_objects(str(root / "masks"), files.unlabelled(where), where)
+
+
+def test_images_without_a_box_are_named_or_left_out(root):
+    with pytest.raises(InputError, match=r"1 of 2 images have no box in .*json \(a/wide.png\): .* --config.only_annotated"):
+        opened(root, {"tall.jpg": [0, 0, 1, 1]})
+    source, boxes = opened(root, {"tall.jpg": [0, 0, 1, 1]}, only_annotated=True)
+    assert len(source) == len(boxes) == 1 and boxes[0].shape == (50, 30)
+    with pytest.raises(InputError, match="2 of 2 images have no box"):
+        opened(root, {"else.jpg": [0, 0, 1, 1]}, only_annotated=True)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0, 0, 61, 10],
+        [0, 0, 10, 41],
+        [-1, 0, 10, 10],
+        [10, 5, 10, 9],
+        [10, 9, 12, 5],
+        [0, 0, 1],
+        "box",
+        [0, 0, True, 1],
+        [0, 0, None, 1],
+    ],
+)
+def test_boxes_outside_the_image_are_refused(root, box):
+    with pytest.raises(InputError, match=r"The box of a/wide.png in .*boxes.json is .*, the image 60 x 40: write"):
+        opened(root, BOXES | {"a/wide.png": box})
+
+
+def test_other_things_are_refused(root):
+    where = str(root / "images")
+    source = files.unlabelled(where)
+    (root / "list.json").write_text("[1]")
+    (root / "bad.json").write_text("{")
+    with pytest.raises(InputError, match="must hold a JSON object from image path to box"):
+        objects.open_objects(str(root / "list.json"), source, where)
+    for name in ("bad.json", "none.json"):
+        with pytest.raises(InputError, match=f"The boxes in .*{name} cannot be read"):
+            objects.open_objects(str(root / name), source, where)
+    with pytest.raises(InputError, match="There are no objects at nowhere: give a JSON file of boxes"):
+        objects.open_objects("nowhere", source, where)
+
+
+# Other sources.
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    """CUB as TFDS prepares it, but for its pixels."""
+    import tensorflow_datasets as tfds
+
+    def change(example, index):
+        height = 20 + index % 7  # of the made-up images, as wide as high
+        example["bbox"] = tfds.features.BBox(ymin=0.25, xmin=0.0, ymax=0.75, xmax=0.5)
+        mask = np.zeros((height, height, 1), np.uint8)
+        mask[:5, index:] = 255
+        mask[5:] = 51  # one annotator of five
+        example["segmentation_mask"] = small_tfds.png(mask)
+
+    root = tmp_path_factory.mktemp("birds")
+    small_tfds.prepare("caltech_birds2011", root, {"train": 3, "test": 3}, change=change)
+    data = common.base(name="x", method="linear", backbone="vit_ti16").data
+    data.update({"format": "tfds", "name": "caltech_birds2011", "root": str(root), "num_classes": 200})
+    return data
+
+
+def test_tfds_features(birds):
+    source = sources.open_split(birds, "test")
+    _, boxes = objects.open_objects("bbox", source, "")
+    _, masks = objects.open_objects("segmentation_mask", source, "")
+    assert len(boxes) == len(masks) == 3
+    shapes = [pixels.decode(source[i]["image"], "x").shape[:2] for i in range(3)]
+    assert [boxes[i].shape for i in range(3)] == shapes == [masks[i].shape for i in range(3)]
+    for i, (height, width) in enumerate(shapes):
+        expected = np.zeros((height, width), bool)
+        expected[round(height / 4) : round(0.75 * height), : round(width / 2)] = True
+        np.testing.assert_array_equal(boxes[i], expected)
+        expected = np.zeros((height, width), bool)
+        expected[:5, height - 20 :] = True  # TFDS has shuffled them
+        np.testing.assert_array_equal(masks[i], expected)
+    with pytest.raises(InputError, match="Of TFDS records objects are the features bbox, segmentation_mask; .* is 'box'"):
+        objects.open_objects("box", source, "")
+
+
+def test_scenes_have_the_boxes_of_their_digits():
+    from toast_jax.data.images import scenes
+
+    source = scenes.Scenes("test", 3, "target")
+    _, boxes = objects.open_objects("target", source, "")
+    strokes = scenes.scene("test", 2).masks["target"]
+    assert len(boxes) == 3 and boxes[2][strokes].all() and boxes[2].sum() >= strokes.sum()
+    with pytest.raises(InputError, match="Scenes have the digits target, salient, other; --config.objects is 'box'"):
+        objects.open_objects("box", source, "")
+
+
+# Which images.
+
+
+def test_chosen_images(root):
+    where = root / "images"
+    source, base = chosen.open_images(ConfigDict(), f"{where}/a+{where}/tall.jpg")
+    assert [path.rsplit("/", 1)[1] for path in source.paths] == ["wide.png", "tall.jpg"]
+    assert base == str(where) and not chosen.labelled(source)
+    (root / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match="notes.txt is no image by its name"):
+        chosen.open_images(ConfigDict(), str(root / "notes.txt"))
+    with pytest.raises(InputError, match="There is nothing at nowhere"):
+        chosen.open_images(ConfigDict(), "nowhere")
+    with pytest.raises(InputError, match="There are no images to look at"):
+        chosen.open_images(ConfigDict(), "+")
+
+
+def test_spread_is_even():
+    assert chosen.spread(10, 4) == (0, 2, 5, 7) and chosen.spread(3, 4) == (0, 1, 2)

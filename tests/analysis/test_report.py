@@ -1,0 +1,38 @@
+"""Pages and tables: what goes in comes out, and text cannot break the page."""
+
+import base64
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from toast_jax.analysis import report
+
+HEADER, ROWS = ("method", "tuned"), [("linear", "650"), ("a<b>&c", "1,234")]
+
+
+def test_text_is_escaped():
+    page = report.page("A & B", report.heading("<h>"), report.paragraph("x < y"), report.table(HEADER, ROWS))
+    assert "<title>A &amp; B</title>" in page and "&lt;h&gt;" in page and "x &lt; y" in page and "a&lt;b&gt;&amp;c" in page
+
+
+def test_page_is_self_contained():
+    page = report.page("title", report.pictures(("a",), [[report.picture(np.zeros((2, 2, 3), np.uint8), "b")]]))
+    assert not re.search(r'(src|href)="(?!data:)', page) and "width=device-width" in page
+
+
+def test_picture_holds_its_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    cell = report.picture(pixels, "two <words>")
+    data = re.search(r"base64,([^\"]+)\"", cell)[1]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), pixels)
+    assert cell.endswith("two &lt;words&gt;") and 'width="7" height="5"' in cell
+
+
+def test_columns_are_aligned():
+    assert report.columns(HEADER, ROWS).splitlines() == ["method  tuned", "linear    650", "a<b>&c  1,234"]
+
+
+def test_markdown():
+    assert report.markdown(HEADER, ROWS[:1]).splitlines() == ["| method | tuned |", "| --- | --: |", "| linear | 650 |"]

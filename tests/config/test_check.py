@@ -1,0 +1,339 @@
+"""Configs: whatever is wrong in one is told at once, in sentences, before data is touched."""
+
+import importlib
+import re
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import demo, demo_language, fgvc, folder, generate, pretune, vicuna, vtab
+from tests.config.test_configs import CONFIGS
+from tests.conftest import METHODS, tiny_config
+from toast_jax.config import schema
+from toast_jax.config.check import check, check_fields
+from toast_jax.devices import parallel
+from toast_jax.errors import InputError
+from toast_jax.fields import flat_fields
+from toast_jax.train import images, setup
+
+SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+FAMILIES = {"vit": folder.get_config, "convnext": lambda: folder.get_config("backbone=convnext_t"), "llama": vicuna.get_config}
+
+
+def nested(flat):
+    config = ConfigDict()
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        inner = config
+        for part in path:
+            inner[part] = inner.get(part, ConfigDict())
+            inner = inner[part]
+        inner[last] = value
+    return config
+
+
+def refusal(config, by=check):
+    """What is said about a config, one sentence each; nothing if it is accepted."""
+    try:
+        by(config)
+    except InputError as error:
+        first, *lines = str(error).split("\n  ")
+        assert not lines or first == f"The config has {len(lines)} mistakes:"
+        assert all(re.fullmatch(r"(?s)[Ac-zE-Z].*\.", line) for line in lines or [first])
+        return lines or [first]
+    return []
+
+
+# What is accepted.
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_accepted_as_it_is(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    runs = config.runs.values() if isinstance(config.get("runs"), ConfigDict) else [config]  # of a demo
+    assert all(refusal(one, check if one.task == "train" else check_fields) == [] for one in [config, *runs])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("config_of", [folder, fgvc, vtab])
+def test_every_method_is_accepted(config_of, method):
+    assert refusal(config_of.get_config(f"method={method}")) == []
+
+
+def test_other_ways_to_a_config_are_accepted():
+    config = pretune.get_config("labels=no")
+    assert refusal(config) == []
+    config.head.tune = False  # it would not learn anyway
+    assert refusal(config) == []
+    assert refusal(generate.get_config("backbone=stories15m"), check_fields) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_the_fields(family):
+    assert schema.FAMILIES[family].keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
+
+
+@pytest.mark.parametrize("task", schema.TASKS)
+def test_rows_of_a_task_are_its_fields(task):
+    configs = (importlib.import_module(f"configs.{name}").get_config() for name in CONFIGS)
+    config = next(config for config in configs if config.task == task)
+    inner = schema.CONFIGS.get(task, ())
+    assert schema.TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
+
+
+# What is refused: a field by itself.
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("batch_size", 0, "it has to be a whole number, 1 or more."),
+        ("batch_size", 8.0, "it has to be a whole number, 1 or more."),
+        ("batch_size", True, "it has to be a whole number, 1 or more."),
+        ("batch_size", "8", "it has to be a whole number, 1 or more."),
+        ("batch_size", 2**31, "numbers end at 2147483647 here."),
+        ("optimizer.lr", float("nan"), "it has to be a number, 0.0 or more."),
+        ("optimizer.lr", float("inf"), r"numbers end at 3.402823466e\+38 here."),
+        ("optimizer.lr", -0.1, "it has to be a number, 0.0 or more."),
+        ("ema", 1.0, "it has to be a number, 0.0 or more and less than 1.0."),
+        ("augment.erasing", 1.5, "it has to be a number, 0.0 or more and 1.0 or less."),
+        ("lora.alpha", 0, "it has to be a number, more than 0.0."),
+        ("resume", 1, "it has to be True or False."),
+        ("stage", "pretrain", r"it must be one of tune, pretune \(the nearest is 'pretune'\)."),
+        ("method", "tost", r"it must be one of .*toast_lite \(the nearest is 'toast'\)."),
+        ("top_down", None, "it has to be text."),
+        ("data.root", "a\0b", "it has to be text."),
+        ("backbone.weights", "", "give text, such as 'weights/vit_b16_in1k.pth'."),
+        ("data.splits.train", "", "give text, such as 'train'."),
+        ("optimizer.no_decay", "bias", r"it has to be several values in brackets, as in \(1, 2\)."),
+        ("optimizer.no_decay", ("(",), r"of these '\(' is refused: it has to be a regular expression \(missing \), .*\)."),
+    ],
+)
+def test_a_field_is_refused_with_its_value_and_what_is_allowed(name, value, message):
+    flat = flat_fields(folder.get_config().to_dict()) | {name: value}
+    (told,) = refusal(nested(flat))
+    assert re.fullmatch(re.escape(f"config.{name} is {value!r}; ") + message, told), told
+
+
+def test_numbers_of_numpy_are_numbers():
+    flat = flat_fields(folder.get_config().to_dict()) | {"batch_size": np.int64(16), "optimizer.lr": np.float32(0.1)}
+    assert refusal(nested(flat)) == []
+
+
+def test_unknown_and_missing_fields():
+    flat = flat_fields(folder.get_config().to_dict())
+    flat["optimizer.lrr"] = flat.pop("optimizer.lr")
+    unknown, missing = refusal(nested(flat))
+    assert unknown.startswith("The config has no field optimizer.lrr; the nearest are optimizer.lr, ")
+    assert missing == "config.optimizer.lr is missing; start from a config of configs/, which has every field."
+    (told,) = refusal(ConfigDict({"task": "train"}))
+    assert told.startswith("config.backbone.family is None; it must be one of vit, convnext, llama")
+
+
+def test_all_mistakes_are_told_at_once():
+    config = folder.get_config()
+    changes = {"epochs": 5, "batch_size": 0, "backbone.drop_path": 1.0, "data.resize": 100, "head.tune": False}
+    config.update_from_flattened_dict(changes)
+    told = refusal(config)
+    names = ["backbone.drop_path", "batch_size", "warmup_epochs", "head.tune"]
+    assert [re.match(r"(?:config\.)?([\w.]+)", one)[1] for one in told[:4]] == names
+    assert told[4].startswith("A crop of 224 pixels does not fit in images resized to 100") and len(told) == 5
+
+
+def test_a_demo_is_refused_with_its_runs():
+    config = demo.get_config()
+    config.update({"seeds": (), "rows": ("linear", "tost")})
+    empty, unknown = refusal(config, check_fields)
+    assert empty == "config.seeds is (); give 1 or more values."
+    assert unknown.startswith("config.rows names 'tost'; it has to be one of finetune, linear, lora")
+    config.update({"seeds": (1,), "rows": ("linear",)})
+    config.runs.toast.epochs = 0  # of no row that is asked for
+    assert refusal(config, check_fields) == []
+    config.runs.linear.batch_size = 12
+    config.runs.linear.data.resize = 8
+    batch, crop = refusal(config, check_fields)
+    assert batch.startswith("config.runs.linear.batch_size is 12, which does not split over 8")
+    assert crop.endswith("set --config.runs.linear.data.resize=48 or more.")
+    config = demo_language.get_config()
+    config.speaker.most, config.pretune.epochs = 0, 0
+    epochs, most = refusal(config, check_fields)
+    assert epochs.startswith("config.pretune.epochs is 0") and most.startswith("config.speaker.most is 0")
+
+
+# What is refused: fields that do not go together.
+
+
+def batch_of(size, near):
+    return {"batch_size": size}, f"config.batch_size is {size}, which does not split over 8 devices; use .*{near}.$"
+
+
+IMAGES = [
+    ({"warmup_epochs": 100}, "warmup_epochs is 100 and config.epochs 100: the run would never leave its warm-up"),
+    ({"checkpoint": "x.pth"}, "config.checkpoint is for the task evaluate"),
+    batch_of(12, "such as 8 or 16"),
+    batch_of(3, "such as 8"),
+    batch_of(20, "such as 16 or 24"),
+    ({"stage": "pretune", "task_weight": 0.0, "variational_weight": 0.0}, "are both 0; one of them has to be more"),
+    ({"stage": "pretune", "method": "lora"}, "stage is pretune and config.method lora; only toast can be pre-tuned"),
+    ({"stage": "pretune", "task_weight": 0.0, "tune_transform": True}, "only the cross-entropy trains it; set a"),
+    ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
+    ({"method": "linear", "head.tune": False, "head.start": "classifier"}, "method linear tunes nothing else; set it to True"),
+    ({"head.tune": False}, "leaves an untrained head; set --config.head.start=classifier"),
+    ({"head.start": "classifier", "backbone.weights": "random"}, "a random backbone has none; name a --config.backbone"),
+    ({"data.image_size": 200}, "config.data.image_size 200 is no multiple of the patch size 16; use 192, for example"),
+    ({"data.image_size": 4}, "image_size 4 is no multiple of the patch size 16; use 16, for example"),
+    ({"method": "partial", "tuned_blocks": 13}, "config.tuned_blocks is 13; this network has 1 to 12 blocks to tune"),
+    ({"data.resize": 223}, "crop of 224 pixels does not fit in images resized to 223; set --config.data.resize=224"),
+    ({"stage": "pretune", "data.labels": False}, "leaves the variational loss alone; set --config.task_weight=0"),
+    ({"data.labels": False}, "config.data.labels is False, but tuning needs labels"),
+    ({"batch_size": 8, "augment.mixup": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
+    ({"batch_size": 8, "augment.cutmix": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
+]
+CONVNEXT = [
+    ({"method": "vpt"}, "Method vpt adds prompt tokens, which a ConvNeXt has no place for; use another"),
+    ({"data.image_size": 200}, "config.data.image_size 200 is no multiple of 32, as a ConvNeXt needs; use 192, for example"),
+    ({"method": "partial", "tuned_blocks": 4}, "this network has 1 to 3 blocks to tune, of a ConvNeXt those of its last stage"),
+]
+TEXT = [
+    ({"data.length": 2049}, "config.data.length is 2049, but llama1_7b reads 2048 tokens; set --config.data.length=2048"),
+    ({"batch_size": 24, "microbatches": 2}, "config.microbatches is 2, which does not divide the 3 sequences of"),
+    ({"fsdp": 3}, "config.fsdp is 3, which does not divide the 8 devices of a host"),
+    ({"fsdp": 8, "method": "finetune"}, "config.fsdp shares what is frozen, and method finetune freezes nothing"),
+    ({"data.splits.val": "x.json"}, "config.data.splits.val and config.data.held_out both give a val split"),
+    ({"method": "vpt"}, "config.method is 'vpt'; it must be one of finetune, lora, toast, toast_lite"),
+    ({"tune_transform": True, "method": "lora"}, "but method lora has no transform; set it to False"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [(family, *case) for family, cases in zip(FAMILIES, (IMAGES, CONVNEXT, TEXT), strict=True) for case in cases],
+)
+def test_a_contradiction_is_told(family, changes, message):
+    config = FAMILIES[family]()
+    config.update_from_flattened_dict(changes)
+    (told,) = refusal(config)
+    assert re.search(message, told), told
+
+
+def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():
+    config = folder.get_config()
+    config.update_from_flattened_dict({"data.resize": 0, "epochs": 0})
+    assert [one.split()[0] for one in refusal(config)] == ["config.data.resize", "config.epochs"]
+
+
+# Any config.
+
+
+def inside(rule):
+    """Values that a row allows."""
+    match rule:
+        case schema.Number(whole=True):
+            return st.integers(int(max(rule.least, -rule.largest)), int(min(rule.most, rule.largest)))
+        case schema.Number():
+            ends = max(rule.least, rule.above, -rule.largest), min(rule.most, rule.below, rule.largest)
+            open_ends = {"exclude_min": rule.above > rule.least, "exclude_max": rule.below < rule.most}
+            return st.floats(*ends, **open_ends, allow_subnormal=False)
+        case schema.Choice():
+            return st.sampled_from(sorted(rule.options))
+        case schema.Flag():
+            return st.booleans()
+        case schema.Text():
+            return st.text(st.characters(exclude_characters="\0"), min_size=bool(rule.example), max_size=8)
+        case schema.Regex():
+            return st.sampled_from(["head/bias", ".*/scale", "(a|b)+"])
+        case schema.Several():
+            return st.lists(inside(rule.of), min_size=rule.least, max_size=3).map(tuple)
+
+
+def outside(rule):
+    """Values that it refuses."""
+    others = [st.none(), st.just({1}), st.binary(max_size=3)]
+    match rule:
+        case schema.Number():
+            others += [st.text(max_size=3), st.booleans(), st.just(float("nan")), st.just(float("inf")), st.just(10**400)]
+            kind = st.integers() if rule.whole else st.floats()
+            others += [kind.filter(rule.refusal), st.floats().filter(rule.refusal)]
+        case schema.Choice():
+            others += [st.text(max_size=9).filter(rule.refusal), st.integers()]
+        case schema.Flag():
+            others += [st.integers(), st.text(max_size=3)]
+        case schema.Text():
+            others += [st.integers(), st.just("\0")]
+        case schema.Regex():
+            others += [st.sampled_from(["(", "[a", "*"])]
+        case schema.Several():
+            others += [st.text(max_size=3), outside(rule.of).map(lambda one: (one,))]
+    return st.one_of(others)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_config_is_accepted_or_refused_in_sentences(family):
+    rows = schema.FAMILIES[family]
+    sound, wrong = st.fixed_dictionaries({n: inside(r) for n, r in rows.items()}), {n: outside(r) for n, r in rows.items()}
+    able = {name: rule for name, rule in wrong.items() if name != "backbone.family"}
+    fields = st.lists(st.sampled_from(sorted(able)), max_size=4, unique=True)
+
+    @hypothesis.settings(max_examples=150, **SETTINGS)
+    @hypothesis.given(sound, fields, st.data())
+    def accepted_or_refused(flat, names, data):
+        config = nested(flat | {name: data.draw(able[name]) for name in names})
+        told = refusal(config)
+        assert all(any(one.startswith(f"config.{name} is ") for one in told) for name in names)
+        if not names and not told:
+            setup.model.build(config, 3)
+
+    accepted_or_refused()
+
+
+SMALL = {
+    "batch_size": st.sampled_from([8, 16, 24]),
+    "epochs": st.integers(1, 3),
+    "warmup_epochs": st.integers(0, 2),
+    "backbone.patch": st.just(8),
+    "data.image_size": st.sampled_from([8, 16, 24]),
+    "data.resize": st.integers(24, 30),
+    "prompts.num": st.integers(1, 3),
+    "lora.rank": st.integers(1, 4),
+    "tuned_blocks": st.integers(1, 3),
+    "augment.randaugment_ops": st.integers(0, 2),
+}
+DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_transform", "keep_known", "log_every", "task_weight")
+DRAWN += (
+    "variational_weight",
+    "head.start",
+    "head.tune",
+    "backbone.drop_path",
+    "backbone.pool",
+    "backbone.dtype",
+    "lora.alpha",
+)
+DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat")
+DRAWN += tuple(
+    name for name in schema.FAMILIES["vit"] if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
+)
+
+
+@pytest.mark.slow
+def test_what_is_accepted_makes_a_step(image_folder, tmp_path_factory):
+    rows, made = schema.FAMILIES["vit"], []
+    drawn = {name: inside(rows[name]) for name in DRAWN} | SMALL
+
+    @hypothesis.settings(max_examples=60, **SETTINGS)
+    @hypothesis.given(st.fixed_dictionaries(drawn))
+    def makes_a_step(fields):
+        config = nested(flat_fields(tiny_config(image_folder, "toast").to_dict()) | fields)
+        hypothesis.assume(not refusal(config))
+        run, state = setup.prepare(config, tmp_path_factory.mktemp("run"))
+        batch = next(run.devices.sharded(images.train_batches(config, run.train, 0)))
+        state, numbers = run.step(run.devices.place(state), run.frozen, batch)
+        assert int(state.step) == 1 and np.shape(numbers["loss"]) == ()
+        made.append(parallel.fetch(numbers))
+        jax.clear_caches()  # hundreds of programs in one process are more than the compiler bears
+
+    makes_a_step()
+    assert len(made) >= 10

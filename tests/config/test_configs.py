@@ -1,0 +1,143 @@
+"""Every config, for every method, makes a step; the recipes are the published ones."""
+
+import importlib
+import json
+
+import jax
+import pytest
+
+from configs import common, fgvc, folder, pretune, vtab
+from tests import ROOT, small_tfds
+from tests.conftest import METHODS
+from toast_jax import trees
+from toast_jax.data.images import batches
+from toast_jax.data.images.vtab import tasks
+from toast_jax.devices import parallel
+from toast_jax.errors import InputError
+from toast_jax.model import methods, steered
+from toast_jax.train import setup
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "vicuna")
+LOOKING = ("attention", "corrupt", "predict", "visualize")
+OTHERS = ("convert", "demo", "prepare", "pretrain", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
+TUNING = [name for name in CONFIGS if name not in OTHERS]
+
+
+def shrunk(config, root):
+    """The same run on the small data set, which gets split files too, with the small network."""
+    config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
+    config.data.update({"root": str(root), "image_dir": "", "image_size": 16, "resize": 18, "num_classes": 0})
+    config.batch_size = 8
+    if config.data.format == "vtab":
+        config.data.resize = 16
+        return config
+    for split in ("train", "val", "test"):
+        listing = {str(path.relative_to(root)): path.parent.name for path in sorted((root / split).glob("*/*.jpg"))}
+        (root / f"{split}.json").write_text(json.dumps(listing))
+    return config
+
+
+@pytest.fixture(scope="module")
+def vtab_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("vtab")
+    small_tfds.prepare("cifar100:3.0.2", root, {"train": 20, "test": 3})
+    return root
+
+
+# Every method is run to its end elsewhere; here it is the configs' turn.
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "linear"]
+
+
+@pytest.mark.parametrize("name", TUNING)
+@pytest.mark.parametrize("method", ["linear", *SLOW])
+def test_config_makes_a_step(name, method, image_folder, vtab_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "TRAIN", 8)
+    monkeypatch.setattr(tasks, "VAL", 2)
+    config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
+    config = shrunk(config, vtab_folder if config.data.format == "vtab" else image_folder)
+    run, state = setup.prepare(config, tmp_path)
+    loader = batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=config.data.resize, size=16)
+    state, metrics = run.step(parallel.place(state), run.frozen, next(parallel.sharded(loader)))
+    assert int(state.step) == 1 and jax.numpy.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("text", [pytest.param("source=imagenet", marks=pytest.mark.slow), "source=downstream,labels=no"])
+def test_pretuning_config_makes_a_step(text, image_folder, tmp_path):
+    config = shrunk(pretune.get_config(text), image_folder)
+    config.data.format, config.data.splits.val = "folder", ""
+    config.batch_size = 16  # two for each device, to mix
+    config.head.start, config.optimizer.weight_decay = "random", 0.0  # so that what moves was moved by its gradient
+    run, state = setup.prepare(config, tmp_path)
+    before = parallel.fetch(trees.prune(state.tuned))
+    loader = batches.train_batches(run.train, batch_size=16, epochs=1, seed=0, resize=18, size=16)
+    placed = parallel.place(state)
+    for batch in [next(parallel.sharded(loader))] * 2:  # the rate of the first step is zero
+        placed, metrics = run.step(placed, run.frozen, batch)
+    assert jax.numpy.isfinite(metrics["loss"])
+    after = parallel.fetch(trees.prune(placed.tuned))
+    moved = {path: (leaf != trees.flat(before)[path]).any() for path, leaf in trees.flat(after).items()}
+    assert all(moved.values())
+    expected = {"top_down/back"} if "labels=no" in text else {"top_down/back", "top_down/out", "top_down/prior"}
+    assert {path for path in moved if path.startswith("top_down")} == expected
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_caption_names_its_command(name):
+    caption = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python main.py --config=configs/{name}.py" in caption
+
+
+@pytest.mark.parametrize("name", TUNING)
+@pytest.mark.parametrize("method", METHODS)
+def test_full_size_network_builds(name, method):
+    """Shapes alone: the real network of the config's defaults has the row's parameters."""
+    config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
+    network, row = steered.build(config, num_classes=10)
+    shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
+    methods.tuned_mask(shapes, row)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes", "lr", "weight_decay"),
+    [
+        ("cub", 200, 0.03, 5e-4),
+        ("nabirds", 555, 0.01, 1e-2),
+        ("flowers", 102, 0.01, 1e-4),
+        ("dogs", 120, 0.02, 1e-4),
+        ("cars", 196, 0.02, 1e-4),
+    ],
+)
+def test_fgvc_recipes(dataset, classes, lr, weight_decay):
+    config = fgvc.get_config(f"dataset={dataset}")
+    assert config.data.num_classes == classes
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.momentum) == (lr, weight_decay, 0.9)
+    assert (config.batch_size, config.epochs, config.warmup_epochs) == (32, 100, 10)
+    assert (config.data.resize, config.data.image_size, config.backbone.drop_path) == (256, 224, 0.1)
+    assert config.optimizer.no_decay == ("head/bias",)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_vtab_recipe(task):
+    config = vtab.get_config(f"task={task}")
+    assert (config.data.name, config.data.num_classes) == (task, tasks.TASKS[task].num_classes)
+    assert (config.batch_size, config.epochs, config.warmup_epochs, config.eval_every) == (32, 100, 10, 100)
+    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.base_batch_size) == ("sgd", 0.9, 256)
+    assert (config.data.resize, config.data.image_size, config.augment.flip) == (224, 224, False)
+    assert config.prompts.dropout == 0.1 and config.head.start == "random"
+
+
+def test_vtab_selects_without_the_test_images():
+    assert vtab.get_config().data.splits.to_dict() == {"train": "train800val200", "val": "", "test": "test"}
+    selection = vtab.get_config("split=selection").data.splits
+    assert selection.to_dict() == {"train": "train800", "val": "val200", "test": ""}
+    with pytest.raises(InputError, match="The config argument split is 'test'; it must be one of final, selection"):
+        vtab.get_config("split=test")
+
+
+def test_backbone_names():
+    assert folder.get_config("backbone=vit_l14_in21k").backbone.weights == "weights/vit_l14_in21k.pth"
+    config = common.base(name="x", method="toast", backbone="vit_h14")
+    assert (config.backbone.size, config.backbone.patch) == ("H", 14)
+    with pytest.raises(InputError, match="'vit_x16' is not known"):
+        common.base(name="x", method="toast", backbone="vit_x16")

@@ -1,0 +1,444 @@
+"""Sources: what the three formats read, and one clear sentence for everything that can be wrong with them."""
+
+import io
+import json
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
+
+from toast_jax.data.images import files, pixels, sources
+from toast_jax.data.images import verify as verifying
+from toast_jax.errors import InputError
+
+PNG = io.BytesIO()
+Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(PNG, "PNG")
+PNG = PNG.getvalue()
+
+
+def config(root, format, **changes):
+    data = {
+        "format": format,
+        "root": str(root),
+        "image_dir": "images",
+        "name": "",
+        "splits": {"train": "train", "val": "val", "test": "test"},
+        "num_classes": 0,
+        "labels": True,
+    }
+    return ConfigDict({**data, **changes})
+
+
+def write(path, data=PNG):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def json_root(root, train, image_dir="images", **splits):
+    """Split files, and an image for every path in them."""
+    for split, listing in {"train": train, **splits}.items():
+        write(root / f"{split}.json", json.dumps(listing).encode())
+        for name in listing:
+            write(root / image_dir / name)
+    return root
+
+
+def folder_root(root, *paths):
+    for path in paths:
+        write(root / path)
+    return root
+
+
+def error_of(data, split="train"):
+    with pytest.raises(InputError) as raised:
+        sources.open_split(data, split)
+    message = str(raised.value)
+    assert message.endswith(".") and "\n" not in message
+    return message
+
+
+def names(source):
+    return [source[index]["name"] for index in range(len(source))]
+
+
+def labels(source):
+    return [source[index]["label"] for index in range(len(source))]
+
+
+# JSON split files
+
+
+def test_json_keeps_the_order_of_the_file_and_gives_the_bytes(tmp_path):
+    json_root(tmp_path, {"b/2.png": 7, "a/1.png": 5, "b/3.png": 7}, test={"a/9.png": 5})
+    write(tmp_path / "images/a/1.png", b"other bytes")
+    source = sources.open_split(config(tmp_path, "json"), "train")
+    assert len(source) == 3
+    assert source[0] == {"image": PNG, "label": 1, "name": str(tmp_path / "images/b/2.png")}
+    assert source[1] == {"image": b"other bytes", "label": 0, "name": str(tmp_path / "images/a/1.png")}
+    assert source.classes == ("5", "7")
+
+
+@pytest.mark.parametrize(
+    ("ids", "classes"),
+    [([10, 9, 1, 2], ("1", "2", "9", "10")), (["10", "9", "1", "2"], ("1", "10", "2", "9"))],
+    ids=["integers", "strings"],
+)
+def test_json_class_ids_are_sorted_as_they_stand(tmp_path, ids, classes):
+    json_root(tmp_path, {f"{class_id}.png": class_id for class_id in ids})
+    source = sources.open_split(config(tmp_path, "json"), "train")
+    assert source.classes == classes
+    assert [source.classes[label] for label in labels(source)] == [str(class_id) for class_id in ids]
+
+
+def test_json_labels_of_every_split_follow_train(tmp_path):
+    json_root(tmp_path, {"a.png": 3, "b.png": 5, "c.png": 8}, val={"d.png": 8})
+    source = sources.open_split(config(tmp_path, "json"), "val")
+    assert labels(source) == [2] and source.classes == ("3", "5", "8")
+
+
+def test_json_images_may_lie_in_the_root_and_splits_have_other_names(tmp_path):
+    json_root(tmp_path, {}, image_dir="", train800={"jpg/a.png": 1})
+    splits = {"train": "train800", "val": "", "test": ""}
+    source = sources.open_split(config(tmp_path, "json", image_dir="", splits=splits), "train")
+    assert names(source) == [str(tmp_path / "jpg/a.png")]
+
+
+def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    json_root(tmp_path / "birds", {"a.png": 1})
+    assert len(sources.open_split(config("~/birds", "json"), "train")) == 1
+
+
+def test_json_errors(tmp_path):
+    data = config(tmp_path, "json")
+    assert f"Data folder {tmp_path}/x does not exist" in error_of(config(tmp_path / "x", "json"))
+    assert f"Image folder {tmp_path}/images does not exist" in error_of(data)
+    json_root(tmp_path, {"a.png": 1, "b.png": 2}, test={"c.png": 1})
+    assert f"Split file {tmp_path}/val.json does not exist" in error_of(data, "val")
+    json_root(tmp_path, {"a.png": 1, "b.png": 2}, val={"d.png": 4})
+    assert f"{tmp_path}/val.json has class 4, which {tmp_path}/train.json has not" in error_of(data, "val")
+    json_root(tmp_path, {"a.png": 1, "b.png": 2}, val={"d.png": "1"})
+    assert "has class '1'" in error_of(data, "val")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON (Expecting"),
+        ("[1]", "must hold a JSON object"),
+        ("{}", "must hold a JSON object"),
+        ('{"a.png": 1, "b.png": "2"}', "must be all integers or all strings"),
+        ('{"a.png": [1]}', "must be all integers or all strings"),
+        ('{"a.png": true}', "must be all integers or all strings"),
+        ('{"a.png": 1, "b.png": 2, "a.png": 1}', "has the image 'a.png' twice: leave it in once"),
+        ('{"a.png": 1, "b.png": 2, "a.png": 2}', "has the image 'a.png' twice, with the classes 1 and 2: leave it in once"),
+        ('{"x/a.png": 1, "x//./a.png": 3}', "has the image 'x//./a.png' twice, with the classes 1 and 3: leave it in once"),
+        ("[" * 100_000, "is not valid JSON (maximum recursion depth"),
+        ("\ufeff{}", "is not valid JSON (Unexpected UTF-8 BOM"),
+    ],
+)
+def test_a_malformed_split_file_is_an_input_error(tmp_path, text, message):
+    json_root(tmp_path, {"a.png": 1})
+    (tmp_path / "train.json").write_text(text)
+    error = error_of(config(tmp_path, "json"))
+    assert message in error and f"{tmp_path}/train.json" in error
+
+
+def test_a_list_with_an_image_twice_is_an_input_error(tmp_path):
+    json_root(tmp_path, ["a.png", "b.png", "./a.png"])
+    assert "has the image './a.png' twice: leave it in once" in error_of(config(tmp_path, "json", labels=False))
+
+
+def test_a_split_file_that_is_a_folder_is_an_input_error(tmp_path):
+    json_root(tmp_path, {"a.png": 1})
+    (tmp_path / "val.json").mkdir()
+    assert f"{tmp_path}/val.json cannot be read (Is a directory)" in error_of(config(tmp_path, "json"), "val")
+
+
+def test_missing_images_are_counted(tmp_path):
+    json_root(tmp_path, {f"{folder}/{index}.png": 1 for folder in "abc" for index in range(2)})
+    (tmp_path / "images/b/1.png").unlink()
+    for path in (tmp_path / "images/c").iterdir():
+        path.unlink()
+    (tmp_path / "images/c").rmdir()
+    assert f"3 of 6 images do not exist, the first is {tmp_path}/images/b/1.png" in error_of(config(tmp_path, "json"))
+
+
+# Class folders
+
+
+def test_folders_are_classes_in_the_order_of_their_names(tmp_path):
+    folder_root(tmp_path, "train/b/2.PNG", "train/b/1.jpg", "train/a/3.webp", "train/c/4.jpeg")
+    folder_root(tmp_path, "test/c/5.gif", "test/b/6.bmp")
+    folder_root(tmp_path, "train/a/notes.txt", "train/a/._3.png", "train/.cache/7.png", "train/readme.png")
+    train, test = (sources.open_split(config(tmp_path, "folder"), split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("a", "b", "c")
+    assert names(train) == [str(tmp_path / "train" / name) for name in ("a/3.webp", "b/1.jpg", "b/2.PNG", "c/4.jpeg")]
+    assert labels(train) == [0, 1, 1, 2] and labels(test) == [1, 2]
+    assert train[0]["image"] == PNG
+
+
+def test_folder_errors(tmp_path):
+    data = config(tmp_path, "folder")
+    assert f"Folder {tmp_path}/train does not exist ({tmp_path} has no folders)" in error_of(data)
+    folder_root(tmp_path, "Train/a/1.png", "test/a/1.png")
+    assert f"Folder {tmp_path}/train does not exist ({tmp_path} has Train, test)" in error_of(data)
+    folder_root(tmp_path, "train/1.png")
+    assert f"Folder {tmp_path}/train has no class folders" in error_of(data)
+    folder_root(tmp_path, "train/a/1.png", "test/b/1.png")
+    assert f"Class folder {tmp_path}/test/b has no counterpart in {tmp_path}/train" in error_of(data, "test")
+    folder_root(tmp_path, "train/b/notes.txt")
+    assert f"Class folder {tmp_path}/train/b has no images (.jpg" in error_of(data)
+
+
+def test_names_may_be_any_text(tmp_path):
+    root = tmp_path / "Vögel und 鳥"
+    paths = ("train/grün fink/ein bild.png", "train/鳥/1'\"\n.png", "train/🦉/😀.PNG")
+    train = sources.open_split(config(folder_root(root, *paths), "folder"), "train")
+    assert train.classes == ("grün fink", "鳥", "🦉") and sorted(names(train)) == sorted(str(root / path) for path in paths)
+    assert verifying.verify(train, skip_corrupt=False) is train
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_name_that_is_no_text_is_refused(tmp_path, labels):
+    folder_root(tmp_path, "train/a/1.png")
+    write(tmp_path / "train/a" / os.fsdecode(b"owl\xff.png"))
+    assert r"train/a/owl\udcff.png is not UTF-8: rename it" in error_of(config(tmp_path, "folder", labels=labels))
+
+
+def test_links_that_lead_in_a_circle_are_no_classes(tmp_path):
+    folder_root(tmp_path, "train/a/1.png")
+    (tmp_path / "train/loop").symlink_to("loop")
+    assert sources.open_split(config(tmp_path, "folder"), "train").classes == ("a",)
+    (tmp_path / "train/a/2.png").symlink_to("2.png")
+    source = sources.open_split(config(tmp_path, "folder"), "train")
+    with pytest.raises(InputError, match="a/2.png cannot be read .Too many levels of symbolic links.: mend or remove it"):
+        verifying.verify(source, skip_corrupt=False)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder_root(tmp_path, "train/a/1.png")
+    os.mkfifo(tmp_path / "train/a/2.png")
+    (tmp_path / "train/a/3.png").mkdir()
+    source = sources.open_split(config(tmp_path, "folder"), "train")
+    with pytest.raises(InputError, match="3.png cannot be read .Is a directory.: mend or remove it"):
+        source[2]
+    (tmp_path / "train/a/3.png").rmdir()
+    with pytest.raises(InputError, match="1 of 2 images cannot be decoded .*a/2.png"):
+        verify(tmp_path)
+
+
+def test_classes_of_one_image(tmp_path):
+    source = sources.open_split(config(folder_root(tmp_path, *(f"train/{i:02}/x.png" for i in range(12))), "folder"), "train")
+    assert len(source.classes) == len(source) == 12 and labels(source) == list(range(12))
+
+
+# What the formats share
+
+
+def test_general_errors(tmp_path):
+    folder_root(tmp_path, "train/a/1.png", "train/b/1.png")
+    assert "config.data.format is 'zip'; it must be one of json, folder, tfds" in error_of(config(tmp_path, "zip"))
+    no_val = config(tmp_path, "folder", splits={"train": "train", "val": "", "test": "test"})
+    assert "has no val split: name one with --config.data.splits.val" in error_of(no_val, "val")
+    error = error_of(config(tmp_path, "folder", num_classes=3))
+    assert "has 2 classes but config.data.num_classes is 3: set --config.data.num_classes=2, or 0" in error
+    assert len(sources.open_split(config(tmp_path, "folder", num_classes=2), "train").classes) == 2
+
+
+def test_verify_returns_a_sound_source_as_it_is(tmp_path):
+    source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png"), "folder"), "train")
+    assert verifying.verify(source, skip_corrupt=False) is source
+    assert verifying.verify(source, skip_corrupt=True) is source
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    folder_root(tmp_path, "train/a/1.png", "train/a/2.png", "train/b/3.png", "train/b/4.png")
+    write(tmp_path / "train/a/2.png", PNG[:40])
+    write(tmp_path / "train/b/3.png", b"")
+    return tmp_path
+
+
+def verify(root, *, skip_corrupt=False):
+    return verifying.verify(sources.open_split(config(root, "folder"), "train"), skip_corrupt=skip_corrupt)
+
+
+def test_verify_names_the_corrupt_images(damaged):
+    message = rf"^2 of 4 images .* \({damaged}/train/a/2.png, {damaged}/train/b/3.png\): .*--config.data.skip_corrupt=True\.$"
+    with pytest.raises(InputError, match=message):
+        verify(damaged)
+
+
+def test_skip_corrupt_leaves_them_out_with_a_warning(damaged, caplog):
+    source = verify(damaged, skip_corrupt=True)
+    assert names(source) == [str(damaged / "train/a/1.png"), str(damaged / "train/b/4.png")]
+    assert labels(source) == [0, 1] and source.classes == ("a", "b")
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "2 of 4 images" in warnings[0] and "train/b/3.png" in warnings[0]
+
+
+def test_skip_corrupt_may_not_empty_a_class(damaged):
+    write(damaged / "train/b/4.png", b"")
+    with pytest.raises(InputError, match="^3 of 4 images .* and class b has no other image"):
+        verify(damaged, skip_corrupt=True)
+
+
+def test_a_long_list_of_corrupt_images_is_cut(tmp_path):
+    for index in range(9):
+        write(tmp_path / f"train/a/{index}.png", b"")
+    with pytest.raises(InputError, match="9 of 9 images") as raised:
+        verify(tmp_path)
+    assert str(raised.value).count(".png") == 3
+
+
+def test_file_sources_are_picklable(tmp_path):
+    source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png", "train/b/2.png"), "folder"), "train")
+    subset = verifying.Subset(source, (1,))
+    copy = pickle.loads(pickle.dumps(subset))
+    assert copy == subset and copy[0] == source[1] and copy.classes == source.classes
+
+
+# TFDS
+
+
+@pytest.fixture(scope="module")
+def tfds_root(tmp_path_factory):
+    """A prepared dataset of 12 training and 5 test images, written without TensorFlow."""
+
+    class ToastDots(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+                "image/filename": tfds.features.Text(),
+                "label": tfds.features.ClassLabel(names=["one", "two", "three"]),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, download_manager):
+            return {"train": self._generate_examples(12), "test": self._generate_examples(5)}
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                image, mask = io.BytesIO(), io.BytesIO()
+                Image.new("RGB", (8, 8), (index,) * 3).save(image, "PNG")
+                Image.new("L", (8, 8)).save(mask, "PNG")
+                image.seek(0), mask.seek(0)
+                example = {"image": image, "segmentation_mask": mask, "label": index % 3}
+                yield index, {**example, "image/filename": f"{index}.png"}
+
+    root = tmp_path_factory.mktemp("tfds")
+    ToastDots(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return root
+
+
+def tfds_config(root, name="toast_dots", train="train"):
+    return config(root, "tfds", name=name, splits={"train": train, "val": "train[10:]", "test": "test"})
+
+
+def test_tfds_gives_encoded_images_and_their_labels(tfds_root):
+    source = sources.open_split(tfds_config(tfds_root), "train")
+    assert len(source) == 12 and source.classes == ("one", "two", "three")
+    for example in (source[index] for index in range(12)):
+        value = int(example["name"].removesuffix(".png"))
+        assert (pixels.decode(example["image"], "") == value).all() and example["label"] == value % 3
+    assert sorted(names(source)) == sorted(f"{index}.png" for index in range(12))
+
+
+def test_tfds_splits_can_be_slices(tfds_root):
+    train, val = (sources.open_split(tfds_config(tfds_root, train="train[:10]"), split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (10, 2)
+    assert not set(names(train)) & set(names(val))
+
+
+def test_tfds_sources_are_picklable(tfds_root):
+    source = sources.open_split(tfds_config(tfds_root), "test")
+    copy = pickle.loads(pickle.dumps(source))
+    assert [copy[index] for index in range(5)] == [source[index] for index in range(5)]
+
+
+def test_tfds_needs_no_tensorflow(tfds_root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # importing it fails from here on
+    assert len(labels(sources.open_split(tfds_config(tfds_root), "train"))) == 12
+
+
+def test_tfds_errors(tfds_root, tmp_path):
+    message = error_of(tfds_config(tfds_root, name="toast_stripes"))
+    assert "TFDS cannot open dataset 'toast_stripes' (Dataset toast_stripes not found): correct" in message
+    assert "TFDS cannot open dataset ''" in error_of(tfds_config(tfds_root, name=""))
+    message = error_of(tfds_config(tmp_path, name="stanford_dogs"))
+    assert f"`tfds build stanford_dogs --file_format=array_record --data_dir={tmp_path}`" in message
+    message = error_of(tfds_config(tfds_root, train="trian"))
+    assert "no split 'trian' (it has train, test): correct --config.data.splits.train" in message
+
+
+def test_tfds_in_another_format_is_an_input_error(tfds_root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    version = tmp_path / "toast_dots/1.0.0"
+    version.mkdir(parents=True)
+    for path in (tfds_root / "toast_dots/1.0.0").iterdir():
+        text = path.read_bytes().replace(b'"fileFormat": "array_record"', b'"fileFormat": "tfrecord"')
+        (version / path.name.replace("array_record", "tfrecord")).write_bytes(text)
+    message = error_of(tfds_config(tmp_path))
+    assert "is not in array_record format" in message
+    assert f"`tfds convert_format --dataset_version_dir={version} --out_file_format=array_record`" in message
+
+
+def test_labels_outside_the_classes_are_refused(tmp_path):
+    """TFDS gives the label -1 to every image of some test splits."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(path)
+    source = files.Files((str(path),), (-1,), ("a", "b"))
+    with pytest.raises(InputError, match=r"have a label outside the 2 classes \(.*a.png has -1\): choose a split"):
+        verifying.verify(source, skip_corrupt=False)
+
+
+def test_unreadable_file_is_named(tmp_path):
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
+    source = files.Files((str(tmp_path / "link.jpg"),), (0,), ("a",))
+    with pytest.raises(InputError, match="link.jpg cannot be read .*: mend or remove it"):
+        verifying.verify(source, skip_corrupt=True)
+
+
+# Without labels
+
+
+@pytest.mark.parametrize("listing", [["a/1.png", "b/2.png"], {"a/1.png": 3, "b/2.png": 5}])
+def test_json_without_labels_is_a_list_of_paths(tmp_path, listing):
+    source = sources.open_split(config(json_root(tmp_path, listing), "json", labels=False), "train")
+    assert labels(source) == [0, 0] and source.classes == (files.UNLABELLED,)
+    assert names(source) == [f"{tmp_path}/images/a/1.png", f"{tmp_path}/images/b/2.png"]
+
+
+def test_json_with_labels_is_no_list(tmp_path):
+    assert "must hold a JSON object" in error_of(config(json_root(tmp_path, ["a/1.png"]), "json"))
+
+
+def test_folder_without_labels_is_searched_at_every_depth(tmp_path):
+    folder_root(tmp_path, "train/1.png", "train/x/y/2.PNG", "train/x/.hidden.png", "train/x/notes.txt", "val/3.png")
+    folder_root(tmp_path, "train/.thumbs/4.png", "elsewhere/5.png")
+    (tmp_path / "train/z").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "train")
+    source = sources.open_split(config(tmp_path, "folder", labels=False), "train")
+    assert names(source) == [f"{tmp_path}/train/{name}" for name in ("1.png", "x/y/2.PNG", "z/5.png")]
+    assert labels(source) == [0, 0, 0] and source.classes == (files.UNLABELLED,)
+
+
+def test_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert "has no images" in error_of(config(tmp_path, "folder", labels=False))
+
+
+def test_tfds_labels_need_not_be_read(tfds_root):
+    data = tfds_config(tfds_root)
+    data.labels = False
+    source = sources.open_split(data, "train")
+    assert set(labels(source)) == {0} and source.classes == (files.UNLABELLED,)

@@ -1,0 +1,112 @@
+"""Records of files as documents: what is read of each, what is predicted, and what is refused."""
+
+import json
+
+import pytest
+
+from toast_jax.data.text import documents
+from toast_jax.data.text.documents import Turn
+from toast_jax.errors import InputError
+
+
+def said(*values, start="human"):
+    speakers = ("human", "gpt") if start == "human" else ("gpt", "human")
+    return {"conversations": [{"from": speakers[i % 2], "value": value} for i, value in enumerate(values)]}
+
+
+def answers(documents):
+    return [[turn.text[turn.answer :] for turn in document] for document in documents]
+
+
+def test_plain_text_is_predicted_from_its_first_word():
+    assert documents.plain({"text": "Once upon"}) == [[Turn("Once upon", 0, False)]]
+    assert documents.plain({"text": " \n"}) == []
+
+
+def test_instructions_with_and_without_input():
+    (with_input,) = documents.instruction({"instruction": "Add", "input": "1 2", "output": "3"})
+    assert with_input[0].text == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
+        "that appropriately completes the request.\n\n### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:3"
+    )
+    (without,) = documents.instruction({"instruction": "Sing", "input": "", "output": "La"})
+    assert without[0].text == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSing\n\n### Response:La"
+    )
+    assert answers([with_input, without]) == [["3"], ["La"]] and with_input[0].ends
+
+
+def test_instances_of_an_instruction_are_documents():
+    record = {"instruction": "Add", "instances": [{"input": "1 2", "output": "3"}, {"input": "", "output": "0"}]}
+    made = documents.instruction(record)
+    assert answers(made) == [["3"], ["0"]]
+    assert "### Input:" in made[0][0].text and "### Input:" not in made[1][0].text
+
+
+def test_prompts_are_taken_as_they_are():
+    assert documents.prompt({"prompt": "2+2=", "response": "4"}) == [[Turn("2+2=4", 4)]]
+
+
+def test_conversations_are_in_the_words_of_vicuna():
+    (document,) = documents.conversation(said("Hi", "Hello!", "Bye", "See you."))
+    # With </s> after every turn this is FastChat's vicuna_v1.1.
+    assert "</s>".join(turn.text for turn in document) == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+        "polite answers to the user's questions. USER: Hi ASSISTANT: Hello!</s>USER: Bye ASSISTANT: See you."
+    )
+    assert answers([document]) == [["Hello!", "See you."]] and all(turn.ends for turn in document)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (said(), []),
+        (said("Hi"), []),
+        ({"conversations": [{"from": "system", "value": "Be"}, *said("Hi", "Ho")["conversations"]]}, []),
+        (said("I am", "Hi", "Ho", start="gpt"), [["Ho"]]),
+        (said("Hi", "Ho", "What?", "\u200b", "Bye", "Yes"), [["Ho", "Yes"]]),
+        (said("Hi", "Ho", "Unanswered"), [["Ho"]]),
+        ({"conversations": [*said("a", "b")["conversations"], *said("c", "d", start="gpt")["conversations"]]}, [["b"]]),
+        (said("Hi", "\u200b"), []),
+    ],
+)
+def test_bad_turns_of_conversations(record, expected):
+    assert answers(documents.conversation(record)) == expected
+
+
+def test_files_of_every_ending(tmp_path, caplog):
+    records = [{"text": "a"}, {"text": ""}, {"text": "b"}]
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    (tmp_path / "x.jsonl").write_text("\n\n".join(map(json.dumps, records)) + "\n")
+    (tmp_path / "x.txt").write_text("all of\n\nit")
+    caplog.set_level("WARNING", "toast_jax")
+    for name in ("x.json", "x.jsonl"):
+        assert answers(documents.read(str(tmp_path / name), documents.plain)) == [["a"], ["b"]]
+        assert f"{name}: 1 records left out" in caplog.text
+    assert answers(documents.read(str(tmp_path / "x.txt"), documents.plain)) == [["all of\n\nit"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"text": "a"}\n{"text"\n\nno\n', "x.jsonl has 2 lines that are not JSON, the first is line 2;"),
+        ("x.jsonl", '{"text": "a"}\n{"words": "a"}', r"Line 2 of .*x.jsonl is no record of this .* \(KeyError\('text'\)\)"),
+        ("x.jsonl", '["a"]', "Line 1 of .*x.jsonl is no record of this --config.data.format"),
+        ("x.json", "{", "x.json is not JSON"),
+        ("x.json", "{}", "x.json holds no list of records"),
+        ("x.json", "[]", "x.json has no text to learn from"),
+        ("x.txt", "", "x.txt has no text to learn from"),
+        ("x.csv", "a,b", "x.csv has an unknown ending; give a .txt, .json or .jsonl file"),
+        ("x.txt", None, "The text .*x.txt cannot be read"),
+        ("x.jsonl", '{"text": "a"}\n{"text": "b\\ud83d"}', r"Line 2 of .*x.jsonl has half a character, written as \\ud8.. or"),
+        ("x.jsonl", "[" * 100_000, "x.jsonl has 1 lines that are not JSON, the first is line 1"),
+        ("x.json", "[" * 100_000, "x.json is not JSON .maximum recursion depth"),
+        ("x.txt", b"\xff\xfe", "The text .*x.txt cannot be read"),
+    ],
+)
+def test_files_that_are_refused(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        documents.read(str(tmp_path / name), documents.plain)

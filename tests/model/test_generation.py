@@ -1,0 +1,110 @@
+"""Generated tokens: with caches as without, prompts of different lengths, sampling, and where sequences end."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.model.backbones.test_llama import V, apply, parameters, steered_llama
+from toast_jax.model import generation, steered
+from toast_jax.model.generation import Sampling
+
+PROMPTS = ((3, 1, 4, 1, 5, 9), (2,), (6, 5, 3))
+MOST = 7
+GREEDY, RANDOM = Sampling(), Sampling(temperature=1.0)
+
+
+@functools.cache
+def generated(method="toast", prompts=PROMPTS, most=MOST, sampling=GREEDY, seed=0, at_once=3):
+    net, row = steered_llama(method)
+    parts = generation.generate(net, row, parameters(method), prompts, most=most, sampling=sampling, seed=seed, at_once=at_once)
+    return np.concatenate(list(parts), axis=1)
+
+
+def without_cache(method, prompt):
+    """The likeliest tokens by looking at everything anew for each of them."""
+    tokens = list(prompt)
+    for _ in range(MOST):
+        padded = np.array([tokens + [0] * (16 - len(tokens))], np.int32)
+        segments = np.where(np.arange(16) < len(tokens), 1, -1)[None].astype(np.int32)
+        logits = apply({"tokens": padded, "segments": segments}, method)
+        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("method", ["lora", "toast"])
+def test_tokens_are_those_without_a_cache(method):
+    expected = [without_cache(method, prompt) for prompt in PROMPTS]
+    np.testing.assert_array_equal(generated(method), expected)
+    assert len({tuple(row) for row in expected}) == 3  # else a mix-up of rows would not be seen
+
+
+def test_a_step_gives_the_logits_without_a_cache():
+    """Of every token, not only of the likeliest; tokens that came in two parts."""
+    net, row = steered_llama("toast")
+    tokens = np.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]], np.int32)
+    run = jax.jit(functools.partial(steered.apply, net, row, call="extend"))
+    caches, positions = net.caches(2, 8), np.arange(6)[None].repeat(2, axis=0)
+    _, caches = run(parameters(), tokens[:, :4], positions[:, :4], caches, np.array([3, 3]))
+    logits, _ = run(parameters(), tokens[:, 4:], positions[:, 4:], caches, np.array([1, 0]))
+    expected = apply({"tokens": tokens, "segments": np.ones_like(tokens)})
+    np.testing.assert_allclose(logits[0], expected[0, 5], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits[1], expected[1, 4], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_number_of_tokens_drawn_at_once_does_not_matter():
+    np.testing.assert_array_equal(generated(sampling=RANDOM), generated(sampling=RANDOM, at_once=16))
+
+
+def test_a_draw_depends_on_seed_row_and_position_alone():
+    all_rows = generated(sampling=RANDOM)
+    np.testing.assert_array_equal(generated(sampling=RANDOM, prompts=PROMPTS[:1]), all_rows[:1])
+    assert (generated(sampling=RANDOM, seed=1) != all_rows).any()
+    same = generated(sampling=RANDOM, prompts=((3, 1), (3, 1)))
+    assert (same[0] != same[1]).any()
+
+
+def test_a_sequence_ends_at_a_stop_token_and_the_others_go_on():
+    plain = generated()
+    stop = int(plain[0, 2])
+    ours = generated(sampling=Sampling(stop=(stop,)))
+    for row, expected in zip(ours, plain, strict=True):
+        assert generation.until_stop(row, (stop,)) == generation.until_stop(expected, (stop,))
+    assert (ours[0, 2:] == stop).all() and len(generation.until_stop(ours[0], (stop,))) <= 2
+
+
+def test_it_stops_when_every_sequence_has_ended():
+    everything = tuple(range(V))
+    assert generated(sampling=Sampling(stop=everything)).shape == (3, 1)
+
+
+def test_cache_as_long_as_the_context():
+    """Calls that draw past the end of what was asked for, and of the cache, change nothing before it."""
+    net, row = steered_llama("toast", context=13)
+    parts = generation.generate(net, row, parameters(), PROMPTS, most=MOST, sampling=GREEDY, at_once=5)
+    np.testing.assert_array_equal(np.concatenate(list(parts), axis=1), generated())
+
+
+LOGITS = np.log([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]).astype(np.float32)
+
+
+def frequencies(temperature, top_p, draws=4000):
+    keys = jax.random.split(jax.random.key(0), 2 * draws).reshape(draws, 2)
+    tokens = jax.vmap(lambda rng: generation.sample(jnp.asarray(LOGITS), rng, temperature, top_p))(keys)
+    return np.stack([np.bincount(column, minlength=4) / draws for column in np.asarray(tokens).T])
+
+
+def test_temperature_and_top_p_of_draws():
+    assert frequencies(0.0, 0.5)[[0, 1], [0, 3]].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(frequencies(1.0, 1.0), np.exp(LOGITS), atol=0.03)
+    flatter = np.exp(LOGITS / 2) / np.exp(LOGITS / 2).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(frequencies(2.0, 1.0), flatter, atol=0.03)
+    # 0.5 alone is too little for 0.6, and 0.4 + 0.3 is enough.
+    expected = np.array([[0.5, 0.25, 0, 0], [0, 0, 0.3, 0.4]])
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(frequencies(1.0, 0.6), expected, atol=0.03)
+    assert (frequencies(1.0, 0.6)[expected == 0] == 0).all()
+    np.testing.assert_array_equal(frequencies(1.0, 1e-6), frequencies(0.0, 1.0))

@@ -1,0 +1,494 @@
+"""Sweeps: which runs there are, what is selected, and that nothing is lost, repeated or done twice. The runs are made up."""
+
+import json
+import logging
+import math
+import os
+import re
+import signal
+import socket
+
+import pytest
+
+from configs import fgvc, vtab
+from configs import sweep as config_of
+from toast_jax.data.images.vtab import tasks
+from toast_jax.errors import Diverged, InputError, Interrupted
+from toast_jax.tables import plan
+from toast_jax.tables.plan import Cell, Point
+from toast_jax.tasks import sweep as task
+
+
+class Runs:
+    """In the place of `fit_seeds`: writes what it would write and remembers what it was asked for."""
+
+    def __init__(self, score=lambda config: 0.5):
+        self.score, self.asked, self.made, self.raises = score, [], [], {}
+
+    def __call__(self, config, folders):
+        for seed, folder in folders.items():
+            self.asked.append(str(folder).split("/sweep/")[-1])
+            if (folder / "result.json").exists():
+                continue
+            self.made.append(name := self.asked[-1])
+            config = config.copy_and_resolve_references()
+            config.seed = seed
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(json.dumps(config.to_dict()))
+            (folder / "checkpoints/1").mkdir(parents=True, exist_ok=True)
+            logging.getLogger("toast_jax.train.loop").info("told by a run")
+            if errors := self.raises.get(name):
+                raise errors.pop(0)
+            split = "test" if config.data.splits.test else "val"
+            result = {
+                split: {"accuracy": self.score(config)},
+                "seed": seed,
+                "steps": 36,
+                "images_per_second": 10.0,
+                "tuned_parameters": {"all": 11, "without_head": 1},
+                "config": config.to_dict(),
+            }
+            (folder / "result.json").write_text(json.dumps(result))
+
+
+def small(text="table=vtab,method=toast,task=cifar100+dtd", together=1):
+    """Two by two points, two seeds; each run on its own."""
+    config = config_of.get_config(text)
+    for grid in config.sweep.grid.values():
+        grid.lr, grid.weight_decay = (1.0, 0.1), (0.01, 0.0)
+    config.sweep.seeds = (1, 2)
+    config.sweep.together = together
+    return config
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    made_up = Runs()
+    monkeypatch.setattr(task, "fit_seeds", made_up)
+    monkeypatch.setattr(task, "_check", lambda *_: None)
+    return made_up
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "sweep"
+
+
+def failure(config, folder):
+    with pytest.raises(InputError) as error:
+        task.run(config, str(folder))
+    return str(error.value)
+
+
+# Which runs there are
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("toast", 28),
+        ("toast_lite", 28),
+        ("lora", 28),
+        ("vpt", 40),
+        ("finetune", 16),
+        ("linear", 40),
+        ("bias", 28),
+        ("partial", 28),
+    ],
+)
+def test_grid_of_vtab(method, count, folder):
+    config = config_of.get_config(f"table=vtab,method={method}")
+    everything = plan.cells(config)
+    assert [cell.task for cell in everything] == list(tasks.TASKS)
+    assert {len(plan.points(config, cell)) for cell in everything} == {count}
+    units = plan.selection(config, everything[0], folder)
+    assert len({unit.folder for unit in units.values()}) == count and config.optimizer.base_batch_size == 256
+
+
+def test_published_grids():
+    assert vtab.LR["toast"] == (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
+    assert vtab.LR["vpt"] == (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
+    assert sorted(vtab.LR["finetune"]) == [1e-4, 5e-4, 1e-3, 5e-3] and vtab.WEIGHT_DECAY == (1e-2, 1e-3, 1e-4, 0.0)
+    assert vtab.SEEDS == fgvc.SEEDS == (42, 44, 82, 100, 800)
+
+
+def test_names_can_be_read(folder):
+    config = config_of.get_config("table=vtab,method=toast")
+    names = [unit.name for unit in plan.selection(config, Cell("toast", "dtd"), folder).values()]
+    assert names[0] == "toast/dtd/selection/lr_1.0_wd_0.01" and names[-2] == "toast/dtd/selection/lr_0.01_wd_0.0001"
+    final = plan.final(config, Cell("toast", "dtd"), Point(0.1, 0.0), folder)
+    assert final.folders[800] == folder / "toast/dtd/final/seed_800"
+
+
+@pytest.mark.parametrize("phase", ["selection", "final"])
+def test_run_is_that_of_the_single_config(phase, folder):
+    config = config_of.get_config("table=vtab,method=lora+toast,task=kitti+svhn,backbone=vit_b16_in21k")
+    config.data.root, config.top_down, config.epochs = "elsewhere", "top_down.pth", 7
+    for method in ("lora", "toast"):
+        single = vtab.get_config(f"task=svhn,method={method},backbone=vit_b16_in21k,split={phase}")
+        single.data.root, single.epochs, single.optimizer.lr, single.optimizer.weight_decay = "elsewhere", 7, 0.1, 0.0
+        single.top_down = "top_down.pth" if method == "toast" else ""
+        cell, point = Cell(method, "svhn"), Point(0.1, 0.0)
+        unit = plan.final(config, cell, point, folder) if phase == "final" else None
+        ours = (unit or next(iter(_selection_at(config, cell, point, folder)))).config
+        assert {**ours.to_dict(), "name": single.name} == single.to_dict()
+
+
+def _selection_at(config, cell, point, folder):
+    config.sweep.grid[cell.method].lr = (point.lr, 9.0)
+    config.sweep.grid[cell.method].weight_decay = (point.weight_decay,)
+    return plan.selection(config, cell, folder).values()
+
+
+@pytest.mark.parametrize("dataset", fgvc.DATASETS)
+def test_fgvc_is_the_recipe_of_the_set(dataset, folder):
+    config = config_of.get_config("table=fgvc,method=all")
+    assert len(plan.cells(config)) == 5 * 8
+    cell = Cell("linear", dataset)
+    (point,) = plan.points(config, cell)
+    assert plan.selection(config, cell, folder) == {}
+    ours, single = plan.final(config, cell, point, folder), fgvc.get_config(f"dataset={dataset},method=linear")
+    assert {**ours.config.to_dict(), "name": single.name} == single.to_dict()
+    assert tuple(ours.folders) == (42, 44, 82, 100, 800)
+
+
+def test_a_root_of_ones_own(folder):
+    config = config_of.get_config("table=fgvc,task=cub+cars")
+    config.data.root, config.sweep.recipes.cars.data.root = "/data", "/elsewhere/cars"
+    roots = [plan.final(config, Cell("toast", name), Point(1.0, 0.0), folder).config.data.root for name in ("cub", "cars")]
+    assert roots == ["/data/cub", "/elsewhere/cars"]
+
+
+def test_selection_sees_no_test_image(folder):
+    for table in ("vtab", "fgvc"):
+        config = config_of.get_config(f"table={table}")
+        config.sweep.grid.toast.lr = (0.1, 0.2)
+        for cell in plan.cells(config):
+            assert all(not one.config.data.splits.test for one in plan.selection(config, cell, folder).values())
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 200])
+def test_shards_are_disjoint_and_complete(n):
+    everything = plan.cells(config_of.get_config("table=vtab,method=all"))
+    shares = [plan.shard(everything, f"{i}/{n}") for i in range(n)]
+    assert sorted(sum(shares, []), key=str) == sorted(everything, key=str)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("text", ["8/8", "1", "-1/2", "a/b", "0/0"])
+def test_no_such_shard(text):
+    with pytest.raises(InputError, match=re.escape(f"config.sweep.shard is {text!r}; write i/n, i being one of 0 to n - 1.")):
+        plan.shard([], text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("table=imagenet", "The config argument table is 'imagenet'; it must be one of vtab, fgvc"),
+        ("method=toast+lore", r"The config argument method is 'lore'; .* \(the nearest is 'lora'\)"),
+        ("task=cifar", "The config argument task is 'cifar'; it must be one of cifar100"),
+        ("table=fgvc,task=dtd", "The config argument task is 'dtd'; it must be one of cub, nabirds"),
+    ],
+)
+def test_unknown_names(text, message):
+    with pytest.raises(InputError, match=message):
+        config_of.get_config(text)
+
+
+def test_fields_that_do_not_fit(folder):
+    config = small()
+    config.sweep.tasks = ("cifar100", "svhn")
+    with pytest.raises(InputError, match="config.sweep.tasks is 'svhn'; it must be one of cifar100, dtd"):
+        plan.cells(config)
+    config = small()
+    config.sweep.grid.toast.lr = ()
+    with pytest.raises(InputError, match="config.sweep.grid.toast.lr is empty; give at least one value"):
+        plan.points(config, Cell("toast", "dtd"))
+    config.sweep.update({"seeds": (), "at_once": -1})
+    message = r"(?s)2 mistakes:\n  config.sweep.seeds is \(\); give 1 or more.*config.sweep.at_once is -1; it has to be a whole"
+    with pytest.raises(InputError, match=message):
+        plan.cells(config)
+
+
+# What is selected
+
+
+def test_best_point_and_ties():
+    high, low = Point(0.5, 0.01), Point(0.1, 0.01)
+    assert plan.best({high: 0.8, low: 0.7}) == high
+    assert plan.best({high: 0.8, low: 0.8}) == plan.best({low: 0.8, high: 0.8}) == low
+    less = Point(0.1, 0.001)
+    assert plan.best({low: 0.8, less: 0.8, high: 0.8}) == plan.best({less: 0.8, low: 0.8}) == less
+    assert plan.best({high: math.nan, low: 0.1, less: None}) == low
+    assert plan.best({high: math.nan, low: None}) is plan.best({}) is None
+
+
+def test_selected_point_is_run_with_every_seed(runs, folder):
+    runs.score = lambda config: 0.9 if (config.optimizer.lr, config.optimizer.weight_decay) == (1.0, 0.0) else 0.3
+    task.run(small(), str(folder))
+    assert len(runs.made) == 2 * (4 + 2)
+    result = json.loads((folder / "toast/dtd/final/seed_2/result.json").read_text())
+    assert (result["config"]["optimizer"]["lr"], result["config"]["optimizer"]["weight_decay"]) == (1.0, 0.0)
+    assert result["config"]["data"]["splits"] == {"train": "train800val200", "val": "", "test": "test"}
+    saved = json.loads((folder / "toast/dtd/selected.json").read_text())
+    assert saved["selected"] == {"lr": 1.0, "weight_decay": 0.0} and len(saved["grid"]) == 4
+    selection = json.loads((folder / "toast/dtd/selection/lr_0.1_wd_0.01/config.json").read_text())
+    assert selection["data"]["splits"]["test"] == "" and selection["seed"] == 1
+
+
+def test_selection_leaves_no_checkpoints_and_final_runs_do(runs, folder):
+    task.run(small(), str(folder))
+    assert not list(folder.glob("*/*/selection/*/checkpoints")) and len(list(folder.glob("*/*/final/*/checkpoints"))) == 4
+
+
+def test_diverged_point_is_never_taken_and_never_tried_again(runs, folder):
+    name = "toast/cifar100/selection/lr_1.0_wd_0.01"
+    runs.raises[name] = [Diverged("The loss is nan.")]
+    task.run(small(), str(folder))
+    assert runs.made.count(name) == 1
+    saved = json.loads((folder / "toast/cifar100/selected.json").read_text())
+    assert saved["grid"][0] == {"lr": 1.0, "weight_decay": 0.01, "val_accuracy": None}
+    assert saved["selected"] == {"lr": 0.1, "weight_decay": 0.0}
+    task.run(small(), str(folder))
+    assert runs.made.count(name) == 1
+
+
+def test_all_points_diverge(runs, folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    for lr in (1.0, 0.1):
+        for wd in (0.01, 0.0):
+            runs.raises[f"toast/cifar100/selection/lr_{lr}_wd_{wd}"] = [Diverged("The loss is nan.")]
+    assert "Not done: toast/cifar100/selection" in failure(small(), folder)
+    assert "give lower rates in sweep.grid.toast.lr" in caplog.text
+    assert (folder / "toast/dtd/final/seed_2/result.json").exists()
+
+
+# What goes wrong
+
+
+def test_crash_is_tried_once_more(runs, folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    name = "toast/dtd/selection/lr_0.1_wd_0.0"
+    runs.raises[name] = [RuntimeError("out of memory\nand more")]
+    task.run(small(), str(folder))
+    assert runs.made.count(name) == 2 and f"{name}: RuntimeError: out of memory; once more." in caplog.text
+    assert "Traceback" in (folder / name / "log.txt").read_text()
+
+
+def test_second_crash_is_reported_and_others_go_on(runs, folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    name = "toast/cifar100/selection/lr_0.1_wd_0.0"
+    runs.raises[name] = [RuntimeError("first"), RuntimeError("second")]
+    error = failure(small(), folder)
+    assert error.startswith(f"Not done: {name}, toast/cifar100/final; mend or await")
+    assert f"{name} is not done: RuntimeError: second." in caplog.text
+    assert "toast/cifar100/final waits for 1 runs of its selection" in caplog.text
+    assert (folder / "toast/dtd/final/seed_2/result.json").exists() and not (folder / "toast/cifar100/final").exists()
+    runs.made.clear()
+    task.run(small(), str(folder))
+    assert runs.made == [name, "toast/cifar100/final/seed_1", "toast/cifar100/final/seed_2"]
+
+
+def test_user_error_is_not_tried_again(runs, folder):
+    name = "toast/dtd/selection/lr_0.1_wd_0.0"
+    runs.raises[name] = [InputError("Image 7 is broken.")]
+    assert f"Not done: {name}" in failure(small(), folder)
+    assert runs.made.count(name) == 1 and not (folder / name / "diverged.json").exists()
+
+
+def test_one_seed_that_fails_does_not_keep_the_others(runs, folder):
+    name = "toast/dtd/final/seed_1"
+    runs.raises[name] = [Diverged("The loss is nan."), Diverged("The loss is nan.")]
+    assert f"Not done: {name};" in failure(small(), folder)
+    assert (folder / "toast/dtd/final/seed_2/result.json").exists()
+
+
+def test_stopped_and_killed_sweeps_end_alike(runs, folder, tmp_path):
+    runs.score = lambda config: (hash((config.optimizer.lr, config.data.name)) % 97) / 97
+    task.run(small(), str(tmp_path / "whole/sweep"))
+    whole = list(runs.made)
+    runs.made.clear()
+    first, second = "toast/cifar100/selection/lr_0.1_wd_0.01", "toast/dtd/final/seed_2"
+    runs.raises = {first: [Interrupted("Stopped after step 2.")], second: [KeyboardInterrupt()]}
+    with pytest.raises(Interrupted, match="Stopped after step 2"):
+        task.run(small(), str(folder))
+    assert not list(folder.rglob("lock"))
+    with pytest.raises(Interrupted, match=f"Stopped; finished runs are kept in {folder}"):
+        task.run(small(), str(folder))
+    task.run(small(), str(folder))
+    assert sorted(runs.made) == sorted([*whole, first, second])
+    for path in (tmp_path / "whole/sweep").rglob("*.json"):
+        assert path.read_text() == (folder / path.relative_to(tmp_path / "whole/sweep")).read_text()
+
+
+def test_ctrl_c_while_a_run_ends_stops_before_the_next(runs, folder):
+    """A run that is past its last step ends as ever."""
+    runs.score = lambda config: signal.raise_signal(signal.SIGINT) or 0.5
+    with pytest.raises(Interrupted, match="Stopped before toast/cifar100/selection/lr_1.0_wd_0.0; what is finished is kept."):
+        task.run(small(), str(folder))
+    assert runs.made == ["toast/cifar100/selection/lr_1.0_wd_0.01"] and not list(folder.rglob("lock"))
+
+
+def test_run_that_another_process_is_at_is_left_to_it(runs, folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    lock = folder / "toast/cifar100/selection/lr_1.0_wd_0.01/lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
+    error = failure(small(), folder)
+    assert "lr_1.0_wd_0.01, toast/cifar100/final; mend or await what is said above" in error
+    assert f"process {os.getppid()} on {socket.gethostname()} is at it." in caplog.text
+    assert not any("lr_1.0_wd_0.01" in name and "cifar100" in name for name in runs.made)
+    lock.unlink()
+    task.run(small(), str(folder))
+
+
+def test_run_that_another_process_finishes_while_we_wait_for_the_lock(runs, folder, monkeypatch):
+    """Between looking at a run and getting its lock."""
+    real, name = task.locks.lock, "toast/cifar100/selection/lr_1.0_wd_0.01"
+
+    def late(path):
+        if runs.made:
+            return real(path)
+        unit = next(iter(plan.selection(small(), Cell("toast", "cifar100"), folder).values()))
+        runs(unit.config, unit.folders)
+        return real(path)
+
+    monkeypatch.setattr(task.locks, "lock", late)
+    task.run(small(), str(folder))
+    assert runs.asked.count(name) == runs.made.count(name) == 1
+
+
+def test_shards_share_a_folder(runs, folder):
+    for i in range(2):
+        config = small()
+        config.sweep.shard = f"{i}/2"
+        task.run(config, str(folder))
+    assert len(runs.made) == len(set(runs.made)) == 2 * (4 + 2)
+    config.sweep.shard = "5/7"
+    task.run(config, str(folder))  # nothing to do
+
+
+def test_folder_of_another_sweep(runs, folder):
+    task.run(small(), str(folder))
+    error = failure(small("table=fgvc,task=cub"), folder)
+    assert f"{folder} is a sweep of vtab with vit_b16_in1k, not of fgvc with vit_b16_in1k; give another --workdir" in error
+    changed, before = small(), len(runs.made)
+    changed.epochs = 7
+    assert "selection/lr_1.0_wd_0.01 holds a run of another config (epochs 100 -> 7)" in failure(changed, folder)
+    assert len(runs.made) == before
+
+
+def test_console_has_a_line_for_each_run(runs, folder, caplog, capsys):
+    console = logging.StreamHandler()
+    log = logging.getLogger("toast_jax")
+    log.addHandler(console)
+    log.setLevel(logging.INFO)
+    try:
+        task.run(small("task=dtd"), str(folder))
+    finally:
+        log.removeHandler(console)
+        log.setLevel(logging.NOTSET)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:-1]] == ["1/4", "2/4", "3/4", "4/4", "final"]
+    assert lines[1] == "1/4  toast/dtd/selection/lr_1.0_wd_0.01: val accuracy 0.5000"
+    assert lines[5] == "final  toast/dtd/final: test accuracy 0.5000, 0.5000, mean 0.5000"
+    assert "told by a run" in (folder / "toast/dtd/selection/lr_1.0_wd_0.01/log.txt").read_text()
+
+
+# Runs that train together
+
+
+@pytest.fixture
+def grids(runs, monkeypatch):
+    """The sizes of the groups that were asked for, and what the next ones raise or do not return."""
+    asked = []
+
+    def fit_grid(configs, folders, folder, at_once):
+        asked.append(len(configs))
+        if isinstance(fault := grids.faults.pop(0) if grids.faults else None, Exception):
+            raise fault
+        for config, path in zip(configs, folders, strict=True):
+            if path.name != fault:
+                runs(config, {config.seed: path})
+            else:
+                (path / "config.json").write_text(json.dumps(config.to_dict()))
+        (folder / "checkpoints/1").mkdir(parents=True)
+        return [Diverged("The loss is nan.") if path.name == fault else {} for path in folders]
+
+    def grids():
+        return asked
+
+    grids.faults = []
+    monkeypatch.setattr(task, "fit_grid", fit_grid)
+    return grids
+
+
+def test_a_grid_is_one_program(grids, runs, folder):
+    task.run(small(together=0), str(folder))
+    assert grids() == [4, 4] and len(runs.made) == 2 * (4 + 2)
+    assert not list(folder.glob("*/*/selection/*/checkpoints")) and len(list(folder.glob("*/*/selection/*/result.json"))) == 8
+    assert len(list(folder.glob("*/*/selection/together_*/log.txt"))) == 2
+    assert not list(folder.glob("*/*/selection/*/lock"))
+    task.run(small(together=0), str(folder))
+    assert grids() == [4, 4]
+
+
+def test_groups_of_a_size_of_ones_own(grids, folder):
+    task.run(small("task=dtd", together=3), str(folder))
+    assert grids() == [3]  # the one that is left is a run like any other
+    with pytest.raises(InputError, match="config.sweep.together is -1; it has to be a whole number, 0 or more"):
+        task.run(small(together=-1), str(folder))
+
+
+def test_only_what_is_not_done_trains_together(grids, runs, folder):
+    unit = next(iter(plan.selection(small(), Cell("toast", "dtd"), folder).values()))
+    runs(unit.config, unit.folders)
+    task.run(small("task=dtd", together=0), str(folder))
+    assert grids() == [3] and runs.made.count("toast/dtd/selection/lr_1.0_wd_0.01") == 1
+
+
+def test_a_group_that_crashes_is_run_one_by_one(grids, runs, folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    grids.faults.append(RuntimeError("out of memory"))
+    task.run(small("task=dtd", together=0), str(folder))
+    assert grids() == [4] and len(runs.made) == 4 + 2
+    assert "4 runs of" in caplog.text and "together: RuntimeError: out of memory; now one by one." in caplog.text
+
+
+def test_a_member_that_diverges_is_not_taken(grids, runs, folder):
+    grids.faults.append("lr_0.1_wd_0.0")
+    runs.score = lambda config: 1.0 - config.optimizer.lr
+    task.run(small("task=dtd", together=0), str(folder))
+    assert grids() == [4] and "toast/dtd/selection/lr_0.1_wd_0.0" not in runs.made
+    saved = json.loads((folder / "toast/dtd/selected.json").read_text())
+    assert saved["selected"] == {"lr": 0.1, "weight_decay": 0.01}
+
+
+def test_a_group_that_is_stopped_stops_the_sweep(grids, runs, folder):
+    grids.faults.append(Interrupted("Stopped after step 7."))
+    with pytest.raises(Interrupted, match="step 7"):
+        task.run(small(together=0), str(folder))
+    assert not runs.made and not list(folder.glob("*/*/selection/*/lock"))
+
+
+def test_what_another_process_is_at_is_not_in_the_group(grids, runs, folder):
+    lock = folder / "toast/dtd/selection/lr_1.0_wd_0.0/lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert "Not done: toast/dtd/selection/lr_1.0_wd_0.0, toast/dtd/final" in failure(small("task=dtd", together=0), folder)
+    assert grids() == [3] and len(runs.made) == 3
+
+
+def test_hosts_of_one_run_are_refused(folder, monkeypatch):
+    monkeypatch.setattr(task.jax, "process_count", lambda: 2)
+    assert "leave out --distributed" in failure(small(), folder)
+
+
+def test_tasks_that_cannot_be_read_are_named_before_the_first_run(folder, tmp_path, monkeypatch):
+    made_up = Runs()
+    monkeypatch.setattr(task, "fit_seeds", made_up)
+    config = small()
+    config.data.root = str(tmp_path / "none")
+    error = failure(config, folder)
+    assert error.startswith("2 tasks cannot be read; mend them or leave them out by task=NAME+NAME:")
+    assert f"`python main.py --config=configs/prepare.py:task=dtd --config.root={tmp_path}/none`" in error and not made_up.made

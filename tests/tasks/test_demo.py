@@ -1,0 +1,106 @@
+"""The demo, made small: every row is run for every seed, measured, and told in a table and a page."""
+
+import json
+import logging
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import demo as demo_config
+from toast_jax.analysis import maps
+from toast_jax.data.images import scenes
+from toast_jax.tasks import demo
+from toast_jax.train.setup import load_network
+from toast_jax.weights import parameters
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Two rows, two seeds, a few scenes, run twice."""
+    config = demo_config.get_config()
+    config.seeds, config.attention_scenes, config.shown_scenes = (1, 2), 8, 2
+    config.rows = ("linear", "toast")
+    for run in config.runs.values():
+        run.data.splits.update({"train": "train[:32]", "val": "val[:16]", "test": "test[:24]"})
+        run.batch_size = 16
+    folder = tmp_path_factory.mktemp("demo")
+    told, log = [], logging.getLogger("toast_jax")
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage()) if record.name == demo.log.name else None
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        demo.run(config, str(folder))
+        first = json.loads((folder / "result.json").read_text())
+        demo.run(config, str(folder))
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    return folder, first, told
+
+
+def test_table_has_a_row_for_each_method(small):
+    folder, result, told = small
+    lines = (folder / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| linear", "| toast"]
+    accuracy = 100 * np.array(result["rows"]["linear"]["test_accuracy"])
+    assert f"| {accuracy.mean():.1f} +- {accuracy.std(ddof=1):.1f} |" in lines[2] and len(accuracy) == 2
+    assert result["rows"]["toast"]["tuned_parameters"] == 64 * 64 * 12 + 64 + 650
+
+
+def test_seeds_are_runs_of_their_own(small):
+    folder, result, _ = small
+    runs = [json.loads((folder / f"toast/seed_{seed}/result.json").read_text()) for seed in (1, 2)]
+    assert [run["config"]["seed"] for run in runs] == [1, 2]
+    assert [run["test"]["accuracy"] for run in runs] == result["rows"]["toast"]["test_accuracy"]
+
+
+def test_page_shows_all_methods_on_the_same_scenes(small):
+    page = (small[0] / "report.html").read_text()
+    assert page.count("<img") == 2 * (2 + 1 + 2)  # scene and first look; last look of linear; selection and last look of toast
+    for title in ("first look", "linear: last look", "toast: selection", "toast: last look"):
+        assert f"<th>{title}</th>" in page
+    assert page.count("<svg") == 2 and not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_console_is_short_and_narrow(small):
+    folder, _, told = small
+    assert any(str(folder / "report.html") in line for line in told)
+    lines = [line for text in told if str(folder) not in text for line in text.splitlines()]
+    assert len(lines) > 10 and max(map(len, lines)) <= 100
+
+
+def test_what_runs_tell_goes_to_a_file(small):
+    assert "step 8/8" in (small[0] / "log.txt").read_text()
+
+
+def test_again_repeats_nothing(small):
+    folder, first, _ = small
+    assert json.loads((folder / "result.json").read_text()) == first
+    assert (folder / "log.txt").read_text().count("finished already") == 4
+
+
+@pytest.mark.slow
+def test_attention_before_tuning_is_the_same_for_all_networks_that_look_twice():
+    """And it is that of the backbone alone."""
+    config = demo_config.get_config()
+    images = np.stack([scenes.scene("test", i).image for i in range(4)])
+    looks = {}
+    for name in ("linear", "toast", "toast_lite"):
+        network = load_network(config.runs[name], 10)
+        params = parameters.start(network.model, network.method, seed=3, weights=config.runs[name].backbone.weights)
+        looks[name] = jax.jit(lambda p, x, n=network: maps.look(n.model, n.method, p, x))(params, images)[1]
+    for name in ("toast", "toast_lite"):
+        np.testing.assert_allclose(looks[name][maps.FIRST], looks["linear"][maps.LAST], rtol=1e-5, atol=1e-7)
+        assert looks[name][maps.SELECTION].shape == (4, 3, 3)
+    assert maps.FIRST not in looks["linear"]
+
+
+def test_all_rows_have_the_same_budget_and_never_choose_by_the_test_split():
+    runs = demo_config.get_config().runs
+    facts = {(run.batch_size, run.epochs, str(run.data.to_dict()), run.optimizer.name) for run in runs.values()}
+    assert len(facts) == 1
+    assert all(run.data.splits.train.startswith("train[") and run.data.splits.val.startswith("val[") for run in runs.values())

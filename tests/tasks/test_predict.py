@@ -1,0 +1,94 @@
+"""Prediction by a tuned run: the classes it was evaluated with, pictures of where it looks, and what is refused."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import predict as predict_config
+from tests.conftest import CLASSES, COUNTS, tiny_config
+from toast_jax.errors import InputError
+from toast_jax.tasks import predict, train
+from toast_jax.train import loop
+
+
+@pytest.fixture(scope="module")
+def tuned(image_folder, tmp_path_factory):
+    """A run that tells the three colours apart."""
+    from toast_jax.model.backbones import vit
+
+    folder = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+        config = tiny_config(image_folder, "toast")
+        config.epochs = config.eval_every = config.checkpoint_every = 20
+        config.confusion = True
+        train.run(config, str(folder))
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test"]["accuracy"] > 0.6
+    return folder, result
+
+
+def rows(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predicted(run, images, folder, **fields):
+    config = predict_config.get_config(f"run={run},images={images}")
+    config.update(fields)
+    predict.run(config, str(folder))
+    return rows(folder)
+
+
+def test_confusion_counts_what_the_evaluation_counted(tuned):
+    with (tuned[0] / "confusion.csv").open(newline="") as file:
+        counts = np.array([[int(row[name]) for name in sorted(CLASSES)] for row in csv.DictReader(file)])
+    np.testing.assert_array_equal(counts.sum(axis=1), [COUNTS["test"]] * 3)
+    assert np.diag(counts).sum() / counts.sum() == pytest.approx(tuned[1]["test"]["accuracy"])
+
+
+@pytest.mark.parametrize("attention_too", [True, False])
+def test_predictions_are_those_of_the_evaluation(tuned, image_folder, tmp_path, attention_too):
+    found = predicted(tuned[0], image_folder / "test", tmp_path, batch_size=4, attention=attention_too)
+    assert len(found) == 3 * COUNTS["test"] and {row["class"] for row in found} <= set(CLASSES)
+    right = [row["class"] == row["image"].split("/")[-2] for row in found]
+    assert np.mean(right) == pytest.approx(tuned[1]["test"]["accuracy"])
+    assert all(1 / 3 <= float(row["probability"]) <= 1 for row in found)
+    pictures = sorted((tmp_path / "attention").glob("*.png"))
+    assert len(pictures) == (len(found) if attention_too else 0)
+    if pictures:  # the image, the first look, the selection and the last look
+        assert np.asarray(Image.open(pictures[0])).shape == (16, 4 * 16 + 3 * 4, 3)
+
+
+def test_one_image_will_do(tuned, image_folder, tmp_path):
+    path = image_folder / "test" / CLASSES[0] / "0.jpg"
+    (row,) = predicted(tuned[0], path, tmp_path)
+    assert row["image"] == str(path)
+
+
+@pytest.mark.parametrize(
+    ("run", "images", "message"),
+    [
+        ("", "x", "Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER"),
+        ("{run}", "{tmp}/nowhere", "There is nothing at .*nowhere: give a folder with images"),
+        ("{run}", "{tmp}", "has no images"),
+        ("{tmp}", "{images}", "There are no checkpoints in"),
+    ],
+)
+def test_refusals(tuned, image_folder, tmp_path, run, images, message):
+    config = predict_config.get_config()
+    config.run = run.format(run=tuned[0], tmp=tmp_path)
+    config.images = images.format(images=image_folder, tmp=tmp_path)
+    with pytest.raises(InputError, match=message):
+        predict.run(config, str(tmp_path / "out"))
+
+
+def test_pretuned_module_is_no_classifier(image_folder, tmp_path):
+    config = tiny_config(image_folder, "toast")
+    config.stage, config.epochs = "pretune", 1
+    loop.fit(config, tmp_path / "run")
+    with pytest.raises(InputError, match="has pre-tuned a top-down module; give one that tuned with it"):
+        predicted(tmp_path / "run", image_folder, tmp_path / "out")

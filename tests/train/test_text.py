@@ -1,0 +1,266 @@
+"""Runs on text, end to end with a tiny network: pre-tuned, tuned, evaluated, exported, and made to speak."""
+
+import importlib
+import io
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import alpaca, openwebtext, vicuna
+from configs import convert as convert_config
+from configs import generate as generate_config
+from tests.model.backbones.test_llama import D, G, H, L
+from tests.words import Words
+from toast_jax.data.text import tokenizer
+from toast_jax.errors import InputError
+from toast_jax.model import steered
+from toast_jax.model.backbones import llama
+from toast_jax.model.layers import dtypes
+from toast_jax.tasks import convert, evaluate, generate, train
+from toast_jax.train import loop, setup, text
+
+LENGTH = 32
+SIZE = llama.Size(D, L, H, G, hidden=24, vocabulary=Words.vocabulary, context=192, tied=True)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A tokenizer that needs no library, one for all, and a network that is small enough."""
+    words = Words()
+    monkeypatch.setattr(tokenizer, "load", lambda path: words)
+    monkeypatch.setitem(llama.SIZES, "stories260k", SIZE)
+
+
+def of(module, folder, **given):
+    """A run of two epochs of a few steps."""
+    given = ",".join(f"{name}={value}" for name, value in {"backbone": "stories260k", **given}.items())
+    config = module.get_config(given)
+    config.backbone.weights = "random"
+    config.batch_size, config.data.length, config.epochs, config.warmup_epochs = 8, LENGTH, 2, 0.0
+    config.optimizer.lr = 0.01
+    config.data.splits.train = str(folder / "train.json")
+    return config
+
+
+def write(folder, records, name="train.json"):
+    (folder / name).write_text(json.dumps(records))
+
+
+PLAIN = [{"text": "a cat sat on a mat and that was that " * 3} for _ in range(16)]
+ASKED = [{"prompt": f"{i % 4}?", "response": f"{i % 4}!" * (1 + i % 3)} for i in range(21)]
+SAID = [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": f"b{i}"}]} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of a run that pre-tuned and of one that tuned with what it left, and the result of the latter."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        words = Words()
+        patch.setattr(tokenizer, "load", lambda path: words)
+        patch.setitem(llama.SIZES, "stories260k", SIZE)
+        write(root, PLAIN)
+        config = of(openwebtext, root)
+        config.backbone.update({"dtype": "bfloat16", "remat": True})  # half precision is close enough to be the same backbone
+        config.microbatches, config.batch_size = 2, 16
+        train.run(config, str(root / "pretuned"))
+        write(root, ASKED)
+        config = of(alpaca, root, method="toast")
+        config.data.format, config.data.held_out = "prompts", 0.2
+        config.fsdp = 4
+        config.top_down = str(root / "pretuned" / "top_down.safetensors")
+        loop.fit(config, root / "tuned")
+    return root, config
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_pretuning_leaves_a_module_by_the_names_of_the_release(runs):
+    root, _ = runs
+    module = load_file(root / "pretuned" / "top_down.safetensors")
+    layers = [f"model.decoders.{i}.{name}.weight" for i in range(L) for name in ("linear", "linear2")]
+    assert sorted(module) == sorted(["model.prompt", "model.top_down_transform", *layers])
+    lines = [json.loads(line) for line in (root / "pretuned" / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss", "train/task_loss", "train/variational_loss", "train/accuracy"} <= set(lines[0])
+    assert result(root / "pretuned")["tuned_parameters"]["all"] == 2 * L * D * D + D
+
+
+def test_tuning_starts_from_the_module_and_tells_the_perplexity(runs):
+    root, config = runs
+    ours, before = (load_file(path) for path in (export(root), root / "pretuned" / "top_down.safetensors"))
+    assert ours.keys() == before.keys()
+    moved = {name for name in ours if (ours[name] != before[name]).any()}
+    assert moved == {"model.prompt", *(f"model.decoders.{i}.linear2.weight" for i in range(L))}
+    told = result(root / "tuned")
+    assert told["val"]["perplexity"] == pytest.approx(math.exp(told["val"]["loss"]))
+    predicted = text.open_sources(config, verified=True)[1]["val"]
+    assert told["val"]["count"] == sum(item["mask"] for item in predicted)
+    assert told["tuned_parameters"] == {"all": L * D * D + D, "without_head": L * D * D + D}
+    assert told["tokens_per_second"] is None or told["tokens_per_second"] > 0
+
+
+def export(root):
+    target = root / "tuned.safetensors"
+    convert.run(convert_config.get_config(f"from={root}/tuned,to={target}"), "unused")
+    return target
+
+
+def test_a_checkpoint_is_evaluated_to_the_same_numbers(runs):
+    root, config = runs
+    config = config.copy_and_resolve_references()
+    config.task = "evaluate"
+    evaluate.run(config, str(root / "tuned"))
+    again = json.loads((root / "tuned" / "evaluation.json").read_text())["val"]
+    assert again == pytest.approx(result(root / "tuned")["val"])
+
+
+def test_a_module_of_another_backbone_is_refused(runs, tmp_path):
+    root, config = runs
+    config = config.copy_and_resolve_references()
+    config.seed = 1  # which creates another backbone
+    with pytest.raises(InputError, match="was made for another backbone"):
+        loop.fit(config, tmp_path)
+
+
+def spoken(root, **fields):
+    config = generate_config.get_config(f"run={root}/tuned")
+    config.update({"most": 4, "temperature": 0.0, **fields})
+    return config
+
+
+def test_a_prompt_is_answered_on_the_terminal(runs, capsys):
+    root, _ = runs
+    speaker = generate.Speaker(spoken(root))
+    expected = speaker.answers([speaker.tokens("1?")])[0]
+    capsys.readouterr()
+    generate.run(spoken(root, prompt="1?"), "unused")
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_file_of_questions_is_answered(runs, tmp_path):
+    root, _ = runs
+    questions = [{"question": f"{i}?", "id": i} for i in range(3)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    generate.run(spoken(root, file=str(tmp_path / "q.jsonl"), batch_size=2), str(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    speaker = generate.Speaker(spoken(root))
+    expected = [speaker.answers([speaker.tokens(one["question"])])[0] for one in questions]
+    assert lines == [{**one, "answer": answer} for one, answer in zip(questions, expected, strict=True)]
+
+
+def test_a_conversation_goes_on_until_the_input_ends(runs, monkeypatch, capsys):
+    """The second question is read with all that was said; one that does not fit begins anew."""
+    root, _ = runs
+    read = []
+    monkeypatch.setattr(generate.Speaker, "stream", lambda self, ids: read.append(ids) or [*ids, 7, 2])
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n\nb\n" + "c" * 20 + "\n"))
+    generate.run(spoken(root, format="conversations"), "unused")
+    words = tokenizer.load("")
+    assert [words.decode(ids)[-26:] for ids in read[:2]] == [
+        " questions. USER: a ASSISTANT:"[-26:],
+        words.decode(read[1])[-26:],
+    ]
+    assert read[1][: len(read[0]) + 2] == [*read[0], 7, 2] and "USER: b ASSISTANT:" in words.decode(read[1])
+    assert len(read) == 3 and words.decode(read[2]).startswith("A chat between")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "a" * 200}, "has 201 tokens, and with --config.most=4 more it does not fit the 192"),
+        ({"most": 0}, "config.most is 0; it has to be a whole number, 1 or more"),
+        ({"top_p": 0.0}, "config.top_p is 0.0; it has to be a number, 1.0 or less and more than 0.0"),
+        ({"format": "poems"}, "config.format is 'poems'; it must be one of '', text"),
+        ({"file": "nowhere.jsonl"}, "The text nowhere.jsonl cannot be read"),
+        ({"run": ""}, "Nothing to generate with; write --config=configs/generate.py:run=RUN"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(fields, message, runs, tmp_path):
+    with pytest.raises(InputError, match=message):
+        generate.run(spoken(runs[0], **fields), str(tmp_path))
+
+
+def test_questions_without_their_field_are_refused(runs, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "a"}\n{"text": "b"}')
+    with pytest.raises(InputError, match='Line 2 of .*q.jsonl has no text under "question"'):
+        generate.run(spoken(runs[0], file=str(tmp_path / "q.jsonl")), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.held_out": 0.999}, "config.data.held_out is 0.999, which leaves nothing of 40 texts on one side"),
+        ({"batch_size": 48}, "The training data has 39 examples, fewer than one batch of 48"),
+        (
+            {"backbone.size": "stories15m"},
+            f"has {Words.vocabulary} tokens, and stories15m 32000; give the tokenizer that",
+        ),
+    ],
+)
+def test_configs_that_are_refused(changes, message, tmp_path):
+    write(tmp_path, SAID)
+    config = of(vicuna, tmp_path)
+    config.data.length = 192  # Vicuna's words are long by the letter
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        setup.prepare(config, tmp_path / "run")
+
+
+def test_an_answer_ends_with_the_token_that_the_config_says(tmp_path, monkeypatch):
+    write(tmp_path, ASKED)
+    config = of(alpaca, tmp_path)
+    config.data.format = "prompts"
+    for end, token in (("end", 2), ("begin", 1)):
+        monkeypatch.setattr(tokenizer, "load", lambda path: Words())
+        config.data.end = end
+        train, _ = text.open_sources(config, verified=True)
+        assert train.tokens[0][train.answers[0]][-1] == token
+    monkeypatch.setattr(Words, "begin", None)
+    with pytest.raises(InputError, match="config.data.end is 'begin', and this tokenizer begins a document with nothing"):
+        text.open_sources(config, verified=True)
+
+
+def test_dtype_that_the_device_lacks_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    def lacking(x):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: no kernel\nof that type")
+
+    monkeypatch.setattr(dtypes, "_multiplied", lacking)
+    config = of(vicuna, tmp_path)
+    with pytest.raises(InputError, match="The text .* cannot be read"):  # float32 is not even tried
+        setup.prepare(config, tmp_path / "run")
+    config.backbone.dtype = "bfloat16"
+    message = r"config.backbone.dtype is 'bfloat16', which cpu cannot compute in \(UNIMPLEMENTED: no kernel\); set it"
+    with pytest.raises(InputError, match=message):
+        setup.prepare(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["finetune", "lora", "toast", "toast_lite"])
+@pytest.mark.parametrize("name", ["alpaca", "vicuna"])
+def test_networks_of_the_recipes(name, method):
+    """As released: rates, lengths, batches; shapes alone of the real size."""
+    config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
+    expected = {"alpaca": (144, 512, 3, 0.0), "vicuna": (96, 1024, 2, 0.02)}[name]
+    assert (config.batch_size, config.data.length, config.epochs, config.data.held_out) == expected
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.warmup_epochs / config.epochs) == (2e-5, 0, 0.03)
+    network, row = steered.build(config, 0)
+    assert "blocks" in jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))["backbone"]
+
+
+def test_recipe_of_openwebtext():
+    config = openwebtext.get_config()
+    assert (config.batch_size, config.data.length, config.epochs, config.data.documents) == (144, 512, 1, 200_000)
+    assert (config.optimizer.lr, config.warmup_epochs, config.stage) == (3e-5, 0.03, "pretune")
+
+
+def test_held_out_texts_are_those_of_the_release():
+    np.random.seed(0)
+    order = np.random.permutation(50)
+    kept, held = text._held_out(list(range(50)), 0.02)
+    assert (kept, held) == (order[:49].tolist(), order[49:].tolist())

@@ -1,0 +1,138 @@
+"""Data and weights that change under a run are noticed."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import vtab
+from tests import small_tfds
+from tests.conftest import tiny_config
+from toast_jax import trees
+from toast_jax.data.images import files, scenes, sources
+from toast_jax.data.images.verify import Subset
+from toast_jax.data.images.vtab import tasks
+from toast_jax.data.text.sequences import Sequences
+from toast_jax.errors import InputError, Interrupted
+from toast_jax.model import steered
+from toast_jax.tasks import evaluate
+from toast_jax.train import checkpoint, loop, saved_run
+from toast_jax.weights import files as weight_files
+from toast_jax.weights import rename
+from toast_jax.workdir import fingerprint
+
+
+def write_backbone(path, config, seed):
+    network, row = steered.build(config, 3)
+    params = trees.flat(jax.jit(lambda: steered.init(network, row, jax.random.key(seed)))())
+    backbone = {name: np.asarray(leaf) for name, leaf in params.items() if name.startswith("backbone/")}
+    weight_files.write(path, rename.to_torch(backbone), {})
+
+
+@pytest.fixture
+def begun(image_folder, tmp_path, monkeypatch):
+    """The config of a run that was stopped after its first epoch, in `tmp_path / "run"`."""
+    config = tiny_config(shutil.copytree(image_folder, tmp_path / "images"), "linear")
+    config.backbone.weights = str(tmp_path / "weights.safetensors")
+    write_backbone(config.backbone.weights, config, seed=0)
+    save = checkpoint.save
+
+    def save_and_stop(*args):
+        save(*args)
+        raise Interrupted("Stopped.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_stop)
+        with pytest.raises(Interrupted):
+            loop.fit(config, tmp_path / "run")
+    return config
+
+
+def test_data_that_changed_is_refused_and_data_that_is_back_is_not(begun, tmp_path):
+    added = tmp_path / "images/train/owl/more.jpg"
+    shutil.copy(tmp_path / "images/train/owl/0.jpg", added)
+    told = rf"The training data has changed since the run in {tmp_path}/run began \(24 examples then, 25 now, or others\)"
+    with pytest.raises(InputError, match=told):
+        loop.fit(begun, tmp_path / "run")
+    added.unlink()
+    loop.fit(begun, tmp_path / "run")
+
+
+def test_weights_that_changed_are_refused(begun, tmp_path):
+    loop.fit(begun, tmp_path / "run")
+    evaluated = begun.copy_and_resolve_references()
+    evaluated.task = "evaluate"
+    evaluate.run(evaluated, str(tmp_path / "run"))
+    saved_run.load(tmp_path / "run")
+    write_backbone(begun.backbone.weights, begun, seed=1)
+    told = f"The run in {tmp_path}/run was tuned on another backbone than {begun.backbone.weights} holds now .backbone/"
+    with pytest.raises(InputError, match=told):
+        evaluate.run(evaluated, str(tmp_path / "run"))
+    with pytest.raises(InputError, match=told):
+        saved_run.load(tmp_path / "run")
+
+
+def test_weights_that_changed_are_refused_when_a_run_goes_on(begun, tmp_path):
+    write_backbone(begun.backbone.weights, begun, seed=1)
+    with pytest.raises(InputError, match="was tuned on another backbone than"):
+        loop.fit(begun, tmp_path / "run")
+
+
+def test_rounding_is_no_other_backbone():
+    rng = np.random.default_rng(0)
+    frozen = {
+        "backbone": {"kernel": rng.normal(size=(64, 64)).astype(np.float32), "bias": np.zeros(4, np.float32)},
+        "head": None,
+    }
+    theirs = fingerprint.of_frozen(frozen)
+    assert list(theirs) == ["backbone/kernel", "backbone/bias"]
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), frozen)
+    fingerprint.check_frozen(fingerprint.of_frozen(half), theirs, "run", "file")
+    frozen["backbone"]["bias"][0] = 1e-3
+    with pytest.raises(InputError, match="backbone/bias differs"):
+        fingerprint.check_frozen(fingerprint.of_frozen(frozen), theirs, "run", "file")
+
+
+def test_large_arrays_are_summed_where_they_are(monkeypatch):
+    leaf = jax.random.normal(jax.random.key(0), (30, 40))
+    here = fingerprint.of_frozen({"a": leaf})
+    monkeypatch.setattr(fingerprint, "_LARGE", 1)
+    np.testing.assert_allclose(fingerprint.of_frozen({"a": leaf})["a"], here["a"], rtol=1e-4, atol=1e-7)
+
+
+FILES = files.Files(("a.jpg", "b.jpg"), (0, 1), ("x", "y"))
+TEXT = Sequences(*(np.arange(6, dtype=np.int32).reshape(2, 3) for _ in range(2)), np.ones((2, 3), bool))
+
+
+@pytest.mark.parametrize(
+    ("source", "other"),
+    [
+        (FILES, dataclasses.replace(FILES, labels=(1, 0))),
+        (FILES, dataclasses.replace(FILES, paths=("a.jpg", "c.jpg"))),
+        (FILES, dataclasses.replace(FILES, classes=("x", "z"))),
+        (Subset(FILES, (0,)), Subset(FILES, (1,))),
+        (Subset(FILES, (0,)), Subset(dataclasses.replace(FILES, labels=(1, 1)), (0,))),
+        (scenes.Scenes("train", 5, "target"), scenes.Scenes("train", 6, "target")),
+        (TEXT, dataclasses.replace(TEXT, tokens=TEXT.tokens + 1)),
+        (TEXT, dataclasses.replace(TEXT, answers=~TEXT.answers)),
+    ],
+)
+def test_sources_are_told_apart(source, other):
+    assert fingerprint.of_source(source) == fingerprint.of_source(dataclasses.replace(source)) != fingerprint.of_source(other)
+
+
+def test_prepared_data_is_told_by_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "TRAIN", 8)
+    monkeypatch.setattr(tasks, "VAL", 8)
+    found = []
+    for i, count in enumerate((90, 91)):
+        row = tasks.BUILDERS["cifar100"]
+        small_tfds.prepare(f"cifar100:{row.versions[0]}", tmp_path / f"{i}", dict.fromkeys({"train", row.test[0]}, count))
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        (tmp_path / f"{i}").rename(tmp_path / "data")
+        config = vtab.get_config("task=cifar100,split=selection,backbone=vit_ti8")
+        config.data.update({"root": str(tmp_path / "data"), "image_size": 16, "resize": 16})
+        found.append(fingerprint.of_source(sources.open_split(config.data, "train")))
+    assert found[0]["count"] == found[1]["count"] == 8 and found[0] != found[1]

@@ -1,0 +1,136 @@
+"""Locks: one process at a time, whoever died."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from toast_jax.workdir import locks
+
+
+def write(path, **facts):
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid(), **facts}))
+
+
+def dead_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_lock_names_its_holder_and_goes_with_the_block(tmp_path):
+    path = tmp_path / "run/lock"
+    with locks.lock(path):
+        assert json.loads(path.read_text()) == {"host": socket.gethostname(), "pid": os.getpid()}
+        assert [one.name for one in path.parent.iterdir()] == ["lock"]
+    assert not path.exists()
+    with pytest.raises(ValueError), locks.lock(path):
+        raise ValueError
+    assert not path.exists()
+
+
+def test_live_process_keeps_it(tmp_path):
+    path = tmp_path / "lock"
+    write(path)
+    before = path.read_text()
+    with pytest.raises(locks.Held, match=f"process {os.getppid()} on {socket.gethostname()} is at it"):
+        with locks.lock(path):
+            pass
+    assert path.read_text() == before
+
+
+def test_lock_of_a_dead_process_is_taken_over(tmp_path):
+    path = tmp_path / "lock"
+    for pid in (dead_pid(), os.getpid()):  # ours: a container that was started anew numbers its processes alike
+        write(path, pid=pid, more="x" * 100)
+        with locks.lock(path):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert not path.exists()
+
+
+def untouched_for(path, seconds):
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_another_hosts_lock_is_respected_while_it_is_touched(text, tmp_path):
+    path = tmp_path / "lock"
+    write(path, host="elsewhere", pid=dead_pid())
+    if text:
+        path.write_text(text)
+    untouched_for(path, locks.STALE - 20)
+    host = "elsewhere" if text is None else "a host that cannot be told"
+    with pytest.raises(locks.Held, match=f"on {host} is at it; if it is gone, {path} is free in 5 minutes"), locks.lock(path):
+        pass
+    untouched_for(path, locks.STALE + 20)
+    with locks.lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_live_process_of_this_host_keeps_its_lock_however_long(tmp_path):
+    path = tmp_path / "lock"
+    write(path)
+    untouched_for(path, 10 * locks.STALE)
+    with pytest.raises(locks.Held), locks.lock(path):
+        pass
+
+
+def test_a_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "BEAT", 0.01)
+    path = tmp_path / "lock"
+    with locks.lock(path):
+        untouched_for(path, 1000)
+        wait_until(lambda: time.time() - path.stat().st_mtime < 100)
+        write(path)  # it was taken over
+        untouched_for(path, 1000)
+        time.sleep(0.1)
+        assert time.time() - path.stat().st_mtime > 900
+    assert threading.active_count() == 1 or not any(one.name.endswith("(_beat)") for one in threading.enumerate())
+
+
+def wait_until(condition, seconds=10):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.01)
+
+
+def test_a_lock_that_was_given_to_another_is_not_removed(tmp_path):
+    path = tmp_path / "lock"
+    with locks.lock(path):
+        write(path)
+    assert path.exists()
+
+
+def test_of_two_that_find_a_stale_lock_one_gets_it(tmp_path, monkeypatch):
+    """The second one looks while the first is between reading the lock and making it its own."""
+    path, outcome, read = tmp_path / "lock", [], locks._holder
+    write(path, pid=dead_pid())
+
+    def second():
+        try:
+            with locks.lock(path):
+                outcome.append("taken")
+        except locks.Held:
+            outcome.append("held")
+
+    thread = threading.Thread(target=second)
+
+    def slowly(text):
+        if thread.ident is None:
+            thread.start()
+            thread.join(timeout=0.3)
+        return read(text)
+
+    monkeypatch.setattr(locks, "_holder", slowly)
+    monkeypatch.setattr(locks, "_alive", lambda pid: pid == os.getpid())
+    with locks.lock(path):
+        thread.join()
+        assert outcome == ["held"]

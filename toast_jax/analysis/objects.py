@@ -1,0 +1,247 @@
+"""Where the object of an image is: boxes and masks that come beside the images.
+
+Every kind is a sequence as long as the source, `objects[i]` being bool `[H, W]` over the pixels of image i as it is stored.
+`view` takes it through the same resize and crop as the image.
+"""
+
+import dataclasses
+import functools
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from toast_jax.analysis.localization import box_of
+from toast_jax.data.images import pixels, scenes
+from toast_jax.data.images.files import Files
+from toast_jax.data.images.sources import Source
+from toast_jax.data.images.tfds_records import TfdsRecords, records
+from toast_jax.errors import InputError, listed
+
+_TFDS = ("bbox", "segmentation_mask")
+
+
+class Objects(Protocol):
+    """What every kind offers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+def view(mask: np.ndarray, *, resize: int, size: int) -> np.ndarray:
+    """The mask bool `[size, size]` of the view that `images.eval_view` makes of the image.
+
+    A pixel belongs to it if the object covers more than half of what it was made of.
+    """
+    grey = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1)
+    return pixels.eval_view(grey, resize=resize, size=size)[..., 0] > 127
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Boxes `(x0, y0, x1, y1)` in pixels: x0 <= x < x1, y0 <= y < y1."""
+
+    source: Files
+    boxes: tuple[tuple[float, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        x0, y0, x1, y1 = (round(edge) for edge in self.boxes[index])
+        width, height = _size(self.source, index)
+        mask = np.zeros((height, width), bool)
+        mask[y0:y1, x0:x1] = True
+        return mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Pictures of masks: an object is where one is brighter than half of its brightest pixel."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        with open(self.paths[index], "rb") as file:
+            return _bright(file.read(), self.paths[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsObjects:
+    """The feature `bbox` (shares of the sides: ymin, xmin, ymax, xmax) or `segmentation_mask` of TFDS records."""
+
+    directory: str
+    split: str
+    feature: str
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        record = self._records[index]
+        if self.feature == "segmentation_mask":
+            return _bright(record["segmentation_mask"], f"{self.split}[{index}]")
+        with Image.open(io.BytesIO(record["image"])) as image:
+            width, height = image.size
+        ymin, xmin, ymax, xmax = record["bbox"]
+        mask = np.zeros((height, width), bool)
+        mask[round(ymin * height) : round(ymax * height), round(xmin * width) : round(xmax * width)] = True
+        return mask
+
+    @functools.cached_property
+    def _records(self) -> Sequence[dict[str, Any]]:
+        return records(self.directory, self.split)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneObjects:
+    """The box around one of the digits of the demo's scenes."""
+
+    source: scenes.Scenes
+    digit: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return box_of(scenes.scene(self.source.split, index).masks[self.digit])
+
+
+def open_objects(where: str, source: Source, root: str, only_annotated: bool = False) -> tuple[Source, Objects]:
+    """Opens the objects of a source, and checks that each image has one that lies in it.
+
+    Args:
+        where: a JSON file with an object from image path to box `[x0, y0, x1, y1]`; a folder of masks, each at the path of its
+            image but as .png; of TFDS records the feature 'bbox' or 'segmentation_mask'; of scenes the digit 'target',
+            'salient' or 'other'.
+        source: the images.
+        root: what image paths are relative to, for a JSON file and a folder of masks.
+        only_annotated: leave out images without a box or a mask, instead of raising.
+
+    Returns:
+        the source, less what was left out, and its objects.
+
+    Raises:
+        InputError: there is no such thing, an image has none, or it does not fit its image.
+    """
+    if isinstance(source, scenes.Scenes):
+        digits = ("target", "salient", "other")
+        return source, SceneObjects(source, _one_of(where, digits, "Scenes have the digits"))
+    if isinstance(source, TfdsRecords):
+        feature = _one_of(where, _TFDS, "Of TFDS records objects are the features")
+        return source, _tfds(source, feature)
+    if not isinstance(source, Files):
+        raise InputError(f"The objects {where} cannot be told for this data: give images in files, TFDS records or scenes.")
+    path = os.path.expanduser(where)
+    if path.endswith(".json"):
+        return _boxes(path, source, root, only_annotated)
+    if os.path.isdir(path):
+        return _masks(path, source, root, only_annotated)
+    raise InputError(f"There are no objects at {where}: give a JSON file of boxes, or a folder of masks.")
+
+
+def _one_of(name, options, what):
+    if name not in options:
+        raise InputError(f"{what} {', '.join(options)}; --config.objects is {name!r}.")
+    return name
+
+
+def _tfds(source, feature):
+    first = records(source.directory, source.split)[0]
+    if feature not in first:
+        raise InputError(
+            f"The records in {source.directory} have no feature {feature!r}: they have {', '.join(sorted(first))}."
+        )
+    return TfdsObjects(source.directory, source.split, feature)
+
+
+def _boxes(path, source, root, only_annotated):
+    try:
+        with open(path, encoding="utf-8") as file:
+            boxes = json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"The boxes in {path} cannot be read ({error}): give a JSON object from image path to box.") from error
+    if not isinstance(boxes, dict):
+        raise InputError(f"{path} must hold a JSON object from image path to box [x0, y0, x1, y1].")
+    names = _relative(source, root)
+    source, kept = _annotated(source, names, [name in boxes for name in names], f"no box in {path}", only_annotated)
+    names = [names[i] for i in kept]
+    for i, name in enumerate(names):
+        width, height = _size(source, i)
+        if not _is_box(boxes[name], width, height):
+            raise InputError(
+                f"The box of {name} in {path} is {boxes[name]}, the image {width} x {height}: write [x0, y0, x1, y1] in pixels "
+                "with 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height."
+            )
+    return source, Boxes(source, tuple(tuple(boxes[name]) for name in names))
+
+
+def _is_box(box, width, height):
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    if not all(isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge) for edge in box):
+        return False
+    x0, y0, x1, y1 = (round(edge) for edge in box)
+    return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+
+
+def _masks(folder, source, root, only_annotated):
+    names = _relative(source, root)
+    paths = [os.path.join(folder, os.path.splitext(name)[0] + ".png") for name in names]
+    source, kept = _annotated(source, names, [os.path.isfile(one) for one in paths], f"no mask in {folder}", only_annotated)
+    paths = tuple(paths[i] for i in kept)
+    for i, path in enumerate(paths):
+        try:
+            with Image.open(path) as mask:
+                size = mask.size
+        except OSError as error:
+            raise InputError(f"Mask {path} cannot be decoded: make it a PNG again.") from error
+        if size != _size(source, i):
+            raise InputError(
+                f"Mask {path} is {size[0]} x {size[1]}, its image {' x '.join(map(str, _size(source, i)))}: make it as large."
+            )
+    return source, Masks(paths)
+
+
+def _relative(source, root):
+    return [os.path.relpath(path, os.path.expanduser(root)).replace(os.sep, "/") for path in source.paths]
+
+
+def _annotated(source, names, has, lack, only_annotated):
+    """The source and the indices of images that have something."""
+    missing = [name for name, one in zip(names, has, strict=True) if not one]
+    kept = [i for i, one in enumerate(has) if one]
+    if (missing and not only_annotated) or not kept:
+        raise InputError(
+            f"{len(missing)} of {len(names)} images have {lack} ({listed(missing, most=1)}): add them under these paths, or "
+            "leave such images out with --config.only_annotated=True, unless none would be left."
+        )
+    parts = ([values[i] for i in kept] for values in (source.paths, source.labels))
+    return Files(*map(tuple, parts), source.classes), kept
+
+
+def _size(source, index):
+    """Width and height of an image, from the head of its file."""
+    try:
+        with Image.open(source.paths[index]) as image:
+            return image.size
+    except OSError as error:
+        raise InputError(f"Image {source.paths[index]} cannot be decoded: download it again, or remove it.") from error
+
+
+def _bright(data, name):
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            grey = np.asarray(image.convert("L"))
+    except OSError as error:
+        raise InputError(f"Mask {name} cannot be decoded: make it a PNG again.") from error
+    return grey > grey.max() / 2 if grey.max() else np.zeros(grey.shape, bool)

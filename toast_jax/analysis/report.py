@@ -1,0 +1,123 @@
+"""Tables of results as text of many kinds, and pages: one HTML file each, with its pictures inside, for any screen."""
+
+import base64
+import csv as csv_module
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 76rem; margin: 0 auto; padding: 1rem; }
+h1, h2 { line-height: 1.2; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.pictures td, .pictures th { padding: .15rem .08rem; text-align: center; border: 0; font-size: .8rem; vertical-align: top; }
+.pictures th { white-space: normal; vertical-align: bottom; max-width: 5.5rem; }
+.pictures th:first-child { text-align: center; }
+.pictures img { display: block; margin: 0 auto; }
+.pictures td:first-child, .pictures th:first-child { position: sticky; left: 0; background: #fff; }
+.texts td, .texts th, .texts th:first-child { text-align: left; white-space: normal; vertical-align: top; min-width: 6rem; }
+.charts { display: flex; flex-wrap: wrap; gap: 1rem; }
+.charts svg { width: 100%; max-width: 36rem; height: auto; }
+.small { font-size: .85rem; color: #555; }
+"""
+
+
+def page(title: str, *parts: str) -> str:
+    """A whole page; `parts` are HTML."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    body = "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def heading(text: str, level: int = 2) -> str:
+    return f"<h{level}>{escape(text)}</h{level}>"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Numbers: the first column to the left, the others to the right."""
+    return _table("", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
+
+
+def texts(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Sentences: every column to the left, in as many lines as they need."""
+    return _table("texts", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
+
+
+def pictures(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A grid of cells made by `picture`."""
+    return _table("pictures", [escape(cell) for cell in header], rows)
+
+
+def _table(kind, header, rows):
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:
+    """A picture, uint8 `[H, W, 3]`, with a line below it."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    height, width, _ = pixels.shape
+    image = f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt or caption)}">'
+    return f"{image}{escape(caption)}"
+
+
+def made_by(config: str, facts: dict) -> str:
+    """A last line: the config's file, and of `run_folder.circumstances()` the device and some versions."""
+    device, versions = facts["device"], facts["versions"]
+    told = ", ".join(f"{name} {versions[name]}" for name in ("toast_jax", "jax", "flax", "python"))
+    return paragraph(f"Made by {config} on {device['count']} x {device['kind']}; {told}", "small")
+
+
+def percent(shares: np.ndarray) -> str:
+    """Mean of shares over runs, and their standard deviation if there are several."""
+    values = 100 * shares
+    return f"{values.mean():.1f} +- {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as plain text."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    aligned = (
+        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        for row in [header, *rows]
+    )
+    return "\n".join("  ".join(line) for line in aligned)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as Markdown."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as LaTeX, without packages."""
+    lines = [" & ".join(map(_latex_text, line)) + r" \\" for line in [header, *rows]]
+    body = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]
+    return "\n".join([*body, r"\end{tabular}"])
+
+
+def _latex_text(text: str) -> str:
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("+-", r"$\pm$")
+    return re.sub(r"^([+-])(?=\d)", r"$\1$", escaped)  # a minus, not a hyphen
+
+
+def csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Values for other programs."""
+    file = io.StringIO()
+    csv_module.writer(file, lineterminator="\n").writerows([header, *rows])
+    return file.getvalue()

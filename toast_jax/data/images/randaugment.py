@@ -1,0 +1,131 @@
+"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719) as DeiT and AbSViT train with it.
+
+The operations, their ranges and their random draws are those of timm's "rand-m9-mstd0.5-inc1", whose operations all grow
+stronger with the level.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from toast_jax.data.images import pixels
+
+MAX_LEVEL = 10
+DEVIATION = 0.5
+PROBABILITY = 0.5
+# ImageNet's mean colour: what normalisation takes to zero.
+FILL = tuple(round(255 * mean) for mean in pixels.MEAN)
+
+
+def randaugment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, magnitude: float) -> np.ndarray:
+    """Distorts the image with operations drawn uniformly, with replacement, from `OPERATIONS`.
+
+    Each drawn operation is applied with probability 0.5, at a level from N(magnitude, 0.5) clipped to [0, 10] whose sign,
+    if the operation is signed, is flipped with probability 0.5. Geometric operations resample bilinearly, where timm draws
+    bilinear or bicubic, and fill with ImageNet's mean colour.
+
+    Args:
+        image: uint8 [H, W, 3].
+        rng: source of the operations and of their levels.
+        num_ops: number of operations drawn; 2 in DeiT. With 0 the image is returned as it is.
+        magnitude: mean level, from 0 to 10; 9 in DeiT.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    if not num_ops:
+        return image
+    augmented = Image.fromarray(image)
+    names = list(OPERATIONS)
+    for _ in range(num_ops):
+        operation = OPERATIONS[names[rng.integers(len(names))]]
+        if rng.random() < PROBABILITY:
+            level = np.clip(rng.normal(magnitude, DEVIATION), 0, MAX_LEVEL)
+            if operation.signed and rng.random() < 0.5:
+                level = -level
+            augmented = operation.apply(augmented, float(level))
+    return np.asarray(augmented)
+
+
+class Operation(NamedTuple):
+    """One row of the table of operations.
+
+    Attributes:
+        apply: maps an RGB image and a level to an RGB image of the same size.
+        signed: whether levels run from -10 to 10, not from 0 to 10.
+    """
+
+    apply: Callable[[Image.Image, float], Image.Image]
+    signed: bool = False
+
+
+def _rotate(image: Image.Image, level: float) -> Image.Image:
+    """Up to 30 degrees about the centre, counter-clockwise for positive levels."""
+    return image.rotate(30 * level / MAX_LEVEL, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def _posterize(image: Image.Image, level: float) -> Image.Image:
+    """Keeps from 4 bits per channel down to none, a black image, which only level 10 itself reaches."""
+    # ImageOps.posterize refuses 0 bits as of Pillow 13.
+    step = 2 ** (4 + int(level / MAX_LEVEL * 4))
+    return image.point([value // step * step for value in range(256)] * 3)
+
+
+def _solarize(image: Image.Image, level: float) -> Image.Image:
+    """Inverts values from a threshold on, which falls from 256 to 0."""
+    return ImageOps.solarize(image, 256 - int(level / MAX_LEVEL * 256))
+
+
+def _solarize_add(image: Image.Image, level: float) -> Image.Image:
+    """Adds up to 110 to values below 128."""
+    added = int(level / MAX_LEVEL * 110)
+    return image.point([value + added if value < 128 else value for value in range(256)] * 3)
+
+
+def _enhance(kind: Callable) -> Callable[[Image.Image, float], Image.Image]:
+    """Scales what `kind` of PIL enhances by 1 to 1.9 for positive levels, down to 0.1 for negative ones."""
+    return lambda image, level: kind(image).enhance(1 + 0.9 * level / MAX_LEVEL)
+
+
+def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
+    """Output pixel (x, y) shows input pixel (a x + b y + c, d x + e y + f)."""
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def _shear_x(image: Image.Image, level: float) -> Image.Image:
+    return _affine(image, 1, 0.3 * level / MAX_LEVEL, 0, 0, 1, 0)
+
+
+def _shear_y(image: Image.Image, level: float) -> Image.Image:
+    return _affine(image, 1, 0, 0, 0.3 * level / MAX_LEVEL, 1, 0)
+
+
+def _translate_x(image: Image.Image, level: float) -> Image.Image:
+    """By up to 0.45 of the width, to the left for positive levels."""
+    return _affine(image, 1, 0, 0.45 * level / MAX_LEVEL * image.width, 0, 1, 0)
+
+
+def _translate_y(image: Image.Image, level: float) -> Image.Image:
+    """By up to 0.45 of the height, upwards for positive levels."""
+    return _affine(image, 1, 0, 0, 0, 1, 0.45 * level / MAX_LEVEL * image.height)
+
+
+OPERATIONS = {
+    "AutoContrast": Operation(lambda image, level: ImageOps.autocontrast(image)),
+    "Equalize": Operation(lambda image, level: ImageOps.equalize(image)),
+    "Invert": Operation(lambda image, level: ImageOps.invert(image)),
+    "Rotate": Operation(_rotate, signed=True),
+    "PosterizeIncreasing": Operation(_posterize),
+    "SolarizeIncreasing": Operation(_solarize),
+    "SolarizeAdd": Operation(_solarize_add),
+    "ColorIncreasing": Operation(_enhance(ImageEnhance.Color), signed=True),
+    "ContrastIncreasing": Operation(_enhance(ImageEnhance.Contrast), signed=True),
+    "BrightnessIncreasing": Operation(_enhance(ImageEnhance.Brightness), signed=True),
+    "SharpnessIncreasing": Operation(_enhance(ImageEnhance.Sharpness), signed=True),
+    "ShearX": Operation(_shear_x, signed=True),
+    "ShearY": Operation(_shear_y, signed=True),
+    "TranslateXRel": Operation(_translate_x, signed=True),
+    "TranslateYRel": Operation(_translate_y, signed=True),
+}

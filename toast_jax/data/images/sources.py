@@ -1,0 +1,69 @@
+"""Random-access sources of images, opened as a config describes them.
+
+A source is immutable and picklable, so that it can travel to the processes that load batches.
+"""
+
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from toast_jax.data.images import files, scenes, tfds_records
+from toast_jax.data.images.vtab import records
+from toast_jax.errors import InputError, choose
+
+
+class Source(Protocol):
+    """What every source offers.
+
+    `source[i]` is {'image': the bytes of an image file, or its pixels uint8 [H, W, 3], 'label': index into `classes`,
+    'name': where the image is}.
+    """
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def open_split(data: ConfigDict, split: str) -> Source:
+    """Opens one split of the data that a config describes, and checks that all of it is there.
+
+    Args:
+        data: the fields
+            format: 'json', 'folder', 'tfds', 'vtab' or 'scenes'.
+            root: the folder with the data; '~' is expanded.
+            image_dir: folder of the images under `root`, '' for `root` itself (json).
+            name: name of the dataset, such as 'stanford_dogs' (tfds), or of the task (vtab, scenes).
+            splits: for each of train, val and test the stem of its JSON file, its folder or its TFDS split such as
+                'train[:90%]', or of how many scenes, 'train[:500]', or one of train800, val200, train800val200 and test (vtab);
+                '' where the data has no such split.
+            split_file: a list of the images of train800 and val200, see `vtab_published`; '' for the slices of `vtab_tasks`.
+            resize, image_size: both the side of the image (vtab).
+            num_classes: 0 takes the number from the data; any other number must agree with the data.
+            labels: False for images without classes: JSON lists of paths, images anywhere under the split's folder, TFDS
+                features without 'label'. All get label 0 of the one class `UNLABELLED`; labels that are there are not read.
+        split: 'train', 'val' or 'test'.
+
+    Raises:
+        InputError: the data is missing, incomplete, or not as the config says.
+    """
+    read = choose("config.data.format", data.format, READERS)
+    if not data.splits[split]:
+        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
+    source = read(data, split)
+    if data.num_classes not in (0, len(source.classes)):
+        raise InputError(
+            f"The data in {data.root} has {len(source.classes)} classes but config.data.num_classes is "
+            f"{data.num_classes}: set --config.data.num_classes={len(source.classes)}, or 0 to take it from the data."
+        )
+    return source
+
+
+READERS = {
+    "json": files.read_json,
+    "folder": files.read_folder,
+    "tfds": tfds_records.read,
+    "vtab": records.read,
+    "scenes": scenes.read,
+}

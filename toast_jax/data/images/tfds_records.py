@@ -1,0 +1,86 @@
+"""Images of TFDS datasets that are prepared in a random-access format; TensorFlow is not needed to read them."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from toast_jax.data.images.files import UNLABELLED, existing_root
+from toast_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsRecords:
+    """Images in a split of a TFDS dataset that is prepared in a random-access format under `directory`."""
+
+    directory: str
+    split: str
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._records[index]
+        name = record.get("image/filename", record.get("file_name", f"{self.split}[{index}]".encode()))
+        label = 0 if self.classes == (UNLABELLED,) else int(record["label"])
+        return {"image": record["image"], "label": label, "name": name.decode()}
+
+    @functools.cached_property
+    def _records(self) -> Sequence[dict[str, Any]]:
+        return records(self.directory, self.split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files stay behind; the other process opens its own.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
+    """The records of a split that TFDS has prepared in a directory, with images as the bytes of their files."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(directory)
+    features = builder.info.features.items()
+    encoded = {key: tfds.decode.SkipDecoding() for key, value in features if isinstance(value, tfds.features.Image)}
+    return builder.as_data_source(split, decoders=encoded)
+
+
+def read(data: ConfigDict, split: str) -> TfdsRecords:
+    """Opens a split of the builder `data.name` prepared under `data.root`; raises InputError with the command to prepare it."""
+    import tensorflow_datasets as tfds
+
+    root = existing_root(data)
+    try:
+        builder = tfds.builder(data.name, data_dir=root)
+    except ValueError as error:
+        reason = str(error).splitlines()[0].strip(".")
+        raise InputError(f"TFDS cannot open dataset {data.name!r} ({reason}): correct --config.data.name.") from error
+    if not builder.info.splits:
+        raise InputError(
+            f"TFDS dataset {data.name} is not prepared under {root}: where TensorFlow is installed, run "
+            f"`tfds build {data.name} --file_format=array_record --data_dir={root}` once."
+        )
+    if missing := {"image", "label"} - set(builder.info.features) - (set() if data.labels else {"label"}):
+        raise InputError(f"TFDS dataset {data.name} has no feature {' and no '.join(sorted(missing))}: choose another one.")
+    if data.labels and not isinstance(builder.info.features["label"], tfds.features.ClassLabel):
+        raise InputError(f"The label of TFDS dataset {data.name} is not a class: choose another one.")
+    source = TfdsRecords(
+        directory=str(builder.data_path),
+        split=data.splits[split],
+        classes=tuple(builder.info.features["label"].names) if data.labels else (UNLABELLED,),
+    )
+    try:
+        len(source)
+    except NotImplementedError as error:
+        raise InputError(
+            f"TFDS dataset {data.name} under {root} is not in array_record format: where TensorFlow is installed, run "
+            f"`tfds convert_format --dataset_version_dir={source.directory} --out_file_format=array_record` once."
+        ) from error
+    except ValueError as error:
+        raise InputError(
+            f"TFDS dataset {data.name} has no split {source.split!r} (it has {', '.join(builder.info.splits)}): "
+            f"correct --config.data.splits.{split}."
+        ) from error
+    return source

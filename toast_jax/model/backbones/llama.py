@@ -1,0 +1,316 @@
+"""LLaMA (Touvron et al., arXiv 2302.13971), versions 1 to 3 and what is shaped like them, that can be steered.
+
+It knows one optional input, a top-down array per block, and no method that makes it. Numbers follow Hugging Face's
+`LlamaForCausalLM`, whose rotary embeddings turn the first half of a head against its second.
+
+Letters in shapes: B batch, N tokens, D width, H query heads, G key-value heads, K = D / H, L blocks, V vocabulary, S places of
+a cache, M tokens that a cached look adds.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from toast_jax.errors import choose
+from toast_jax.model.layers import dtypes
+from toast_jax.model.layers.linear import Linear
+from toast_jax.model.layers.remat import remat
+
+
+class RopeScaling(NamedTuple):
+    """How Llama 3.1 and later turn more slowly than they did when they were trained on `context` tokens.
+
+    A pair that turns fewer than `low` times within the old context turns `factor` times more slowly, one that turns more than
+    `high` times as before, and one in between as its number of turns lies between the two. These are the `llama3` numbers of
+    Hugging Face's `config.json`.
+    """
+
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    context: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What the authors' `config.json` says; `hidden` is the width inside the MLP, `context` the longest sequence."""
+
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    hidden: int
+    vocabulary: int
+    context: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+
+
+_7B = Size(4096, 32, 32, 32, hidden=11_008, vocabulary=32_000, context=4096)
+_13B = Size(5120, 40, 40, 40, hidden=13_824, vocabulary=32_000, context=4096)
+_8B = Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0)
+_LATER = {"context": 131_072, "vocabulary": 128_256, "rope_theta": 500_000.0, "tied": True, "rope_scaling": RopeScaling(32.0)}
+SIZES = {
+    "llama1_7b": dataclasses.replace(_7B, context=2048, norm_eps=1e-6),
+    "llama1_13b": dataclasses.replace(_13B, context=2048, norm_eps=1e-6),
+    "llama2_7b": _7B,
+    "llama2_13b": _13B,
+    "llama3_8b": _8B,
+    "llama3_1_8b": dataclasses.replace(_8B, context=131_072, rope_scaling=RopeScaling(8.0)),
+    "llama3_2_1b": Size(2048, 16, 32, 8, hidden=8192, **_LATER),
+    "llama3_2_3b": Size(3072, 28, 24, 8, hidden=8192, **_LATER),
+    "tinyllama_1b": Size(2048, 22, 32, 4, hidden=5632, vocabulary=32_000, context=2048),  # TinyLlama-1.1B
+    # https://huggingface.co/karpathy/tinyllamas
+    "stories15m": Size(288, 6, 6, 6, hidden=768, vocabulary=32_000, context=256, tied=True),
+    "stories260k": Size(64, 5, 8, 4, hidden=172, vocabulary=512, context=512, tied=True),
+}
+
+
+# How parameters of a network are split over the devices of an axis "fsdp" (see `fsdp`), by regexes of their paths: stacked ones
+# along the width, so that each layer is gathered on its own.
+PARTITION = (
+    ("backbone/embed", PartitionSpec(None, "fsdp")),
+    ("backbone/head", PartitionSpec("fsdp", None)),
+    (r"backbone/blocks/(attn/[qkv]|mlp/(gate|up))/kernel", PartitionSpec(None, "fsdp", None)),
+    (r"backbone/blocks/(attn/o|mlp/down)/kernel", PartitionSpec(None, None, "fsdp")),
+    (r"top_down/(back|out)", PartitionSpec(None, "fsdp", None)),
+    (".*", PartitionSpec()),
+)
+
+
+def build(config) -> "LLaMA":
+    """The LLaMA of a config's `backbone` section (`size`, `dtype`, `remat`).
+
+    Raises:
+      InputError: an unknown size or dtype.
+    """
+    size = choose("config.backbone.size", config.size, SIZES)
+    return LLaMA(**dataclasses.asdict(size), dtype=dtypes.named(config.dtype), remat=config.remat)
+
+
+def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """How far each of a head's pairs is turned from one position to the next, in radians: `theta^(-i / pairs)`, then scaled."""
+    plain = theta ** (-np.arange(pairs) / pairs)
+    if scaling is None:
+        return plain
+    turns = scaling.context * plain / (2 * np.pi)
+    kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return plain * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
+    """Rotary position embedding (Su et al., arXiv 2104.09864) of `x [B, N, heads, K]` at `positions [B, N]`.
+
+    Pair i of K / 2 is turned by `position * frequencies(K / 2, theta, scaling)[i]`. Its members are i and i + K / 2, as in
+    Hugging Face's files; in Meta's and llama2.c's they are 2i and 2i + 1.
+    """
+    turn = frequencies(x.shape[-1] // 2, theta, scaling).astype(np.float32)
+    angles = positions[..., None, None].astype(jnp.float32) * turn
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def places(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where tokens stand in their documents, and which tokens each of them sees.
+
+    Args:
+      segments: int32 `[B, N]`, the number of the document that a token belongs to; documents follow one another. Padding has
+        the negative of the number before it: it sees that document, and no token sees it.
+
+    Returns:
+      positions `[B, N]`, from 0 in every document, and a mask `[B, N, N]`, True where the first token sees the second.
+    """
+    document, index = jnp.abs(segments), jnp.arange(segments.shape[1])
+    begins = jnp.concatenate([jnp.ones_like(document[:, :1], bool), document[:, 1:] != document[:, :-1]], axis=1)
+    positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    mask = (document[:, :, None] == segments[:, None, :]) & (index[:, None] >= index)
+    return positions, mask
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention whose values take a top-down input."""
+
+    num_heads: int
+    num_kv_heads: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, td, positions, mask, cache=None):
+        """Attends from every token to those that its row of the mask has.
+
+        Args:
+          x: `[B, N, D]`, normed.
+          td: `[B, N, D]` or None; it enters the values alone, `W_v (x + td)`.
+          positions: `[B, N]`.
+          mask: `[B, N, N]`, or `[B, N, S]` with a cache.
+          cache: None, or the keys and values of the tokens at S positions, `{"k", "v"}`, each `[B, S, G, K]`; those of x
+            are written at their positions.
+
+        Returns:
+          output `[B, N, D]`, and the cache.
+        """
+        width = x.shape[-1]
+        head = width // self.num_heads
+
+        def project(name, heads, x):
+            x = Linear(heads * head, use_bias=False, dtype=self.dtype, name=name)(x)
+            return x.reshape(*x.shape[:2], heads, head)
+
+        q = rotate(project("q", self.num_heads, x), positions, self.rope_theta, self.rope_scaling)
+        k = rotate(project("k", self.num_kv_heads, x), positions, self.rope_theta, self.rope_scaling)
+        v = project("v", self.num_kv_heads, x if td is None else x + td)
+        if cache is not None:
+            row = jnp.arange(len(x))[:, None]
+            k, v = (cache[name].at[row, positions].set(new) for name, new in (("k", k), ("v", v)))
+            cache = {"k": k, "v": v}
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        return Linear(width, use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], width)), cache
+
+
+class Mlp(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202): `(silu(x W_gate) * x W_up) W_down`."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        linear = lambda name, width: Linear(width, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
+        hidden = nn.silu(linear("gate", self.hidden)(x)) * linear("up", self.hidden)(x)
+        return linear("down", x.shape[-1])(hidden)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    num_heads: int
+    num_kv_heads: int
+    hidden: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    norm_eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, td, positions, mask, cache=None):
+        """Maps `x [B, N, D]` to the same shape, and gives `{"input": x, "cache": cache}`; arguments as of `Attention`."""
+        norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
+        rope = self.rope_theta, self.rope_scaling
+        attention = Attention(self.num_heads, self.num_kv_heads, *rope, self.dtype, name="attn")
+        attended, cache = attention(norm("norm1")(x), td, positions, mask, cache)
+        y = x + attended
+        y = y + Mlp(self.hidden, self.dtype, name="mlp")(norm("norm2")(y))
+        return y, {"input": x, "cache": cache}
+
+
+class LLaMA(nn.Module):
+    """A LLaMA with its own head, the prediction of the next token.
+
+    The blocks are one scanned stack (`blocks`, every parameter with a leading layer axis), so compile time does not grow with
+    depth.
+
+    Attributes:
+      width, depth, num_heads, num_kv_heads, hidden, vocabulary, context, rope_theta, rope_scaling, norm_eps: see `Size`.
+      tied: whether the head is the input embedding, turned around.
+      dtype: compute dtype. Softmax, norms, rotations and logits are float32 whatever it is.
+      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    hidden: int
+    vocabulary: int
+    context: int = 2048
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-6
+    tied: bool = False
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    last_blocks = 0  # that stand outside the stack
+
+    def setup(self):
+        init = nn.initializers.normal(0.02)
+        self.embed = self.param("embed", init, (self.vocabulary, self.width))
+        self.blocks = nn.scan(
+            remat(Block, everything=self.remat, scanned=True),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, 0),
+            length=self.depth,
+        )(self.num_heads, self.num_kv_heads, self.hidden, self.rope_theta, self.rope_scaling, self.norm_eps, self.dtype)
+        self.norm = nn.RMSNorm(self.norm_eps, self.dtype)
+        if not self.tied:
+            self.head = self.param("head", init, (self.width, self.vocabulary))
+
+    @property
+    def example(self) -> dict:
+        """The smallest input that the network takes, to create its parameters from."""
+        return {name: jnp.ones((1, 1), jnp.int32) for name in ("tokens", "segments")}
+
+    def __call__(self, text, td=None, rng=None):
+        """Looks at tokens and returns every named intermediate.
+
+        Args:
+          text: `tokens` int32 `[B, N]` and `segments` int32 `[B, N]` (see `places`), N at most `context`.
+          td: `[L, B, N, D]` or None, the top-down input of every block.
+          rng: not used, as nothing here is random.
+
+        Returns:
+          `[B, N, D]` after the final norm, which `logits` reads, and a dict:
+            tokens: `[B, N, D]` before the final norm; compared with the prior.
+            fed_back: the same.
+            hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
+        """
+        x, seen = self._blocks(text["tokens"], td, *places(text["segments"]))
+        return self.norm(x), {"tokens": x, "fed_back": x, "hidden": jnp.concatenate([seen["input"], x[None]])}
+
+    def pooled(self, text, td=None, rng=None):
+        """The first output of `__call__` alone: what the head reads, here every token."""
+        x, _ = self._blocks(text["tokens"], td, *places(text["segments"]))
+        return self.norm(x)
+
+    def cache(self, rows: int, length: int) -> dict:
+        """An empty cache for `rows` sequences of at most `length` tokens."""
+        shape = (self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
+        return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
+
+    def extend(self, tokens, positions, cache, td=None):
+        """Looks at the next tokens of sequences whose earlier ones are in a cache.
+
+        Args:
+          tokens: `[B, M]`.
+          positions: `[B, M]`, less than S. A token sees what the cache has up to its own position.
+          cache: keys and values `[L, B, S, G, K]` of this look, see `cache`.
+          td: `[L, B, M, D]` or None.
+
+        Returns:
+          `[B, M, D]` before the final norm, and the cache with these tokens.
+        """
+        mask = jnp.arange(cache["k"].shape[2]) <= positions[..., None]
+        x, seen = self._blocks(tokens, td, positions, mask, cache)
+        return x, seen["cache"]
+
+    def logits(self, x):
+        """Of the next token, float32: `[..., D]` -> `[..., V]`."""
+        kernel = self.embed.T if self.tied else self.head
+        return jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+
+    def _blocks(self, tokens, td, positions, mask, cache=None):
+        """Runs all blocks; returns the last output and the stacked intermediates of every block."""
+        if positions.shape[1] > self.context:
+            raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
+        return self.blocks(self.embed[tokens].astype(self.dtype), td, positions, mask, cache)

@@ -1,0 +1,265 @@
+"""Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) that can be steered.
+
+It knows two optional inputs, a top-down array per block and prompt tokens, and no method that makes them.
+Names follow timm where timm has one; numbers follow timm's `VisionTransformer` (LayerNorm eps 1e-6, exact GELU).
+
+Letters in shapes: B batch, N tokens (class token first), D width, H heads, K = D / H, L blocks, P prompt tokens.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from toast_jax.data.images.pixels import normalize
+from toast_jax.errors import choose
+from toast_jax.model.layers import dtypes, patches
+from toast_jax.model.layers.drop_path import drop_path
+from toast_jax.model.layers.gelu import gelu
+from toast_jax.model.layers.linear import Linear
+from toast_jax.model.layers.remat import remat
+
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    width: int
+    depth: int
+    num_heads: int
+
+
+SIZES = {
+    "Mini": Size(width=64, depth=6, num_heads=4),  # of the demo
+    "Ti": Size(width=192, depth=12, num_heads=3),
+    "S": Size(width=384, depth=12, num_heads=6),
+    "B": Size(width=768, depth=12, num_heads=12),
+    "L": Size(width=1024, depth=24, num_heads=16),
+    "H": Size(width=1280, depth=32, num_heads=16),
+}
+
+
+def build(config, image_size: int, last_blocks: int) -> "ViT":
+    """The ViT of a config's `backbone` section (`size`, `patch`, `pool`, `drop_path`, `dtype`, `remat`).
+
+    Raises:
+      InputError: an unknown size, pooling or dtype.
+    """
+    size = choose("config.backbone.size", config.size, SIZES)
+    return ViT(
+        **dataclasses.asdict(size),
+        patch=config.patch,
+        grid=image_size // config.patch,
+        last_blocks=last_blocks,
+        pool=choose("config.backbone.pool", config.pool, {"cls": "cls", "mean": "mean"}),
+        drop_path=config.drop_path,
+        dtype=dtypes.named(config.dtype),
+        remat=config.remat,
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose values take a top-down input."""
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, td=None, num_queries: int | None = None):
+        """Attends from the first `num_queries` tokens (all, if None) to all tokens.
+
+        With a top-down input the reference computes `W_v x + b_v + W_v td + b_v`. The bias counts twice, and released
+        weights were trained that way; here it is one product, `W_v (x + td) + 2 b_v`.
+
+        Args:
+          x: `[B, N, D]`, layer-normed.
+          td: `[B, N, D]` or None.
+
+        Returns:
+          output `[B, M, D]` and attention weights `[B, H, M, N]`, where M is the number of queries.
+        """
+        width = x.shape[-1]
+        project = lambda name: Linear(width, dtype=self.dtype, name=name)  # noqa: E731
+        q = self._heads(project("q")(x[:, :num_queries]))
+        k = self._heads(project("k")(x))
+        v = self._heads(project("v")(x) if td is None else project("v")(x + td, bias_scale=2.0))
+        logits = jnp.einsum("bhmk,bhnk->bhmn", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
+        mixed = jnp.einsum("bhmn,bhnk->bhmk", weights.astype(self.dtype), v)
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(x.shape[0], -1, width)
+        return project("proj")(mixed), weights
+
+    def _heads(self, x):
+        # Heads before tokens: on CPU the other order makes both attention products several times slower.
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    ratio: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = Linear(self.ratio * x.shape[-1], dtype=self.dtype, name="fc1")(x)
+        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, td=None, prompts=None, rng=None, depth=(0, 0.0), num_queries: int | None = None):
+        """Applies the block.
+
+        Args:
+          x: `[B, N, D]`.
+          td: top-down input of this block, `[B, N, D]` or None.
+          prompts: `[B or 1, P, D]` or None; they take the place of the P tokens after the class token.
+          rng: `[B]` keys, or None for no drop-path.
+          depth: index of the block and its drop-path rate.
+          num_queries: compute only the first tokens of the output; None computes all of them.
+
+        Returns:
+          the output `[B, M, D]`, and `{"input": [B, N, D], "attention": [B, H, M, N]}`.
+        """
+        if prompts is not None:
+            prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[1:])).astype(x.dtype)
+            x = jnp.concatenate([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], axis=1)
+        index, rate = depth
+        keys = (None, None) if rng is None else _branch_keys(rng, index)
+        norm = lambda name: nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name=name)  # noqa: E731
+
+        attended, attention = Attention(self.num_heads, self.dtype, name="attn")(norm("norm1")(x), td, num_queries)
+        y = x[:, :num_queries] + drop_path(attended, keys[0], rate)
+        y = y + drop_path(Mlp(dtype=self.dtype, name="mlp")(norm("norm2")(y)), keys[1], rate)
+        return y, {"input": x, "attention": attention}
+
+
+def _branch_keys(rng, index):
+    """`[B]` keys -> `[2, B]`: one key per example for each of the two branches of block `index`."""
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)), out_axes=1)(rng)
+
+
+class ViT(nn.Module):
+    """Vision Transformer without a classifier.
+
+    The first `depth - last_blocks` blocks are one scanned stack (`blocks`, every parameter with a leading layer axis), so
+    compile time does not grow with depth. The last `last_blocks` blocks (`last_0`, ...) stand alone: the very last one computes
+    only what the head reads, and partial fine-tuning tunes them without touching part of a stacked array.
+
+    Attributes:
+      patch: side of a patch in pixels.
+      grid: patches per side of the position embedding; images are `[B, grid * patch, grid * patch, 3]`.
+      last_blocks: how many blocks stand after the scanned stack, at least one.
+      pool: "cls" (the class token) or "mean" (of the patch tokens), after the final LayerNorm.
+      drop_path: rate of the last block; it grows linearly from 0 at the first.
+      dtype: compute dtype. Softmax and LayerNorm statistics are float32 whatever it is.
+      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    patch: int = 16
+    grid: int = 14
+    last_blocks: int = 1
+    pool: str = "cls"
+    drop_path: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        block = functools.partial(remat, Block, everything=self.remat, static_argnums=(6,))
+        fields = {"num_heads": self.num_heads, "dtype": self.dtype}
+        self.patch_embed = Linear(self.width, dtype=self.dtype)
+        init = nn.initializers.normal(0.02)
+        self.cls_token = self.param("cls_token", init, (1, 1, self.width))
+        self.pos_embed = self.param("pos_embed", init, (1, 1 + self.grid**2, self.width))
+        if self.depth > self.last_blocks:
+            self.blocks = nn.scan(
+                block(scanned=True),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, 0, nn.broadcast, 0, nn.broadcast),
+                length=self.depth - self.last_blocks,
+            )(**fields)
+        self.last = [block(scanned=False)(**fields) for _ in range(self.last_blocks)]
+        self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
+
+    @property
+    def example(self) -> jax.Array:
+        """The smallest input that the network takes, to create its parameters from."""
+        return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
+
+    def __call__(self, images, td=None, prompts=None, rng=None):
+        """Looks at images and returns every named intermediate.
+
+        Args:
+          images: `[B, S, S, 3]`, S = grid * patch, uint8 (normalised here) or floats that are normalised already.
+          td: `[L, B, N, D]` or None, the top-down input of every block.
+          prompts: None, or `[1, B or 1, P, D]` inserted after the class token, or `[L, B or 1, P, D]`, where every later
+            block has its prompts replaced at its input (VPT, arXiv 2203.12119, shallow and deep).
+          rng: `[B]` keys for drop-path, None at evaluation.
+
+        Returns:
+          pooled `[B, D]`, and a dict:
+            tokens: `[B, N, D]` after the final LayerNorm; compared with the prior.
+            fed_back: the same.
+            hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
+            attention: `[L, B, H, N, N]`.
+        """
+        x, seen = self._blocks(images, td, prompts, rng, num_queries=None)
+        tokens = self.norm(x)
+        hidden = jnp.concatenate([seen["input"], x[None]])
+        out = {"tokens": tokens, "fed_back": tokens, "hidden": hidden, "attention": seen["attention"]}
+        return self._pool(tokens), out
+
+    def pooled(self, images, td=None, prompts=None, rng=None):
+        """The pooled output of `__call__` alone, `[B, D]`: the last block computes only the tokens that are pooled."""
+        x, _ = self._blocks(images, td, prompts, rng, num_queries=1 if self.pool == "cls" else None)
+        return self._pool(self.norm(x))
+
+    def _pool(self, tokens):
+        if self.pool == "cls":
+            return tokens[:, 0]
+        return tokens[:, -(self.grid**2) :].mean(axis=1)
+
+    def _embed(self, images):
+        b, p, g = images.shape[0], self.patch, self.grid
+        if images.shape[1:] != (g * p, g * p, 3):
+            raise ValueError(f"images are {images.shape[1:]}; this ViT (patch {p}, grid {g}) takes {(g * p, g * p, 3)}")
+        x = self.patch_embed(patches.split(normalize(images), p).reshape(b, g * g, -1))
+        cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (b, 1, self.width))
+        return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
+
+    def _blocks(self, images, td, prompts, rng, num_queries):
+        """Runs all blocks; returns the last output and the stacked intermediates of every block."""
+        x = self._embed(images)
+        rng = rng if self.drop_path else None
+        if prompts is not None:
+            first = jnp.broadcast_to(prompts[0], (x.shape[0], *prompts.shape[2:])).astype(x.dtype)
+            x = jnp.concatenate([x[:, :1], first, x[:, 1:]], axis=1)
+            if len(prompts) not in (1, self.depth):
+                raise ValueError(f"prompts are for {len(prompts)} blocks; give them for 1 or for all {self.depth}")
+            prompts = prompts if len(prompts) == self.depth > 1 else None
+        depth = (jnp.arange(self.depth), jnp.linspace(0.0, self.drop_path, self.depth))
+        stacked = self.depth - self.last_blocks
+        seen = []
+        if stacked:
+            first = jax.tree.map(lambda a: a[:stacked], (td, prompts, depth))
+            x, stack = self.blocks(x, first[0], first[1], rng, first[2], None)
+            seen.append(stack)
+        for i, block in enumerate(self.last, start=stacked):
+            td_i, prompts_i, depth_i = jax.tree.map(lambda a: a[i], (td, prompts, depth))  # noqa: B023
+            x, one = block(x, td_i, prompts_i, rng, depth_i, num_queries if i == self.depth - 1 else None)
+            seen.append(jax.tree.map(lambda a: a[None], one))
+        if num_queries is not None:
+            return x, None
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)

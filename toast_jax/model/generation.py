@@ -1,0 +1,166 @@
+"""Text that a language model goes on with, token by token.
+
+Letters in shapes: B sequences, S places of a cache, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from toast_jax.model.methods import Method
+from toast_jax.model.steered import Steered, apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: logits are divided by it; 0 takes the likeliest token.
+      top_p: only the likeliest tokens that together have at least this probability are drawn from (Holtzman et al.,
+        arXiv 1904.09751); 1 for all.
+      stop: tokens that end a sequence.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[int, ...] = ()
+
+
+@flax.struct.dataclass
+class Decoding:
+    """Where sequences have got to.
+
+    Attributes:
+      token: int32 `[B]`, the last token of each, which no cache has yet.
+      position: int32 `[B]`, of that token.
+      done: bool `[B]`, whether it was one that ends a sequence.
+      caches: of both looks, see `Steered.caches`.
+      rng: key of all draws; one of them depends on its sequence's number and its position alone.
+    """
+
+    token: jax.Array
+    position: jax.Array
+    done: jax.Array
+    caches: dict
+    rng: jax.Array
+
+
+def sample(logits: jax.Array, rng: jax.Array, temperature: float, top_p: float) -> jax.Array:
+    """Draws tokens `[B]` from `logits [B, V]` with keys `rng [B]`; see `Sampling`."""
+    if not temperature:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / temperature
+    if top_p < 1.0:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        likelier = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)  # what comes before each, summed
+        least = jnp.min(jnp.where(likelier < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return jax.vmap(jax.random.categorical)(rng, logits).astype(jnp.int32)
+
+
+def _draw(logits, rng, position, sampling):
+    """The tokens for some positions, and whether they end their sequences."""
+    rows = jnp.arange(len(position))
+    keys = jax.vmap(lambda row, place: jax.random.fold_in(jax.random.fold_in(rng, row), place))(rows, position)
+    token = sample(logits, keys, sampling.temperature, sampling.top_p)
+    return token, jnp.isin(token, jnp.array(sampling.stop, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 5, 6))
+def begin(
+    model: Steered, method: Method, params: dict, prompts: jax.Array, lengths: jax.Array, places: int, sampling: Sampling, rng
+) -> Decoding:
+    """Reads prompts, and draws the token after each.
+
+    Args:
+      model, method, params: see `steered.apply`.
+      prompts: int32 `[B, N]`, each filled up on its right with any token.
+      lengths: int32 `[B]`, their numbers of tokens, 1 or more.
+      places: S, of the caches: the longest sequence to come.
+      sampling: how to draw.
+      rng: a key.
+    """
+    caches = model.caches(len(prompts), places)
+    positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+    # What fills a prompt up is cached too, but each place of it is written anew before a token sees it.
+    logits, caches = apply(model, method, params, prompts, positions, caches, lengths - 1, call="extend")
+    token, done = _draw(logits, rng, lengths, sampling)
+    return Decoding(token, lengths, done, caches, rng)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 4, 5), donate_argnums=3)
+def go_on(
+    model: Steered, method: Method, params: dict, state: Decoding, steps: int, sampling: Sampling
+) -> tuple[Decoding, jax.Array]:
+    """Draws `steps` more tokens of every sequence, `[B, steps]`; one that has ended repeats its last token."""
+
+    def step(state, _):
+        last = jnp.zeros_like(state.token)
+        logits, caches = apply(
+            model, method, params, state.token[:, None], state.position[:, None], state.caches, last, call="extend"
+        )
+        token, done = _draw(logits, state.rng, state.position + 1, sampling)
+        token, done = jnp.where(state.done, state.token, token), state.done | done
+        return Decoding(token, state.position + 1, done, caches, state.rng), token
+
+    state, tokens = jax.lax.scan(step, state, length=steps)
+    return state, tokens.T
+
+
+def generate(
+    model: Steered,
+    method: Method,
+    params: dict,
+    prompts: list[list[int]],
+    *,
+    most: int,
+    sampling: Sampling,
+    seed: int = 0,
+    at_once: int = 16,
+) -> Iterator[np.ndarray]:
+    """Goes on with prompts until each has ended, or has `most` new tokens.
+
+    Programs are compiled for lengths that are multiples of 64, so that prompts of many lengths share them.
+
+    Args:
+      model, method, params: see `steered.apply`.
+      prompts: tokens of each, one at least. The longest and `most` together have to fit the context of the model.
+      most: new tokens of a sequence, at most; 1 or more.
+      sampling: how to draw.
+      seed: of the draws.
+      at_once: tokens that are drawn before any is handed on.
+
+    Yields:
+      int32 `[B, n]`, the next n tokens of every sequence; what follows a token that ends a sequence is to be left out.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    context = model.backbone.context
+    width = min(_rounded(lengths.max()), context)
+    filled = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(filled, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    places = min(max(width, _rounded(lengths.max() + most)), context)
+    state = begin(model, method, params, filled, lengths, places, sampling, jax.random.key(seed))
+    yield np.asarray(state.token)[:, None]
+    left = most - 1
+    while left > 0 and not np.asarray(state.done).all():
+        # The last call may draw too many, past the end of the caches even, which nobody sees.
+        state, tokens = go_on(model, method, params, state, at_once, sampling)
+        yield np.asarray(tokens)[:, :left]
+        left -= at_once
+
+
+def _rounded(length) -> int:
+    return -(-int(length) // 64) * 64
+
+
+def until_stop(tokens: np.ndarray, stop: tuple[int, ...]) -> list[int]:
+    """The tokens of one sequence before the first that ends it."""
+    ends = np.flatnonzero(np.isin(tokens, stop))
+    return tokens[: ends[0] if len(ends) else None].tolist()

@@ -1,0 +1,181 @@
+"""Replays arrays recorded from the PyTorch release through the code that trains.
+
+    python -m toast_jax.parity FILE.npz [FILE.npz ...]
+
+A recording holds inputs, parameters under their PyTorch names, outputs, intermediates, gradients and six SGD steps of one
+method, in float32 and without dropout. Sizes and the method are read from it. One line per quantity: its name, the relative
+error `max|ours - theirs| / max|theirs|`, and the bound. The exit status is 1 if any bound is passed.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.model import generation, losses
+from toast_jax.model.methods import tuned_mask
+from toast_jax.model.steered import apply
+from toast_jax.testing import recording
+from toast_jax.testing.recording import Recording
+from toast_jax.train import optim, step
+from toast_jax.weights.rename import to_torch
+
+FORWARD, BACKWARD = 1e-5, 1e-4
+SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip": 0.0}
+SGD_LR, SGD_STEPS = 0.05, 6
+# The release's; recordings include it. That of a LLaMA compares what was divided by ten, with weight 1.
+VARIATIONAL_WEIGHT = {"ViT": 0.1, "ConvNeXt": 0.01, "LLaMA": 0.01}
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One compared quantity."""
+
+    name: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.bound
+
+
+def relative_error(ours, theirs) -> float:
+    """`max|ours - theirs| / max|theirs|`; infinite when shapes differ or a number is not finite."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape or not np.isfinite(ours).all():
+        return float("inf")
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def replay(path: str) -> list[Check]:
+    """Compares every quantity of a recording."""
+    recorded = recording.load(path)
+    model, method, arrays = recorded.model, recorded.method, recorded.arrays
+    mask = tuned_mask(recorded.params, method)
+    tuned, frozen = trees.split(recorded.params, mask)
+    weights = {"variational_weight": VARIATIONAL_WEIGHT[recorded.network]}
+    scores = losses.tune(model, method)
+    if recorded.pretuning:
+        scores = losses.pretune(model, method, task_weight=1.0, **weights)
+    checks = [
+        Check("count/total", abs(trees.count(recorded.params) - int(arrays["count/total"])), 0),
+        Check("count/trainable", abs(trees.count(tuned) - int(arrays["count/trainable"])), 0),
+    ]
+    checks += _forward(recorded, scores)
+    checks += _gradients(recorded, scores, tuned, frozen, "grad/")
+    if "var/loss" in arrays:
+        variational = losses.pretune(model, method, task_weight=0.0, **weights)
+        checks.append(Check("var/loss", relative_error(_loss(recorded, variational), arrays["var/loss"]), FORWARD))
+        checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
+    if "sgd/losses" in arrays:
+        checks += _sgd(recorded, scores, mask, tuned, frozen)
+    if "generate/prompt" in arrays:
+        checks += _generate(recorded)
+    return checks
+
+
+def _loss(recorded: Recording, scores):
+    batch = _weighed(recorded.batch)
+    return jax.jit(lambda params: scores(params, batch)["loss"].mean())(recorded.params)
+
+
+def _weighed(batch):
+    """The batch as a step sees it that runs on one device, without asking the machine for one."""
+    if "weight" not in batch:
+        return batch
+    weigh = jax.vmap(lambda batch: losses.by_token(batch, None), axis_name=parallel.AXIS)
+    return jax.tree.map(lambda a: a[0], weigh(jax.tree.map(lambda a: a[None], batch)))
+
+
+def _forward(recorded: Recording, scores) -> list[Check]:
+    seen, arrays = losses.inputs(recorded.batch), recorded.arrays
+    run = functools.partial(apply, recorded.model, recorded.method)
+    logits = jax.jit(run)(recorded.params, seen)
+    explained, out = jax.jit(functools.partial(run, call="explain"))(recorded.params, seen)
+    pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": _loss(recorded, scores)}
+    if "selection" in out:
+        pairs |= _intermediates(out, recorded.params["top_down"]["transform"])
+    keys = {name: name.split(" ")[0] for name in pairs}
+    missing = {key for key in arrays if key.startswith("mid/")} - set(keys.values())
+    assert not missing, f"recorded, but not compared: {missing}"
+    return [
+        Check(name, relative_error(value, arrays[keys[name]]), FORWARD) for name, value in pairs.items() if keys[name] in arrays
+    ]
+
+
+def _intermediates(out, transform) -> dict:
+    """By the names of the recordings, which have the channels of maps first."""
+    first = out["first_look"]["fed_back"]
+    selected = out["selection"] * first @ transform
+    if first.ndim == 3:
+        pairs = {"pass1_tokens": first, "selection_mask": out["selection"], "selected_tokens": selected}
+        pairs |= {"pass2_tokens": out["look"]["tokens"], **{f"top_down/{i}": td for i, td in enumerate(out["td"])}}
+    else:
+        maps = {"pass1_features_nchw": first, "selection_mask": out["selection"], "selected_features_nchw": selected}
+        maps |= {f"top_down_nchw/{i}": td for i, td in enumerate(out["td"])}
+        pairs = {name: array.transpose(0, 3, 1, 2) for name, array in maps.items()}
+    return {f"mid/{name}": array for name, array in pairs.items()}
+
+
+def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check]:
+    batch = _weighed(recorded.batch)
+    grads = jax.jit(jax.grad(lambda tuned: scores(trees.merge(tuned, frozen), batch)["loss"].mean()))(tuned)
+    return _compare(recorded, grads, prefix)
+
+
+def _compare(recorded: Recording, tree, prefix) -> list[Check]:
+    ours = to_torch(trees.flat(trees.prune(tree)), recorded.network)
+    theirs = recorded.group(prefix)
+    return [Check(prefix + name, relative_error(ours[name], array), BACKWARD) for name, array in theirs.items()]
+
+
+def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
+    """Six steps of the real train step on one device; the second, fourth and sixth batch is the first one turned around."""
+    no_decay = ("head/bias",) if "head" in recorded.params else ()
+    tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay, **SGD)
+    augment = {"augment": losses.by_token} if "weight" in recorded.batch else {}
+    one_step = functools.partial(step.train_step, scores=scores, tx=tx, **augment)
+    # One device, without asking the machine for one.
+    one_step = jax.vmap(one_step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)
+    state = step.init_state(tuned, tx, seed=0)
+    seen = []
+    for i in range(SGD_STEPS):
+        batch = jax.tree.map(lambda a: a[None], recorded.turned if i % 2 else recorded.batch)
+        state, metrics = jax.jit(one_step)(state, frozen, batch)
+        seen.append(metrics["loss"])
+    checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded.arrays["sgd/losses"]), BACKWARD)]
+    return checks + _compare(recorded, state.tuned, "sgd/final/")
+
+
+def _generate(recorded: Recording) -> list[Check]:
+    """The likeliest tokens, one after the other; the release came to the same with its cache and without."""
+    prompt, *texts = (recorded.arrays[f"generate/{name}"] for name in ("prompt", "greedy_with_cache", "greedy_no_cache"))
+    most = texts[0].shape[1] - prompt.shape[1]
+    run = functools.partial(generation.generate, recorded.model, recorded.method, recorded.params)
+    ours = np.concatenate([prompt, *run(prompt.tolist(), most=most, sampling=generation.Sampling())], axis=1)
+    names = ("generate/greedy_with_cache", "generate/greedy_no_cache")
+    return [Check(name, int((ours != theirs).sum()), 0) for name, theirs in zip(names, texts, strict=True)]
+
+
+def main(paths: list[str]) -> int:
+    """Prints one line per quantity and returns the exit status."""
+    if not paths or any(re.match("-", path) for path in paths):
+        print(__doc__)
+        return 2
+    # Without this, accelerators multiply float32 matrices in fewer bits than the comparison needs.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    failed = 0
+    for path in paths:
+        checks = replay(path)
+        failed += sum(not check.passed for check in checks)
+        print(path)
+        for check in checks:
+            print(f"  {'ok  ' if check.passed else 'FAIL'} {check.error:8.1e} <= {check.bound:.0e}  {check.name}")
+    print(f"{failed} quantities past their bound" if failed else "all quantities within their bounds")
+    return 1 if failed else 0

@@ -1,0 +1,100 @@
+"""What happens to a training batch on the device: erasing, mixing and label smoothing.
+
+The order and the noise are those of DeiT's training: erased after normalisation, then mixed, then smoothed. Random numbers are
+keys per example and images are mixed with a neighbour, so nothing depends on how many devices share a batch.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from toast_jax.data.images.pixels import normalize
+
+
+def augment(
+    batch: dict, rng: jax.Array, *, num_classes: int, erasing: float, mixup: float, cutmix: float, smoothing: float
+) -> dict:
+    """Erases, mixes and smooths a batch.
+
+    Args:
+      batch: `image [B, S, S, 3]` and `label [B]`; B is even if images are mixed.
+      rng: `[B]` keys, one per example.
+      num_classes: C.
+      erasing: probability that a rectangle of an image is replaced by noise (`erase`).
+      mixup: alpha of mixup (Zhang et al., arXiv 1710.09412), 0 for none.
+      cutmix: alpha of CutMix (Yun et al., arXiv 1905.04899), 0 for none. With both, each pair gets one of them, by a fair coin.
+      smoothing: share of the label that is spread evenly over all classes.
+
+    Returns:
+      the batch with what was asked for done to `image`, normalised then, and with `target [B, C]` where labels are no longer
+      single classes.
+    """
+    if erasing:
+        images = normalize(batch["image"])
+        batch = {**batch, "image": jax.vmap(functools.partial(erase, probability=erasing))(images, _of_use(rng, 0))}
+    if not (mixup or cutmix or smoothing):
+        return batch
+    target = jax.nn.one_hot(batch["label"], num_classes) * (1 - smoothing) + smoothing / num_classes
+    if not (mixup or cutmix):
+        return {**batch, "target": target}
+    # Pairs of neighbours: [B / 2, 2, ...]; the data is shuffled. The key is the first one's.
+    images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"]), target))
+    mixed = jax.vmap(functools.partial(_mix, mixup=mixup, cutmix=cutmix))(images, target, _of_use(rng, 1)[::2])
+    image, target = (x.reshape(-1, *x.shape[2:]) for x in mixed)
+    return {**batch, "image": image, "target": target}
+
+
+def erase(image: jax.Array, rng: jax.Array, probability: float) -> jax.Array:
+    """Replaces a random rectangle by noise, with some probability (Zhong et al., arXiv 1708.04896).
+
+    The rectangle covers 2 to 33 percent of the image and its sides are in a ratio between 0.3 and 1 / 0.3; a side that is
+    longer than the image's is cut.
+
+    Args:
+      image: `[H, W, 3]`, normalised; the noise is standard normal.
+      rng: a key.
+    """
+    whether, area, ratio, place, noise = jax.random.split(rng, 5)
+    size = jnp.array(image.shape[:2])
+    share = jax.random.uniform(area, (), minval=0.02, maxval=1 / 3)
+    ratio = jnp.exp(jax.random.uniform(ratio, (), minval=jnp.log(0.3), maxval=-jnp.log(0.3)))
+    sides = jnp.sqrt(share * size.prod()) * jnp.sqrt(jnp.stack([ratio, 1 / ratio]))
+    sides = jnp.clip(jnp.round(sides).astype(jnp.int32), 1, size)
+    inside = _rectangle(image.shape, jax.random.randint(place, (2,), 0, size - sides + 1), sides)
+    inside &= jax.random.bernoulli(whether, probability)
+    return jnp.where(inside, jax.random.normal(noise, image.shape), image)
+
+
+def _mix(images, targets, rng, *, mixup, cutmix):
+    """Mixes a pair `[2, H, W, 3]` with its targets `[2, C]`: each keeps the same share of itself."""
+    which, amount, place = jax.random.split(rng, 3)
+    cut = jax.random.bernoulli(which, 0.5) if mixup and cutmix else cutmix > 0
+    alpha = jnp.where(cut, cutmix, mixup)
+    share = jax.random.beta(amount, alpha, alpha)
+    pasted, kept = _paste(images, share, place)
+    blended = share * images + (1 - share) * images[::-1]
+    share = jnp.where(cut, kept, share)
+    return jnp.where(cut, pasted, blended), share * targets + (1 - share) * targets[::-1]
+
+
+def _paste(images, share, rng):
+    """CutMix: a box of the other image, around a random centre and cut off at the sides, and the share that is kept."""
+    size = jnp.array(images.shape[1:3])
+    centre = jax.random.randint(rng, (2,), 0, size)
+    half = (size * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
+    start, stop = jnp.clip(centre - half, 0, size), jnp.clip(centre + half, 0, size)
+    inside = _rectangle(images.shape[1:], start, stop - start)
+    return jnp.where(inside, images[::-1], images), 1 - (stop - start).prod() / size.prod()
+
+
+def _rectangle(shape, start, sides):
+    """A mask `[H, W, 1]` that is True on the rectangle."""
+    rows, columns = (jnp.arange(length) for length in shape[:2])
+    row_in, column_in = ((at >= start[axis]) & (at < start[axis] + sides[axis]) for axis, at in enumerate((rows, columns)))
+    return row_in[:, None, None] & column_in[None, :, None]
+
+
+def _of_use(rng, index):
+    """Keys for erasing (0) and mixing (1), apart from each other and from those of the network."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 100 + index))(rng)

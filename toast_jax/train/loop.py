@@ -1,0 +1,171 @@
+"""The loop: from a config to a tuned network, its checkpoint and its result. Pre-tuning is tuning with another loss."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.errors import Diverged, Interrupted
+from toast_jax.train import checkpoint, feature_cache
+from toast_jax.train.evaluation import evaluate
+from toast_jax.train.grid import prepare_grid
+from toast_jax.train.setup import Run, domain, prepare, reseed
+from toast_jax.train.step import State
+from toast_jax.weights import module_file
+from toast_jax.workdir import fingerprint, interrupt, run_folder
+from toast_jax.workdir.progress import Progress
+from toast_jax.workdir.record import Record
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: ConfigDict, folder: str | Path) -> dict:
+    """Trains what `config` says and returns the result that is also saved as `result.json`.
+
+    A run that was killed goes on from its last checkpoint, bit for bit; a run that is done is only reported.
+
+    Raises:
+      InputError: anything that `prepare` finds before the first step.
+      Diverged: later, a loss that is not finite.
+      Interrupted: the process was asked to end; the last step is saved.
+    """
+    return fit_seeds(config, {config.seed: folder})[0]
+
+
+def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
+    """`fit` with several seeds, each in its folder; they share data and compiled steps."""
+    run, results = None, []
+    for seed, folder in folders.items():
+        started = time.perf_counter()
+        config = config.copy_and_resolve_references()
+        config.seed = seed
+        with run_folder.used_alone(folder):
+            if result := run_folder.finished(folder, config):
+                log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
+            else:
+                run, state = reseed(run, seed, folder) if run else prepare(config, folder)
+                (result,) = _finish(run, state, started)
+        if isinstance(result, Diverged):
+            raise result
+        results.append(result)
+    return results
+
+
+def fit_grid(
+    configs: Sequence[ConfigDict], folders: Sequence[str | Path], folder: str | Path, at_once: int = 0
+) -> list[dict | Diverged]:
+    """`fit` of runs that differ in learning rate and weight decay alone, as one program.
+
+    Args:
+      configs, folders: of the runs.
+      folder: for their checkpoints, in which they go on together.
+      at_once: how many are computed side by side, see `grid.prepare_grid`.
+
+    Returns:
+      for each run its result, or what happened to its loss; one that diverges does not keep the others from going on.
+
+    Raises:
+      InputError, Interrupted: as `fit` does.
+    """
+    started = time.perf_counter()
+    with run_folder.used_alone(folder):
+        return _finish(*prepare_grid(configs, folders, folder, at_once), started)
+
+
+def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
+    """Goes on from the folder's last checkpoint, if it has one, to the end."""
+    with checkpoint.manager(run.folder, create=True) as checkpoints:
+        meta = {"config": run.config.to_dict(), "classes": run.train.classes}
+        meta |= {"data": fingerprint.of_source(run.train), "frozen": fingerprint.of_frozen(run.frozen)}
+        restored = checkpoint.restore(checkpoints, state)
+        if restored is not None:
+            theirs = checkpoint.read_meta(checkpoints)
+            fingerprint.check_source(meta["data"], theirs["data"], run.folder)
+            fingerprint.check_frozen(meta["frozen"], theirs["frozen"], run.folder, run.config.backbone.weights)
+            state = restored
+            log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
+        with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
+            results = _train(run, state, checkpoints, meta, record, started)
+    for member, result in zip(run.members, results, strict=True):
+        if not isinstance(result, Diverged):
+            run_folder.write_json(member.folder / "result.json", result)
+    return results
+
+
+def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, started: float) -> list[dict | Diverged]:
+    """Steps, evaluations and checkpoints from `state` to the last epoch, or until every member has diverged."""
+    config, start = run.config, int(state.step)
+    state, pending, evaluated = run.devices.place(state), [], {}
+    reads = domain(config)
+    count = reads.examples(config) * len(run.members)
+    with Progress(count, reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
+        for step, batch in enumerate(run.devices.sharded(_train_batches(run, start)), start=start + 1):
+            state, numbers = run.step(state, run.frozen, batch)
+            pending.append((step, numbers, batch["index"]))
+            last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
+            if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
+                fetched, pending = jax.device_get(pending), []  # waits for the device
+                progress.tick(len(fetched))
+                progress.tell(*record.steps(fetched))
+                checkpoint.check_written(checkpoints)
+            if last_of_epoch and not record.all_diverged:
+                epoch = step // run.steps_per_epoch
+                if epoch % config.eval_every == 0 or step == run.steps:
+                    evaluated = _evaluate(run, state, record, step)
+            if record.all_diverged:
+                return [record.diverged[i] for i in range(len(run.members))]
+            if stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps)):
+                checkpoint.save(checkpoints, parallel.fetch(state), meta)
+            if stop and step < run.steps:
+                raise Interrupted(f"Stopped after step {step} of {run.steps}, which is saved in {run.folder}.")
+            if last_of_epoch:
+                progress.resume()
+    evaluated = evaluated or _evaluate(run, state, record, run.steps)
+    if config.stage == "pretune":
+        module_file.save(run.folder / "top_down.safetensors", parallel.fetch(trees.merge(state.result, run.frozen)), config)
+    return [
+        record.diverged.get(i) or _result(run, member.config, {name: each[i] for name, each in evaluated.items()}, progress)
+        for i, member in enumerate(run.members)
+    ]
+
+
+def _train_batches(run: Run, start: int) -> Iterator[dict]:
+    """This host's share of every batch from step `start` on, with what is known of its inputs if that never changes."""
+    config = run.config
+    kept = None
+    if start < run.steps and run.known and config.get("keep_known") and feature_cache.has_fixed_views(config):
+        kept = feature_cache.keep(config, run.known, run.frozen, run.train, run.folder)
+    given = {"labels": kept.labels} if kept and kept.suffices else {}
+    with contextlib.closing(domain(config).train_batches(config, run.train, start, **given)) as loader:
+        for batch in loader:
+            yield kept.attached(batch) if kept else batch
+
+
+def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:
+    """The scores of every member on every evaluation split."""
+    reads, results = domain(run.config), {}
+    for name, source in run.evals.items():
+        scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)
+        results[name] = record.evaluation(name, step, scores)
+    return results
+
+
+def _result(run: Run, config: ConfigDict, evaluated: dict, progress: Progress) -> dict:
+    together = {"trained_together": len(run.members)} if len(run.members) > 1 else {}
+    return {
+        **evaluated,
+        "seed": config.seed,
+        "tuned_parameters": run.tuned_parameters,
+        f"{domain(config).UNIT}_per_second": progress.median_rate,  # of all members
+        **together,
+        "seconds_to_first_step": progress.first_step,
+        "steps": run.steps,
+        "config": config.to_dict(),
+        **run_folder.circumstances(),
+    }

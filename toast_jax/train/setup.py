@@ -1,0 +1,195 @@
+"""From a config to something that can run. Whatever can fail does so here, before the first step."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from toast_jax import trees
+from toast_jax.config.check import check
+from toast_jax.data.images import batches, sources
+from toast_jax.data.text.sequences import Sequences
+from toast_jax.devices import fsdp, parallel
+from toast_jax.model import losses, methods, steered
+from toast_jax.train import images, optim, text
+from toast_jax.train.evaluation import mapped
+from toast_jax.train.feature_cache import known_of
+from toast_jax.train.step import State, init_state, train_step
+from toast_jax.weights import parameters
+from toast_jax.workdir import run_folder
+from toast_jax.workdir.record import Member
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network with its parameters, split into those that learn and those that do not (None in the gaps)."""
+
+    model: steered.Steered
+    method: methods.Method
+    mask: dict
+    tuned: dict
+    frozen: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything that stays the same during a run, or during runs that train together (see `grid`).
+
+    Attributes:
+      members: the runs, of which there is mostly one.
+      folder: where checkpoints are.
+      train, evals: the data.
+      parts: what the train step is made of: its keywords.
+      step, eval_step: see `step.train_step` and `evaluation.eval_step`, on all devices.
+      frozen: parameters that are not tuned, placed.
+      mask: True where a parameter is tuned.
+      devices: what places and maps, see `devices_of`.
+      known: see `feature_cache.known_of`; None where there is no such thing.
+      steps_per_epoch: of training.
+      tuned_parameters: how many there are, `all` and `without_head`.
+    """
+
+    members: tuple[Member, ...]
+    folder: Path
+    train: sources.Source | Sequences
+    evals: dict[str, sources.Source | Sequences]
+    parts: dict
+    step: Callable
+    eval_step: Callable
+    frozen: dict
+    mask: dict
+    devices: Any
+    known: Callable | None
+    steps_per_epoch: int
+    tuned_parameters: dict[str, int]
+
+    @property
+    def config(self) -> ConfigDict:
+        """Of the first member; others have another learning rate and weight decay."""
+        return self.members[0].config
+
+    @property
+    def steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+
+def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
+    """Checks the config, opens and checks the data, loads the network and claims the folder, in this order.
+
+    Raises:
+      InputError: anything in them that would stop the run.
+    """
+    check(config)
+    reads, devices = domain(config), devices_of(config)
+    # Images that were verified when the run began need it no more when it goes on.
+    train, evals = reads.open_sources(config, verified=run_folder.has_checkpoint(folder))
+    steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
+    network = load_network(config, len(train.classes))
+    scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
+    parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
+    if config.get("microbatches", 1) > 1:
+        parts["microbatches"] = config.microbatches
+    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
+    folder = run_folder.claim(folder, config)
+    run = Run(
+        members=(Member(config, folder, schedule(config, steps_per_epoch)),),
+        folder=folder,
+        train=train,
+        evals=evals,
+        parts=parts,
+        step=devices.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
+        eval_step=mapped(scores, devices),
+        frozen=devices.spread(network.frozen),
+        mask=network.mask,
+        devices=devices,
+        known=known_of(network.model, network.method) if config.stage == "tune" else None,
+        steps_per_epoch=steps_per_epoch,
+        tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
+    )
+    return run, init_state(network.tuned, tx, config.seed, averaged=config.ema > 0)
+
+
+def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
+    """The same run from another seed, in another folder: data and compiled steps are shared.
+
+    Raises:
+      InputError: the folder cannot be written or holds another run.
+    """
+    config = run.config.copy_and_resolve_references()
+    config.seed = seed
+    network = load_network(config, len(run.train.classes))
+    frozen = run.devices.spread(network.frozen)  # some of it may be created from the seed
+    state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
+    folder = run_folder.claim(folder, config)
+    members = (Member(config, folder, run.members[0].schedule),)
+    return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
+
+
+def domain(config: ConfigDict):
+    """`vision` or `language`: the module that knows what the backbone of the config reads."""
+    return text if config.backbone.family == "llama" else images
+
+
+def devices_of(config: ConfigDict):
+    """What places parameters and batches and maps steps: the module `parallel`, or `fsdp.Shared` if the config asks for it."""
+    return fsdp.Shared(config.fsdp) if config.get("fsdp", 1) > 1 else parallel
+
+
+def load_network(config: ConfigDict, num_classes: int) -> Network:
+    """Builds the network of a config, loads its weights, and tells what of it is tuned."""
+    network, method = steered.build(config, num_classes)
+    params = parameters.start(
+        network,
+        method,
+        seed=config.seed,
+        weights=config.backbone.weights,
+        classifier="head" in config and config.head.start == "classifier",
+        top_down=config.top_down,
+        tuned=config.checkpoint,
+        put=devices_of(config).put,
+    )
+    mask = methods.tuned_mask(params, method)
+    log.info("%s", methods.table(params, method))
+    tuned, frozen = trees.split(params, mask)
+    return Network(network, method, mask, tuned, frozen)
+
+
+def optimizer(
+    config: ConfigDict, schedule: Callable, mask: dict, weight_decay: jax.Array | None = None
+) -> optax.GradientTransformation:
+    """The optimizer of a config, with another weight decay if one is given."""
+    fields = config.optimizer
+    tx = optim.optimizer(
+        name=fields.name,
+        schedule=schedule,
+        mask=mask,
+        momentum=fields.momentum,
+        weight_decay=fields.weight_decay if weight_decay is None else weight_decay,
+        no_decay=tuple(fields.no_decay),
+        clip=fields.clip,
+    )
+    return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
+
+
+def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
+    """The learning rate of a config as a function of the step."""
+    fields = config.optimizer
+    lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
+    return optim.SCHEDULES[fields.schedule](
+        lr=lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
+    )
+
+
+def scores_of(config, network) -> Callable:
+    """What the stage of the run minimises."""
+    weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
+    stages = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
+    return stages[config.stage](network.model, network.method)

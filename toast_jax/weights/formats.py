@@ -1,0 +1,212 @@
+"""Files of other frameworks: their names and array layouts brought to the PyTorch ones that `rename` understands.
+
+Those are timm's for a ViT and the authors' for a ConvNeXt.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from toast_jax.errors import listed
+from toast_jax.weights.files import Arrays
+
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """Names that `regex` matches whole become `known`, its groups filled in; None leaves them out."""
+
+    regex: str
+    known: str | None
+    layout: Callable[[np.ndarray], np.ndarray] = lambda array: array
+
+
+# Hugging Face transformers, ViTModel and what contains one, also Dinov2Model. Version 5 gave layers other names (`layers.0`,
+# `q_proj`, `mlp.fc1`): https://github.com/huggingface/transformers/pull/41693.
+_LAYER, _PARAM = r"(?:encoder\.layer|layers)\.(\d+)\.", r"\.(weight|bias)"
+_HUGGING_FACE = (
+    Row(r"embeddings\.cls_token", "cls_token"),
+    Row(r"embeddings\.position_embeddings", "pos_embed"),
+    Row(rf"embeddings\.patch_embeddings\.projection{_PARAM}", r"patch_embed.proj.\1"),
+    Row(rf"{_LAYER}(?:layernorm_before|norm1){_PARAM}", r"blocks.\1.norm1.\2"),
+    Row(rf"{_LAYER}attention\.attention\.([qkv])(?:uery|ey|alue){_PARAM}", r"blocks.\1.attn.\2.\3"),
+    Row(rf"{_LAYER}attention\.([qkv])_proj{_PARAM}", r"blocks.\1.attn.\2.\3"),
+    Row(rf"{_LAYER}attention\.(?:output\.dense|o_proj){_PARAM}", r"blocks.\1.attn.proj.\2"),
+    Row(rf"{_LAYER}(?:layernorm_after|norm2){_PARAM}", r"blocks.\1.norm2.\2"),
+    Row(rf"{_LAYER}(?:intermediate\.dense|mlp\.fc1){_PARAM}", r"blocks.\1.mlp.fc1.\2"),
+    Row(rf"{_LAYER}(?:output\.dense|mlp\.fc2){_PARAM}", r"blocks.\1.mlp.fc2.\2"),
+    Row(rf"{_LAYER}layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    Row(rf"layernorm{_PARAM}", r"norm.\1"),
+    Row(rf"classifier{_PARAM}", r"head.\1"),
+    Row(r"pooler\.dense\..*|embeddings\.mask_token|decoder\..*", None),
+)
+
+
+def _dense(theirs: str, timm: str) -> tuple[Row, Row]:
+    return Row(rf"{theirs}/kernel", rf"{timm}.weight", lambda w: w.T), Row(rf"{theirs}/bias", rf"{timm}.bias")
+
+
+def _norm(theirs: str, timm: str) -> tuple[Row, Row]:
+    return Row(rf"{theirs}/scale", rf"{timm}.weight"), Row(rf"{theirs}/bias", rf"{timm}.bias")
+
+
+# google-research/vision_transformer (.npz). Kernels have inputs first, and heads apart: q, k and v [D, H, K], out [H, K, D].
+_ENCODER = r"Transformer/encoderblock_(\d+)"
+_QKV = rf"{_ENCODER}/MultiHeadDotProductAttention_1/([qkv])(?:uery|ey|alue)"
+_OUT = rf"{_ENCODER}/MultiHeadDotProductAttention_1/out"
+_AUGREG = (
+    Row("cls", "cls_token"),
+    Row("Transformer/posembed_input/pos_embedding", "pos_embed"),
+    Row("embedding/kernel", "patch_embed.proj.weight", lambda w: w.transpose(3, 2, 0, 1)),
+    Row("embedding/bias", "patch_embed.proj.bias"),
+    *_norm(rf"{_ENCODER}/LayerNorm_0", r"blocks.\1.norm1"),
+    Row(rf"{_QKV}/kernel", r"blocks.\1.attn.\2.weight", lambda w: w.reshape(len(w), -1).T),
+    Row(rf"{_QKV}/bias", r"blocks.\1.attn.\2.bias", np.ravel),
+    Row(rf"{_OUT}/kernel", r"blocks.\1.attn.proj.weight", lambda w: w.reshape(-1, w.shape[-1]).T),
+    Row(rf"{_OUT}/bias", r"blocks.\1.attn.proj.bias"),
+    *_norm(rf"{_ENCODER}/LayerNorm_2", r"blocks.\1.norm2"),
+    *_dense(rf"{_ENCODER}/MlpBlock_3/Dense_0", r"blocks.\1.mlp.fc1"),
+    *_dense(rf"{_ENCODER}/MlpBlock_3/Dense_1", r"blocks.\1.mlp.fc2"),
+    *_norm("Transformer/encoder_norm", "norm"),
+    *_dense("head", "head"),
+)
+
+# LLaMA as Hugging Face's LlamaForCausalLM and the TOAST release have it; of LlamaModel alone, all names lack `model.`.
+_LLAMA = (
+    Row(r"(?:.*\.)?rotary_emb\.inv_freq", None),
+    Row(r"((?:embed_tokens|layers|norm|decoders)\..*|prompt|top_down_transform)", r"model.\1"),
+)
+
+# What has timm's names and more: FSDP's chunks of blocks (DINOv2), what pre-training masks, decodes and projects with.
+_TIMM = (
+    Row(r"blocks\.\d+\.(\d+)\.(.*)", r"blocks.\1.\2"),
+    Row(r"mask_token|decoder_.*|(?:dino|ibot)_head\..*", None),
+)
+
+_STAGE = r"(?:encoder\.)?stages\.(\d+)\."
+_CONVNEXT_BLOCK = (
+    ("dwconv|conv_dw", "dwconv"),
+    ("layernorm|norm", "norm"),
+    (r"mlp\.fc1|pwconv1", "pwconv1"),
+    (r"mlp\.fc2|pwconv2", "pwconv2"),
+)
+# ConvNeXt of timm and of Hugging Face transformers (ConvNextModel).
+_CONVNEXT = (
+    Row(rf"(?:stem\.0|embeddings\.patch_embeddings){_PARAM}", r"downsample_layers.0.0.\1"),
+    Row(rf"(?:stem\.1|embeddings\.layernorm){_PARAM}", r"downsample_layers.0.1.\1"),
+    Row(rf"{_STAGE}downsampl(?:e|ing_layer)\.([01]){_PARAM}", r"downsample_layers.\1.\2.\3"),
+    *(
+        Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:{theirs}){_PARAM}", rf"stages.\1.\2.{ours}.\3")
+        for theirs, ours in _CONVNEXT_BLOCK
+    ),
+    Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:gamma|layer_scale_parameter)", r"stages.\1.\2.gamma"),
+    Row(rf"(?:head\.norm|layernorm){_PARAM}", r"norm.\1"),
+    Row(rf"(?:head\.fc|classifier){_PARAM}", r"head.\1"),
+)
+
+# A name that tells what a file is, and the rows for it; read in this order.
+_FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
+    # A classifier on top of a representation layer reads nothing that a network here computes.
+    (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
+    (r"Transformer/.*", _AUGREG),
+    (r"(?:vit|dinov2|convnext)\.embeddings\..*", [Row(r"(?:vit|dinov2|convnext)\.(.*)", r"\1")]),
+    (r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*", _CONVNEXT),
+    (r"embeddings\.patch_embeddings\..*", _HUGGING_FACE),
+    (r"(?:model\.)?layers\.\d+\.self_attn\..*", _LLAMA),
+    # DINO's projection head, whose last layer has the name of the classifier in files of the TOAST release.
+    (r"head\.mlp\..*", [Row(r"head\..*", None)]),
+    (r".*", _TIMM),
+)
+
+# Names that give away a network which looks like one of ours and is not.
+_OTHER_NETWORKS = {
+    r"dist_token|(?:\w+\.)?embeddings\.distillation_token": "a distilled DeiT",
+    r"(?:embeddings\.)?register_tokens|reg_token": "a ViT with register tokens",
+    r".*\.mlp\.(?:w12|w3|fc1_[gx]|weights_in|weights_out)\..*": "a ViT with SwiGLU layers",
+    r".*\.attn\.[qk]_norm\..*": "a ViT with norms of queries and keys",
+    r"fc_norm\..*": "a ViT with its last norm after pooling (as MAE's fine-tuning makes)",
+    r"(?:.*\.)?layers\.\d+\.(?:blocks|downsample)\..*": "a Swin Transformer",
+    r"(?:.*\.)?relative_position_.*|.*\.attn\.[qv]_bias|beit\..*": "a BEiT",
+    r".*\.grn\..*": "a ConvNeXt V2",
+    r"(?:.*\.)?(?:stages|downsample_layers)\..*": "another network of stages",
+    r"(?:visual|vision_model|text_model)\..*": "CLIP or a network like it",
+}
+
+
+def known_names(state: Arrays) -> Arrays:
+    """Brings the arrays of another framework to names and layouts that `rename` knows.
+
+    LayerScale of a ViT is folded into the layer before it.
+
+    Args:
+      state: arrays by name, as `files.read` gives them.
+
+    Returns:
+      arrays by the known name. What is known to be of no use is left out and logged; every other name stays as it is.
+
+    Raises:
+      ValueError: an array has not the axes of its name, or two names mean the same array.
+    """
+    dropped = []
+    for sign, rows in _FORMATS:
+        if any(re.fullmatch(sign, name) for name in state):
+            state = _renamed(state, rows, dropped)
+    if dropped:
+        log.info("The weights file also holds %s, not used here.", listed(sorted(dropped)))
+    return _without_layer_scale(_with_joint_qkv(state))
+
+
+def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """What kind of network has these names that none here has, and which of them tell it."""
+    for regex, kind in _OTHER_NETWORKS.items():
+        if telling := [name for name in unexpected if re.fullmatch(regex, name)]:
+            return kind, telling
+    return "another kind of network", unexpected
+
+
+def _renamed(state: Arrays, rows: Sequence[Row], dropped: list[str]) -> Arrays:
+    out = {}
+    for name, array in state.items():
+        match, row = next(((m, row) for row in rows if (m := re.fullmatch(row.regex, name))), (None, None))
+        if row and row.known is None:
+            dropped.append(name)
+            continue
+        new = match.expand(row.known) if row else name
+        if new in out:
+            raise ValueError(f"{name} is not the only name for {new}")
+        try:
+            out[new] = row.layout(array) if row else array
+        except (ValueError, TypeError, IndexError) as error:
+            raise ValueError(f"{name} is {array.shape}, which no network here has") from error
+    return out
+
+
+def _with_joint_qkv(state: Arrays) -> Arrays:
+    out = dict(state)
+    for name in state:
+        if match := re.fullmatch(r"(blocks\.\d+\.attn)\.q\.(weight|bias)", name):
+            names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
+            parts = [state[part] for part in names if part in state]
+            # Parts that are no three of a kind stay as they are, to be refused by their names.
+            if len(parts) == 3 and parts[0].shape == parts[1].shape == parts[2].shape != ():
+                out[f"{match[1]}.qkv.{match[2]}"] = np.concatenate(parts)
+                for part in names:
+                    del out[part]
+    return out
+
+
+def _without_layer_scale(state: Arrays) -> Arrays:
+    """gamma * (W x + b) is (gamma * W) x + gamma * b, `W` being `[out, in]`."""
+    out = dict(state)
+    for name, gamma in state.items():
+        if match := re.fullmatch(r"(blocks\.\d+)\.ls([12])\.gamma", name):
+            layer = f"{match[1]}.{'attn.proj' if match[2] == '1' else 'mlp.fc2'}"
+            weight, bias = (state.get(f"{layer}.{param}") for param in ("weight", "bias"))
+            # Without a layer that it fits, it stays as it is, to be refused by its name.
+            if weight is not None and bias is not None and gamma.shape == bias.shape == weight.shape[:1]:
+                out |= {f"{layer}.weight": gamma[:, None] * weight, f"{layer}.bias": gamma * bias}
+                del out[name]
+    return out

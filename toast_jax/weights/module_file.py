@@ -1,0 +1,59 @@
+"""A pre-tuned top-down module as a file of its own, with what it was made on and for.
+
+The arrays have the release's names, so every reader of this project and of PyTorch's world can read the file; what it was made
+with travels in the header of the safetensors format.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from toast_jax import trees
+from toast_jax.errors import InputError
+from toast_jax.weights.files import read_header, write
+from toast_jax.weights.rename import Arrays, kind, to_torch, unstack
+from toast_jax.workdir import run_folder
+from toast_jax.workdir.fingerprint import differing, moments
+
+
+def save(path: str | Path, params: dict, config: ConfigDict) -> None:
+    """Writes `params["top_down"]`; only the first process does."""
+    if jax.process_index():
+        return
+    flat = trees.flat(params)
+    module = {name: np.asarray(array, np.float32) for name, array in flat.items() if name.startswith("top_down/")}
+    write(path, to_torch(module, kind(flat)), header(params, config))
+
+
+def header(params: dict, config: ConfigDict) -> dict[str, str]:
+    """What a file says about itself: config, versions, device, and a fingerprint of `params["backbone"]`.
+
+    `check_backbone` compares it with the backbone that the file's module is used with.
+    """
+    facts = {"config": config.to_dict(), "backbone": fingerprint(trees.flat(params)), **run_folder.circumstances()}
+    return {"toast_jax": json.dumps(facts)}
+
+
+def fingerprint(params: Arrays) -> dict[str, list[float]]:
+    """Mean and root mean square of every backbone parameter, by path; position embeddings, which are resized, left out."""
+    layers = unstack({name: np.asarray(array) for name, array in params.items() if name.startswith("backbone/")})
+    return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
+
+
+def check_backbone(path: str, params: Arrays) -> None:
+    """Raises InputError if the file says that its module was made for another backbone than the one in `params`."""
+    try:
+        theirs = json.loads(read_header(path).get("toast_jax", "{}")).get("backbone", {})
+        theirs = {name: (float(mean), float(rms)) for name, (mean, rms) in theirs.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"The header of {path} is damaged; copy the file again, or leave its header out.") from error
+    if not theirs:
+        return
+    if name := differing(fingerprint(params), theirs):
+        raise InputError(
+            f"The top-down module in {path} was made for another backbone ({name} differs); give the one it belongs to in "
+            "--config.backbone.weights."
+        )

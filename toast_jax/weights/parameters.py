@@ -1,0 +1,125 @@
+"""Where the parameters of a run start: files for what is pre-trained, random numbers for what the method creates."""
+
+import functools
+import logging
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from toast_jax import trees
+from toast_jax.devices import parallel
+from toast_jax.errors import InputError
+from toast_jax.model.backbones.llama import LLaMA
+from toast_jax.model.methods import Method, tuned_mask
+from toast_jax.model.steered import Steered, init
+from toast_jax.weights import llama_files, module_file, pretrained
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random"
+_FLOAT32 = r"(.*/)?norm\d?/\w+|top_down/prior|head/.*"  # what is computed with in float32 whatever the compute dtype
+
+
+def start(
+    model: Steered,
+    method: Method,
+    *,
+    seed: int,
+    weights: str,
+    classifier: bool = False,
+    top_down: str = "",
+    tuned: str = "",
+    put: Callable = parallel.put,
+) -> dict:
+    """Builds all parameters of a network.
+
+    What is frozen is stored in the compute dtype, so that no step casts it; what is tuned, or computed in float32, is float32.
+
+    Args:
+      model, method: from `steered.build`.
+      seed: of everything that is created.
+      weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
+      classifier: whether the head, too, is read from `weights`: the classifier of the backbone's own task.
+      top_down: file of a pre-tuned top-down module, or "". It comes before the one in `weights`.
+      put: `(path, array) -> array`, puts a language model's weights on their devices as they are read.
+      tuned: a PyTorch file of a whole tuned network of this method, or ""; `weights` and `top_down` are then not read.
+
+    Returns:
+      the tree of `steered.init`.
+
+    Raises:
+      InputError: a file is missing or does not fit; see `pretrained.load`.
+    """
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(lambda key: _init(model, method, key), key)
+    dtypes = _dtypes(model, method, shapes)
+    shapes = trees.flat(shapes)
+    if tuned:
+        loaded = pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*")
+    else:
+        loaded = _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down)
+    missing = [path for path in shapes if path not in loaded]
+    if missing:
+        groups = sorted({path.split("/")[0] for path in missing})
+        log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
+    created = _create(model, method, key, tuple((path, dtypes[path]) for path in missing))
+    params = {path: jnp.asarray(loaded[path], dtypes[path]) if path in loaded else created[path] for path in shapes}
+    if top_down and "top_down/prior" in params and not tuned:
+        module_file.check_backbone(top_down, params)
+    return trees.nested(params)
+
+
+# Compiled once for all seeds of a network.
+_init = jax.jit(init, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _create(model, method, key, dtypes):
+    """The leaves of `init` at some paths. Under jit the others are not computed."""
+    leaves = trees.flat(_init(model, method, key))
+    return {path: leaves[path].astype(dtype) for path, dtype in dtypes}
+
+
+def _dtypes(model, method, shapes):
+    """What each parameter is stored as, by path."""
+    return {
+        path: jnp.float32 if tuned or re.fullmatch(_FLOAT32, path) else model.backbone.dtype
+        for path, tuned in trees.flat(tuned_mask(shapes, method)).items()
+    }
+
+
+def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
+    has_top_down = any(path.startswith("top_down/") for path in shapes)
+    language, blocks = isinstance(model.backbone, LLaMA), model.backbone.last_blocks
+    loaded = {}
+    if weights != RANDOM and language:
+        loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
+    elif weights != RANDOM:
+        wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
+        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")
+    if top_down and has_top_down:
+        # Released modules of language models come with embeddings that have a word more.
+        optional = "" if language else "backbone/.*"
+        module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional=optional)
+        _check_same_backbone(top_down, module, loaded)
+        loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
+    elif top_down:
+        log.warning("%s is not used: this method has no top-down module.", top_down)
+    if has_top_down and "top_down/prior" not in loaded:
+        log.warning(
+            "The top-down module starts at random; tuned like that it falls far behind a pre-tuned one (config.top_down)."
+        )
+    return loaded
+
+
+def _check_same_backbone(file, module, loaded):
+    """A top-down module is made for one backbone, which released files hold too. Half precision is close enough."""
+    for path in [path for path in module if path.startswith("backbone/") and path in loaded]:
+        if not np.allclose(module[path], loaded[path], rtol=1e-2, atol=1e-2):
+            raise InputError(
+                f"The top-down module in {file} was made for another backbone ({path} differs); give the one it belongs to in "
+                "--config.backbone.weights."
+            )

@@ -1,0 +1,132 @@
+"""What a network needs from a weights file: nothing missing, nothing of another network, and loud about the rest."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from toast_jax.errors import InputError, listed
+from toast_jax.weights.files import read
+from toast_jax.weights.formats import known_names, other_network
+from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, rename, stack, unstack
+
+log = logging.getLogger(__name__)
+
+# Classifiers of the task a backbone was trained on: always replaced by a head of our own.
+_OTHER_HEADS = r"head_dist\.(weight|bias)|pre_logits\..*"
+
+# What a user has to look at when a shape of this group differs.
+_SIZED_BY = {
+    "backbone": "config.backbone.size, and config.backbone.patch of a ViT",
+    "head": "the number of classes of the data",
+    "top_down": "config.backbone.size",
+    "prompts": "config.prompts",
+    "lora": "config.lora.rank",
+}
+
+
+def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: str = "") -> Arrays:
+    """Reads from a file what a network needs of it, and says what is left.
+
+    Args:
+      path: see `read`.
+      shapes: the network's parameters by path, anything with a shape.
+      last_blocks: see `from_torch`.
+      wanted: regex of the paths that this file has to give, all of them and no others.
+      optional: regex of the paths that are taken too if the file has them; it has to have all of them, then.
+
+    Returns:
+      arrays by path, shaped as `shapes` says.
+
+    Raises:
+      InputError: a name is missing or unexpected, or a shape differs; all are listed.
+    """
+    # Compared layer by layer: names and numbers of layers are then those of the file.
+    network = unstack({name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes.items()})
+    _, arrays, unknown = layers(path)
+    if re.fullmatch(wanted, "head/bias") and "head/bias" not in arrays:
+        # What a file calls its classifier is the head of a network that goes on with the same classes.
+        arrays = {name.replace("classifier/", "head/"): array for name, array in arrays.items()}
+    if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
+        wanted = f"{wanted}|{optional}"
+    needed, given = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
+    if given and kind(given) != kind(needed):
+        raise InputError(
+            f"{path} belongs to a {kind(given)}, but the network of the config is a {kind(needed)}; give a file of the "
+            "backbone that the config names."
+        )
+    if depths_of(given) not in ((0,), depths_of(needed)):
+        theirs, ours = ("-".join(map(str, depths_of(names))) for names in (given, needed))
+        raise InputError(f"{path} has {theirs} layers, the network of the config has {ours}; check config.backbone.size.")
+    if missing := sorted(set(needed) - set(given)):
+        if all(name.startswith("head/") for name in missing):
+            raise InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
+        raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
+    if surplus := sorted(set(given) - set(needed)):
+        raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")
+    chosen = {name: arrays[name] for name in needed}
+    if (name := "backbone/pos_embed") in chosen:
+        try:
+            chosen[name] = resize_pos_embed(chosen[name], network[name].shape[1])
+        except ValueError as error:
+            raise InputError(f"{path} cannot be used: {error}.") from error
+    wrong = [
+        f"{name} is {array.shape} in the file and {network[name].shape} in the network"
+        for name, array in chosen.items()
+        if array.shape != network[name].shape
+    ]
+    if wrong:
+        fields = _SIZED_BY[wrong[0].split("/")[0]]
+        raise InputError(f"{path} does not fit the network of the config: {listed(wrong, most=3)}; check {fields}.")
+    if unused := sorted({name.split("/")[0] for name in set(arrays) - set(chosen)}):
+        log.info("%s also holds %s, not used here.", path, ", ".join(unused))
+    if unknown:
+        log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
+    return stack(chosen, last_blocks)
+
+
+def layers(path: str) -> tuple[str, Arrays, list[str]]:
+    """Reads a weights file of any known format as our paths, every layer on its own (see `rename`).
+
+    Returns:
+      the kind of network (see `kind`), arrays by path, and the names of classifiers of other tasks, which nothing here can use.
+
+    Raises:
+      InputError: it is no weights file, holds names that no network here has, or numbers that are not finite.
+    """
+    try:
+        state = known_names(read(path))
+        arrays, unknown = rename(state)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be used: {error}.") from error
+    if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
+        kind, telling = other_network(unexpected)
+        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {listed(telling)}.")
+    if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise InputError(f"{path} has numbers that are not finite in {listed(damaged)}; copy or download it again.")
+    return kind_of_torch(state), arrays, unknown
+
+
+def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Interpolates a position embedding `[1, 1 + g*g, D]` bicubically to `[1, num_tokens, D]`, the class token's apart.
+
+    The kernel is PyTorch's (`F.interpolate(mode="bicubic", align_corners=False)`), as DeiT's and MAE's fine-tuning use it.
+
+    Raises:
+      ValueError: the tokens are not one class token and a square of patches.
+    """
+    if embed.shape[1:2] == (num_tokens,):
+        return embed
+    if embed.ndim != 3:
+        raise ValueError(f"position embeddings are {embed.shape}, not [1, tokens, width]")
+    old, new = (round((n - 1) ** 0.5) for n in (embed.shape[1], num_tokens))
+    if old**2 + 1 != embed.shape[1] or new**2 + 1 != num_tokens:
+        raise ValueError(f"position embeddings of {embed.shape[1]} tokens are not one class token and a square of patches")
+    log.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, new, new)
+    width = embed.shape[-1]
+    patches = jnp.asarray(embed[0, 1:]).reshape(old, old, width)
+    method = jax.image.ResizeMethod.CUBIC_PYTORCH
+    patches = jax.image.resize(patches, (new, new, width), method, antialias=False)
+    return np.concatenate([embed[:, :1], np.asarray(patches).reshape(1, new * new, width)], axis=1)

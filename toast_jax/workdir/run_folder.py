@@ -1,0 +1,181 @@
+"""The folder of a run: that it can be written, whose it is, and what it says about itself."""
+
+import contextlib
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+import toast_jax
+from toast_jax.errors import InputError
+from toast_jax.fields import flat_fields
+from toast_jax.workdir import locks
+
+# Fields that may differ between the parts of one run: they change when and how, not what is computed.
+_FREE = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify", "fsdp"}
+# And those that may differ when its checkpoint is evaluated.
+_FREE_TO_EVALUATE = _FREE | {"batch_size", "epochs", "data.root", "data.splits.train", "data.splits.val", "data.splits.test"}
+
+
+def claim(workdir: str | Path, config: ConfigDict) -> Path:
+    """Creates the folder, or checks that it belongs to the same config, and saves the config in it.
+
+    A folder without a checkpoint belongs to nobody: what started there and failed may be corrected. With several processes the
+    folder is shared, and the first one decides.
+
+    Raises:
+      InputError: the folder cannot be written, or holds the checkpoints of another config (the differing fields are listed), or
+        of this one while `config.resume` is False.
+    """
+    folder = writable(workdir)
+    if jax.process_index():
+        return folder
+    if has_checkpoint(folder):
+        _check_same(folder, config, _FREE)
+        if not config.resume:
+            raise InputError(f"{folder} already holds a run; set --config.resume=True or give another --workdir.")
+    write_json(folder / "config.json", config.to_dict())
+    return folder
+
+
+def writable(workdir: str | Path, field: str = "--workdir") -> Path:
+    """Creates the folder that `field` names if need be, and raises InputError unless files can be written in it."""
+    if "://" in str(workdir):
+        raise InputError(f"{field}={workdir} is a remote address; give a local or mounted folder.")
+    folder = Path(workdir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be written ({error.strerror}); give another {field}.") from error
+    return folder
+
+
+@contextlib.contextmanager
+def used_alone(workdir: str | Path) -> Iterator[None]:
+    """Keeps other runs out of a folder inside the block; a new folder that nothing was put in is removed again.
+
+    Raises:
+      InputError: the folder cannot be written, or a run is at it.
+    """
+    is_new = not Path(workdir).expanduser().exists()
+    folder = writable(workdir)
+    if jax.process_index():
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        if is_new:
+            held.callback(_remove_if_empty, folder)
+        try:
+            held.enter_context(locks.lock(folder / "running"))
+        except locks.Held as holder:
+            raise InputError(f"{folder} is in use: {holder}; wait for it, or give another --workdir.") from holder
+        except OSError as error:
+            raise InputError(unwritable(folder, error)) from error
+        yield
+
+
+def _remove_if_empty(folder):
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a run in this folder has got as far as a finished checkpoint."""
+    return any(path.name.isdigit() for path in (Path(workdir).expanduser() / "checkpoints").glob("*"))
+
+
+def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
+    """The result of a run of this config that is done, if the folder holds one and the config would resume it."""
+    return recorded(workdir, config) if config.resume and has_checkpoint(workdir) else None
+
+
+def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json") -> dict | None:
+    """A JSON file that a run of this config has left in the folder, or None; InputError if it is of another config."""
+    folder = Path(workdir).expanduser()
+    if not (folder / name).exists():
+        return None
+    _check_same(folder, config, _FREE)
+    return json.loads((folder / name).read_text())
+
+
+def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:
+    """Raises InputError unless the config builds the network whose checkpoint the folder holds."""
+    _check_same(Path(workdir).expanduser(), config, _FREE_TO_EVALUATE)
+
+
+def _check_same(folder, config, free):
+    path = folder / "config.json"
+    try:
+        ours = flat_fields(json.loads(json.dumps(config.to_dict())))
+        theirs = flat_fields(json.loads(path.read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); give another --workdir.") from error
+    pairs = [(name, theirs.get(name), ours.get(name)) for name in sorted((ours.keys() | theirs.keys()) - free)]
+    if differing := [f"{name} {old!r} -> {new!r}" for name, old, new in pairs if old != new]:
+        raise InputError(f"{folder} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
+
+
+def write_json(path: Path, value: dict) -> None:
+    """`replace_file` with JSON; only the first process does."""
+    if not jax.process_index():
+        replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Writes a file that is either the old one or the new one, never half of it.
+
+    Raises:
+      InputError: the disk is full, or fails.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise InputError(unwritable(path, error)) from error
+
+
+# Of a disk, and not of what was asked for.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
+# As libraries tell of them in other exceptions.
+_DISK_WORDS = "|".join(re.escape(os.strerror(number)) for number in _DISK)
+
+
+def disk_fault(error: BaseException | None) -> str | None:
+    """What is wrong with the disk, if that is the reason of an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error.strerror
+        if match := re.search(_DISK_WORDS, str(error)):
+            return match[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def unwritable(path: str | Path, error: OSError) -> str:
+    """The sentence for a file that cannot be written."""
+    return (
+        f"{path} cannot be written ({error.strerror}): free some space or mend the disk, and give the same command again; "
+        "a run goes on from its last checkpoint."
+    )
+
+
+def circumstances() -> dict:
+    """What a result has to state beside its config: versions and devices."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "versions": {"toast_jax": toast_jax.__version__, "python": platform.python_version(), **versions},
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": jax.process_count()},
+    }
