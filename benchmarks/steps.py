@@ -25,6 +25,7 @@ from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones import llama, vit
 from toast_jax.train import optim
+from toast_jax.train import text as text_run
 from toast_jax.train.evaluation import eval_step
 from toast_jax.train.step import init_state, train_step
 from toast_jax.workdir import run_folder
@@ -118,7 +119,7 @@ def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
     parts, no_decay = {}, ("head/bias",)
     if _reads_text(backbone):
         config = common.language(name="timed", method=name, backbone=backbone)
-        parts["augment"], no_decay = losses.by_token, ()
+        parts["augment"], no_decay = text_run.by_token, ()
     else:
         config = fgvc.get_config(f"method={name},backbone={backbone}")
         config.data.image_size = image_size

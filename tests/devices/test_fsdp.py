@@ -15,6 +15,7 @@ from toast_jax.model import losses, methods, steered
 from toast_jax.model.methods import LANGUAGE_METHODS
 from toast_jax.model.top_down import TopDown
 from toast_jax.train import optim
+from toast_jax.train import text as text_run
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.step import init_state, train_step
 
@@ -40,7 +41,7 @@ def steps(size):
     tx = optim.optimizer(
         name="adamw", schedule=lambda _: 0.01, mask=mask, momentum=0.0, weight_decay=0.0, no_decay=(), clip=1.0
     )
-    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=losses.by_token)
+    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=text_run.by_token)
     step = devices.replicate(step, num_replicated=2, donate=(0,))
     state, placed, seen = devices.place(init_state(tuned, tx, seed=0)), devices.spread(frozen), []
     for _ in range(2):
@@ -92,7 +93,7 @@ def test_step_of_a_large_network_compiles_and_its_arguments_fit(name, gib):
     integers, floats = (jax.ShapeDtypeStruct((1, 8, 512), dtype) for dtype in (jnp.int32, jnp.float32))
     inputs = {"tokens": integers, "segments": integers, "label": integers, "weight": floats}
     inputs["mask"] = jax.ShapeDtypeStruct((1, 8), jnp.float32)
-    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=losses.by_token)
+    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=text_run.by_token)
     compiled = devices.replicate(step, num_replicated=2).lower(state, trees.nested(frozen), inputs).compile()
     used = compiled.memory_analysis().argument_size_in_bytes
     count = {part: trees.count(tree) for part, tree in zip(("tuned", "frozen"), trees.split(shapes, mask), strict=True)}

@@ -10,10 +10,10 @@ import pytest
 from configs import fgvc
 from tests.conftest import METHODS, tiny_config
 from toast_jax import trees
-from toast_jax.data.images.pixels import normalize
 from toast_jax.errors import InputError
 from toast_jax.model import steered
 from toast_jax.model.backbones.vit import ViT
+from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import METHODS as ROWS
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.top_down import TopDown

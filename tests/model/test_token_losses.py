@@ -12,6 +12,7 @@ from toast_jax.devices import parallel
 from toast_jax.model import losses, methods
 from toast_jax.model.methods import LANGUAGE_METHODS
 from toast_jax.train import evaluation, optim
+from toast_jax.train import text as text_run
 from toast_jax.train.step import init_state, train_step
 
 ROWS = 4
@@ -47,7 +48,7 @@ def steps(devices, parts=1):
     mask = methods.tuned_mask(parameters(), row)
     tuned, frozen = trees.split(parameters(), mask)
     tx = optim.optimizer(name="sgd", schedule=lambda _: 0.5, mask=mask, momentum=0.9, weight_decay=0.0, no_decay=(), clip=0.0)
-    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=losses.by_token, microbatches=parts)
+    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=text_run.by_token, microbatches=parts)
     state, seen = init_state(tuned, tx, seed=0), []
     for _ in range(2):
         state, metrics = on_devices(step, devices, state, frozen, batch())

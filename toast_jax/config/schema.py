@@ -17,7 +17,6 @@ from toast_jax.model.backbones import convnext, llama, vit
 from toast_jax.model.layers.dtypes import DTYPES
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS
 from toast_jax.model.steered import HEAD_STARTS
-from toast_jax.train import optim
 
 
 class Rule(Protocol):
@@ -119,6 +118,9 @@ def real(least: float = -math.inf, most: float = math.inf, **bounds: float) -> N
 SEED, COUNT, SHARE = whole(0), whole(1), real(0.0, below=1.0)
 FLAG, TEXT = Flag(), Text()
 
+# Names of `train.optim`.
+OPTIMIZERS, SCHEDULES = ("sgd", "adamw"), ("epoch", "step")
+
 # Of every run, on images or on text. Bounds that nobody comes near are those beyond which memory ends.
 _RUN = {
     "name": Text("mine"),
@@ -142,10 +144,10 @@ _RUN = {
     "data.workers": whole(0, 1024),
     "batch_size": COUNT,
     "epochs": whole(1, 1_000_000),
-    "optimizer.name": Choice(optim.OPTIMIZERS),
+    "optimizer.name": Choice(OPTIMIZERS),
     "optimizer.lr": real(0.0),
     "optimizer.base_batch_size": whole(0),
-    "optimizer.schedule": Choice(optim.SCHEDULES),
+    "optimizer.schedule": Choice(SCHEDULES),
     "optimizer.momentum": SHARE,
     "optimizer.weight_decay": real(0.0),
     "optimizer.no_decay": Several(Regex()),

@@ -5,7 +5,7 @@ averages the same scores over a split.
 
 An example of text predicts many tokens: its scores are sums over them, weighted by the batch's `weight [B, N]`. As data gives
 them, the weights of an example add up to 1, and its `mask [B]` tells how many tokens it predicts; so the mean over a split,
-which weighs examples by `mask`, is one over tokens. So is the plain mean over a training batch that went through `by_token`.
+which weighs examples by `mask`, is one over tokens. So is the plain mean over a training batch that went through `by_token` of `train.text`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from toast_jax.devices.parallel import AXIS
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 
@@ -22,12 +21,6 @@ from toast_jax.model.steered import Steered, apply
 def inputs(batch: dict):
     """What a network looks at: a batch's images, or None where they are known, or its tokens and their documents."""
     return {name: batch[name] for name in ("tokens", "segments")} if "tokens" in batch else batch.get("image")
-
-
-def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Weighs the examples of a training batch by the tokens that they predict, over all devices: weights then add up to B."""
-    share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), AXIS), 1e-6)
-    return {**batch, "weight": batch["weight"] * share[:, None]}
 
 
 def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:

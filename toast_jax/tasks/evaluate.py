@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from toast_jax.config.check import check
 from toast_jax.errors import InputError
 from toast_jax.train import checkpoint
-from toast_jax.train.evaluation import described, evaluate, mapped
+from toast_jax.train.evaluation import evaluate, mapped
 from toast_jax.train.setup import devices_of, domain, load_network, scores_of
 from toast_jax.workdir import fingerprint, run_folder
+from toast_jax.workdir.record import described
 
 log = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from toast_jax.model.steered import apply
 from toast_jax.testing import recording
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
+from toast_jax.train import text as text_run
 from toast_jax.weights.rename import to_torch
 
 FORWARD, BACKWARD = 1e-5, 1e-4
@@ -89,7 +90,7 @@ def _weighed(batch):
     """The batch as a step sees it that runs on one device, without asking the machine for one."""
     if "weight" not in batch:
         return batch
-    weigh = jax.vmap(lambda batch: losses.by_token(batch, None), axis_name=parallel.AXIS)
+    weigh = jax.vmap(lambda batch: text_run.by_token(batch, None), axis_name=parallel.AXIS)
     return jax.tree.map(lambda a: a[0], weigh(jax.tree.map(lambda a: a[None], batch)))
 
 
@@ -139,7 +140,7 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
     """Six steps of the real train step on one device; the second, fourth and sixth batch is the first one turned around."""
     no_decay = ("head/bias",) if "head" in recorded.params else ()
     tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay, **SGD)
-    augment = {"augment": losses.by_token} if "weight" in recorded.batch else {}
+    augment = {"augment": text_run.by_token} if "weight" in recorded.batch else {}
     one_step = functools.partial(step.train_step, scores=scores, tx=tx, **augment)
     # One device, without asking the machine for one.
     one_step = jax.vmap(one_step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)

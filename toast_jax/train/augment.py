@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from toast_jax.data.images.pixels import normalize
+from toast_jax.model.layers.normalize import normalize
 
 
 def augment(

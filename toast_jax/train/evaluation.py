@@ -26,12 +26,6 @@ def mapped(scores: Callable, devices=parallel) -> Callable:
     return devices.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
 
 
-def described(scores: dict[str, float], unit: str) -> str:
-    """One line of a dict that `evaluate` returned, whose count is of `unit`."""
-    numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
-    return f"{numbers} ({scores['count']} {unit})"
-
-
 def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices=parallel) -> dict[str, float]:
     """Runs `step` over all batches; returns the mean of every score (`accuracy` is a fraction, `loss` in nats) and `count`.
 

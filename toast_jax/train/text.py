@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.data.text import batches, documents, sequences, tokenizer
 from toast_jax.data.text.sequences import Sequences
+from toast_jax.devices import parallel
 from toast_jax.errors import InputError
-from toast_jax.model import losses
 from toast_jax.model.backbones import llama
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def eval_batches(config: ConfigDict, source: Sequences) -> Iterator[dict]:
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:
     """What happens to a training batch on the device, `(batch, rng) -> batch`."""
-    return losses.by_token
+    return by_token
 
 
 def examples(config: ConfigDict) -> int:
@@ -95,3 +96,9 @@ def summary(scores: dict[str, float]) -> dict[str, float]:
     """The scores of a split and its perplexity, which the cross-entropy is the logarithm of."""
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
+
+
+def by_token(batch: dict, rng: jax.Array) -> dict:
+    """Weighs the examples of a training batch by the tokens that they predict, over all devices: weights then add up to B."""
+    share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
+    return {**batch, "weight": batch["weight"] * share[:, None]}

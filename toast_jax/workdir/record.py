@@ -10,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.errors import Diverged, listed
-from toast_jax.train.evaluation import described
 from toast_jax.workdir import metrics
 
 log = logging.getLogger(__name__)
@@ -121,3 +120,9 @@ class Record(contextlib.ExitStack):
                 "--workdir."
             ),
         )
+
+
+def described(scores: dict[str, float], unit: str) -> str:
+    """One line of a dict that `evaluate` returned, whose count is of `unit`."""
+    numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
+    return f"{numbers} ({scores['count']} {unit})"

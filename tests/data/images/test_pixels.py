@@ -13,6 +13,7 @@ from PIL import Image
 from tests import FIXTURES
 from toast_jax.data.images import pixels
 from toast_jax.errors import InputError
+from toast_jax.model.layers.normalize import normalize
 
 RECORDED = FIXTURES / "preprocess_fgvc.npz"
 
@@ -46,7 +47,7 @@ def test_eval_view_at_384_matches_torchvision(recorded):
 
 
 def test_normalize_matches_torchvision(recorded):
-    normalized = jax.jit(pixels.normalize)(recorded["landscape/eval_224_uint8"][None])
+    normalized = jax.jit(normalize)(recorded["landscape/eval_224_uint8"][None])
     assert normalized.dtype == jnp.float32 and normalized.shape == (1, 224, 224, 3)
     np.testing.assert_allclose(normalized.mean((0, 1, 2)), recorded["landscape/eval_224_normalized_mean"], atol=1e-5)
     np.testing.assert_allclose(normalized.std((0, 1, 2)), recorded["landscape/eval_224_normalized_std"], atol=1e-5)
@@ -55,7 +56,7 @@ def test_normalize_matches_torchvision(recorded):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_normalize_leaves_floats_alone(dtype):
     x = jnp.linspace(-2, 2, 12, dtype=dtype).reshape(1, 2, 2, 3)
-    assert pixels.normalize(x) is x
+    assert normalize(x) is x
 
 
 def test_train_view_is_a_random_crop_of_the_resized_image():

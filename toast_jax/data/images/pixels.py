@@ -6,8 +6,6 @@ them.
 
 import io
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -103,20 +101,6 @@ def stretch(image: np.ndarray, size: int) -> np.ndarray:
     rows = image[top] + down[:, None, None] * (image[bottom].astype(np.float32) - image[top])
     pixels = rows[:, left] + along[:, None] * (rows[:, right] - rows[:, left])
     return np.rint(pixels).astype(np.uint8)
-
-
-def normalize(images: jax.Array) -> jax.Array:
-    """Scales pixels to [0, 1] and standardises them with ImageNet's mean and deviation.
-
-    Args:
-        images: uint8 [..., 3]; floating-point images count as normalised and are returned as they are.
-
-    Returns:
-        float32 [..., 3].
-    """
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images
-    return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
 def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int, min_area: float) -> np.ndarray:

@@ -13,13 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from toast_jax.data.images.pixels import normalize
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches
 from toast_jax.model.layers.depthwise import DepthwiseConv
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
+from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.layers.remat import product, remat
 
 LAYER_NORM_EPS = 1e-6
