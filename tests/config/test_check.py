@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from configs import demo, demo_language, fgvc, folder, generate, pretune, vicuna, vtab
 from tests.config.test_configs import CONFIGS
 from tests.conftest import METHODS, tiny_config
+from toast_jax import fields as rules
 from toast_jax.config import schema
 from toast_jax.config.check import check, check_fields
 from toast_jax.devices import parallel
@@ -232,21 +233,21 @@ def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():
 def inside(rule):
     """Values that a row allows."""
     match rule:
-        case schema.Number(whole=True):
+        case rules.Number(whole=True):
             return st.integers(int(max(rule.least, -rule.largest)), int(min(rule.most, rule.largest)))
-        case schema.Number():
+        case rules.Number():
             ends = max(rule.least, rule.above, -rule.largest), min(rule.most, rule.below, rule.largest)
             open_ends = {"exclude_min": rule.above > rule.least, "exclude_max": rule.below < rule.most}
             return st.floats(*ends, **open_ends, allow_subnormal=False)
-        case schema.Choice():
+        case rules.Choice():
             return st.sampled_from(sorted(rule.options))
-        case schema.Flag():
+        case rules.Flag():
             return st.booleans()
-        case schema.Text():
+        case rules.Text():
             return st.text(st.characters(exclude_characters="\0"), min_size=bool(rule.example), max_size=8)
-        case schema.Regex():
+        case rules.Regex():
             return st.sampled_from(["head/bias", ".*/scale", "(a|b)+"])
-        case schema.Several():
+        case rules.Several():
             return st.lists(inside(rule.of), min_size=rule.least, max_size=3).map(tuple)
 
 
@@ -254,19 +255,19 @@ def outside(rule):
     """Values that it refuses."""
     others = [st.none(), st.just({1}), st.binary(max_size=3)]
     match rule:
-        case schema.Number():
+        case rules.Number():
             others += [st.text(max_size=3), st.booleans(), st.just(float("nan")), st.just(float("inf")), st.just(10**400)]
             kind = st.integers() if rule.whole else st.floats()
             others += [kind.filter(rule.refusal), st.floats().filter(rule.refusal)]
-        case schema.Choice():
+        case rules.Choice():
             others += [st.text(max_size=9).filter(rule.refusal), st.integers()]
-        case schema.Flag():
+        case rules.Flag():
             others += [st.integers(), st.text(max_size=3)]
-        case schema.Text():
+        case rules.Text():
             others += [st.integers(), st.just("\0")]
-        case schema.Regex():
+        case rules.Regex():
             others += [st.sampled_from(["(", "[a", "*"])]
-        case schema.Several():
+        case rules.Several():
             others += [st.text(max_size=3), outside(rule.of).map(lambda one: (one,))]
     return st.one_of(others)
 
@@ -285,7 +286,7 @@ def test_any_config_is_accepted_or_refused_in_sentences(family):
         told = refusal(config)
         assert all(any(one.startswith(f"config.{name} is ") for one in told) for name in names)
         if not names and not told:
-            setup.model.build(config, 3)
+            setup.steered.build(config, 3)
 
     accepted_or_refused()
 

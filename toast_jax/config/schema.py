@@ -1,122 +1,17 @@
 """What the fields of a config may hold: one row a field. `check.py` has what fields may not hold together."""
 
-import dataclasses
 import difflib
-import math
-import numbers
-import re
-from collections.abc import Collection, Mapping
-from typing import Any, Protocol
-
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
 from toast_jax.data.images import sources
 from toast_jax.data.images.corruptions import CORRUPTIONS
 from toast_jax.data.text import documents
+from toast_jax.fields import COUNT, FLAG, SEED, SHARE, TEXT, Choice, Regex, Rule, Several, Text, real, whole
 from toast_jax.model.backbones import convnext, llama, vit
 from toast_jax.model.layers.dtypes import DTYPES
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS
 from toast_jax.model.steered import HEAD_STARTS
-
-
-class Rule(Protocol):
-    """What a field may hold."""
-
-    def refusal(self, value: Any) -> str:
-        """Why a value is refused, as in "it has to be text"; "" if it is not."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Number:
-    """A number with `least` <= number <= `most`, or with `above` < number < `below`, and not beyond `largest`."""
-
-    whole: bool
-    largest: float
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-
-    def refusal(self, value: Any) -> str:
-        is_number = isinstance(value, numbers.Integral if self.whole else numbers.Real) and not isinstance(value, bool)
-        if is_number and abs(value) > self.largest:
-            return f"numbers end at {self.largest:.10g} here"
-        if is_number and self.least <= value <= self.most and self.above < value < self.below:
-            return ""
-        bounds = [f"{end} or {word}" for end, word in ((self.least, "more"), (self.most, "less")) if math.isfinite(end)]
-        bounds += [f"{word} than {end}" for end, word in ((self.above, "more"), (self.below, "less")) if math.isfinite(end)]
-        return f"it has to be a {'whole ' * self.whole}number{', ' * bool(bounds)}{' and '.join(bounds)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """One of some names."""
-
-    options: Collection[str]
-
-    def refusal(self, value: Any) -> str:
-        if isinstance(value, str) and value in self.options:
-            return ""
-        near = difflib.get_close_matches(str(value), list(self.options), n=1)
-        hint = f" (the nearest is {near[0]!r})" if near else ""
-        return f"it must be one of {', '.join(one or repr(one) for one in self.options)}{hint}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Flag:
-    def refusal(self, value: Any) -> str:
-        return "" if isinstance(value, bool) else "it has to be True or False"
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """Any text; `example` is of a field that may not be empty."""
-
-    example: str = ""
-
-    def refusal(self, value: Any) -> str:
-        if isinstance(value, str) and "\0" not in value and (value or not self.example):
-            return ""
-        return f"give text, such as {self.example!r}" if self.example else "it has to be text"
-
-
-@dataclasses.dataclass(frozen=True)
-class Regex:
-    def refusal(self, value: Any) -> str:
-        if not isinstance(value, str):
-            return "it has to be text"
-        try:
-            re.compile(value)
-        except re.error as error:
-            return f"it has to be a regular expression ({error})"
-        return ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Several:
-    """At least so many values of a kind."""
-
-    of: Rule
-    least: int = 0
-
-    def refusal(self, value: Any) -> str:
-        if not isinstance(value, (tuple, list)):
-            return "it has to be several values in brackets, as in (1, 2)"
-        if len(value) < self.least:
-            return f"give {self.least} or more values"
-        return next((f"of these {one!r} is refused: {refusal}" for one in value if (refusal := self.of.refusal(one))), "")
-
-
-def whole(least: int, most: float = math.inf) -> Number:
-    return Number(True, 2**31 - 1, least, most)
-
-
-def real(least: float = -math.inf, most: float = math.inf, **bounds: float) -> Number:
-    return Number(False, float(np.finfo(np.float32).max), least, most, **bounds)
-
-
-SEED, COUNT, SHARE = whole(0), whole(1), real(0.0, below=1.0)
-FLAG, TEXT = Flag(), Text()
 
 # Names of `train.optim`.
 OPTIMIZERS, SCHEDULES = ("sgd", "adamw"), ("epoch", "step")

@@ -5,7 +5,8 @@ averages the same scores over a split.
 
 An example of text predicts many tokens: its scores are sums over them, weighted by the batch's `weight [B, N]`. As data gives
 them, the weights of an example add up to 1, and its `mask [B]` tells how many tokens it predicts; so the mean over a split,
-which weighs examples by `mask`, is one over tokens. So is the plain mean over a training batch that went through `by_token` of `train.text`.
+which weighs examples by `mask`, is one over tokens. So is the plain mean over a training batch that went
+through `train.text.by_token`.
 """
 
 from collections.abc import Callable
