@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from toast_jax.data import loader
 from toast_jax.data.images import batches, pixels
 from toast_jax.data.images.files import Files
 from toast_jax.errors import InputError
@@ -69,7 +70,7 @@ def labels(steps):
 
 def test_a_training_batch_has_these_arrays(source):
     steps = train(source)
-    assert len(steps) == 3 * batches.steps_per_epoch(source, 4) == 6
+    assert len(steps) == 3 * loader.steps_per_epoch(source, 4) == 6
     for batch in steps:
         assert {key: (value.dtype, value.shape) for key, value in batch.items()} == {
             "image": (np.uint8, (4, 16, 16, 3)),

@@ -4,38 +4,16 @@ Batch k is a function of the source, the seed and k alone: not of where the run 
 processes or hosts load it.
 """
 
-import os
-import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 
 import grain
-import grain.experimental
 import numpy as np
-from absl import flags
 
 from toast_jax.data.images import pixels
 from toast_jax.data.images.randaugment import randaugment
 from toast_jax.data.images.sources import Source
+from toast_jax.data.loader import Batch, iterate, rows_per_host, steps_per_epoch
 from toast_jax.errors import InputError
-
-Batch = dict[str, np.ndarray]
-
-# More decoding threads than this only contend for Python's global lock.
-MAX_THREADS = 16
-
-
-def steps_per_epoch(source: Sized, batch_size: int) -> int:
-    """The number of whole global batches in one pass over the source.
-
-    Raises:
-        InputError: the source is smaller than one batch.
-    """
-    if len(source) < batch_size:
-        raise InputError(
-            f"The training data has {len(source)} examples, fewer than one batch of {batch_size}: "
-            f"set --config.batch_size={len(source)} or less."
-        )
-    return len(source) // batch_size
 
 
 def train_batches(
@@ -75,7 +53,7 @@ def train_batches(
         InputError: the source is smaller than one batch, the hosts cannot share a batch evenly, or the crop exceeds the
             resized image. While iterating: an image cannot be decoded.
     """
-    rows = rows_of_a_host(batch_size, shard)
+    rows = rows_per_host(batch_size, shard)
     _check_crop(**view)
     in_an_epoch = steps_per_epoch(source, batch_size) * batch_size
 
@@ -172,7 +150,7 @@ def eval_batches(
         InputError: the hosts cannot share a batch evenly, or the crop exceeds the resized image. While iterating: an
             image cannot be decoded.
     """
-    rows = rows_of_a_host(batch_size, shard)
+    rows = rows_per_host(batch_size, shard)
     _check_crop(resize, size)
 
     def example(index: int) -> Batch:
@@ -188,39 +166,8 @@ def eval_batches(
     return iterate(dataset.batch(rows)[shard[0] :: shard[1]], workers)
 
 
-def rows_of_a_host(batch_size: int, shard: tuple[int, int]) -> int:
-    """Rows of a global batch that each of `shard[1]` hosts gets; InputError if they cannot share it evenly."""
-    _, count = shard
-    if batch_size % count:
-        raise InputError(
-            f"A batch of {batch_size} cannot be shared by {count} hosts: set --config.batch_size to a multiple of {count}."
-        )
-    return batch_size // count
-
-
 def _check_crop(resize: int, size: int, **_) -> None:
     if size > resize:
         raise InputError(
             f"A crop of {size} pixels does not fit in images resized to {resize}: set --config.data.resize={size} or more."
         )
-
-
-def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
-    """Runs a pipeline on the threads of this process, or in so many others; closing it stops them."""
-    # A worker process decodes on one thread; more would contend for its lock.
-    threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)
-    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    loader = dataset.to_iter_dataset(read_options)
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            # Grain reads its flags when it starts a process; notebooks and tests never parse any.
-            flags.FLAGS.mark_as_parsed()
-        # Through pipes: shared memory is leaked at exit, and is a mere 64 MB in many containers.
-        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-        loader = grain.experimental.WithOptionsIterDataset(loader, pipes)
-        loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    batches = iter(loader)
-    try:
-        yield from batches
-    finally:
-        batches.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from toast_jax.data.images.batches import Batch, iterate, rows_of_a_host, steps_per_epoch
+from toast_jax.data.loader import Batch, iterate, rows_per_host, steps_per_epoch
 from toast_jax.data.text.sequences import Sequences
 
 
@@ -28,7 +28,7 @@ def train_batches(
     """
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     dataset = dataset[: steps_per_epoch(source, batch_size) * batch_size].repeat(epochs)
-    rows = rows_of_a_host(batch_size, shard)
+    rows = rows_per_host(batch_size, shard)
     return iterate(dataset.map(functools.partial(_item, source)).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
 
 
@@ -39,7 +39,7 @@ def eval_batches(source: Sequences, *, batch_size: int, workers: int = 0, shard:
     """
     steps = -(-len(source) // batch_size)
     dataset = grain.MapDataset.range(steps * batch_size).map(functools.partial(_item, source))
-    return iterate(dataset.batch(rows_of_a_host(batch_size, shard))[shard[0] :: shard[1]], workers)
+    return iterate(dataset.batch(rows_per_host(batch_size, shard))[shard[0] :: shard[1]], workers)
 
 
 def _item(source, index):
