@@ -115,7 +115,7 @@ def _fixed_view(source, index, number, seed, view) -> Batch:
 
 def _example(source, index, number, rng, view) -> Batch:
     record = source[index]
-    image = train_view(pixels.decode(record["image"], record["name"]), rng, **view)
+    image = train_view(pixels.decode_example(record), rng, **view)
     return {"image": image, **_row(record["label"], index, number)}
 
 
@@ -158,7 +158,7 @@ def eval_batches(
             blank = np.zeros((size, size, 3), np.uint8)
             return {"image": blank, "label": np.int32(0), "mask": np.float32(0), "index": np.int32(-1)}
         record = source[index]
-        view = pixels.eval_view(pixels.decode(record["image"], record["name"]), resize=resize, size=size)
+        view = pixels.eval_view(pixels.decode_example(record), resize=resize, size=size)
         return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1), "index": np.int32(index)}
 
     steps = -(-len(source) // batch_size)

@@ -70,7 +70,7 @@ def verify(source: Source, *, skip_corrupt: bool) -> Source:
 def _check_image(source: Source, index: int) -> tuple[str, int, bool]:
     example = source[index]
     try:
-        pixels.decode(example["image"], example["name"])
+        pixels.decode_example(example)
     except InputError:
         return example["name"], example["label"], False
     return example["name"], example["label"], True
