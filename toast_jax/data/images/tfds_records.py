@@ -1,4 +1,4 @@
-"""Images of TFDS datasets that are prepared in a random-access format; TensorFlow is not needed to read them."""
+"""Images of TFDS datasets prepared in a random-access format; reading them needs no TensorFlow."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from toast_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class TfdsRecords:
-    """Images in a split of a TFDS dataset that is prepared in a random-access format under `directory`."""
+    """The images in a split of the TFDS dataset prepared under `directory`."""
 
     directory: str
     split: str
@@ -33,12 +33,12 @@ class TfdsRecords:
         return records(self.directory, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay behind; the other process opens its own.
+        # Open files are not pickled; each process opens its own.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
-    """The records of a split that TFDS has prepared in a directory, with images as the bytes of their files."""
+    """Open the records of a prepared split; images are the bytes of their files."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(directory)
@@ -48,7 +48,7 @@ def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
 
 
 def read(data: ConfigDict, split: str) -> TfdsRecords:
-    """Opens a split of the builder `data.name` prepared under `data.root`; raises InputError with the command to prepare it."""
+    """Open a split of the builder `data.name` under `data.root`; InputError with the command that prepares it."""
     import tensorflow_datasets as tfds
 
     root = existing_root(data)
