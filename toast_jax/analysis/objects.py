@@ -166,7 +166,7 @@ def _tfds(source, feature):
 
 def _boxes(path, source, root, only_annotated):
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             boxes = json.load(file)
     except (OSError, ValueError) as error:
         raise InputError(f"The boxes in {path} cannot be read ({error}): give a JSON object from image path to box.") from error

@@ -102,6 +102,7 @@ def test_the_size_in_the_header_is_that_of_the_decoded_image(tmp_path_factory, o
     assert pixels.size_of(path, orient=orient) == (width, height)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_counts_as_upright():
     file = io.BytesIO()
     Image.new("RGB", (7, 4)).save(file, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
