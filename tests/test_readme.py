@@ -116,6 +116,19 @@ def test_files_and_names_exist(page):
         assert (ROOT / folder).exists(), f"{page.name} names {folder}"
 
 
+def test_the_map_of_the_code_is_true():
+    """docs/architecture.md names files, and folders, from the top or from toast_jax/."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    files = re.findall(r"`([\w/]+\.py)(?:::([\w.]+))?`", text)
+    assert len(files) > 80
+    for file, name in files:
+        path = next((top / file for top in (ROOT, ROOT / "toast_jax") if (top / file).is_file()), None)
+        assert path, f"there is no {file}"
+        assert not name or name in definitions(path), f"{file} has no {name}"
+    for folder in re.findall(r"`([\w/]+/)`", text):
+        assert any((top / folder).is_dir() for top in (ROOT, ROOT / "toast_jax")), f"there is no {folder}"
+
+
 def test_configs_captions_are_understood(monkeypatch):
     monkeypatch.chdir(ROOT)
     for path in sorted((ROOT / "configs").glob("*.py")):
