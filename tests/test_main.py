@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-import main
 from tests import ROOT
+from toast_jax import cli
+from toast_jax.config import files
 from toast_jax.errors import InputError
 
 
@@ -77,7 +78,7 @@ def test_mistakes_end_with_a_sentence_and_status_2(args, message):
 
 
 def test_captions_fit_a_narrow_terminal():
-    lines = main.captions().splitlines()
+    lines = files.captions().splitlines()
     assert len(lines) >= 5 and max(map(len, lines)) <= 100
 
 
@@ -96,12 +97,12 @@ def test_captions_fit_a_narrow_terminal():
 def test_arguments_are_checked(args, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=message):
-        main.check_arguments(args)
+        cli.check_arguments(args)
 
 
 def test_good_arguments_pass(monkeypatch):
     monkeypatch.chdir(ROOT)
-    main.check_arguments(
+    cli.check_arguments(
         ["--config=configs/fgvc.py:dataset=cars", "--config.optimizer.lr=1", "--noconfig.resume", "--workdir=x"]
     )
 
