@@ -84,7 +84,7 @@ def check_arguments(argv: list[str]) -> None:
     config = next((match[2] for match in _CONFIG.finditer("\0".join(argv))), "")
     if not config:
         raise InputError(f"No config was given; add --config=FILE, FILE being one of\n{files.captions()}")
-    fields = list(flat_fields(files.read(config).to_dict()))
+    fields = list(flat_fields(files.read_config(config).to_dict()))
     for arg in argv:
         if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)) and match[1] not in fields:
             near = difflib.get_close_matches(match[1], fields, n=3, cutoff=0.4)

@@ -1,8 +1,9 @@
 """Find and read the files of configs, by name (`fgvc:dataset=cub`) or by path (`configs/fgvc.py:dataset=cub`)."""
 
 import ast
-import importlib.util
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -22,16 +23,15 @@ def find(name: str) -> Path:
     raise InputError(f"There is no config {name} under {Path.cwd()}; {shipped.ROOT} has\n{captions()}")
 
 
-def read(text: str) -> ConfigDict:
+def read_config(text: str) -> ConfigDict:
     """Read a config, as in `fgvc:dataset=cub,method=toast`: a name or path, and arguments after a colon.
 
     Raises:
       InputError: there is no such config, or it does not take these arguments.
     """
     name, _, arguments = text.partition(":")
-    spec = importlib.util.spec_from_file_location("config", find(name))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType("config")
+    SourceFileLoader("config", str(find(name))).exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"{name} is no config of its own; use one of\n{captions()}")
     return module.get_config(arguments or None)
@@ -41,4 +41,5 @@ def captions() -> str:
     """List the shipped configs, one a line, each with the first line of its docstring."""
     texts = {file.name: file.read_text() for file in sorted(shipped.ROOT.glob("configs/*.py"))}
     configs = {name: ast.parse(text) for name, text in texts.items() if "def get_config" in text}
-    return "\n".join(f"  configs/{name:<16} {ast.get_docstring(tree).splitlines()[0]}" for name, tree in configs.items())
+    lines = {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in configs.items()}
+    return "\n".join(f"  configs/{name:<16} {line}" for name, line in lines.items())

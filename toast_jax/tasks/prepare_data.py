@@ -58,7 +58,10 @@ def run(config: ConfigDict, folder: str) -> None:
 
 def _require_tensorflow() -> None:
     if importlib.util.find_spec("tensorflow") is None:
-        raise InputError("Preparing data needs TensorFlow, which is not installed: run `pip install -r requirements-tfds.txt`.")
+        raise InputError(
+            "Preparing data needs TensorFlow, which is not installed: run `pip install -r requirements-tfds.txt` or "
+            '`pip install "toast_jax[prepare]"`.'
+        )
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # ten lines for a host that does not answer
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1")  # read when it is imported
 
