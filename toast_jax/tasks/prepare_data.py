@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from toast_jax.config.check import check_fields
+from toast_jax.data.images import tfds_records
 from toast_jax.data.images.vtab import records
 from toast_jax.data.images.vtab.tasks import BUILDERS, Builder
 from toast_jax.errors import InputError
@@ -67,8 +68,7 @@ def _require_tensorflow() -> None:
 
 
 def _prepare(name: str, root: Path, manual: Path) -> None:
-    import tensorflow_datasets as tfds
-
+    tfds = tfds_records.library()
     builder = tfds.builder(f"{name}:{BUILDERS[name].versions[0]}", data_dir=root)
     download_config = tfds.download.DownloadConfig(manual_dir=manual)
     builder.download_and_prepare(download_config=download_config, file_format="array_record")
