@@ -34,7 +34,7 @@ def read_config(text: str) -> ConfigDict:
     SourceFileLoader("config", str(find(name))).exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"{name} is no config of its own; use one of\n{captions()}")
-    return module.get_config(arguments or None)
+    return module.get_config(arguments) if arguments else module.get_config()
 
 
 def captions() -> str:
