@@ -15,6 +15,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -92,9 +93,8 @@ def check_arguments(argv: list[str]) -> None:
 
 
 def _main(argv: list[str]) -> None:
-    # Orbax logs every file it writes, and the tracebacks of what it raises, to absl's logger. Others' warnings, such as JAX's
-    # about falling back to the CPU, are shown.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    absl.logging.set_verbosity(absl.logging.WARNING)  # such as JAX's about falling back to the CPU
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of everything that it raises
     if len(argv) > 1:
         raise InputError(f"{argv[1]!r} is not understood; fields are set with --config.FIELD=VALUE.")
     config = CONFIG.value
