@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,7 +20,7 @@ from tests.conftest import tiny_config
 from toast_jax import cli, shipped
 from toast_jax.config import files
 from toast_jax.data.images import scenes, tfds_records
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, Interrupted
 from toast_jax.weights import files as weights_files
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -82,6 +83,20 @@ def test_a_config_is_named_on_the_command_line(tmp_path, monkeypatch):
     assert parsed == ["toast", "--config", f"{ROOT}/configs/convert.py"]
 
 
+def test_the_command_that_resumes_is_the_one_that_was_given(monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise Interrupted("Stopped.")
+
+    monkeypatch.setattr(cli, "_set_environment", lambda: None)  # of this process
+    monkeypatch.setattr(cli, "_set_logging", lambda: None)
+    monkeypatch.setattr(cli.app, "run", stopped)
+    for program, shown in (("/usr/bin/toast", "toast"), ("main.py", "python main.py")):
+        monkeypatch.setattr(sys, "argv", [program, "--config=fgvc", "--config.name=a b"])
+        with pytest.raises(SystemExit, match="130"):
+            cli.cli()
+        assert capsys.readouterr().err == f"Stopped. Go on with\n  {shown} --config=fgvc '--config.name=a b'\n"
+
+
 def test_shipped_weights_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "assets/vit_mini16_top_down.safetensors"
@@ -110,6 +125,7 @@ def test_the_wheel_works_alone(tmp_path):
     code = (
         "import sys; from toast_jax import cli, shipped; from toast_jax.weights import files\n"
         "assert files.read('assets/vit_mini16.safetensors') and 'installed' in str(shipped.ROOT), shipped.ROOT\n"
+        "assert all(cli.files.read_config(file.stem) for file in shipped.ROOT.glob('configs/*.py'))\n"
         "sys.argv = ['toast', '--help']; cli.cli()"
     )
     (tmp_path / "empty").mkdir()
@@ -159,3 +175,24 @@ def test_only_the_core_is_imported_without_a_word():
                 if not core & {canonicalize_name(one) for one in provides.get(name, [])}:
                     others.setdefault(name, set()).add(path.name)
     assert others == {"torch": {"files.py"}}
+
+
+# The pages beside the code.
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == toast_jax.__version__ and citation["license"] == PYPROJECT["project"]["license"]
+    assert citation["preferred-citation"]["doi"].endswith("2305.15542") and len(citation["preferred-citation"]["authors"]) == 4
+
+
+def test_the_changelog_has_this_version():
+    headings = re.findall(r"^## \[(.*)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert headings[:2] == ["Unreleased", toast_jax.__version__]
+
+
+def test_files_that_contributors_are_sent_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:toast_jax|tests|configs)/[\w/]*(?:\.py)?)[:`]", text)
+    assert len(paths) > 20
+    assert {path for path in paths if not (ROOT / path).exists()} == {"toast_jax/tasks/NAME.py", "configs/NAME.py"}
