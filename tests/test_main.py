@@ -1,4 +1,4 @@
-"""The command line: what a user types wrong is answered with one sentence and status 2."""
+"""The command line: a user's mistakes end with one sentence and status 2."""
 
 import os
 import re
@@ -167,7 +167,7 @@ def test_good_arguments_pass(monkeypatch):
     )
 
 
-def test_ctrl_c_saves_and_tells_how_to_go_on(image_folder, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_resume(image_folder, tmp_path):
     flags = [
         "--config=configs/folder.py:method=linear,backbone=vit_ti16",
         f"--workdir={tmp_path}",

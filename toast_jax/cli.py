@@ -135,7 +135,7 @@ def _set_environment() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
     # Fusions of YNNPACK slow the steps on CPUs and have known wrong results (jax issue 39103). An unknown flag would end the
-    # process, so this covers the releases of jaxlib that were tried, and no accelerator's plugin, which has flags of its own.
+    # process, so it is set only between the first and the last jaxlib that was tried, and not for an accelerator's plugin.
     jaxlib = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3])
     on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
     xla_flags = os.environ.get("XLA_FLAGS", "")
