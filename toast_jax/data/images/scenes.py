@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, of_extra
 
 _CELLS, _DIGIT = 3, 16  # digits of 16 x 16 pixels stand in 3 x 3 cells
 SIDE = _CELLS * _DIGIT  # pixels
@@ -121,9 +121,7 @@ def scene(split: str, index: int) -> Scene:
 @functools.cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a split, uint8 [n, 8, 8], and their classes [n]."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
+    data = of_extra("sklearn.datasets", "demo", "Drawing the scenes of digits").load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     first, last = (round(share * len(order)) for share in SPLITS[split])
     chosen = order[first:last]

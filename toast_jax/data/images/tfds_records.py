@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from toast_jax.data.images.files import UNLABELLED, existing_root
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, of_extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +38,14 @@ class TfdsRecords:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+def library() -> ModuleType:
+    """Import TFDS, or raise InputError with the command that installs it."""
+    return of_extra("tensorflow_datasets", "vtab", "Reading prepared datasets")
+
+
 def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
     """Open the records of a prepared split; images are the bytes of their files."""
-    import tensorflow_datasets as tfds
-
+    tfds = library()
     builder = tfds.builder_from_directory(directory)
     features = builder.info.features.items()
     encoded = {key: tfds.decode.SkipDecoding() for key, value in features if isinstance(value, tfds.features.Image)}
@@ -49,8 +54,7 @@ def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
 
 def read(data: ConfigDict, split: str) -> TfdsRecords:
     """Open a split of the builder `data.name` under `data.root`; InputError with the command that prepares it."""
-    import tensorflow_datasets as tfds
-
+    tfds = library()
     root = existing_root(data)
     try:
         builder = tfds.builder(data.name, data_dir=root)

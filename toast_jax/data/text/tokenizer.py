@@ -64,7 +64,9 @@ def _library(name: str, file: Path):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"Reading {file} needs {name}; `pip install -r requirements-language.txt`.") from error
+        raise InputError(
+            f'Reading {file} needs {name}; `pip install -r requirements-language.txt` or `pip install "toast_jax[language]"`.'
+        ) from error
 
 
 class _SentencePiece:

@@ -104,9 +104,7 @@ def read(data: ConfigDict, split: str) -> VtabImages:
 
 
 def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> VtabImages:
-    import tensorflow_datasets as tfds
-
-    info = tfds.builder_from_directory(directory).info
+    info = tfds_records.library().builder_from_directory(directory).info
     if missing := [str(path) for part in info.splits.values() for path in part.filepaths if not path.exists()]:
         raise InputError(f"{directory} lacks {listed(missing, most=3)}: remove it and prepare it again.")
     counts = {name: part.num_examples for name, part in info.splits.items()}
