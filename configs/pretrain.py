@@ -1,4 +1,4 @@
-"""Train the demo's small backbone to classify the brightest digit of a scene.
+"""Train the demo's backbone to classify the brightest digit of a scene.
 
     python main.py --config=configs/pretrain.py --workdir=runs/pretrain
     python main.py --config=configs/convert.py:from=runs/pretrain,to=assets/vit_mini16.safetensors

@@ -71,7 +71,7 @@ def test_other_ways_to_a_config_are_accepted():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_the_fields(family):
-    assert schema.of_runs(family).keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
+    assert schema.of_family(family).keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -321,7 +321,7 @@ def outside(rule):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_config_is_accepted_or_refused_in_sentences(family):
-    rows = {name: field.allowed for name, field in schema.of_runs(family).items()}
+    rows = {name: field.allowed for name, field in schema.of_family(family).items()}
     sound, wrong = st.fixed_dictionaries({n: inside(r) for n, r in rows.items()}), {n: outside(r) for n, r in rows.items()}
     able = {name: rule for name, rule in wrong.items() if name != "backbone.family"}
     fields = st.lists(st.sampled_from(sorted(able)), max_size=4, unique=True)
@@ -361,12 +361,14 @@ DRAWN += (
     "lora.alpha",
 )
 DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat")
-DRAWN += tuple(name for name in schema.of_runs("vit") if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name)
+DRAWN += tuple(
+    name for name in schema.of_family("vit") if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
+)
 
 
 @pytest.mark.slow
 def test_what_is_accepted_makes_a_step(image_folder, tmp_path_factory):
-    rows, made = schema.of_runs("vit"), []
+    rows, made = schema.of_family("vit"), []
     drawn = {name: inside(rows[name].allowed) for name in DRAWN} | SMALL
 
     @hypothesis.settings(max_examples=60, **SETTINGS)

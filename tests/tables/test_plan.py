@@ -109,12 +109,8 @@ def test_grid_of_vtab(method, count, folder):
 def test_published_grids():
     assert recipes.VTAB_LR["toast"] == (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
     assert recipes.VTAB_LR["vpt"] == (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
-    assert sorted(recipes.VTAB_LR["finetune"]) == [1e-4, 5e-4, 1e-3, 5e-3] and recipes.VTAB_WEIGHT_DECAY == (
-        1e-2,
-        1e-3,
-        1e-4,
-        0.0,
-    )
+    assert sorted(recipes.VTAB_LR["finetune"]) == [1e-4, 5e-4, 1e-3, 5e-3]
+    assert recipes.VTAB_WEIGHT_DECAY == (1e-2, 1e-3, 1e-4, 0.0)
     assert recipes.SEEDS == (42, 44, 82, 100, 800)
 
 

@@ -174,12 +174,12 @@ def check_fields(config: ConfigDict) -> None:
     if config.task == "sweep":
         wrong = schema.problems({name: config.sweep[name.removeprefix("sweep.")] for name in SWEEP}, SWEEP)
     else:
-        wrong = _problems(config)
+        wrong = _problems(config, schema.fields_of(config))
     _refuse([*wrong.values(), *_mistakes_in_sections(config, wrong)])
 
 
 def _mistakes_of_run(config):
-    wrong = _problems(config)
+    wrong = schema.problems(flat_fields(config.to_dict()), schema.of_run(config))
     sound = config.copy_and_resolve_references()
     for name in wrong:
         _delete(sound, name)
@@ -206,15 +206,15 @@ def _mistakes_in_sections(config, wrong):
     inner = {f"runs.{row}": config.runs[row] for row in rows if row in config.runs}
     inner |= {name: config[name] for name in sections if name != "runs"}
     for name, section in inner.items():
-        mistakes = _problems(section).values() if section.task in TASKS else _mistakes_of_run(section)
+        is_run = section.task not in TASKS
+        mistakes = _mistakes_of_run(section) if is_run else _problems(section, TASKS[section.task]).values()
         sentences += [sentence.replace("config.", f"config.{name}.") for sentence in mistakes]
     return sentences
 
 
-def _problems(config):
-    sections = SECTIONS.get(config.get("task"), ())
-    own = {name: value for name, value in config.to_dict().items() if name not in sections}
-    return schema.problems(flat_fields(own), schema.fields_of(config))
+def _problems(config, fields):
+    own = {name: value for name, value in config.to_dict().items() if name not in SECTIONS.get(config.task, ())}
+    return schema.problems(flat_fields(own), fields)
 
 
 def _refuse(sentences):

@@ -43,7 +43,7 @@ def table_of(config: ConfigDict) -> str:
     rows = [(name, repr(values[name]), str(field.allowed), field.meaning) for name, field in fields.items()]
     rows += [(name, "...", "a section", meaning) for name, meaning in SECTIONS.get(config.task, {}).items()]
     header = ("config.FIELD", "value", "allowed", "meaning")
-    widths = (max(len(row[0]) for row in rows), 28, 30, 44)
+    widths = (max(len(row[0]) for row in (header, *rows)), 28, 30, 44)
     return "\n".join(_lines(row, widths) for row in (header, *rows))
 
 
@@ -76,7 +76,7 @@ def _of_all_families(reads):
         "backbone.size": tuple(dict.fromkeys(size for record in records.values() for size in record.sizes)),
         "method": tuple(dict.fromkeys(method for record in records.values() for method in record.methods)),
     }
-    fields = schema.of_runs(first)
+    fields = schema.of_family(first)
     for name, names in options.items():
         fields[name] = dataclasses.replace(fields[name], allowed=Choice(names))
     return {name: field for name, field in fields.items() if name.removeprefix("backbone.") not in records[first].fields}

@@ -20,12 +20,19 @@ def fields_of(config: ConfigDict) -> Mapping[str, Field]:
     Raises:
       InputError: the config of a run names an unknown family of backbones.
     """
-    if config.get("task") in TASKS:
-        return TASKS[config.task]
-    return of_runs(config.backbone.get("family") if "backbone" in config else None)
+    return TASKS[config.task] if config.task in TASKS else of_run(config)
 
 
-def of_runs(family: str) -> dict[str, Field]:
+def of_run(config: ConfigDict) -> dict[str, Field]:
+    """Return the fields of the config of a run.
+
+    Raises:
+      InputError: it names an unknown family of backbones.
+    """
+    return of_family(config.backbone.get("family") if "backbone" in config else None)
+
+
+def of_family(family: str) -> dict[str, Field]:
     """Return the fields of a run whose backbone is of a family.
 
     Raises:

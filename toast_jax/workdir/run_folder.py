@@ -111,7 +111,7 @@ def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:
 def _check_same(folder, config, *changeable):
     """Compare a config with the saved one; a field that an older version did not have counts as its default."""
     path = folder / "config.json"
-    fields = schema.fields_of(config)
+    fields = schema.of_run(config)
     defaults = {name: field.default for name, field in fields.items()}
     try:
         saved = json.loads(path.read_text())
