@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from configs import folder, vicuna
-from tests import ROOT
+from configs import alpaca, folder, vicuna
+from tests import FIXTURES, ROOT
 from tests.config.test_configs import CONFIGS
 from toast_jax.config import backbones, page, runs, schema, tasks
 from toast_jax.errors import InputError
@@ -136,3 +136,14 @@ def test_a_field_that_a_saved_run_does_not_have_counts_as_its_default(missing, o
     assert accepts(run_folder.check_evaluates, place, config) == ""
     config.update_from_flattened_dict({missing: other})
     assert f"holds a run of another config ({missing} " in accepts(run_folder.claim, place, config)
+
+
+@pytest.mark.parametrize("name", ["folder", "alpaca"])
+def test_the_config_of_a_run_of_the_first_version_is_the_same_today(name, tmp_path):
+    """`saved_configs.json` was written when configs had no tables."""
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    values = json.loads((FIXTURES / "saved_configs.json").read_text())[name]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    backbone = {"folder": "vit_ti16", "alpaca": "stories15m"}[name]
+    config = {"folder": folder, "alpaca": alpaca}[name].get_config(f"backbone={backbone}")
+    run_folder.claim(tmp_path, config)
