@@ -1,5 +1,6 @@
 """Configs: whatever is wrong in one is told at once, in sentences, before data is touched."""
 
+import dataclasses
 import importlib
 import re
 
@@ -21,8 +22,6 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
 from toast_jax.model import families
-from toast_jax.model.backbones import vit
-from toast_jax.model.methods import METHODS as ROWS
 from toast_jax.train import images, setup
 
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
@@ -229,11 +228,12 @@ def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():
 @pytest.fixture
 def toy(monkeypatch):
     """A config of a family that only a record describes."""
-    record = families.Family(
+    like = families.FAMILIES["vit"]
+    record = dataclasses.replace(
+        like,
         title="Toy",
-        reads="images",
-        sizes={"S": vit.SIZES["S"]},
-        methods={"linear": ROWS["linear"], "vpt": ROWS["vpt"], "partial": ROWS["partial"]},
+        sizes={"S": like.sizes["S"]},
+        methods={name: like.methods[name] for name in ("linear", "vpt", "partial")},
         fields={"groups": rules.Field(3, rules.whole(1, 9), "groups of channels")},
         refused={"lora": "adds a low-rank delta, which a Toy has no kernels for"},
         image_multiple=lambda backbone: backbone.groups,
