@@ -1,4 +1,4 @@
-"""Configs: whatever is wrong in one is told at once, in sentences, before data is touched."""
+"""Every mistake in a config is reported at once, in sentences, before any data is read."""
 
 import dataclasses
 import importlib
@@ -33,7 +33,7 @@ def nested(flat):
 
 
 def refusal(config, by=check):
-    """What is said about a config, one sentence each; nothing if it is accepted."""
+    """The sentences that refuse a config; none if it is accepted."""
     try:
         by(config)
     except InputError as error:
@@ -44,14 +44,14 @@ def refusal(config, by=check):
     return []
 
 
-# What is accepted.
+# Accepted configs.
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_accepted_as_it_is(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     runs = config.runs.values() if isinstance(config.get("runs"), ConfigDict) else [config]  # of a demo
-    assert all(refusal(one, check if one.task == "train" else check_fields) == [] for one in [config, *runs])
+    assert all(refusal(each, check if each.task == "train" else check_fields) == [] for each in [config, *runs])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -63,7 +63,7 @@ def test_every_method_is_accepted(config_of, method):
 def test_other_ways_to_a_config_are_accepted():
     config = pretune.get_config("labels=no")
     assert refusal(config) == []
-    config.head.tune = False  # it would not learn anyway
+    config.head.tune = False  # the variational loss would not tune it
     assert refusal(config) == []
     assert refusal(generate.get_config("backbone=stories15m"), check_fields) == []
 
@@ -81,7 +81,7 @@ def test_rows_of_a_task_are_its_fields(task):
     assert TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
 
 
-# What is refused: a field by itself.
+# Refused: a field by itself.
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_rows_of_a_task_are_its_fields(task):
 )
 def test_a_field_is_refused_with_its_value_and_what_is_allowed(name, value, message):
     flat = flat_fields(folder.get_config().to_dict()) | {name: value}
-    (told,) = refusal(nested(flat))
-    assert re.fullmatch(re.escape(f"config.{name} is {value!r}; ") + message, told), told
+    (sentence,) = refusal(nested(flat))
+    assert re.fullmatch(re.escape(f"config.{name} is {value!r}; ") + message, sentence), sentence
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -126,18 +126,18 @@ def test_unknown_and_missing_fields():
     unknown, missing = refusal(nested(flat))
     assert unknown.startswith("The config has no field optimizer.lrr; the nearest are optimizer.lr, ")
     assert missing == "config.optimizer.lr is missing; start from a config of configs/, which has every field."
-    (told,) = refusal(ConfigDict({"task": "train"}))
-    assert told.startswith("config.backbone.family is None; it must be one of vit, convnext, llama")
+    (family,) = refusal(ConfigDict({"task": "train"}))
+    assert family.startswith("config.backbone.family is None; it must be one of vit, convnext, llama")
 
 
 def test_all_mistakes_are_told_at_once():
     config = folder.get_config()
     changes = {"epochs": 5, "batch_size": 0, "backbone.drop_path": 1.0, "data.resize": 100, "head.tune": False}
     config.update_from_flattened_dict(changes)
-    told = refusal(config)
+    sentences = refusal(config)
     names = ["backbone.drop_path", "batch_size", "warmup_epochs", "head.tune"]
-    assert [re.match(r"(?:config\.)?([\w.]+)", one)[1] for one in told[:4]] == names
-    assert told[4].startswith("A crop of 224 pixels does not fit in images resized to 100") and len(told) == 5
+    assert [re.match(r"(?:config\.)?([\w.]+)", sentence)[1] for sentence in sentences[:4]] == names
+    assert sentences[4].startswith("A crop of 224 pixels does not fit in images resized to 100") and len(sentences) == 5
 
 
 def test_a_demo_is_refused_with_its_runs():
@@ -147,7 +147,7 @@ def test_a_demo_is_refused_with_its_runs():
     assert empty == "config.seeds is (); give 1 or more values."
     assert unknown.startswith("config.rows names 'tost'; it has to be one of finetune, linear, lora")
     config.update({"seeds": (1,), "rows": ("linear",)})
-    config.runs.toast.epochs = 0  # of no row that is asked for
+    config.runs.toast.epochs = 0  # its row is not selected
     assert refusal(config, check_fields) == []
     config.runs.linear.batch_size = 12
     config.runs.linear.data.resize = 8
@@ -160,7 +160,7 @@ def test_a_demo_is_refused_with_its_runs():
     assert epochs.startswith("config.pretune.epochs is 0") and most.startswith("config.speaker.most is 0")
 
 
-# What is refused: fields that do not go together.
+# Refused: fields that conflict.
 
 
 def batch_of(size, near):
@@ -212,22 +212,22 @@ TEXT = [
 def test_a_contradiction_is_told(family, changes, message):
     config = FAMILIES[family]()
     config.update_from_flattened_dict(changes)
-    (told,) = refusal(config)
-    assert re.search(message, told), told
+    (sentence,) = refusal(config)
+    assert re.search(message, sentence), sentence
 
 
 def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():
     config = folder.get_config()
     config.update_from_flattened_dict({"data.resize": 0, "epochs": 0})
-    assert [one.split()[0] for one in refusal(config)] == ["config.data.resize", "config.epochs"]
+    assert [sentence.split()[0] for sentence in refusal(config)] == ["config.data.resize", "config.epochs"]
 
 
-# A family of backbones that is not one of ours.
+# A family of backbones that the package does not have.
 
 
 @pytest.fixture
 def toy(monkeypatch):
-    """A config of a family that only a record describes."""
+    """A config whose family is known only by its record."""
     like = families.FAMILIES["vit"]
     record = dataclasses.replace(
         like,
@@ -274,11 +274,11 @@ def test_a_record_says_what_its_family_refuses(toy, changes, message):
     assert sentence.startswith(message)
 
 
-# Any config.
+# Random configs.
 
 
 def inside(rule):
-    """Values that a row allows."""
+    """Values that a rule allows."""
     match rule:
         case rules.Number(whole=True):
             return st.integers(int(max(rule.least, -rule.largest)), int(min(rule.most, rule.largest)))
@@ -299,7 +299,7 @@ def inside(rule):
 
 
 def outside(rule):
-    """Values that it refuses."""
+    """Values that a rule refuses."""
     others = [st.none(), st.just({1}), st.binary(max_size=3)]
     match rule:
         case rules.Number():
@@ -315,7 +315,7 @@ def outside(rule):
         case rules.Regex():
             others += [st.sampled_from(["(", "[a", "*"])]
         case rules.Several():
-            others += [st.text(max_size=3), outside(rule.of).map(lambda one: (one,))]
+            others += [st.text(max_size=3), outside(rule.of).map(lambda value: (value,))]
     return st.one_of(others)
 
 
@@ -330,9 +330,9 @@ def test_any_config_is_accepted_or_refused_in_sentences(family):
     @hypothesis.given(sound, fields, st.data())
     def accepted_or_refused(flat, names, data):
         config = nested(flat | {"backbone.family": family} | {name: data.draw(able[name]) for name in names})
-        told = refusal(config)
-        assert all(any(one.startswith(f"config.{name} is ") for one in told) for name in names)
-        if not names and not told:
+        sentences = refusal(config)
+        assert all(any(sentence.startswith(f"config.{name} is ") for sentence in sentences) for name in names)
+        if not names and not sentences:
             setup.steered.build(config, 3)
 
     accepted_or_refused()
@@ -381,7 +381,7 @@ def test_what_is_accepted_makes_a_step(image_folder, tmp_path_factory):
         state, numbers = run.step(run.devices.place(state), run.frozen, batch)
         assert int(state.step) == 1 and np.shape(numbers["loss"]) == ()
         made.append(parallel.fetch(numbers))
-        jax.clear_caches()  # hundreds of programs in one process are more than the compiler bears
+        jax.clear_caches()  # XLA crashes in processes that hold hundreds of programs
 
     makes_a_step()
     assert len(made) >= 10

@@ -1,4 +1,4 @@
-"""Every config, for every method, makes a step; the recipes are the published ones."""
+"""Every config trains for a step with every method, and the recipes are the published ones."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ TUNING = [name for name in CONFIGS if name not in OTHERS]
 
 
 def shrunk(config, root):
-    """The same run on the small data set, which gets split files too, with the small network."""
+    """The same run with a small network on the small dataset, for which split files are written."""
     config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
     config.data.update({"root": str(root), "image_dir": "", "image_size": 16, "resize": 18, "num_classes": 0})
     config.batch_size = 8
@@ -49,7 +49,7 @@ def vtab_folder(tmp_path_factory):
     return root
 
 
-# Every method is run to its end elsewhere; here it is the configs' turn.
+# Other tests train every method to the end; these test the configs.
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "linear"]
 
 
@@ -70,13 +70,13 @@ def test_config_makes_a_step(name, method, image_folder, vtab_folder, tmp_path, 
 def test_pretuning_config_makes_a_step(text, image_folder, tmp_path):
     config = shrunk(pretune.get_config(text), image_folder)
     config.data.format, config.data.splits.val = "folder", ""
-    config.batch_size = 16  # two for each device, to mix
-    config.head.start, config.optimizer.weight_decay = "random", 0.0  # so that what moves was moved by its gradient
+    config.batch_size = 16  # two images per device, to mix
+    config.head.start, config.optimizer.weight_decay = "random", 0.0  # so that only gradients change parameters
     run, state = setup.prepare(config, tmp_path)
     before = parallel.fetch(trees.prune(state.tuned))
     loader = batches.train_batches(run.train, batch_size=16, epochs=1, seed=0, resize=18, size=16)
     placed = parallel.place(state)
-    for batch in [next(parallel.sharded(loader))] * 2:  # the rate of the first step is zero
+    for batch in [next(parallel.sharded(loader))] * 2:  # the learning rate of the first step is zero
         placed, metrics = run.step(placed, run.frozen, batch)
     assert jax.numpy.isfinite(metrics["loss"])
     after = parallel.fetch(trees.prune(placed.tuned))
@@ -94,14 +94,14 @@ def test_caption_names_its_command(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_reading_a_config_imports_no_jax(name):
-    """JAX reads the folder of its compilation cache when it is imported, and `main.py` sets it after the config is read."""
+    """JAX takes the folder of its compilation cache from the environment, which is set before JAX is imported."""
     code = f"import sys, configs.{name} as config; config.get_config(); sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_imports_only_the_package(name):
-    """Where the package is installed, there is no folder `configs` to import from."""
+    """An installed package has no importable folder `configs`."""
     source = (ROOT / "configs" / f"{name}.py").read_text()
     modules = {module.partition(".")[0] for module in re.findall(r"^(?:from|import) (\S+)", source, re.M)}
     assert modules <= {"toast_jax", "ml_collections"}
@@ -110,7 +110,7 @@ def test_a_config_imports_only_the_package(name):
 @pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("method", METHODS)
 def test_full_size_network_builds(name, method):
-    """Shapes alone: the real network of the config's defaults has the row's parameters."""
+    """The network of the config's defaults, built from shapes, has the parameters of the method's row."""
     config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
     network, row = steered.build(config, num_classes=10)
     shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
