@@ -49,7 +49,6 @@ def _vtab(backbone: str, methods: tuple[str, ...], task: str) -> tuple[ConfigDic
         "tasks": tasks,
         "recipes": {name: {"data": {"name": name, "num_classes": TASKS[name].num_classes}} for name in tasks},
         "grid": {name: {"lr": recipes.VTAB_LR[name], "weight_decay": recipes.VTAB_WEIGHT_DECAY} for name in methods},
-        "seeds": recipes.SEEDS,
         "splits": recipes.VTAB_SPLITS,
     }
 
@@ -72,6 +71,5 @@ def _fgvc(backbone: str, methods: tuple[str, ...], task: str) -> tuple[ConfigDic
         },
         # An empty axis takes the value of the recipe. With several points, the best on val is selected.
         "grid": {name: {"lr": (), "weight_decay": ()} for name in methods},
-        "seeds": recipes.SEEDS,
         "splits": {"selection": {**final, "test": ""}, "final": final},
     }

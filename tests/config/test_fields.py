@@ -1,4 +1,4 @@
-"""The tables of fields: complete, short, and in agreement with the code that reads them."""
+"""The tables of fields are complete and agree with the code that reads them."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from toast_jax.workdir import run_folder
 TABLES = {"images": runs.IMAGES, "texts": runs.TEXTS, "sweep": tasks.SWEEP, **tasks.TASKS}
 TABLES |= {name: {f"backbone.{field}": row for field, row in record.fields.items()} for name, record in FAMILIES.items()}
 FIELDS = [pytest.param(name, field, id=f"{table}:{name}") for table, rows in TABLES.items() for name, field in rows.items()]
-# A user has to fill these in.
+# These have no default.
 EMPTY = ("data.splits.train", "rows")
 
 
@@ -34,7 +34,7 @@ def test_a_default_is_allowed_and_a_meaning_is_one_short_phrase(name, field):
 
 
 def test_choices_that_are_written_out_are_those_of_the_code():
-    """The tables import no JAX, so they repeat names that modules with JAX define."""
+    """The tables import no JAX, so they repeat names from modules that do."""
     assert runs.IMAGES["optimizer.name"].allowed.options == tuple(optim.OPTIMIZERS)
     assert runs.IMAGES["optimizer.schedule"].allowed.options == tuple(optim.SCHEDULES)
     assert runs.IMAGES["head.start"].allowed.options == tuple(steered.HEAD_STARTS)
@@ -54,7 +54,7 @@ def test_names_of_backbones_give_the_fields_of_their_record(name):
 
 
 def test_the_page_is_what_the_tables_say():
-    """In a process of its own, without the small networks of the tests."""
+    """Generated in a new process, without the small networks that the tests add."""
     text = subprocess.run([sys.executable, "-m", "toast_jax.config.page"], capture_output=True, text=True, cwd=ROOT).stdout
     assert text == (ROOT / "docs/config.md").read_text(), "run python -m toast_jax.config.page > docs/config.md"
 
@@ -86,7 +86,7 @@ def test_fields_are_printed_on_the_command_line_without_a_device(tmp_path):
     assert re.search(r"^method +'lora' +linear, finetune, ", done.stdout, re.M) and not list(tmp_path.iterdir())
 
 
-# What may change between a saved run and a config.
+# Fields that may change after a run was saved.
 
 
 def saved(config, folder, without=(), **changes):
@@ -98,7 +98,7 @@ def saved(config, folder, without=(), **changes):
     return folder
 
 
-def accepts(check, folder, config):
+def refusal(check, folder, config):
     try:
         check(folder, config)
     except InputError as error:
@@ -111,12 +111,10 @@ def test_a_run_resumes_and_is_evaluated_with_other_values_of_free_fields_alone(g
     config = get_config()
     for number, (name, field) in enumerate(schema.fields_of(config).items()):
         place = saved(config, tmp_path / str(number), **{name: "another"})
-        told = f"holds a run of another config ({name} 'another' -> "
-        resumed, evaluated = (accepts(check, place, config) for check in (run_folder.claim, run_folder.check_evaluates))
-        assert (resumed == "") == (field.may_change == TO_RESUME) and (not resumed or told in resumed), name
-        assert (evaluated == "") == (field.may_change in (TO_RESUME, TO_EVALUATE)) and (not evaluated or told in evaluated), (
-            name
-        )
+        answers = (refusal(check, place, config) for check in (run_folder.claim, run_folder.check_evaluates))
+        for answer, free in zip(answers, ([TO_RESUME], [TO_RESUME, TO_EVALUATE]), strict=True):
+            assert (answer == "") == (field.may_change in free), name
+            assert not answer or f"holds a run of another config ({name} 'another' -> " in answer
 
 
 def test_the_free_fields_are_these():
@@ -133,9 +131,9 @@ def test_the_free_fields_are_these():
 def test_a_field_that_a_saved_run_does_not_have_counts_as_its_default(missing, other, tmp_path):
     config = folder.get_config()
     place = saved(config, tmp_path, without=[missing])
-    assert accepts(run_folder.check_evaluates, place, config) == ""
+    assert refusal(run_folder.check_evaluates, place, config) == ""
     config.update_from_flattened_dict({missing: other})
-    assert f"holds a run of another config ({missing} " in accepts(run_folder.claim, place, config)
+    assert f"holds a run of another config ({missing} " in refusal(run_folder.claim, place, config)
 
 
 @pytest.mark.parametrize("name", ["folder", "alpaca"])

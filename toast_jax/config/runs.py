@@ -33,7 +33,7 @@ from toast_jax.fields import (
 
 METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
 
-# Upper bounds that seem far away are those beyond which memory ends.
+# Upper bounds far beyond practical values keep a typo from exhausting memory.
 _RUN = {
     "name": Field("mine", Text("mine"), "name of the run; without --workdir its folder is runs/NAME"),
     "task": Field("train", Choice(("train", "evaluate")), "train a run, or evaluate its checkpoint", TO_RESUME),
@@ -44,9 +44,13 @@ _RUN = {
     "backbone.family": Field("vit", TEXT, "family of the backbone; a record of toast_jax/model/families.py"),
     "backbone.size": Field("B", TEXT, "size of the backbone, within its family"),
     "backbone.weights": Field(
-        "weights/vit_b16_in1k.pth", Text("weights/vit_b16_in1k.pth"), f"file or folder of weights, or {backbones.RANDOM}"
+        "weights/vit_b16_in1k.pth",
+        Text("weights/vit_b16_in1k.pth"),
+        f"file or folder of pre-trained weights; {backbones.RANDOM} for none",
     ),
-    "backbone.dtype": Field("float32", Choice(("float32", "bfloat16")), "dtype of the compute and, of a LLaMA, its weights"),
+    "backbone.dtype": Field(
+        "float32", Choice(("float32", "bfloat16")), "dtype to compute in and, for a LLaMA, to store frozen weights in"
+    ),
     "backbone.remat": Field(False, FLAG, "recompute activations in the backward pass, which saves memory"),
     "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none"),
     "tune_transform": Field(False, FLAG, "toast: also tune the transform of the selected tokens; the release does not"),

@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from toast_jax.config.recipes import SEEDS
 from toast_jax.data.images.corruptions import CORRUPTIONS, SEVERITIES
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Text, nested, real, whole
@@ -18,7 +19,7 @@ _RUNS = Field((), Several(TEXT), "folders of runs to compare")
 _IMAGES = Field("test", TEXT, "a split of the first run's data (train, val, test), or folders and images joined by +")
 _WEIGHTS = Field("", TEXT, "weights of the backbone, if the file has moved since the run")
 _BATCH_SIZE = Field(32, COUNT, "images per step, over all devices")
-_SEEDS = Several(SEED, least=1)
+_SEVERAL_SEEDS = Several(SEED, least=1)
 _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
 
 TASKS = {
@@ -106,7 +107,7 @@ TASKS = {
     "demo": _of(
         "demo",
         {
-            "seeds": Field((42, 44, 82), _SEEDS, "seeds of every run"),
+            "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
             "attention_scenes": Field(200, COUNT, "test scenes to measure attention on"),
             "shown_scenes": Field(6, COUNT, "scenes in the report"),
             "rows": _ROWS,
@@ -116,7 +117,7 @@ TASKS = {
         "demo_language",
         {
             "weights": Field("weights/stories15m", Text("weights/stories15m"), "folder of a language model and its tokenizer"),
-            "seeds": Field((42,), _SEEDS, "seeds of every run"),
+            "seeds": Field((42,), _SEVERAL_SEEDS, "seeds of every run"),
             "tales.text": Field(500, COUNT, "tales without questions, to pre-tune on"),
             "tales.train": Field(320, COUNT, "tales to tune on"),
             "tales.val": Field(48, COUNT, "tales to validate on"),
@@ -137,7 +138,7 @@ TASKS = {
     ),
 }
 SWEEP = {
-    "sweep.seeds": Field((42, 44, 82, 100, 800), _SEEDS, "seeds of the tested runs"),
+    "sweep.seeds": Field(SEEDS, _SEVERAL_SEEDS, "seeds of the tested runs"),
     "sweep.together": Field(0, whole(0), "points of a grid to train as one program; 0: all, 1: each by itself"),
     "sweep.at_once": Field(0, whole(0), "points of these to compute in parallel; 0: as many as fit in memory, on a CPU 1"),
     "sweep.shard": Field("0/1", TEXT, "share of the method-task pairs for this process: i/n, i from 0"),
