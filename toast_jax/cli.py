@@ -44,6 +44,7 @@ _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments t
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of the config, with its arguments after a colon.")
+FIELDS = flags.DEFINE_bool("fields", False, "Print the fields of the config (name, value, allowed, meaning), and exit.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by default, NAME being the config's.")
 
@@ -54,7 +55,7 @@ def cli() -> None:
     _set_logging()
     # absl's --help prints the docstring of `__main__` and the flags registered for it.
     sys.modules["__main__"].__doc__ = f"{__doc__}\nConfigs:\n{files.captions()}\n"
-    for flag in (CONFIG, DISTRIBUTED, WORKDIR):
+    for flag in (CONFIG, FIELDS, DISTRIBUTED, WORKDIR):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
         if not {"--help", "--helpfull", "--helpshort"} & set(sys.argv):
@@ -100,6 +101,10 @@ def _main(argv: list[str]) -> None:
     config = CONFIG.value
     if choose("config.task", config.task, TASKS) not in config:
         raise InputError(f"This config is not for the task {config.task}; see the captions of the configs.\n{files.captions()}")
+    if FIELDS.value:
+        from toast_jax.config import page
+
+        return print(page.table_of(config))
     task = importlib.import_module(f"toast_jax.tasks.{config.task}")
     folder = WORKDIR.value or f"runs/{config.name}"
     if not DISTRIBUTED.value:

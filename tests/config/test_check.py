@@ -1,5 +1,6 @@
-"""Configs: whatever is wrong in one is told at once, in sentences, before data is touched."""
+"""Every mistake in a config is reported at once, in sentences, before any data is read."""
 
+import dataclasses
 import importlib
 import re
 
@@ -16,9 +17,11 @@ from tests.conftest import METHODS, tiny_config
 from toast_jax import fields as rules
 from toast_jax.config import schema
 from toast_jax.config.check import check, check_fields
+from toast_jax.config.tasks import SECTIONS, TASKS
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
+from toast_jax.model import families
 from toast_jax.train import images, setup
 
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
@@ -26,19 +29,11 @@ FAMILIES = {"vit": folder.get_config, "convnext": lambda: folder.get_config("bac
 
 
 def nested(flat):
-    config = ConfigDict()
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        inner = config
-        for part in path:
-            inner[part] = inner.get(part, ConfigDict())
-            inner = inner[part]
-        inner[last] = value
-    return config
+    return ConfigDict(rules.nested(flat))
 
 
 def refusal(config, by=check):
-    """What is said about a config, one sentence each; nothing if it is accepted."""
+    """The sentences that refuse a config; none if it is accepted."""
     try:
         by(config)
     except InputError as error:
@@ -49,14 +44,14 @@ def refusal(config, by=check):
     return []
 
 
-# What is accepted.
+# Accepted configs.
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_accepted_as_it_is(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     runs = config.runs.values() if isinstance(config.get("runs"), ConfigDict) else [config]  # of a demo
-    assert all(refusal(one, check if one.task == "train" else check_fields) == [] for one in [config, *runs])
+    assert all(refusal(each, check if each.task == "train" else check_fields) == [] for each in [config, *runs])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -68,25 +63,25 @@ def test_every_method_is_accepted(config_of, method):
 def test_other_ways_to_a_config_are_accepted():
     config = pretune.get_config("labels=no")
     assert refusal(config) == []
-    config.head.tune = False  # it would not learn anyway
+    config.head.tune = False  # the variational loss would not tune it
     assert refusal(config) == []
     assert refusal(generate.get_config("backbone=stories15m"), check_fields) == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_the_fields(family):
-    assert schema.FAMILIES[family].keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
+    assert schema.of_family(family).keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
 
 
-@pytest.mark.parametrize("task", schema.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_rows_of_a_task_are_its_fields(task):
     configs = (importlib.import_module(f"configs.{name}").get_config() for name in CONFIGS)
     config = next(config for config in configs if config.task == task)
-    inner = schema.CONFIGS.get(task, ())
-    assert schema.TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
+    inner = SECTIONS.get(task, ())
+    assert TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
 
 
-# What is refused: a field by itself.
+# Refused: a field by itself.
 
 
 @pytest.mark.parametrize(
@@ -116,8 +111,8 @@ def test_rows_of_a_task_are_its_fields(task):
 )
 def test_a_field_is_refused_with_its_value_and_what_is_allowed(name, value, message):
     flat = flat_fields(folder.get_config().to_dict()) | {name: value}
-    (told,) = refusal(nested(flat))
-    assert re.fullmatch(re.escape(f"config.{name} is {value!r}; ") + message, told), told
+    (sentence,) = refusal(nested(flat))
+    assert re.fullmatch(re.escape(f"config.{name} is {value!r}; ") + message, sentence), sentence
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -131,18 +126,18 @@ def test_unknown_and_missing_fields():
     unknown, missing = refusal(nested(flat))
     assert unknown.startswith("The config has no field optimizer.lrr; the nearest are optimizer.lr, ")
     assert missing == "config.optimizer.lr is missing; start from a config of configs/, which has every field."
-    (told,) = refusal(ConfigDict({"task": "train"}))
-    assert told.startswith("config.backbone.family is None; it must be one of vit, convnext, llama")
+    (family,) = refusal(ConfigDict({"task": "train"}))
+    assert family.startswith("config.backbone.family is None; it must be one of vit, convnext, llama")
 
 
 def test_all_mistakes_are_told_at_once():
     config = folder.get_config()
     changes = {"epochs": 5, "batch_size": 0, "backbone.drop_path": 1.0, "data.resize": 100, "head.tune": False}
     config.update_from_flattened_dict(changes)
-    told = refusal(config)
+    sentences = refusal(config)
     names = ["backbone.drop_path", "batch_size", "warmup_epochs", "head.tune"]
-    assert [re.match(r"(?:config\.)?([\w.]+)", one)[1] for one in told[:4]] == names
-    assert told[4].startswith("A crop of 224 pixels does not fit in images resized to 100") and len(told) == 5
+    assert [re.match(r"(?:config\.)?([\w.]+)", sentence)[1] for sentence in sentences[:4]] == names
+    assert sentences[4].startswith("A crop of 224 pixels does not fit in images resized to 100") and len(sentences) == 5
 
 
 def test_a_demo_is_refused_with_its_runs():
@@ -152,7 +147,7 @@ def test_a_demo_is_refused_with_its_runs():
     assert empty == "config.seeds is (); give 1 or more values."
     assert unknown.startswith("config.rows names 'tost'; it has to be one of finetune, linear, lora")
     config.update({"seeds": (1,), "rows": ("linear",)})
-    config.runs.toast.epochs = 0  # of no row that is asked for
+    config.runs.toast.epochs = 0  # its row is not selected
     assert refusal(config, check_fields) == []
     config.runs.linear.batch_size = 12
     config.runs.linear.data.resize = 8
@@ -165,7 +160,7 @@ def test_a_demo_is_refused_with_its_runs():
     assert epochs.startswith("config.pretune.epochs is 0") and most.startswith("config.speaker.most is 0")
 
 
-# What is refused: fields that do not go together.
+# Refused: fields that conflict.
 
 
 def batch_of(size, near):
@@ -217,21 +212,73 @@ TEXT = [
 def test_a_contradiction_is_told(family, changes, message):
     config = FAMILIES[family]()
     config.update_from_flattened_dict(changes)
-    (told,) = refusal(config)
-    assert re.search(message, told), told
+    (sentence,) = refusal(config)
+    assert re.search(message, sentence), sentence
 
 
 def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():
     config = folder.get_config()
     config.update_from_flattened_dict({"data.resize": 0, "epochs": 0})
-    assert [one.split()[0] for one in refusal(config)] == ["config.data.resize", "config.epochs"]
+    assert [sentence.split()[0] for sentence in refusal(config)] == ["config.data.resize", "config.epochs"]
 
 
-# Any config.
+# A family of backbones that the package does not have.
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A config whose family is known only by its record."""
+    like = families.FAMILIES["vit"]
+    record = dataclasses.replace(
+        like,
+        title="Toy",
+        sizes={"S": like.sizes["S"]},
+        methods={name: like.methods[name] for name in ("linear", "vpt", "partial")},
+        fields={"groups": rules.Field(3, rules.whole(1, 9), "groups of channels")},
+        refused={"lora": "adds a low-rank delta, which a Toy has no kernels for"},
+        image_multiple=lambda backbone: backbone.groups,
+        tunable_blocks=lambda size: 2,
+    )
+    monkeypatch.setitem(families.FAMILIES, "toy", record)
+    config = folder.get_config("backbone=convnext_s,method=vpt")
+    config.backbone.update({"family": "toy", "groups": 4})
+    return config
+
+
+def test_a_family_needs_only_its_record(toy):
+    assert refusal(toy) == []
+    toy.backbone.groups = 10
+    assert refusal(toy) == ["config.backbone.groups is 10; it has to be a whole number, 1 or more and 9 or less."]
+    del toy.backbone["groups"]
+    assert [message.partition(";")[0] for message in refusal(toy)] == ["config.backbone.groups is missing"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "toast"}, "config.method is 'toast'; it must be one of linear, partial, vpt, lora."),
+        (
+            {"method": "lora"},
+            "Method lora adds a low-rank delta, which a Toy has no kernels for; use another --config.method, or a ViT, or a "
+            "ConvNeXt.",
+        ),
+        ({"backbone.size": "B"}, "config.backbone.size is 'B'; it must be one of S."),
+        ({"backbone.groups": 5}, "config.data.image_size 224 is no multiple of 5, as a Toy needs; use 225, for example."),
+        ({"method": "partial", "tuned_blocks": 3}, "config.tuned_blocks is 3; this network has 1 to 2 blocks to tune"),
+        ({"backbone.family": "tay"}, "config.backbone.family is 'tay'; it must be one of vit, convnext, llama, toy (the"),
+    ],
+)
+def test_a_record_says_what_its_family_refuses(toy, changes, message):
+    toy.update_from_flattened_dict(changes)
+    (sentence,) = refusal(toy)
+    assert sentence.startswith(message)
+
+
+# Random configs.
 
 
 def inside(rule):
-    """Values that a row allows."""
+    """Values that a rule allows."""
     match rule:
         case rules.Number(whole=True):
             return st.integers(int(max(rule.least, -rule.largest)), int(min(rule.most, rule.largest)))
@@ -252,7 +299,7 @@ def inside(rule):
 
 
 def outside(rule):
-    """Values that it refuses."""
+    """Values that a rule refuses."""
     others = [st.none(), st.just({1}), st.binary(max_size=3)]
     match rule:
         case rules.Number():
@@ -268,13 +315,13 @@ def outside(rule):
         case rules.Regex():
             others += [st.sampled_from(["(", "[a", "*"])]
         case rules.Several():
-            others += [st.text(max_size=3), outside(rule.of).map(lambda one: (one,))]
+            others += [st.text(max_size=3), outside(rule.of).map(lambda value: (value,))]
     return st.one_of(others)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_config_is_accepted_or_refused_in_sentences(family):
-    rows = schema.FAMILIES[family]
+    rows = {name: field.allowed for name, field in schema.of_family(family).items()}
     sound, wrong = st.fixed_dictionaries({n: inside(r) for n, r in rows.items()}), {n: outside(r) for n, r in rows.items()}
     able = {name: rule for name, rule in wrong.items() if name != "backbone.family"}
     fields = st.lists(st.sampled_from(sorted(able)), max_size=4, unique=True)
@@ -282,10 +329,10 @@ def test_any_config_is_accepted_or_refused_in_sentences(family):
     @hypothesis.settings(max_examples=150, **SETTINGS)
     @hypothesis.given(sound, fields, st.data())
     def accepted_or_refused(flat, names, data):
-        config = nested(flat | {name: data.draw(able[name]) for name in names})
-        told = refusal(config)
-        assert all(any(one.startswith(f"config.{name} is ") for one in told) for name in names)
-        if not names and not told:
+        config = nested(flat | {"backbone.family": family} | {name: data.draw(able[name]) for name in names})
+        sentences = refusal(config)
+        assert all(any(sentence.startswith(f"config.{name} is ") for sentence in sentences) for name in names)
+        if not names and not sentences:
             setup.steered.build(config, 3)
 
     accepted_or_refused()
@@ -315,14 +362,14 @@ DRAWN += (
 )
 DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat")
 DRAWN += tuple(
-    name for name in schema.FAMILIES["vit"] if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
+    name for name in schema.of_family("vit") if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
 )
 
 
 @pytest.mark.slow
 def test_what_is_accepted_makes_a_step(image_folder, tmp_path_factory):
-    rows, made = schema.FAMILIES["vit"], []
-    drawn = {name: inside(rows[name]) for name in DRAWN} | SMALL
+    rows, made = schema.of_family("vit"), []
+    drawn = {name: inside(rows[name].allowed) for name in DRAWN} | SMALL
 
     @hypothesis.settings(max_examples=60, **SETTINGS)
     @hypothesis.given(st.fixed_dictionaries(drawn))
@@ -334,7 +381,7 @@ def test_what_is_accepted_makes_a_step(image_folder, tmp_path_factory):
         state, numbers = run.step(run.devices.place(state), run.frozen, batch)
         assert int(state.step) == 1 and np.shape(numbers["loss"]) == ()
         made.append(parallel.fetch(numbers))
-        jax.clear_caches()  # hundreds of programs in one process are more than the compiler bears
+        jax.clear_caches()  # XLA crashes in processes that hold hundreds of programs
 
     makes_a_step()
     assert len(made) >= 10

@@ -1,15 +1,19 @@
-"""Every config, for every method, makes a step; the recipes are the published ones."""
+"""Every config trains for a step with every method, and the recipes are the published ones."""
 
 import importlib
 import json
+import re
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from configs import common, fgvc, folder, pretune, vtab
+from configs import fgvc, folder, pretune, vtab
 from tests import ROOT, small_tfds
 from tests.conftest import METHODS
 from toast_jax import trees
+from toast_jax.config.runs import base
 from toast_jax.data.images import batches
 from toast_jax.data.images.vtab import tasks
 from toast_jax.devices import parallel
@@ -17,7 +21,7 @@ from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.train import setup
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "vicuna")
 LOOKING = ("attention", "corrupt", "predict", "visualize")
 OTHERS = ("convert", "demo", "prepare", "pretrain", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
@@ -25,7 +29,7 @@ TUNING = [name for name in CONFIGS if name not in OTHERS]
 
 
 def shrunk(config, root):
-    """The same run on the small data set, which gets split files too, with the small network."""
+    """The same run with a small network on the small dataset, for which split files are written."""
     config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
     config.data.update({"root": str(root), "image_dir": "", "image_size": 16, "resize": 18, "num_classes": 0})
     config.batch_size = 8
@@ -45,7 +49,7 @@ def vtab_folder(tmp_path_factory):
     return root
 
 
-# Every method is run to its end elsewhere; here it is the configs' turn.
+# Other tests train every method to the end; these test the configs.
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "linear"]
 
 
@@ -66,13 +70,13 @@ def test_config_makes_a_step(name, method, image_folder, vtab_folder, tmp_path, 
 def test_pretuning_config_makes_a_step(text, image_folder, tmp_path):
     config = shrunk(pretune.get_config(text), image_folder)
     config.data.format, config.data.splits.val = "folder", ""
-    config.batch_size = 16  # two for each device, to mix
-    config.head.start, config.optimizer.weight_decay = "random", 0.0  # so that what moves was moved by its gradient
+    config.batch_size = 16  # two images per device, to mix
+    config.head.start, config.optimizer.weight_decay = "random", 0.0  # so that only gradients change parameters
     run, state = setup.prepare(config, tmp_path)
     before = parallel.fetch(trees.prune(state.tuned))
     loader = batches.train_batches(run.train, batch_size=16, epochs=1, seed=0, resize=18, size=16)
     placed = parallel.place(state)
-    for batch in [next(parallel.sharded(loader))] * 2:  # the rate of the first step is zero
+    for batch in [next(parallel.sharded(loader))] * 2:  # the learning rate of the first step is zero
         placed, metrics = run.step(placed, run.frozen, batch)
     assert jax.numpy.isfinite(metrics["loss"])
     after = parallel.fetch(trees.prune(placed.tuned))
@@ -88,10 +92,25 @@ def test_caption_names_its_command(name):
     assert f"python main.py --config=configs/{name}.py" in caption
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_reading_a_config_imports_no_jax(name):
+    """JAX takes the folder of its compilation cache from the environment, which is set before JAX is imported."""
+    code = f"import sys, configs.{name} as config; config.get_config(); sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_imports_only_the_package(name):
+    """An installed package has no importable folder `configs`."""
+    source = (ROOT / "configs" / f"{name}.py").read_text()
+    modules = {module.partition(".")[0] for module in re.findall(r"^(?:from|import) (\S+)", source, re.M)}
+    assert modules <= {"toast_jax", "ml_collections"}
+
+
 @pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("method", METHODS)
 def test_full_size_network_builds(name, method):
-    """Shapes alone: the real network of the config's defaults has the row's parameters."""
+    """The network of the config's defaults, built from shapes, has the parameters of the method's row."""
     config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
     network, row = steered.build(config, num_classes=10)
     shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
@@ -137,7 +156,7 @@ def test_vtab_selects_without_the_test_images():
 
 def test_backbone_names():
     assert folder.get_config("backbone=vit_l14_in21k").backbone.weights == "weights/vit_l14_in21k.pth"
-    config = common.base(name="x", method="toast", backbone="vit_h14")
+    config = base(name="x", method="toast", backbone="vit_h14")
     assert (config.backbone.size, config.backbone.patch) == ("H", 14)
     with pytest.raises(InputError, match="'vit_x16' is not known"):
-        common.base(name="x", method="toast", backbone="vit_x16")
+        base(name="x", method="toast", backbone="vit_x16")
