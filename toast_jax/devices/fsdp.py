@@ -7,7 +7,7 @@ at a time. The tuned parameters and all that belongs to them are the same on eve
 
 import contextlib
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,13 +15,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from toast_jax import trees
 from toast_jax.devices import parallel
-from toast_jax.model.backbones.llama import PARTITION
 
 
 class Shared:
-    """Placement and mapping over `size` devices a group, which divides those of a host, out of all of them."""
+    """Placement and mapping over groups of `size` devices, which divides the number of devices of a host.
 
-    def __init__(self, size: int):
+    `partition` says how parameters are split over a group: the first regex that matches a whole path decides (see `Family`).
+    """
+
+    def __init__(self, size: int, partition: Sequence[tuple[str, PartitionSpec]]):
+        self._partition = partition
         self._mesh = Mesh(np.array(jax.devices()).reshape(-1, size), (parallel.AXIS, "fsdp"))
 
     def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
@@ -41,7 +44,7 @@ class Shared:
         return jax.device_put(tree, self._sharding(PartitionSpec()))
 
     def spread(self, tree: dict) -> dict:
-        """Puts a tree of parameters on every group, each on the devices that `llama.PARTITION` says."""
+        """Puts a tree of parameters on every group, each split as `partition` says."""
         flat = trees.flat(tree)
         return trees.nested({path: None if leaf is None else self.put(path, leaf) for path, leaf in flat.items()})
 
@@ -51,7 +54,7 @@ class Shared:
 
     def sharding(self, path: str) -> NamedSharding:
         """Where the parameter at a path is kept while it is frozen."""
-        return self._sharding(next(spec for regex, spec in PARTITION if re.fullmatch(regex, path)))
+        return self._sharding(next(spec for regex, spec in self._partition if re.fullmatch(regex, path)))
 
     def shard(self, batch: dict) -> dict:
         """Splits this host's batch: every array `[b, ...]` becomes `[groups, b / groups, ...]`, over groups and in them."""

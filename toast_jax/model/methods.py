@@ -6,6 +6,7 @@ every regex must match something; so a parameter is never frozen, or tuned, by o
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
@@ -19,10 +20,6 @@ FEEDBACK = r"top_down/(back|out)(_\d)?"
 BACK, OUT = r"top_down/back(_\d)?", r"top_down/out(_\d)?"
 LORA = "lora/.*"
 LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
-# One A for the three kernels, as on the release's joint qkv kernel.
-ATTENTION_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
-POINTWISE_KERNELS = r"backbone/stages_\d/(blocks|last_\d+)/pwconv[12]/kernel"  # of a ConvNeXt
-LLAMA_KERNELS = r"backbone/blocks/attn/[qkvo]/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +42,7 @@ class Method:
     lora_alpha: float = 1.0
 
 
+# Rows of networks with a classifier; `with_lora` names the kernels that carry low-rank deltas in a family.
 METHODS = {
     "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
     "finetune": Method("", tuned=(HEAD, BACKBONE), frozen=()),
@@ -52,21 +50,26 @@ METHODS = {
     "partial": Method("", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!(stages_\d/)?last_\d).*",)),
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,)),
-    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), lora=(f"{ATTENTION_KERNELS}|{POINTWISE_KERNELS}",)),
+    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,)),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
     "toast_lite": Method("top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)),
 }
 # Of a language model, whose head is part of the backbone. Of the feedback layers, toast tunes B_l alone.
 LANGUAGE_METHODS = {
     "finetune": Method("", tuned=(BACKBONE,), frozen=()),
-    "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,), lora=(LLAMA_KERNELS,)),
+    "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,)),
     "toast": Method("top_down", tuned=(OUT, PRIOR), frozen=(BACKBONE, TRANSFORM, BACK)),
     "toast_lite": Method("top_down", tuned=(LORA, PRIOR), frozen=(BACKBONE, TRANSFORM, FEEDBACK), lora=(FEEDBACK,)),
 }
 
 
-def row(config) -> Method:
-    """The row that `config.method` names, changed as fields say.
+def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
+    """Completes the rows of a family: method lora adds its deltas to `kernels`, a regex of paths."""
+    return {**rows, "lora": dataclasses.replace(rows["lora"], lora=(kernels,))}
+
+
+def row(config, rows: Mapping[str, Method]) -> Method:
+    """Returns the row of `rows`, a family's, that `config.method` names, changed as fields say.
 
     Those fields are `lora`, `head.tune`, `tune_transform`, `stage` and `task_weight`: pre-tuning tunes what `toast` tunes; by
     the variational loss alone, only what that loss trains.
@@ -74,8 +77,7 @@ def row(config) -> Method:
     Raises:
       InputError: an unknown method, or one that is not for this kind of network.
     """
-    language = config.backbone.family == "llama"
-    method = choose("config.method", config.method, LANGUAGE_METHODS if language else METHODS)
+    method = choose("config.method", config.method, rows)
     method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     if config.stage == "pretune":
         if not config.task_weight:
@@ -84,7 +86,7 @@ def row(config) -> Method:
         method = pretuned(method)
     if config.tune_transform:
         method = _moved(method, TRANSFORM, tuned=True)
-    if not language and not config.head.tune:
+    if HEAD in method.tuned and not config.head.tune:
         method = _moved(method, HEAD, tuned=False)
     return method
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from toast_jax.errors import choose
-from toast_jax.model import lora, methods
-from toast_jax.model.backbones import convnext, llama, vit
+from toast_jax.model import families, lora, methods
+from toast_jax.model.backbones.protocol import Backbone
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.methods import Method
+from toast_jax.model.methods import LAST_BLOCKS, Method
 from toast_jax.model.prompts import Prompts
-from toast_jax.model.top_down import ConvTopDown, TopDown
 
 # The release's. Few classes make it large, and its first gradients then spoil what was pre-tuned.
 _RANDOM = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -33,14 +32,13 @@ class Steered(nn.Module):
     steers a second one with the same weights; the first look depends on no tuned parameter, so no gradient flows through it.
 
     Attributes:
-      backbone: a module with `__call__`, `pooled` and `example` (see `backbones.vit.ViT`, `backbones.convnext.ConvNeXt` and
-        `backbones.llama.LLaMA`), which says what `inputs` are.
+      backbone: see `backbones.protocol`; it says what `inputs` are.
       head: maps what `pooled` gives to logits, or None for a backbone with `logits` of its own.
       top_down: a `top_down.TopDown` or `ConvTopDown`, or None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     head: nn.Module | None = None
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
@@ -89,7 +87,7 @@ class Steered(nn.Module):
         return self._logits(pooled), {**out, "look": look}
 
     def classify_map(self, last: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """The logits `[B, C]` that follow from the last map of a ConvNeXt, `[B, h, w, C_3]` (`hidden[-1]` of its look)."""
+        """Classifies the output of the last site, `hidden[-1]` of a look: logits `[B, C]`. See `ImageBackbone.pooled_map`."""
         return self._logits(self.backbone.pooled_map(last))
 
     def extend(self, tokens: jax.Array, positions: jax.Array, caches: dict, last: jax.Array) -> tuple[jax.Array, dict]:
@@ -138,7 +136,6 @@ def _of_pass(rng, index):
     return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
 
 
-_FAMILIES = {"vit": vit.build, "convnext": convnext.build, "llama": llama.build}
 # What `config.head.start` changes in the network; a classifier is read from a file later.
 HEAD_STARTS = {"random": {}, "zeros": {"kernel_init": nn.initializers.zeros_init()}, "classifier": {}}
 
@@ -154,26 +151,15 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     Raises:
       InputError: an unknown method, backbone size or pooling; `check.check` tells of the rest.
     """
-    method = methods.row(config)
-    build_backbone = choose("config.backbone.family", config.backbone.family, _FAMILIES)
-    if build_backbone is llama.build:
-        backbone, head = llama.build(config.backbone), None
-    else:
-        backbone = build_backbone(
-            config.backbone,
-            image_size=config.data.image_size,
-            last_blocks=config.tuned_blocks if config.method == "partial" else 1,
-        )
+    family = choose("config.backbone.family", config.backbone.family, families.FAMILIES)
+    method = methods.row(config, family.methods)
+    backbone = family.build(config, config.tuned_blocks if LAST_BLOCKS in method.tuned else 1)
+    head = None
+    if not family.own_head:
         head = classifier(num_classes, **choose("config.head.start", config.head.start, HEAD_STARTS))
-    top_down = _top_down(backbone) if method.signal == "top_down" else None
+    top_down = family.top_down(backbone) if method.signal == "top_down" else None
     prompts = _prompts(backbone, config.prompts) if method.signal == "prompts" else None
     return Steered(backbone, head, top_down=top_down, prompts=prompts), method
-
-
-def _top_down(backbone):
-    if isinstance(backbone, convnext.ConvNeXt):
-        return ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype)
-    return TopDown(backbone.depth, backbone.width, backbone.dtype)
 
 
 def _prompts(backbone, fields):

@@ -29,8 +29,6 @@ from toast_jax.weights.rename import to_torch
 FORWARD, BACKWARD = 1e-5, 1e-4
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip": 0.0}
 SGD_LR, SGD_STEPS = 0.05, 6
-# The release's; recordings include it. That of a LLaMA compares what was divided by ten, with weight 1.
-VARIATIONAL_WEIGHT = {"ViT": 0.1, "ConvNeXt": 0.01, "LLaMA": 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ def replay(path: str) -> list[Check]:
     model, method, arrays = recorded.model, recorded.method, recorded.arrays
     mask = tuned_mask(recorded.params, method)
     tuned, frozen = trees.split(recorded.params, mask)
-    weights = {"variational_weight": VARIATIONAL_WEIGHT[recorded.network]}
+    weights = {"variational_weight": recorded.family.variational_weight}  # recordings include it
     scores = losses.tune(model, method)
     if recorded.pretuning:
         scores = losses.pretune(model, method, task_weight=1.0, **weights)
@@ -131,7 +129,7 @@ def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check
 
 
 def _compare(recorded: Recording, tree, prefix) -> list[Check]:
-    ours = to_torch(trees.flat(trees.prune(tree)), recorded.network)
+    ours = to_torch(trees.flat(trees.prune(tree)), recorded.family)
     theirs = recorded.group(prefix)
     return [Check(prefix + name, relative_error(ours[name], array), BACKWARD) for name, array in theirs.items()]
 

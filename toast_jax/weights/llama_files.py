@@ -17,9 +17,9 @@ import numpy as np
 
 from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama import LLaMA, RopeScaling
+from toast_jax.model.backbones.llama_names import NAMES
 from toast_jax.weights.files import read
 from toast_jax.weights.formats import known_names
-from toast_jax.weights.rename_tables import LLAMA
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def _halved(weight: np.ndarray, head: int) -> np.ndarray:
 def _theirs(name: str, shape: tuple[int, ...]) -> tuple[list[str], bool]:
     """The names of a parameter's layers, and whether a layer is turned around."""
     pattern = name.replace("backbone/blocks/", "backbone/blocks/{i}/")
-    row = next(row for row in LLAMA if row.ours == (pattern,))
+    row = next(row for row in NAMES.table if row.ours == (pattern,))
     turned = row.forward(np.empty((1, 2)))[0].shape == (2, 1)
     return [row.torch[0].format(i=i) for i in range(shape[0] if pattern != name else 1)], turned
 

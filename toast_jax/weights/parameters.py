@@ -12,7 +12,7 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.llama import LLaMA
+from toast_jax.model import families
 from toast_jax.model.methods import Method, tuned_mask
 from toast_jax.model.steered import Steered, init
 from toast_jax.weights import llama_files, module_file, pretrained
@@ -93,16 +93,16 @@ def _dtypes(model, method, shapes):
 
 def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
     has_top_down = any(path.startswith("top_down/") for path in shapes)
-    language, blocks = isinstance(model.backbone, LLaMA), model.backbone.last_blocks
+    layer_files, blocks = families.of_backbone(model.backbone).layer_files, model.backbone.last_blocks
     loaded = {}
-    if weights != RANDOM and language:
+    if weights != RANDOM and layer_files:
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
         loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")
     if top_down and has_top_down:
         # Released modules of language models come with embeddings that have a word more.
-        optional = "" if language else "backbone/.*"
+        optional = "" if layer_files else "backbone/.*"
         module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional=optional)
         _check_same_backbone(top_down, module, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}

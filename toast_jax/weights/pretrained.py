@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
+from toast_jax.model.families import Family
 from toast_jax.weights.files import read
 from toast_jax.weights.formats import known_names, other_network
 from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, rename, stack, unstack
@@ -54,8 +55,8 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     needed, given = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
     if given and kind(given) != kind(needed):
         raise InputError(
-            f"{path} belongs to a {kind(given)}, but the network of the config is a {kind(needed)}; give a file of the "
-            "backbone that the config names."
+            f"{path} belongs to a {kind(given).title}, but the network of the config is a {kind(needed).title}; give a file of "
+            "the backbone that the config names."
         )
     if depths_of(given) not in ((0,), depths_of(needed)):
         theirs, ours = ("-".join(map(str, depths_of(names))) for names in (given, needed))
@@ -87,11 +88,11 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     return stack(chosen, last_blocks)
 
 
-def layers(path: str) -> tuple[str, Arrays, list[str]]:
+def layers(path: str) -> tuple[Family, Arrays, list[str]]:
     """Reads a weights file of any known format as our paths, every layer on its own (see `rename`).
 
     Returns:
-      the kind of network (see `kind`), arrays by path, and the names of classifiers of other tasks, which nothing here can use.
+      the family (see `kind`), arrays by path, and the names of classifiers of other tasks, which nothing here can use.
 
     Raises:
       InputError: it is no weights file, holds names that no network here has, or numbers that are not finite.
@@ -102,8 +103,8 @@ def layers(path: str) -> tuple[str, Arrays, list[str]]:
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
-        kind, telling = other_network(unexpected)
-        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {listed(telling)}.")
+        network, telling = other_network(unexpected)
+        raise InputError(f"{path} belongs to {network}, which cannot be used: no network here has {listed(telling)}.")
     if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise InputError(f"{path} has numbers that are not finite in {listed(damaged)}; copy or download it again.")
     return kind_of_torch(state), arrays, unknown

@@ -1,4 +1,4 @@
-"""PyTorch's names and ours, read in both directions by the tables of `rename_tables`."""
+"""PyTorch's names and ours, translated in both directions by the tables of the families (`model.backbones.renaming`)."""
 
 import os
 import re
@@ -7,30 +7,31 @@ from collections.abc import Iterable
 import numpy as np
 
 from toast_jax.errors import listed
+from toast_jax.model.families import FAMILIES, Family
 from toast_jax.weights.files import Arrays
-from toast_jax.weights.rename_tables import CONVNEXT, LLAMA, VIT
-
-_TABLES = {"ViT": VIT, "ConvNeXt": CONVNEXT, "LLaMA": LLAMA}
 
 
-def kind(paths: Iterable[str]) -> str:
-    """The kind of network that our paths belong to: "ViT", "ConvNeXt" or "LLaMA". A top-down module alone is a ViT's."""
-    signs = {
-        "ConvNeXt": r"(lora/)?(backbone/stages_|top_down/(back|out)_)",
-        "LLaMA": r"backbone/(embed|head)$|(lora/)?backbone/blocks/(\d+/)?(attn/o|mlp/gate)/",
-    }
-    paths = list(paths)
-    return next((name for name, sign in signs.items() if any(re.match(sign, path) for path in paths)), "ViT")
+def kind(paths: Iterable[str]) -> Family:
+    """Returns the family that our paths belong to; the first one if none says so, as in a `TopDown` module alone."""
+    return _recognized(lambda family, path: re.match(family.names.own_paths, path), list(paths)) or _fallback()
 
 
-def kind_of_torch(state: Arrays) -> str:
-    """The same by PyTorch's names. Those of a top-down module alone tell a LLaMA; a ConvNeXt's layers are convolutions."""
-    for name, array in state.items():
-        if name.startswith(("model.", "lm_head.")):
-            return "LLaMA"
-        if name.startswith(("stages.", "downsample_layers.")) or (name.startswith("decoders.") and array.ndim == 4):
-            return "ConvNeXt"
-    return "ViT"
+def kind_of_torch(state: Arrays) -> Family:
+    """Returns the family that arrays by PyTorch's names belong to; the first one if none says so."""
+    return recognized(state) or _fallback()
+
+
+def recognized(state: Arrays) -> Family | None:
+    """Returns the family of which one array by PyTorch's name is, or None."""
+    return _recognized(lambda family, item: family.names.has_name(*item), state.items())
+
+
+def _recognized(is_of, items):
+    return next((family for item in items for family in FAMILIES.values() if is_of(family, item)), None)
+
+
+def _fallback():
+    return next(iter(FAMILIES.values()))
 
 
 def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
@@ -53,7 +54,7 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
 def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     """`from_torch` with every layer on its own: `backbone/blocks/3/x`."""
     left, ours = dict(state), {}
-    for row in _TABLES[kind_of_torch(state)]:
+    for row in kind_of_torch(state).names.table:
         for i in _layers(row.torch[0], left):
             names = [name.format(i=i) for name in row.torch]
             if all(name in left for name in names):
@@ -67,20 +68,20 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     return ours, sorted(left)
 
 
-def to_torch(ours: Arrays, network: str = "") -> Arrays:
+def to_torch(ours: Arrays, family: Family | None = None) -> Arrays:
     """Undoes `from_torch`: arrays by the release's names, without its prefix `enc.`.
 
     Args:
       ours: arrays by path.
-      network: the kind of network that they are a part of, "" if they tell it (see `kind`).
+      family: of the network that they are a part of; None asks the paths (see `kind`).
     """
-    return rename_back(unstack(ours), network)
+    return rename_back(unstack(ours, family), family)
 
 
-def rename_back(layers: Arrays, network: str = "") -> Arrays:
-    """Undoes `rename`: arrays by the release's names, from paths with every layer on its own; `network` as in `to_torch`."""
+def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
+    """Undoes `rename`: arrays by the release's names, from paths with every layer on its own; `family` as in `to_torch`."""
     left, state = dict(layers), {}
-    for row in _TABLES[network or kind(layers)]:
+    for row in (family or kind(layers)).names.table:
         for i in _layers(row.ours[0], left):
             paths = [path.format(i=i) for path in row.ours]
             if all(path in left for path in paths):
@@ -91,10 +92,10 @@ def rename_back(layers: Arrays, network: str = "") -> Arrays:
     return {name: array for name, array in state.items() if array.size}
 
 
-def table(layers: Arrays, network: str = "") -> str:
+def table(layers: Arrays, family: Family | None = None) -> str:
     """For paths with every layer on its own, one line for each row that applies: PyTorch's name, ours, layers, our shape."""
     left, lines = dict(layers), []
-    for row in _TABLES[network or kind(layers)]:
+    for row in (family or kind(layers)).names.table:
         numbers = [i for i in _layers(row.ours[0], left) if all(path.format(i=i) in left for path in row.ours)]
         arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.ours]
         if arrays:
@@ -121,8 +122,9 @@ def _layers(pattern: str, names: Iterable[str]) -> list[int]:
     return sorted({int(match[1]) for name in names if (match := re.fullmatch(regex, name))})
 
 
-_STACKED = r"(?P<stack>(?:lora/)?(?:backbone/(?:(?P<stage>stages_\d)/)?blocks|top_down/(?:back|out)))/(?P<i>\d+)(?P<rest>/.*)?"
-_LAST_STAGE = r"(?:lora/)?backbone/(?:stages_3/)?blocks(?:/.*)?"
+def _layer(family: Family) -> str:
+    """Regex of the path of one layer of a stacked parameter."""
+    return rf"(?P<stack>{family.names.stacks})/(?P<i>\d+)(?P<rest>/.*)?"
 
 
 def stack(arrays: Arrays, last_blocks: int) -> Arrays:
@@ -130,16 +132,17 @@ def stack(arrays: Arrays, last_blocks: int) -> Arrays:
 
     The blocks of a ConvNeXt, `backbone/stages_2/blocks/3/x`, are stacked by stage; those outside are of the last stage.
     """
+    family = kind(arrays)
     stacks: dict[str, dict[int, np.ndarray]] = {}
     out = {}
     for path, array in arrays.items():
-        if match := re.fullmatch(_STACKED, path):
+        if match := re.fullmatch(_layer(family), path):
             stacks.setdefault(match["stack"] + (match["rest"] or ""), {})[int(match["i"])] = array
         else:
             out[path] = array
     depth = depths_of(arrays)[-1]
     for path, layers in stacks.items():
-        if re.fullmatch(_LAST_STAGE, path):
+        if re.match(f"{family.names.last_stack}/", path):
             for i in [i for i in layers if i >= depth - last_blocks]:
                 out[path.replace("/blocks/", f"/last_{i - depth + last_blocks}/")] = layers.pop(i)
         if layers:
@@ -149,12 +152,13 @@ def stack(arrays: Arrays, last_blocks: int) -> Arrays:
     return out
 
 
-def unstack(arrays: Arrays) -> Arrays:
-    """Undoes `stack`."""
-    stacked = max((len(array) for path, array in arrays.items() if re.fullmatch(_LAST_STAGE, path)), default=0)
+def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
+    """Undoes `stack`; `family` as in `to_torch`."""
+    names = (family or kind(arrays)).names
+    stacked = max((len(array) for path, array in arrays.items() if re.match(f"{names.last_stack}/", path)), default=0)
     out = {}
     for path, array in arrays.items():
-        if match := re.fullmatch(_STACKED.replace(r"/(?P<i>\d+)", ""), path):
+        if match := re.fullmatch(rf"(?P<stack>{names.stacks})(?P<rest>/.*)?", path):
             out |= {f"{match['stack']}/{i}{match['rest'] or ''}": layer for i, layer in enumerate(array)}
         elif match := re.search(r"/last_(\d+)/", path):
             out[path.replace(match[0], f"/blocks/{stacked + int(match[1])}/")] = array
@@ -166,9 +170,10 @@ def unstack(arrays: Arrays) -> Arrays:
 def uneven_layers(layers: Arrays) -> list[str]:
     """Paths, with `{i}` for the layer, that fewer layers have than there are in their stage."""
     counts: dict[tuple[str, str], int] = {}
+    layer = _layer(kind(layers))
     for name in layers:
-        if match := re.fullmatch(_STACKED, name):
-            key = match["stage"] or "", f"{match['stack']}/{{i}}{match['rest'] or ''}"
+        if match := re.fullmatch(layer, name):
+            key = _stage(match), f"{match['stack']}/{{i}}{match['rest'] or ''}"
             counts[key] = counts.get(key, 0) + 1
     depths = _depths(layers)
     return sorted(pattern for (stage, pattern), count in counts.items() if count < depths[stage])
@@ -179,10 +184,15 @@ def depths_of(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(depth for _, depth in sorted(_depths(names).items())) or (0,)
 
 
+def _stage(match: re.Match) -> str:
+    return match.groupdict().get("stage") or ""
+
+
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    depths: dict[str, int] = {}
+    names, depths = list(names), {}
+    layer = _layer(kind(names))
     for name in names:
-        if match := re.fullmatch(_STACKED, name):
-            stage = match["stage"] or ""
+        if match := re.fullmatch(layer, name):
+            stage = _stage(match)
             depths[stage] = max(depths.get(stage, 0), 1 + int(match["i"]))
     return depths

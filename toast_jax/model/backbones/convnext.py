@@ -25,6 +25,7 @@ from toast_jax.model.layers.remat import product, remat
 LAYER_NORM_EPS = 1e-6
 STRIDES = (4, 2, 2, 2)  # by which the stages shrink their input; each down-sampling convolution is as wide as its stride
 LAYER_SCALE = 1e-6  # at the start
+LORA_KERNELS = r"backbone/stages_\d/(blocks|last_\d+)/pwconv[12]/kernel"  # carry the deltas of method lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ SIZES = {
 }
 
 
-def build(config, image_size: int, last_blocks: int) -> "ConvNeXt":
+def build(config, last_blocks: int) -> "ConvNeXt":
     """The ConvNeXt of a config's `backbone` section (`size`, `drop_path`, `dtype`, `remat`).
 
     Raises:
@@ -201,6 +202,10 @@ class ConvNeXt(nn.Module):
     def pooled_map(self, x):
         """What `pooled` makes of the last map, `[B, h, w, C_3]`."""
         return self.norm(x.mean(axis=(1, 2)))
+
+    def on_grid(self, values):
+        """Lays one value per place over the image, where it is already: `[B, h, w]`."""
+        return values
 
     def _maps(self, images, td, rng):
         if images.shape[-1] != 3 or any(side % 32 or not side for side in images.shape[1:3]):

@@ -72,7 +72,7 @@ SIZES = {
     "stories260k": Size(64, 5, 8, 4, hidden=172, vocabulary=512, context=512, tied=True),
 }
 
-
+LORA_KERNELS = r"backbone/blocks/attn/[qkvo]/kernel"  # carry the deltas of method lora
 # How parameters of a network are split over the devices of an axis "fsdp" (see `fsdp`), by regexes of their paths: stacked ones
 # along the width, so that each layer is gathered on its own.
 PARTITION = (

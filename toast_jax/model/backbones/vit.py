@@ -22,6 +22,8 @@ from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.layers.remat import remat
 
 LAYER_NORM_EPS = 1e-6
+# Carry the deltas of method lora. The three kernels share one A, as the release's joint qkv kernel has one.
+LORA_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +227,10 @@ class ViT(nn.Module):
         """The pooled output of `__call__` alone, `[B, D]`: the last block computes only the tokens that are pooled."""
         x, _ = self._blocks(images, td, prompts, rng, num_queries=1 if self.pool == "cls" else None)
         return self._pool(self.norm(x))
+
+    def on_grid(self, values):
+        """Lays one value per token over the image: `[B, N]` -> `[B, grid, grid]`, the patches alone."""
+        return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)
 
     def _pool(self, tokens):
         if self.pool == "cls":

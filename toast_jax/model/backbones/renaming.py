@@ -1,0 +1,112 @@
+"""How PyTorch files name the parameters of a network: the rows of a rename table, and helpers that make them.
+
+Each family of networks has its table beside its backbone; `weights.rename` reads the tables in both directions.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """One row of a table.
+
+    Attributes:
+      torch: PyTorch's names; `{i}` stands for the number of a layer.
+      ours: our "/"-joined paths.
+      forward: converts the arrays of `torch` into those of `ours`.
+      backward: undoes `forward`.
+    """
+
+    torch: tuple[str, ...]
+    ours: tuple[str, ...]
+    forward: Callable = lambda *arrays: arrays
+    backward: Callable = lambda *arrays: arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """The names of a family's parameters.
+
+    Attributes:
+      table: the rename table; the first row that applies is taken.
+      own_paths: regex of the beginning of paths that no other family has.
+      has_name: whether an array with this PyTorch name is one that only this family has.
+      stacks: regex of the paths whose layers are stacked along a leading axis, up to the layer number. A group `stage` counts
+        the layers of each stage on their own.
+      last_stack: regex of the stack whose last layers may stand alone (`last_0`, ...).
+    """
+
+    table: tuple[Rename, ...]
+    own_paths: str
+    has_name: Callable[[str, np.ndarray], bool]
+    stacks: str = r"(?:lora/)?(?:backbone/blocks|top_down/(?:back|out))"
+    last_stack: str = r"(?:lora/)?backbone/blocks"
+
+
+def transposed(torch: str, path: str) -> Rename:
+    """A matrix, which PyTorch stores as `[out, in]`, under a path of its own."""
+    return Rename((torch,), (path,), lambda w: (w.T,), lambda w: (w.T,))
+
+
+def matrix(torch: str, path: str) -> Rename:
+    """The weight of a linear layer under a path of its own."""
+    return transposed(f"{torch}.weight", path)
+
+
+def linear(torch: str, path: str) -> Rename:
+    """The kernel of a linear layer."""
+    return matrix(torch, f"{path}/kernel")
+
+
+def bias(torch: str, path: str) -> Rename:
+    return Rename((f"{torch}.bias",), (f"{path}/bias",))
+
+
+def norm(torch: str, path: str) -> tuple[Rename, Rename]:
+    """Scale and bias of a LayerNorm."""
+    return Rename((f"{torch}.weight",), (f"{path}/scale",)), bias(torch, path)
+
+
+def patches(torch: str, path: str, side: int | None = None) -> Rename:
+    """A convolution whose stride is its kernel size, as a matrix whose rows are ordered as in `patches.split`.
+
+    Args:
+      side: size of the kernel; None computes it from an input of three channels.
+    """
+
+    def forward(w):
+        return (w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),)
+
+    def backward(w):
+        length = side or round((w.shape[0] / 3) ** 0.5)
+        return (w.reshape(length, length, -1, w.shape[1]).transpose(3, 2, 0, 1),)
+
+    return Rename((f"{torch}.weight",), (f"{path}/kernel",), forward, backward)
+
+
+def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
+    """The two factors of a low-rank delta."""
+    return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
+
+
+# PyTorch's and our names of a block's two feedback layers.
+FEEDBACK = (("linear", "back"), ("linear2", "out"))
+STEERED = (
+    # The classifier of the task that the backbone was trained on.
+    linear("head", "classifier"),
+    bias("head", "classifier"),
+    linear("head.last_layer", "head"),
+    bias("head.last_layer", "head"),
+    # The top-down module: prompt is the prior.
+    Rename(("prompt",), ("top_down/prior",)),
+    Rename(("top_down_transform",), ("top_down/transform",)),
+)
+
+
+def token_feedback(prefix: str = "") -> tuple[Rename, ...]:
+    """The feedback layers of a `TopDown`, stacked, and their low-rank deltas; PyTorch's names begin with `prefix`."""
+    pairs = [(f"{prefix}decoders.{{i}}.{torch}", f"top_down/{path}/{{i}}") for torch, path in FEEDBACK]
+    return (*(matrix(*names) for names in pairs), *(row for torch, path in pairs for row in low_rank(torch, f"lora/{path}")))
