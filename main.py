@@ -40,6 +40,7 @@ TASKS = {
 }
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of the config, with its arguments after a colon.")
+FIELDS = flags.DEFINE_bool("fields", False, "Print the fields of the config (name, value, allowed, meaning), and exit.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by default, NAME being the config's.")
 
@@ -54,6 +55,10 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
     if choose("config.task", config.task, TASKS) not in config:
         raise InputError(f"This config is not for the task {config.task}; see the captions of the configs.\n{captions()}")
+    if FIELDS.value:
+        from toast_jax.config import page
+
+        return print(page.table_of(config))
     task = importlib.import_module(f"toast_jax.tasks.{config.task}")
     folder = WORKDIR.value or f"runs/{config.name}"
     if not DISTRIBUTED.value:
@@ -70,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 def captions() -> str:
     """The configs, one a line, each with the first line of its caption."""
-    files = [path for path in sorted(Path(__file__).parent.glob("configs/*.py")) if path.name != "common.py"]
+    files = sorted(Path(__file__).parent.glob("configs/*.py"))
     lines = [ast.get_docstring(ast.parse(path.read_text())).splitlines()[0] for path in files]
     return "\n".join(f"  configs/{path.name:<16} {line}" for path, line in zip(files, lines, strict=True))
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from benchmarks import products
 from benchmarks.recipe import CLASSES, DECAY, MOMENTUM, RATE
-from configs import common, fgvc
+from configs import fgvc
 from toast_jax import trees
+from toast_jax.config.runs import language
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones import llama, vit
@@ -118,7 +119,7 @@ def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
     """What all benchmarks time of a method: its network, its row, what is tuned, the optimizer and the train step."""
     parts, no_decay = {}, ("head/bias",)
     if _reads_text(backbone):
-        config = common.language(name="timed", method=name, backbone=backbone)
+        config = language(name="timed", method=name, backbone=backbone)
         parts["augment"], no_decay = text_run.by_token, ()
     else:
         config = fgvc.get_config(f"method={name},backbone={backbone}")
@@ -170,7 +171,7 @@ def images(size: int, image_size: int = 224) -> dict:
 
 def texts(backbone: str, size: int) -> dict:
     """Sequences of 256 tokens of noise, on their devices; all of them are predicted."""
-    config = common.language(name="timed", method="toast", backbone=backbone)
+    config = language(name="timed", method="toast", backbone=backbone)
     rng, vocabulary = np.random.default_rng(0), llama.SIZES[config.backbone.size].vocabulary
     tokens = rng.integers(0, vocabulary, (size, TOKENS + 1)).astype(np.int32)
     ones = np.ones((size, TOKENS), np.float32)

@@ -2,17 +2,21 @@
 
     python main.py --config=configs/demo.py --workdir=runs/demo
 
-The network of assets/ names the brightest digit of a scene; every method tunes it to name the green one, on the same scenes,
-for as many steps, with three seeds. Learning rates were chosen on the val split (seed 42), of three half powers of ten.
+The network in assets/ classifies the brightest digit of a scene. Each method tunes it to classify the green digit, on the same
+scenes, for the same number of steps, with three seeds. Learning rates were chosen on the val split (seed 42) from three values
+half a power of ten apart.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common, pretrain
+from toast_jax.config import recipes
+from toast_jax.config.arguments import arguments
+from toast_jax.config.runs import base
+from toast_jax.config.tasks import config_of
 
 TOP_DOWN = "assets/vit_mini16_top_down.safetensors"
 
-# Method, learning rate and top-down module of every row.
+# Method, learning rate and top-down module of each row.
 ROWS = {
     "linear": ("linear", 1e-1, ""),
     "finetune": ("finetune", 1e-3, ""),
@@ -25,25 +29,15 @@ ROWS = {
 
 
 def get_config(text: str | None = None):
-    """`text` is what follows the colon of `--config`; there is nothing to choose."""
-    common.arguments(text)
-    return ConfigDict(
-        {
-            "name": "demo",
-            "task": "demo",
-            "seeds": (42, 44, 82),
-            "attention_scenes": 200,  # of the test split
-            "shown_scenes": 6,  # of them in the report
-            "rows": tuple(ROWS),
-            "runs": {row: run(*facts) for row, facts in ROWS.items()},
-        }
-    )
+    """Return the config; there are no config arguments."""
+    arguments(text)
+    return config_of("demo", rows=tuple(ROWS), runs={row: run(*settings) for row, settings in ROWS.items()})
 
 
 def run(method: str, lr: float, top_down: str) -> ConfigDict:
-    """A row's run, but for its seed."""
-    config = common.base(name=f"demo_{method}", method=method, backbone="vit_mini16")
-    pretrain.scenes(config, task="target", train=1_500, val=200, test=500)
+    """Return the run of a row, except for its seed."""
+    config = base(name=f"demo_{method}", method=method, backbone="vit_mini16")
+    recipes.scenes(config, task="target", train=1_500, val=200, test=500)
     config.backbone.weights = "assets/vit_mini16.safetensors"
     config.backbone.drop_path = 0.0
     config.top_down = top_down

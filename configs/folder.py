@@ -3,19 +3,19 @@
     python main.py --config=configs/folder.py:method=toast,backbone=vit_b16_in1k --config.data.root=FOLDER \\
         --config.backbone.weights=weights/vit_b16_in1k.pth --config.data.splits.test=""
 
-Set the splits that you do not have to "". At the end it tells which classes are confused with which. The recipe is the one of
-the fine-grained sets, but for the head, which starts at zero.
+Set the splits that you do not have to "". At the end the log lists the pairs of classes that are confused most. The recipe is
+that of the fine-grained sets, except for the head, which starts at zero.
 """
 
-from configs import common
+from toast_jax.config.arguments import arguments
+from toast_jax.config.runs import base
 
 
 def get_config(text: str | None = None):
-    """The config of one method; `text` is what follows the colon of `--config`."""
-    given = common.arguments(text, method="toast", backbone="vit_b16_in1k")
-    name = f"folder_{given['method']}_{given['backbone']}"
-    config = common.base(name=name, method=given["method"], backbone=given["backbone"])
+    """Return the config of one method; `text` is the config arguments."""
+    values = arguments(text, method="toast", backbone="vit_b16_in1k")
+    config = base(name=f"folder_{values['method']}_{values['backbone']}", **values)
     config.data.format = "folder"
-    config.head.start = "zeros"  # a random head of few classes is large, and its first gradients spoil what was pre-tuned
+    config.head.start = "zeros"  # a random head of few classes is large, and its first gradients spoil pre-tuned parameters
     config.confusion = True
     return config

@@ -1,18 +1,20 @@
-"""The small backbone of the demo: it names the brightest digit of a scene.
+"""Train the demo's backbone to classify the brightest digit of a scene.
 
     python main.py --config=configs/pretrain.py --workdir=runs/pretrain
     python main.py --config=configs/convert.py:from=runs/pretrain,to=assets/vit_mini16.safetensors
 
-The second command makes the file that is shipped in assets/, whose README says how well it does.
+The second command writes the file in assets/, whose README reports its accuracy.
 """
 
-from configs import common
+from toast_jax.config.arguments import arguments
+from toast_jax.config.recipes import scenes
+from toast_jax.config.runs import base
 
 
 def get_config(text: str | None = None):
-    """`text` is what follows the colon of `--config`; there is nothing to choose."""
-    common.arguments(text)
-    config = common.base(name="pretrain_vit_mini16", method="finetune", backbone="vit_mini16")
+    """Return the config; there are no config arguments."""
+    arguments(text)
+    config = base(name="pretrain_vit_mini16", method="finetune", backbone="vit_mini16")
     scenes(config, task="salient", train=20_000, val=1_000, test=2_000)
     config.backbone.weights = "random"
     config.backbone.drop_path = 0.0
@@ -26,12 +28,3 @@ def get_config(text: str | None = None):
     config.optimizer.no_decay = (".*/bias", ".*/scale", ".*(cls_token|pos_embed)")
     config.optimizer.clip = 1.0
     return config
-
-
-def scenes(config, *, task: str, train: int, val: int, test: int) -> None:
-    """Makes scenes the data of a config, for one of their tasks (see toast_jax/data/images/scenes.py)."""
-    config.data.format, config.data.name = "scenes", task
-    config.data.splits.update({"train": f"train[:{train}]", "val": f"val[:{val}]", "test": f"test[:{test}]"})
-    config.data.resize = config.data.image_size = 48
-    config.data.verify = False
-    config.augment.flip = False

@@ -1,34 +1,36 @@
 """Pre-tune the top-down module on generic images, or on your own.
 
-The loss is the cross-entropy of the second look plus the variational loss; the backbone stays frozen. ImageNet-1k, prepared by
-TFDS as array_record, or in folders with --config.data.format=folder --config.data.splits.val=val:
+The loss is the cross-entropy of the second look plus the variational loss; the backbone stays frozen. On ImageNet-1k, prepared
+by TFDS as array_record, or in folders with --config.data.format=folder --config.data.splits.val=val:
 
     python main.py --config=configs/pretune.py:backbone=vit_b16_in1k --workdir=runs/pretune_vit_b16 \\
         --config.data.root=data/tfds
 
-Your own images, with or without classes (folders train/CLASS/, or train/ with images anywhere in it):
+On your own images, labeled (folders train/CLASS/) or not (images anywhere in train/):
 
     python main.py --config=configs/pretune.py:source=downstream,labels=no,backbone=vit_b16_in1k --config.data.root=data/mine
 
-With a backbone whose file holds the classifier of the same classes (DeiT's of ImageNet-1k, say), keep that one as it is, by
-`--config.head.start=classifier --config.head.tune=False`: on few images one that learns memorises them (docs/results.md).
-The run leaves `top_down.safetensors` in its folder, for `--config.top_down=FILE` of a run that tunes.
-source: imagenet, downstream, scenes (of the demo, with its backbone vit_mini16). labels: yes, no (the variational loss alone).
-The release has no recipe for this stage. This one is ours: the predecessor's (AbSViT: AdamW, DeiT's augmentation) with fewer
-epochs, as only the feedback layers learn; it has not been run on ImageNet-1k yet.
+If the backbone's file holds a classifier of the same classes (such as DeiT's of ImageNet-1k), keep it frozen with
+`--config.head.start=classifier --config.head.tune=False`: a tuned head memorizes a small set of images (docs/results.md).
+The run writes `top_down.safetensors` to its folder, for `--config.top_down=FILE` of a tuning run.
+source: imagenet, downstream, scenes (the demo's, with backbone vit_mini16). labels: yes, no (only the variational loss).
+The release has no recipe for this stage. This one is ours: that of its predecessor (AbSViT: AdamW, DeiT's augmentation) with
+fewer epochs, because only the feedback layers are tuned. It has not been run on ImageNet-1k yet.
 """
 
-from configs import common, pretrain
+from toast_jax.config.arguments import arguments, yes_no
+from toast_jax.config.recipes import scenes
+from toast_jax.config.runs import base
 from toast_jax.errors import choose
 
 
 def get_config(text: str | None = None):
-    """The config of one backbone and source; `text` is what follows the colon of `--config`."""
-    given = common.arguments(text, source="imagenet", labels="yes", backbone="vit_b16_in1k")
-    labels = common.yes_no("labels", given["labels"])
+    """Return the config of one backbone and source; `text` is the config arguments."""
+    values = arguments(text, source="imagenet", labels="yes", backbone="vit_b16_in1k")
+    labels = yes_no("labels", values["labels"])
     sources = {"imagenet": _imagenet, "downstream": _downstream, "scenes": _scenes}
-    name = f"pretune_{given['source']}_{given['backbone']}"
-    config = common.base(name=name, method="toast", backbone=given["backbone"], stage="pretune")
+    name = f"pretune_{values['source']}_{values['backbone']}"
+    config = base(name=name, method="toast", backbone=values["backbone"], stage="pretune")
     config.data.labels = labels
     config.head.start = "zeros"
     config.task_weight = 1.0 if labels else 0.0
@@ -42,9 +44,9 @@ def get_config(text: str | None = None):
     config.optimizer.weight_decay = 0.05
     config.optimizer.no_decay = ("head/bias", "top_down/prior")
     config.optimizer.clip = 1.0
-    config.backbone.drop_path = 0.0  # the signal is learned for the network as it is evaluated
+    config.backbone.drop_path = 0.0  # tune the top-down signal for the network as it is evaluated
     config.augment.min_crop_area = 0.08
-    choose("The config argument source", given["source"], sources)(config)
+    choose("The config argument source", values["source"], sources)(config)
     return config
 
 
@@ -63,7 +65,7 @@ def _imagenet(config):
 
 
 def _downstream(config):
-    """Few images: small batches at the same rate, larger crops, and no mixing."""
+    """Adapt the recipe to few images: small batches at an unscaled learning rate, larger crops, no mixing."""
     config.data.format = "folder"
     config.batch_size = 32
     config.optimizer.lr, config.optimizer.base_batch_size = 1e-3, 0
@@ -72,8 +74,8 @@ def _downstream(config):
 
 
 def _scenes(config):
-    """The task of the demo's backbone, with its own classifier."""
-    pretrain.scenes(config, task="salient", train=10_000, val=1_000, test=2_000)
+    """Use the task of the demo's backbone, with its own classifier."""
+    scenes(config, task="salient", train=10_000, val=1_000, test=2_000)
     config.backbone.weights = "assets/vit_mini16.safetensors"
     config.head.start, config.head.tune = "classifier", False
     config.batch_size = 128

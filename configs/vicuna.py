@@ -3,18 +3,19 @@
     python main.py --config=configs/vicuna.py:method=toast,backbone=llama1_7b --workdir=runs/vicuna_toast \\
         --config.data.splits.train=data/sharegpt.json --config.top_down=runs/pretune_llama1_7b/top_down.safetensors
 
-The release's recipe: 2 epochs of 96 conversations a step, 1024 tokens each, AdamW with a rate of 2e-5, two in a hundred
-conversations held out. The loss is on the assistant's turns alone. Records are
+The release's recipe: 2 epochs, 96 conversations per step, 1024 tokens per conversation, AdamW with a learning rate of 2e-5,
+2 % of the conversations held out. The loss covers the assistant's turns only. Records are
 `{"conversations": [{"from": "human" or "gpt", "value"}, ...]}` in a .json list. method: finetune, lora, toast, toast_lite.
 """
 
-from configs import common
+from toast_jax.config.arguments import arguments
+from toast_jax.config.runs import language
 
 
 def get_config(text: str | None = None):
-    """The config of one method; `text` is what follows the colon of `--config`."""
-    given = common.arguments(text, method="toast", backbone="llama1_7b")
-    config = common.language(name=f"vicuna_{given['method']}_{given['backbone']}", **given)
+    """Return the config of one method; `text` is the config arguments."""
+    values = arguments(text, method="toast", backbone="llama1_7b")
+    config = language(name=f"vicuna_{values['method']}_{values['backbone']}", **values)
     config.data.format = "conversations"
     config.data.splits.train = "data/sharegpt.json"
     config.data.length, config.data.held_out = 1024, 0.02

@@ -1,28 +1,18 @@
-"""Pictures of where tuned networks look, side by side on the same images.
+"""Draw where tuned networks look, side by side on the same images.
 
     python main.py --config=configs/visualize.py:runs=runs/toast+runs/lora,images=test --workdir=pictures
     python main.py --config=configs/visualize.py:runs=runs/toast,images=data/new --workdir=pictures
 
-runs: folders of runs with one image size and the same classes, joined by +. images: a split of the first run's data (train,
-val, test), or folders, searched at every depth, and images, joined by +. most: of how many images, at even distances. weights:
-the backbone of the runs, if its file has moved. docs/attention.md tells what the pictures show.
+runs: folders of runs with the same image size and classes, joined by +. images: a split of the first run's data (train, val,
+test), or folders, searched recursively, and images, joined by +. most: the maximum number of images, evenly spaced. weights:
+the backbone of the runs, if its file has moved. docs/attention.md explains the pictures.
 """
 
-from ml_collections import ConfigDict
-
-from configs import common
+from toast_jax.config.arguments import arguments, joined, whole
+from toast_jax.config.tasks import config_of
 
 
 def get_config(text: str | None = None):
-    """`text` is what follows the colon of `--config`."""
-    given = common.arguments(text, runs="", images="test", most="12", weights="")
-    return ConfigDict(
-        {
-            "name": "visualize",
-            "task": "visualize",
-            **given,
-            "runs": common.joined(given["runs"]),
-            "most": common.whole("most", given["most"]),
-            "batch_size": 32,
-        }
-    )
+    """Return the config; `text` is the config arguments."""
+    values = arguments(text, runs="", images="test", most="12", weights="")
+    return config_of("visualize", **values | {"runs": joined(values["runs"]), "most": whole("most", values["most"])})

@@ -9,13 +9,14 @@ from tests import ROOT
 # From the ground up. A file belongs to the longest name that begins its own.
 FLOORS = (
     ("errors", "trees", "fields"),
-    ("data", "workdir"),
+    ("data",),
     ("model.layers",),
     ("model.backbones",),
     ("model",),
     ("devices",),
-    ("weights",),
     ("config",),
+    ("workdir",),
+    ("weights",),
     ("train",),
     ("analysis", "testing"),
     ("tables",),

@@ -87,7 +87,7 @@ def test_captions_fit_a_narrow_terminal():
         (["--config=configs/fgvc.py:dataset=birds"], "The config argument dataset is 'birds'; it must be one of cub"),
         (["--config=configs/fgvc.py:dataset"], "'dataset' has no value; write dataset=VALUE"),
         (["--config=configs/fgvc.py:backbone=resnet50"], "The backbone 'resnet50' is not known"),
-        (["--config=configs/common.py"], "configs/common.py is no config of its own"),
+        (["--config=toast_jax/errors.py"], "toast_jax/errors.py is no config of its own"),
         (["--config=configs/fgvc.py", "--config.metod=lora"], "no field metod; the nearest are method"),
         (["--config=configs/fgvc.py", "--config.data.foo.bar=1"], "no field data.foo.bar"),
         (["--config=configs/fgvc.py", "--noconfig.resum"], "no field resum; the nearest are resume"),

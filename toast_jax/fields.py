@@ -1,6 +1,6 @@
-"""What a field of a config is: its default, what it may hold, what it means, and whether a run may resume with another value.
+"""What a config field is: its default, the values it may hold, its meaning, and whether a run may resume with another value.
 
-Imports nothing but the standard library, so that a wrong name is answered before JAX is loaded.
+Imports only the standard library, so that configs are read, and wrong names refused, before JAX is loaded.
 """
 
 import dataclasses
@@ -8,20 +8,20 @@ import difflib
 import math
 import numbers
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 
 class Rule(Protocol):
-    """What a field may hold."""
+    """The values that a field may hold; `str` of it says which, as in "whole number, 1 or more"."""
 
     def refusal(self, value: Any) -> str:
-        """Why a value is refused, as in "it has to be text"; "" if it is not."""
+        """Return why a value is refused, as in "it has to be text", or "" if it is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number with `least` <= number <= `most`, or with `above` < number < `below`, and not beyond `largest`."""
+    """A number with `least` <= number <= `most`, `above` < number < `below`, and a magnitude of `largest` or less."""
 
     whole: bool
     largest: float
@@ -30,15 +30,18 @@ class Number:
     above: float = -math.inf
     below: float = math.inf
 
+    def __str__(self) -> str:
+        bounds = [f"{end} or {word}" for end, word in ((self.least, "more"), (self.most, "less")) if math.isfinite(end)]
+        bounds += [f"{word} than {end}" for end, word in ((self.above, "more"), (self.below, "less")) if math.isfinite(end)]
+        return f"{'whole ' * self.whole}number{', ' * bool(bounds)}{' and '.join(bounds)}"
+
     def refusal(self, value: Any) -> str:
         is_number = isinstance(value, numbers.Integral if self.whole else numbers.Real) and not isinstance(value, bool)
         if is_number and abs(value) > self.largest:
             return f"numbers end at {self.largest:.10g} here"
         if is_number and self.least <= value <= self.most and self.above < value < self.below:
             return ""
-        bounds = [f"{end} or {word}" for end, word in ((self.least, "more"), (self.most, "less")) if math.isfinite(end)]
-        bounds += [f"{word} than {end}" for end, word in ((self.above, "more"), (self.below, "less")) if math.isfinite(end)]
-        return f"it has to be a {'whole ' * self.whole}number{', ' * bool(bounds)}{' and '.join(bounds)}"
+        return f"it has to be a {self}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,57 +50,71 @@ class Choice:
 
     options: Collection[str]
 
+    def __str__(self) -> str:
+        return ", ".join(option or repr(option) for option in self.options)
+
     def refusal(self, value: Any) -> str:
         if isinstance(value, str) and value in self.options:
             return ""
         near = difflib.get_close_matches(str(value), list(self.options), n=1)
-        hint = f" (the nearest is {near[0]!r})" if near else ""
-        return f"it must be one of {', '.join(one or repr(one) for one in self.options)}{hint}"
+        return f"it must be one of {self}" + (f" (the nearest is {near[0]!r})" if near else "")
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
+    def __str__(self) -> str:
+        return "True or False"
+
     def refusal(self, value: Any) -> str:
-        return "" if isinstance(value, bool) else "it has to be True or False"
+        return "" if isinstance(value, bool) else f"it has to be {self}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Any text; `example` is of a field that may not be empty."""
+    """Any text, but not an empty one if the rule has an `example`."""
 
     example: str = ""
+
+    def __str__(self) -> str:
+        return f"text, such as {self.example!r}" if self.example else "text"
 
     def refusal(self, value: Any) -> str:
         if isinstance(value, str) and "\0" not in value and (value or not self.example):
             return ""
-        return f"give text, such as {self.example!r}" if self.example else "it has to be text"
+        return f"give {self}" if self.example else f"it has to be {self}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Regex:
+    def __str__(self) -> str:
+        return "regular expression"
+
     def refusal(self, value: Any) -> str:
         if not isinstance(value, str):
             return "it has to be text"
         try:
             re.compile(value)
         except re.error as error:
-            return f"it has to be a regular expression ({error})"
+            return f"it has to be a {self} ({error})"
         return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """At least so many values of a kind."""
+    """A tuple or list of `least` values or more, each allowed by the rule `of`."""
 
     of: Rule
     least: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.least} or more in brackets, each: {self.of}"
 
     def refusal(self, value: Any) -> str:
         if not isinstance(value, (tuple, list)):
             return "it has to be several values in brackets, as in (1, 2)"
         if len(value) < self.least:
             return f"give {self.least} or more values"
-        return next((f"of these {one!r} is refused: {refusal}" for one in value if (refusal := self.of.refusal(one))), "")
+        return next((f"of these {item!r} is refused: {refusal}" for item in value if (refusal := self.of.refusal(item))), "")
 
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -114,6 +131,9 @@ def real(least: float = -math.inf, most: float = math.inf, **bounds: float) -> N
 SEED, COUNT, SHARE = whole(0), whole(1), real(0.0, below=1.0)
 FLAG, TEXT = Flag(), Text()
 
+# When a field may differ from the value that a run started with.
+NEVER, TO_EVALUATE, TO_RESUME = "", "to evaluate", "to resume or evaluate"
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -121,20 +141,33 @@ class Field:
 
     Attributes:
       default: its value in the base config.
-      allowed: the rule its value has to keep.
+      allowed: the rule for its values.
       meaning: one short phrase for the table of fields.
-      free: whether a run may resume with another value, because the field changes when and how, not what is computed.
+      may_change: NEVER; TO_EVALUATE if the checkpoint of a run may be evaluated with another value; TO_RESUME if the run may
+        also resume with one, because the field changes when and how, not what is computed.
     """
 
     default: Any
     allowed: Rule
     meaning: str
-    free: bool = False
+    may_change: str = NEVER
 
 
-def flat_fields(tree: dict, prefix: str = "") -> dict:
+def flat_fields(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """`{"data": {"root": x}}` -> `{"data.root": x}`."""
     flat = {}
     for name, value in tree.items():
         flat |= flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"data.root": x}` -> `{"data": {"root": x}}`."""
+    tree = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        section = tree
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return tree

@@ -7,9 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import common
 from tests import small_tfds
 from toast_jax.analysis import objects
+from toast_jax.config.runs import base
 from toast_jax.data.images import chosen, files, pixels, sources
 from toast_jax.errors import InputError
 
@@ -141,7 +141,7 @@ def birds(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("birds")
     small_tfds.prepare("caltech_birds2011", root, {"train": 3, "test": 3}, change=change)
-    data = common.base(name="x", method="linear", backbone="vit_ti16").data
+    data = base(name="x", method="linear", backbone="vit_ti16").data
     data.update({"format": "tfds", "name": "caltech_birds2011", "root": str(root), "num_classes": 200})
     return data
 

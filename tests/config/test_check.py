@@ -16,9 +16,13 @@ from tests.conftest import METHODS, tiny_config
 from toast_jax import fields as rules
 from toast_jax.config import schema
 from toast_jax.config.check import check, check_fields
+from toast_jax.config.tasks import SECTIONS, TASKS
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
+from toast_jax.model import families
+from toast_jax.model.backbones import vit
+from toast_jax.model.methods import METHODS as ROWS
 from toast_jax.train import images, setup
 
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
@@ -26,15 +30,7 @@ FAMILIES = {"vit": folder.get_config, "convnext": lambda: folder.get_config("bac
 
 
 def nested(flat):
-    config = ConfigDict()
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        inner = config
-        for part in path:
-            inner[part] = inner.get(part, ConfigDict())
-            inner = inner[part]
-        inner[last] = value
-    return config
+    return ConfigDict(rules.nested(flat))
 
 
 def refusal(config, by=check):
@@ -75,15 +71,15 @@ def test_other_ways_to_a_config_are_accepted():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_the_fields(family):
-    assert schema.FAMILIES[family].keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
+    assert schema.of_family(family).keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
 
 
-@pytest.mark.parametrize("task", schema.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_rows_of_a_task_are_its_fields(task):
     configs = (importlib.import_module(f"configs.{name}").get_config() for name in CONFIGS)
     config = next(config for config in configs if config.task == task)
-    inner = schema.CONFIGS.get(task, ())
-    assert schema.TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
+    inner = SECTIONS.get(task, ())
+    assert TASKS[task].keys() == {name for name in flat_fields(config.to_dict()) if name.split(".")[0] not in inner}
 
 
 # What is refused: a field by itself.
@@ -227,6 +223,57 @@ def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():
     assert [one.split()[0] for one in refusal(config)] == ["config.data.resize", "config.epochs"]
 
 
+# A family of backbones that is not one of ours.
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A config of a family that only a record describes."""
+    record = families.Family(
+        title="Toy",
+        reads="images",
+        sizes={"S": vit.SIZES["S"]},
+        methods={"linear": ROWS["linear"], "vpt": ROWS["vpt"], "partial": ROWS["partial"]},
+        fields={"groups": rules.Field(3, rules.whole(1, 9), "groups of channels")},
+        refused={"lora": "adds a low-rank delta, which a Toy has no kernels for"},
+        image_multiple=lambda backbone: backbone.groups,
+        tunable_blocks=lambda size: 2,
+    )
+    monkeypatch.setitem(families.FAMILIES, "toy", record)
+    config = folder.get_config("backbone=convnext_s,method=vpt")
+    config.backbone.update({"family": "toy", "groups": 4})
+    return config
+
+
+def test_a_family_needs_only_its_record(toy):
+    assert refusal(toy) == []
+    toy.backbone.groups = 10
+    assert refusal(toy) == ["config.backbone.groups is 10; it has to be a whole number, 1 or more and 9 or less."]
+    del toy.backbone["groups"]
+    assert [message.partition(";")[0] for message in refusal(toy)] == ["config.backbone.groups is missing"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "toast"}, "config.method is 'toast'; it must be one of linear, partial, vpt, lora."),
+        (
+            {"method": "lora"},
+            "Method lora adds a low-rank delta, which a Toy has no kernels for; use another --config.method, or a ViT, or a "
+            "ConvNeXt.",
+        ),
+        ({"backbone.size": "B"}, "config.backbone.size is 'B'; it must be one of S."),
+        ({"backbone.groups": 5}, "config.data.image_size 224 is no multiple of 5, as a Toy needs; use 225, for example."),
+        ({"method": "partial", "tuned_blocks": 3}, "config.tuned_blocks is 3; this network has 1 to 2 blocks to tune"),
+        ({"backbone.family": "tay"}, "config.backbone.family is 'tay'; it must be one of vit, convnext, llama, toy (the"),
+    ],
+)
+def test_a_record_says_what_its_family_refuses(toy, changes, message):
+    toy.update_from_flattened_dict(changes)
+    (sentence,) = refusal(toy)
+    assert sentence.startswith(message)
+
+
 # Any config.
 
 
@@ -274,7 +321,7 @@ def outside(rule):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_config_is_accepted_or_refused_in_sentences(family):
-    rows = schema.FAMILIES[family]
+    rows = {name: field.allowed for name, field in schema.of_family(family).items()}
     sound, wrong = st.fixed_dictionaries({n: inside(r) for n, r in rows.items()}), {n: outside(r) for n, r in rows.items()}
     able = {name: rule for name, rule in wrong.items() if name != "backbone.family"}
     fields = st.lists(st.sampled_from(sorted(able)), max_size=4, unique=True)
@@ -282,7 +329,7 @@ def test_any_config_is_accepted_or_refused_in_sentences(family):
     @hypothesis.settings(max_examples=150, **SETTINGS)
     @hypothesis.given(sound, fields, st.data())
     def accepted_or_refused(flat, names, data):
-        config = nested(flat | {name: data.draw(able[name]) for name in names})
+        config = nested(flat | {"backbone.family": family} | {name: data.draw(able[name]) for name in names})
         told = refusal(config)
         assert all(any(one.startswith(f"config.{name} is ") for one in told) for name in names)
         if not names and not told:
@@ -315,14 +362,14 @@ DRAWN += (
 )
 DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat")
 DRAWN += tuple(
-    name for name in schema.FAMILIES["vit"] if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
+    name for name in schema.of_family("vit") if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
 )
 
 
 @pytest.mark.slow
 def test_what_is_accepted_makes_a_step(image_folder, tmp_path_factory):
-    rows, made = schema.FAMILIES["vit"], []
-    drawn = {name: inside(rows[name]) for name in DRAWN} | SMALL
+    rows, made = schema.of_family("vit"), []
+    drawn = {name: inside(rows[name].allowed) for name in DRAWN} | SMALL
 
     @hypothesis.settings(max_examples=60, **SETTINGS)
     @hypothesis.given(st.fixed_dictionaries(drawn))

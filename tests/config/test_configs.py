@@ -2,14 +2,18 @@
 
 import importlib
 import json
+import re
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from configs import common, fgvc, folder, pretune, vtab
+from configs import fgvc, folder, pretune, vtab
 from tests import ROOT, small_tfds
 from tests.conftest import METHODS
 from toast_jax import trees
+from toast_jax.config.runs import base
 from toast_jax.data.images import batches
 from toast_jax.data.images.vtab import tasks
 from toast_jax.devices import parallel
@@ -17,7 +21,7 @@ from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.train import setup
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "vicuna")
 LOOKING = ("attention", "corrupt", "predict", "visualize")
 OTHERS = ("convert", "demo", "prepare", "pretrain", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
@@ -88,6 +92,21 @@ def test_caption_names_its_command(name):
     assert f"python main.py --config=configs/{name}.py" in caption
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_reading_a_config_imports_no_jax(name):
+    """JAX reads the folder of its compilation cache when it is imported, and `main.py` sets it after the config is read."""
+    code = f"import sys, configs.{name} as config; config.get_config(); sys.exit('jax' in sys.modules or 'flax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_imports_only_the_package(name):
+    """Where the package is installed, there is no folder `configs` to import from."""
+    source = (ROOT / "configs" / f"{name}.py").read_text()
+    modules = {module.partition(".")[0] for module in re.findall(r"^(?:from|import) (\S+)", source, re.M)}
+    assert modules <= {"toast_jax", "ml_collections"}
+
+
 @pytest.mark.parametrize("name", TUNING)
 @pytest.mark.parametrize("method", METHODS)
 def test_full_size_network_builds(name, method):
@@ -137,7 +156,7 @@ def test_vtab_selects_without_the_test_images():
 
 def test_backbone_names():
     assert folder.get_config("backbone=vit_l14_in21k").backbone.weights == "weights/vit_l14_in21k.pth"
-    config = common.base(name="x", method="toast", backbone="vit_h14")
+    config = base(name="x", method="toast", backbone="vit_h14")
     assert (config.backbone.size, config.backbone.patch) == ("H", 14)
     with pytest.raises(InputError, match="'vit_x16' is not known"):
-        common.base(name="x", method="toast", backbone="vit_x16")
+        base(name="x", method="toast", backbone="vit_x16")

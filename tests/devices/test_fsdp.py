@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from tests.model.backbones.test_llama import V, network, parameters, text
 from toast_jax import trees
+from toast_jax.config.runs import language
 from toast_jax.devices import fsdp, parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones import llama
@@ -76,7 +76,7 @@ def test_what_is_frozen_is_split_and_norms_are_not():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "gib"), [("llama1_7b", 8), ("llama1_13b", 15.5)])
 def test_step_of_a_large_network_compiles_and_its_arguments_fit(name, gib):
-    config = common.language(name="x", method="toast", backbone=name)
+    config = language(name="x", method="toast", backbone=name)
     config.backbone.update({"dtype": "bfloat16", "remat": True})
     net, row = steered.build(config, 0)
     shapes = jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0)))

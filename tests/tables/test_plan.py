@@ -12,6 +12,7 @@ import pytest
 
 from configs import fgvc, vtab
 from configs import sweep as config_of
+from toast_jax.config import recipes
 from toast_jax.data.images.vtab import tasks
 from toast_jax.errors import Diverged, InputError, Interrupted
 from toast_jax.tables import plan
@@ -106,10 +107,11 @@ def test_grid_of_vtab(method, count, folder):
 
 
 def test_published_grids():
-    assert vtab.LR["toast"] == (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
-    assert vtab.LR["vpt"] == (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
-    assert sorted(vtab.LR["finetune"]) == [1e-4, 5e-4, 1e-3, 5e-3] and vtab.WEIGHT_DECAY == (1e-2, 1e-3, 1e-4, 0.0)
-    assert vtab.SEEDS == fgvc.SEEDS == (42, 44, 82, 100, 800)
+    assert recipes.VTAB_LR["toast"] == (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
+    assert recipes.VTAB_LR["vpt"] == (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
+    assert sorted(recipes.VTAB_LR["finetune"]) == [1e-4, 5e-4, 1e-3, 5e-3]
+    assert recipes.VTAB_WEIGHT_DECAY == (1e-2, 1e-3, 1e-4, 0.0)
+    assert recipes.SEEDS == (42, 44, 82, 100, 800)
 
 
 def test_names_can_be_read(folder):
@@ -140,7 +142,7 @@ def _selection_at(config, cell, point, folder):
     return plan.selection(config, cell, folder).values()
 
 
-@pytest.mark.parametrize("dataset", fgvc.DATASETS)
+@pytest.mark.parametrize("dataset", recipes.FGVC)
 def test_fgvc_is_the_recipe_of_the_set(dataset, folder):
     config = config_of.get_config("table=fgvc,method=all")
     assert len(plan.cells(config)) == 5 * 8

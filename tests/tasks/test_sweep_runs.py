@@ -12,6 +12,7 @@ from configs import sweep as sweep_config
 from configs import table as table_config
 from tests import ROOT, small_tfds
 from tests.conftest import CLASSES
+from toast_jax.config import recipes
 from toast_jax.data.images.vtab import tasks
 from toast_jax.tables import tables
 from toast_jax.tasks import sweep, table
@@ -82,7 +83,7 @@ def test_all_of_vtab(few_images, tmp_path):
 @pytest.fixture(scope="module")
 def fgvc_root(image_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("fgvc")
-    for name, one in sweep_config.fgvc.DATASETS.items():
+    for name, one in recipes.FGVC.items():
         (root / name / one.image_dir).mkdir(parents=True)
         for split in ("train", "val", "test"):
             images = {str(path): CLASSES.index(path.parent.name) for path in sorted((image_folder / split).glob("*/*.jpg"))}

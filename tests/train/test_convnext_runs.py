@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common, fgvc, folder, pretune
+from configs import fgvc, folder, pretune
 from configs import predict as predict_config
 from tests.conftest import CLASSES, METHODS, tiny_config
 from toast_jax import trees
+from toast_jax.config.runs import base
 from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
@@ -93,14 +94,14 @@ def test_fields_change_what_toast_tunes(stage):
 
 
 def test_config_of_a_convnext_has_the_fields_that_it_reads():
-    config = common.base(name="x", method="toast", backbone="convnext_b_in1k")
+    config = base(name="x", method="toast", backbone="convnext_b_in1k")
     expected = {"family": "convnext", "size": "B", "weights": "weights/convnext_b_in1k.pth", "drop_path": 0.0}
     assert config.backbone.to_dict() == expected | {"dtype": "float32", "remat": False}
     assert (config.variational_weight, fgvc.get_config().variational_weight) == (0.01, 0.1)
     assert pretune.get_config("backbone=convnext_t").variational_weight == 0.01
     for name in ("convnext_x", "convnext_b16", "convnext"):
         with pytest.raises(InputError, match=f"'{name}' is not known; .* or convnext_ . size .t, s, b, l."):
-            common.base(name="x", method="toast", backbone=name)
+            base(name="x", method="toast", backbone=name)
 
 
 def test_network_of_the_config():

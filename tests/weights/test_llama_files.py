@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs import common
 from tests.model.backbones.test_llama import D, G, H, L, V, network, numpy_logits, parameters
 from toast_jax import trees
+from toast_jax.config.runs import language
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import steered
@@ -293,7 +293,7 @@ def test_missing_weights_are_told_by_their_field(tmp_path):
 
 def test_frozen_parameters_are_stored_in_the_compute_dtype(tmp_path, monkeypatch):
     monkeypatch.setitem(llama.SIZES, "stories260k", llama.Size(D, L, H, G, 24, V, 64, norm_eps=1e-6))
-    config = common.language(name="x", method="toast", backbone="stories260k")
+    config = language(name="x", method="toast", backbone="stories260k")
     config.backbone.dtype = "bfloat16"
     net, row = steered.build(config, 0)
     params = trees.flat(starts.start(net, row, seed=0, weights=str(folder(tmp_path / "a"))))
@@ -313,7 +313,7 @@ SENTENCE = (  # of a story, by the tokenizer of Llama 2, after <s>
 @pytest.mark.skipif(not STORIES, reason="set TOAST_STORIES15M to a folder of Hugging Face with karpathy's stories15M")
 def test_real_model_predicts_a_story():
     """Also against NumPy, in float64."""
-    config = common.language(name="x", method="finetune", backbone="stories15m")
+    config = language(name="x", method="finetune", backbone="stories15m")
     net, row = steered.build(config, 0)
     params = starts.start(net, row, seed=0, weights=STORIES)
     tokens = np.array([SENTENCE], np.int32)

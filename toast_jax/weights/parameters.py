@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import trees
+from toast_jax.config.backbones import RANDOM
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import families
@@ -19,7 +20,6 @@ from toast_jax.weights import llama_files, module_file, pretrained
 
 log = logging.getLogger(__name__)
 
-RANDOM = "random"
 _FLOAT32 = r"(.*/)?norm\d?/\w+|top_down/prior|head/.*"  # what is computed with in float32 whatever the compute dtype
 
 

@@ -14,14 +14,10 @@ import jax
 from ml_collections import ConfigDict
 
 import toast_jax
+from toast_jax.config import schema
 from toast_jax.errors import InputError
-from toast_jax.fields import flat_fields
+from toast_jax.fields import TO_EVALUATE, TO_RESUME, flat_fields
 from toast_jax.workdir import locks
-
-# Fields that may differ between the parts of one run: they change when and how, not what is computed.
-_FREE = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify", "fsdp"}
-# And those that may differ when its checkpoint is evaluated.
-_FREE_TO_EVALUATE = _FREE | {"batch_size", "epochs", "data.root", "data.splits.train", "data.splits.val", "data.splits.test"}
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
@@ -38,7 +34,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
     if jax.process_index():
         return folder
     if has_checkpoint(folder):
-        _check_same(folder, config, _FREE)
+        _check_same(folder, config, TO_RESUME)
         if not config.resume:
             raise InputError(f"{folder} already holds a run; set --config.resume=True or give another --workdir.")
     write_json(folder / "config.json", config.to_dict())
@@ -103,24 +99,29 @@ def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json")
     folder = Path(workdir).expanduser()
     if not (folder / name).exists():
         return None
-    _check_same(folder, config, _FREE)
+    _check_same(folder, config, TO_RESUME)
     return json.loads((folder / name).read_text())
 
 
 def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:
     """Raises InputError unless the config builds the network whose checkpoint the folder holds."""
-    _check_same(Path(workdir).expanduser(), config, _FREE_TO_EVALUATE)
+    _check_same(Path(workdir).expanduser(), config, TO_EVALUATE, TO_RESUME)
 
 
-def _check_same(folder, config, free):
+def _check_same(folder, config, *changeable):
+    """Compare a config with the saved one; a field that an older version did not have counts as its default."""
     path = folder / "config.json"
+    fields = schema.of_run(config)
+    defaults = {name: field.default for name, field in fields.items()}
     try:
-        ours = flat_fields(json.loads(json.dumps(config.to_dict())))
-        theirs = flat_fields(json.loads(path.read_text()))
+        saved = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); give another --workdir.") from error
-    pairs = [(name, theirs.get(name), ours.get(name)) for name in sorted((ours.keys() | theirs.keys()) - free)]
-    if differing := [f"{name} {old!r} -> {new!r}" for name, old, new in pairs if old != new]:
+    # Through JSON, which turns tuples into lists.
+    old, new = (json.loads(json.dumps(defaults | flat_fields(tree))) for tree in (saved, config.to_dict()))
+    fixed = (old.keys() | new.keys()) - {name for name, field in fields.items() if field.may_change in changeable}
+    pairs = [(name, old.get(name), new.get(name)) for name in sorted(fixed)]
+    if differing := [f"{name} {before!r} -> {now!r}" for name, before, now in pairs if before != now]:
         raise InputError(f"{folder} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from toast_jax import trees
+from toast_jax.config.runs import base
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import convnext
 
@@ -195,7 +195,7 @@ PUBLISHED = {
 
 
 def build(change=None, *, backbone="convnext_b", last_blocks=1):
-    config = common.base(name="", method="linear", backbone=backbone).backbone
+    config = base(name="", method="linear", backbone=backbone).backbone
     config.update(change or {})
     return convnext.build(config, last_blocks)
 

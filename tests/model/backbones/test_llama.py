@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from toast_jax import trees
+from toast_jax.config.backbones import LLAMAS
+from toast_jax.config.runs import language
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.model.backbones import llama
@@ -256,7 +257,7 @@ def test_sequence_longer_than_the_context_is_refused():
 
 
 def configured(backbone, method="finetune", **fields):
-    config = common.language(name="x", method=method, backbone=backbone)
+    config = language(name="x", method=method, backbone=backbone)
     config.update(fields)
     return config
 
@@ -288,7 +289,7 @@ def test_sizes_have_as_many_parameters_as_published(name):
 
 
 def test_the_config_knows_every_size():
-    assert set(common.LLAMAS) == set(llama.SIZES) == set(PUBLISHED)
+    assert set(LLAMAS) == set(llama.SIZES) == set(PUBLISHED)
     assert configured("llama2_7b_chat").backbone.to_dict() == {
         **{"family": "llama", "size": "llama2_7b", "weights": "weights/llama2_7b_chat"},
         **{"dtype": "float32", "remat": False},

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
 from toast_jax import trees
+from toast_jax.config.runs import base
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import vit
 from toast_jax.model.layers.linear import Linear
@@ -318,7 +318,7 @@ PUBLISHED = {
 
 
 def build(change=None, *, backbone="vit_b16", image_size=224, last_blocks=1):
-    config = common.base(name="", method="linear", backbone=backbone).backbone
+    config = base(name="", method="linear", backbone=backbone).backbone
     config.update(change or {})
     return vit.build(config, image_size, last_blocks)
 

@@ -1,0 +1,138 @@
+"""The tables of fields: complete, short, and in agreement with the code that reads them."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from configs import folder, vicuna
+from tests import ROOT
+from tests.config.test_configs import CONFIGS
+from toast_jax.config import backbones, page, runs, schema, tasks
+from toast_jax.errors import InputError
+from toast_jax.fields import TO_EVALUATE, TO_RESUME, flat_fields, nested
+from toast_jax.model import methods, steered
+from toast_jax.model.families import FAMILIES
+from toast_jax.model.layers import dtypes
+from toast_jax.train import optim
+from toast_jax.workdir import run_folder
+
+TABLES = {"images": runs.IMAGES, "texts": runs.TEXTS, "sweep": tasks.SWEEP, **tasks.TASKS}
+TABLES |= {name: {f"backbone.{field}": row for field, row in record.fields.items()} for name, record in FAMILIES.items()}
+FIELDS = [pytest.param(name, field, id=f"{table}:{name}") for table, rows in TABLES.items() for name, field in rows.items()]
+# A user has to fill these in.
+EMPTY = ("data.splits.train", "rows")
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS)
+def test_a_default_is_allowed_and_a_meaning_is_one_short_phrase(name, field):
+    assert name in EMPTY or field.allowed.refusal(field.default) == ""
+    assert 0 < len(field.meaning) <= 100 and not field.meaning.endswith(".") and "|" not in field.meaning
+    assert str(field.allowed) and "|" not in str(field.allowed)
+
+
+def test_choices_that_are_written_out_are_those_of_the_code():
+    """The tables import no JAX, so they repeat names that modules with JAX define."""
+    assert runs.IMAGES["optimizer.name"].allowed.options == tuple(optim.OPTIMIZERS)
+    assert runs.IMAGES["optimizer.schedule"].allowed.options == tuple(optim.SCHEDULES)
+    assert runs.IMAGES["head.start"].allowed.options == tuple(steered.HEAD_STARTS)
+    assert runs.IMAGES["backbone.dtype"].allowed.options == tuple(dtypes.DTYPES)
+    assert tuple(methods.METHODS) == runs.METHODS and set(methods.LANGUAGE_METHODS) <= set(runs.METHODS)
+
+
+@pytest.mark.parametrize("name", ["vit_b16_in1k", "vit_mini8", "convnext_t", *backbones.LLAMAS])
+def test_names_of_backbones_give_the_fields_of_their_record(name):
+    values = (backbones.of_text if name in backbones.LLAMAS else backbones.of_images)(name)
+    record = FAMILIES[values["backbone.family"]]
+    assert values["backbone.size"] in record.sizes
+    assert values.get("variational_weight", runs.IMAGES["variational_weight"].default) == record.variational_weight
+    for field, row in record.fields.items():
+        value = values[f"backbone.{field}"]
+        assert row.allowed.refusal(value) == "" and (value == row.default or field == "patch")
+
+
+def test_the_page_is_what_the_tables_say():
+    """In a process of its own, without the small networks of the tests."""
+    text = subprocess.run([sys.executable, "-m", "toast_jax.config.page"], capture_output=True, text=True, cwd=ROOT).stdout
+    assert text == (ROOT / "docs/config.md").read_text(), "run python -m toast_jax.config.page > docs/config.md"
+
+
+def test_the_page_has_every_field():
+    text = page.page()
+    for rows in TABLES.values():
+        assert all(f"| `{name}` |" in text and field.meaning in text for name, field in rows.items())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fields_of_every_config_are_printed(name):
+    module = __import__(f"configs.{name}", fromlist=["get_config"])
+    config = module.get_config()
+    lines = page.table_of(config).splitlines()
+    assert lines[0].split() == ["config.FIELD", "value", "allowed", "meaning"] and max(map(len, lines)) <= 140
+    sections = tasks.SECTIONS.get(config.task, ())
+    printed = {line.split()[0] for line in lines[1:] if not line.startswith(" ")}
+    own = {field for field in flat_fields(config.to_dict()) if field.split(".")[0] not in sections}
+    assert own | set(sections) <= printed
+
+
+def test_fields_are_printed_on_the_command_line_without_a_device(tmp_path):
+    command = [sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/folder.py:method=lora"]
+    command += ["--config.optimizer.lr=0.5", "--fields"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"JAX_PLATFORMS": "none", "PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^optimizer\.lr +0\.5 +number, 0\.0 or more +peak learning rate$", done.stdout, re.M)
+    assert re.search(r"^method +'lora' +linear, finetune, ", done.stdout, re.M) and not list(tmp_path.iterdir())
+
+
+# What may change between a saved run and a config.
+
+
+def saved(config, folder, without=(), **changes):
+    values = flat_fields(config.to_dict())
+    for name in without:
+        del values[name]
+    (folder / "checkpoints" / "1").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(nested(values | changes)))
+    return folder
+
+
+def accepts(check, folder, config):
+    try:
+        check(folder, config)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("get_config", [folder.get_config, vicuna.get_config])
+def test_a_run_resumes_and_is_evaluated_with_other_values_of_free_fields_alone(get_config, tmp_path):
+    config = get_config()
+    for number, (name, field) in enumerate(schema.fields_of(config).items()):
+        place = saved(config, tmp_path / str(number), **{name: "another"})
+        told = f"holds a run of another config ({name} 'another' -> "
+        resumed, evaluated = (accepts(check, place, config) for check in (run_folder.claim, run_folder.check_evaluates))
+        assert (resumed == "") == (field.may_change == TO_RESUME) and (not resumed or told in resumed), name
+        assert (evaluated == "") == (field.may_change in (TO_RESUME, TO_EVALUATE)) and (not evaluated or told in evaluated), (
+            name
+        )
+
+
+def test_the_free_fields_are_these():
+    resume = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify"}
+    evaluate = {"batch_size", "epochs", "data.root", "data.splits.train", "data.splits.val", "data.splits.test"}
+    fields = runs.IMAGES | runs.TEXTS
+    assert {name for name, field in fields.items() if field.may_change == TO_RESUME} == {*resume, "fsdp"}
+    assert {name for name, field in fields.items() if field.may_change == TO_EVALUATE} == evaluate
+
+
+@pytest.mark.parametrize(
+    ("missing", "other"), [("ema", 0.9), ("optimizer.no_decay", ("x",)), ("augment.mixup", 0.5), ("backbone.pool", "mean")]
+)
+def test_a_field_that_a_saved_run_does_not_have_counts_as_its_default(missing, other, tmp_path):
+    config = folder.get_config()
+    place = saved(config, tmp_path, without=[missing])
+    assert accepts(run_folder.check_evaluates, place, config) == ""
+    config.update_from_flattened_dict({missing: other})
+    assert f"holds a run of another config ({missing} " in accepts(run_folder.claim, place, config)

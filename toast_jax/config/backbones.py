@@ -1,0 +1,46 @@
+"""Parse the name of a backbone, such as vit_b16_in1k, into fields of a config.
+
+Reading a config must not import JAX, so this module repeats a few names and defaults of the records in `model/families.py`;
+a test checks that they agree.
+"""
+
+import re
+from typing import Any
+
+from toast_jax.errors import InputError
+
+RANDOM = "random"  # value of backbone.weights: random weights, no file
+LLAMAS = (
+    *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "llama3_1_8b", "llama3_2_1b", "llama3_2_3b"),
+    *("tinyllama_1b", "stories15m", "stories260k"),
+)
+_VIT_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
+
+
+def of_images(name: str) -> dict[str, Any]:
+    """Parse `vit_` + size + patch or `convnext_` + size, and a tag; return fields by dotted name."""
+    vit = re.fullmatch(r"vit_(?P<size>mini|ti|s|b|l|h)(?P<patch>8|14|16|32)(_\w+)?", name)
+    convnext = re.fullmatch(r"convnext_(?P<size>[tsbl])(_\w+)?", name)
+    if not vit and not convnext:
+        raise InputError(
+            f"The backbone {name!r} is not known; write vit_ + size (mini, ti, s, b, l, h) + patch (8, 14, 16, 32) + a tag, "
+            "such as vit_b16_in1k, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k."
+        )
+    fields = {"backbone.weights": f"weights/{name}.pth"}
+    if vit:
+        fields |= {"backbone.family": "vit", "backbone.size": _VIT_SIZES[vit["size"]]}
+        fields |= {"backbone.patch": int(vit["patch"]), "backbone.pool": "cls"}
+        # The release leaves drop-path on while it tunes a ViT.
+        return fields | {"backbone.drop_path": 0.1, "variational_weight": 0.1}
+    return fields | {"backbone.family": "convnext", "backbone.size": convnext["size"].upper()}
+
+
+def of_text(name: str) -> dict[str, Any]:
+    """Parse one of `LLAMAS` and a tag; return fields by dotted name."""
+    size = next((size for size in LLAMAS if re.fullmatch(rf"{size}(_\w+)?", name)), None)
+    if size is None:
+        raise InputError(
+            f"The backbone {name!r} is not known; write one of {', '.join(LLAMAS)}, and a tag, such as llama2_7b_chat."
+        )
+    fields = {"backbone.family": "llama", "backbone.size": size}
+    return fields | {"backbone.weights": f"weights/{name}", "data.tokenizer": f"weights/{name}"}

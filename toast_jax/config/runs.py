@@ -1,0 +1,190 @@
+"""The fields of a run, on images or on text: one row each. The base configs are the defaults of these rows.
+
+Rows that depend on the family of the backbone (its name, sizes, methods and own fields) are completed by `schema.py`.
+Reading a config must not import JAX, so nothing here does; a test checks that choices written out here are complete.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from toast_jax.config import backbones
+from toast_jax.data.images.sources import READERS
+from toast_jax.data.text.documents import FORMATS
+from toast_jax.fields import (
+    COUNT,
+    FLAG,
+    SEED,
+    SHARE,
+    TEXT,
+    TO_EVALUATE,
+    TO_RESUME,
+    Choice,
+    Field,
+    Regex,
+    Several,
+    Text,
+    nested,
+    real,
+    whole,
+)
+
+METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
+
+# Upper bounds that seem far away are those beyond which memory ends.
+_RUN = {
+    "name": Field("mine", Text("mine"), "name of the run; without --workdir its folder is runs/NAME"),
+    "task": Field("train", Choice(("train", "evaluate")), "train a run, or evaluate its checkpoint", TO_RESUME),
+    "stage": Field("tune", Choice(("tune", "pretune")), "tune the downstream task, or pre-tune the top-down module"),
+    "method": Field("toast", Choice(METHODS), "transfer method; a row of toast_jax/model/methods.py"),
+    "seed": Field(42, SEED, "seed of initialization, data order, augmentation and dropout"),
+    "resume": Field(True, FLAG, "resume from the last checkpoint in --workdir", TO_RESUME),
+    "backbone.family": Field("vit", TEXT, "family of the backbone; a record of toast_jax/model/families.py"),
+    "backbone.size": Field("B", TEXT, "size of the backbone, within its family"),
+    "backbone.weights": Field(
+        "weights/vit_b16_in1k.pth", Text("weights/vit_b16_in1k.pth"), f"file or folder of weights, or {backbones.RANDOM}"
+    ),
+    "backbone.dtype": Field("float32", Choice(("float32", "bfloat16")), "dtype of the compute and, of a LLaMA, its weights"),
+    "backbone.remat": Field(False, FLAG, "recompute activations in the backward pass, which saves memory"),
+    "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none"),
+    "tune_transform": Field(False, FLAG, "toast: also tune the transform of the selected tokens; the release does not"),
+    "checkpoint": Field("", TEXT, "task evaluate: a file tuned by the PyTorch release, instead of the checkpoint of --workdir"),
+    "lora.rank": Field(4, whole(1, 4096), "rank of the low-rank deltas"),
+    "lora.alpha": Field(1.0, real(above=0.0), "deltas are scaled by alpha / rank"),
+    "task_weight": Field(1.0, real(0.0), "pretune: weight of the cross-entropy"),
+    "variational_weight": Field(0.01, real(0.0), "pretune: weight of the variational loss"),
+    "data.format": Field("json", TEXT, "format of the data"),
+    "data.splits.train": Field("train", Text("train"), "training split", TO_EVALUATE),
+    "data.splits.val": Field("val", TEXT, "validation split; '' for none", TO_EVALUATE),
+    "data.splits.test": Field("test", TEXT, "test split; '' for none", TO_EVALUATE),
+    "data.workers": Field(0, whole(0, 1024), "processes that load data; 0: threads", TO_RESUME),
+    "batch_size": Field(32, COUNT, "examples per step, over all devices", TO_EVALUATE),
+    "epochs": Field(100, whole(1, 1_000_000), "epochs to train", TO_EVALUATE),
+    "warmup_epochs": Field(10, whole(0), "epochs of linear warmup of the learning rate"),
+    "optimizer.name": Field("sgd", Choice(("sgd", "adamw")), "optimizer"),
+    "optimizer.lr": Field(0.02, real(0.0), "peak learning rate"),
+    "optimizer.base_batch_size": Field(0, whole(0), "batch size that lr is for; lr scales with batch_size; 0: no scaling"),
+    "optimizer.schedule": Field("epoch", Choice(("epoch", "step")), "update the learning rate every epoch or every step"),
+    "optimizer.momentum": Field(0.9, SHARE, "momentum of sgd"),
+    "optimizer.weight_decay": Field(1e-4, real(0.0), "weight decay"),
+    "optimizer.no_decay": Field(("head/bias",), Several(Regex()), "paths of parameters without weight decay"),
+    "optimizer.clip": Field(0.0, real(0.0), "maximum global norm of the gradients; 0: no clipping"),
+    "ema": Field(0.0, SHARE, "decay of a moving average of the tuned parameters, used for evaluation; 0: no average"),
+    "skip_nonfinite": Field(0, whole(0), "how many consecutive non-finite steps to skip before stopping"),
+    "log_every": Field(10, COUNT, "steps between log lines", TO_RESUME),
+    "eval_every": Field(10, COUNT, "epochs between evaluations", TO_RESUME),
+    "checkpoint_every": Field(5, COUNT, "epochs between checkpoints", TO_RESUME),
+}
+
+
+def _with(fields: Mapping[str, Field], **changes: Mapping[str, Any]) -> dict[str, Field]:
+    """Return `fields` with other defaults, rules or meanings, by name of the attribute and then of the field."""
+    fields = dict(fields)
+    for attribute, by_name in changes.items():
+        for name, value in by_name.items():
+            fields[name] = dataclasses.replace(fields[name], **{attribute: value})
+    return fields
+
+
+IMAGES = _with(
+    _RUN,
+    allowed={"data.format": Choice(READERS)},
+    meaning={
+        "data.format": "json: VPT's split files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS datasets; scenes: the demo",
+    },
+) | {
+    "backbone.drop_path": Field(0.0, SHARE, "stochastic depth: rate of the last block; the base config of a ViT has 0.1"),
+    "tuned_blocks": Field(1, COUNT, "partial: number of last blocks to tune"),
+    "head.start": Field(
+        "random",
+        Choice(("random", "zeros", "classifier")),
+        "initial head: random as in the release, zeros, or the classifier of the backbone's file",
+    ),
+    "head.tune": Field(True, FLAG, "tune the head"),
+    "prompts.num": Field(100, whole(1, 100_000), "vpt: number of prompt tokens"),
+    "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
+    "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),
+    "data.root": Field("", TEXT, "folder of the data", TO_EVALUATE),
+    "data.image_dir": Field("", TEXT, "json: folder of the images under data.root"),
+    "data.name": Field("", TEXT, "tfds: name of the dataset; vtab, scenes: name of the task"),
+    "data.split_file": Field("", TEXT, "vtab: published list of images to check the splits against; '' for no check"),
+    "data.num_classes": Field(0, whole(0), "number of classes; 0: as many as the data has"),
+    "data.labels": Field(True, FLAG, "read labels; False: pre-tune on unlabeled images"),
+    "data.resize": Field(256, whole(1, 16_384), "shorter side of the image before the crop, in pixels"),
+    "data.image_size": Field(224, whole(1, 16_384), "side of the crop, in pixels"),
+    "data.views": Field(0, whole(0, 1_000_000), "random views per training image, repeated in turn; 0: a new one every epoch"),
+    "data.verify": Field(True, FLAG, "decode every image once before the first step", TO_RESUME),
+    "data.skip_corrupt": Field(False, FLAG, "leave out images that cannot be decoded"),
+    "augment.flip": Field(True, FLAG, "flip half of the images horizontally"),
+    "augment.min_crop_area": Field(1.0, real(0.01, 1.0), "smallest area of a random resized crop; 1: random square crops"),
+    "augment.randaugment_ops": Field(0, whole(0, 100), "RandAugment: operations per image"),
+    "augment.randaugment_magnitude": Field(9.0, real(0.0, 10.0), "RandAugment: magnitude, of 10"),
+    "augment.erasing": Field(0.0, real(0.0, 1.0), "probability of random erasing"),
+    "augment.mixup": Field(0.0, real(0.0), "alpha of mixup; 0: no mixup"),
+    "augment.cutmix": Field(0.0, real(0.0), "alpha of CutMix; 0: no CutMix"),
+    "augment.label_smoothing": Field(0.0, SHARE, "label smoothing"),
+    "keep_known": Field(True, FLAG, "cache the frozen features if views repeat (VTAB, data.views) and drop-path is off"),
+    "confusion": Field(False, FLAG, "at the end, log the confused classes and write confusion.csv", TO_RESUME),
+}
+TEXTS = _with(
+    _RUN,
+    default={
+        "backbone.family": "llama",
+        "backbone.size": "llama1_7b",
+        "backbone.weights": "weights/llama1_7b",
+        "data.format": "text",
+        "data.splits.train": "",
+        "data.splits.val": "",
+        "data.splits.test": "",
+        "batch_size": 144,
+        "epochs": 3,
+        "warmup_epochs": 0.09,  # 3 % of the run
+        "optimizer.name": "adamw",
+        "optimizer.lr": 2e-5,
+        "optimizer.schedule": "step",
+        "optimizer.weight_decay": 0.0,
+        "optimizer.no_decay": (),
+        "optimizer.clip": 1.0,  # default of Hugging Face's trainer
+        "eval_every": 1,
+        "checkpoint_every": 1,
+    },
+    allowed={"data.format": Choice(FORMATS), "warmup_epochs": real(0.0)},
+    meaning={
+        "data.format": "text: packed; instructions: Alpaca; prompts: prompt and response; conversations: ShareGPT",
+        "data.splits.train": "training file: .txt, .json or .jsonl",
+        "data.splits.val": "validation file; '' for none",
+        "data.splits.test": "test file; '' for none",
+        "batch_size": "sequences per step, over all devices",
+    },
+) | {
+    "data.tokenizer": Field("weights/llama1_7b", Text("weights/llama1_7b"), "tokenizer.model or tokenizer.json, or its folder"),
+    "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),
+    "data.length": Field(512, whole(2, 1_000_000), "tokens of a sequence"),
+    "data.documents": Field(0, whole(0), "read only the first so many documents; 0: all"),
+    "data.held_out": Field(0.0, SHARE, "share of the training texts to hold out for validation"),
+    "microbatches": Field(1, COUNT, "parts of a device's batch to compute one after the other, which saves memory"),
+    "fsdp": Field(1, COUNT, "number of devices to shard the frozen parameters over; 1: replicated", TO_RESUME),
+}
+
+
+def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
+    """Return the config of a run on images with every field; the defaults are the release's FGVC recipe.
+
+    `backbone` is `vit_` + size (mini, ti, s, b, l, h) + patch, or `convnext_` + size (t, s, b, l), and a tag that names the
+    pre-training, as in vit_b16_in1k.
+    """
+    return _config(IMAGES, backbones.of_images(backbone) | {"name": name, "method": method, "stage": stage})
+
+
+def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
+    """Return the config of a run on text with every field; the defaults are the release's recipe for LLaMA.
+
+    `backbone` is one of `backbones.LLAMAS`, with an underscore and a tag if need be, as in llama2_7b_chat.
+    """
+    return _config(TEXTS, backbones.of_text(backbone) | {"name": name, "method": method, "stage": stage})
+
+
+def _config(fields, values):
+    return ConfigDict(nested({name: field.default for name, field in fields.items()} | values))
