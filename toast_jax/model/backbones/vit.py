@@ -218,7 +218,7 @@ class ViT(nn.Module):
         Returns:
           pooled `[B, D]`, and a dict:
             tokens: `[B, N, D]` after the final LayerNorm; compared with the prior.
-            fed_back: the same.
+            fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
             attention: `[L, B, H, N, N]`.
         """
