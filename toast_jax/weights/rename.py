@@ -1,4 +1,4 @@
-"""PyTorch's names and ours, translated in both directions by the tables of the families (`model.backbones.renaming`)."""
+"""Conversion between PyTorch's names and ours, by the tables of the families (`model.backbones.renaming`)."""
 
 import os
 import re
@@ -12,17 +12,17 @@ from toast_jax.weights.files import Arrays
 
 
 def kind(paths: Iterable[str]) -> Family:
-    """Returns the family that our paths belong to; the first one if none says so, as in a `TopDown` module alone."""
+    """Returns the family that our paths belong to; the first one where it is unclear (a `TopDown` module alone)."""
     return _recognized(lambda family, path: re.match(family.names.own_paths, path), list(paths)) or _fallback()
 
 
 def kind_of_torch(state: Arrays) -> Family:
-    """Returns the family that arrays by PyTorch's names belong to; the first one if none says so."""
+    """Returns the family that arrays by PyTorch's names belong to; the first one where it is unclear."""
     return recognized(state) or _fallback()
 
 
 def recognized(state: Arrays) -> Family | None:
-    """Returns the family of which one array by PyTorch's name is, or None."""
+    """Returns the family that an array's PyTorch name gives away, or None."""
     return _recognized(lambda family, item: family.names.has_name(*item), state.items())
 
 
@@ -38,48 +38,48 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
     """Renames PyTorch arrays to our "/"-joined paths.
 
     Args:
-      state: arrays by PyTorch name, prefixes taken off.
-      last_blocks: how many blocks stand outside the scanned stack (see `ViT.last_blocks`).
+      state: arrays by PyTorch name, without prefixes.
+      last_blocks: number of blocks outside the scanned stack (see `ViT.last_blocks`).
 
     Returns:
-      our arrays by path, and the names that the table does not know.
+      arrays by path, and the names that the table lacks.
 
     Raises:
-      ValueError: an array has not the axes of its name, or layers do not stack.
+      ValueError: an array has other axes than its name implies, or layers do not stack.
     """
-    ours, unknown = rename(state)
-    return stack(ours, last_blocks), unknown
+    layers, unknown = rename(state)
+    return stack(layers, last_blocks), unknown
 
 
 def rename(state: Arrays) -> tuple[Arrays, list[str]]:
-    """`from_torch` with every layer on its own: `backbone/blocks/3/x`."""
-    left, ours = dict(state), {}
+    """Renames as `from_torch` does, but with a path for every layer: `backbone/blocks/3/x`."""
+    left, layers = dict(state), {}
     for row in kind_of_torch(state).names.table:
         for i in _layers(row.torch[0], left):
             names = [name.format(i=i) for name in row.torch]
             if all(name in left for name in names):
-                theirs = [left.pop(name) for name in names]
+                torch_arrays = [left.pop(name) for name in names]
                 try:
-                    arrays = row.forward(*theirs)
+                    arrays = row.forward(*torch_arrays)
                 except (ValueError, IndexError) as error:
-                    found = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, theirs, strict=True))
-                    raise ValueError(f"{found}, which no network here has") from error
-                ours |= dict(zip((path.format(i=i) for path in row.ours), arrays, strict=True))
-    return ours, sorted(left)
+                    shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
+                    raise ValueError(f"{shapes}, which no network here has") from error
+                layers |= dict(zip((path.format(i=i) for path in row.ours), arrays, strict=True))
+    return layers, sorted(left)
 
 
-def to_torch(ours: Arrays, family: Family | None = None) -> Arrays:
-    """Undoes `from_torch`: arrays by the release's names, without its prefix `enc.`.
+def to_torch(arrays: Arrays, family: Family | None = None) -> Arrays:
+    """Undoes `from_torch`: returns arrays by the release's names, without its prefix `enc.`.
 
     Args:
-      ours: arrays by path.
-      family: of the network that they are a part of; None asks the paths (see `kind`).
+      arrays: by path.
+      family: of the network; None infers it from the paths (see `kind`).
     """
-    return rename_back(unstack(ours, family), family)
+    return rename_back(unstack(arrays, family), family)
 
 
 def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
-    """Undoes `rename`: arrays by the release's names, from paths with every layer on its own; `family` as in `to_torch`."""
+    """Undoes `rename`, from a path for every layer; `family` as in `to_torch`."""
     left, state = dict(layers), {}
     for row in (family or kind(layers)).names.table:
         for i in _layers(row.ours[0], left):
@@ -93,20 +93,20 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
 
 
 def table(layers: Arrays, family: Family | None = None) -> str:
-    """For paths with every layer on its own, one line for each row that applies: PyTorch's name, ours, layers, our shape."""
+    """Formats the rows that apply to `layers`, one a line: PyTorch's names, our paths, number of layers, our shape."""
     left, lines = dict(layers), []
     for row in (family or kind(layers)).names.table:
         numbers = [i for i in _layers(row.ours[0], left) if all(path.format(i=i) in left for path in row.ours)]
         arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.ours]
         if arrays:
-            names = ", ".join(row.torch), _together(row.ours)
+            names = ", ".join(row.torch), _abbreviated(row.ours)
             lines.append((*names, f"{len(numbers)}x" if "{i}" in row.torch[0] else "", str(arrays[0].shape)))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _together(paths: tuple[str, ...]) -> str:
-    """`("a/q/x", "a/k/x")` -> `a/{q,k}/x`."""
+def _abbreviated(paths: tuple[str, ...]) -> str:
+    """Abbreviates `("a/q/x", "a/k/x")` to `a/{q,k}/x`."""
     if len(paths) == 1:
         return paths[0]
     start = os.path.commonprefix(paths)
@@ -115,7 +115,7 @@ def _together(paths: tuple[str, ...]) -> str:
 
 
 def _layers(pattern: str, names: Iterable[str]) -> list[int]:
-    """The layer numbers for which `pattern` names something; [0] for a pattern without a layer."""
+    """Lists the layer numbers for which `pattern` matches a name; [0] for a pattern without a layer."""
     if "{i}" not in pattern:
         return [0]
     regex = re.escape(pattern).replace(r"\{i\}", r"(\d+)")
@@ -123,14 +123,14 @@ def _layers(pattern: str, names: Iterable[str]) -> list[int]:
 
 
 def _layer(family: Family) -> str:
-    """Regex of the path of one layer of a stacked parameter."""
+    """Returns the regex of paths of single layers that are stacked."""
     return rf"(?P<stack>{family.names.stacks})/(?P<i>\d+)(?P<rest>/.*)?"
 
 
 def stack(arrays: Arrays, last_blocks: int) -> Arrays:
-    """`backbone/blocks/3/x` -> layer 3 of `backbone/blocks/x`, or `backbone/last_0/x` for a block outside the stack.
+    """Stacks layers: `backbone/blocks/3/x` becomes layer 3 of `backbone/blocks/x`, or `backbone/last_0/x`.
 
-    The blocks of a ConvNeXt, `backbone/stages_2/blocks/3/x`, are stacked by stage; those outside are of the last stage.
+    Networks of stages have a stack per stage, as in `backbone/stages_2/blocks/x`; `last_blocks` are of the last stage.
     """
     family = kind(arrays)
     stacks: dict[str, dict[int, np.ndarray]] = {}
@@ -168,7 +168,7 @@ def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
 
 
 def uneven_layers(layers: Arrays) -> list[str]:
-    """Paths, with `{i}` for the layer, that fewer layers have than there are in their stage."""
+    """Lists the paths, with `{i}` for the layer, that some layers of their stage lack."""
     counts: dict[tuple[str, str], int] = {}
     layer = _layer(kind(layers))
     for name in layers:
@@ -180,7 +180,7 @@ def uneven_layers(layers: Arrays) -> list[str]:
 
 
 def depths_of(names: Iterable[str]) -> tuple[int, ...]:
-    """How many layers paths with layer numbers belong to, stage by stage; a ViT has one stage, and what has no layers (0,)."""
+    """Counts the layers of each stage by the layer numbers in paths; (0,) without any. A ViT has one stage."""
     return tuple(depth for _, depth in sorted(_depths(names).items())) or (0,)
 
 
