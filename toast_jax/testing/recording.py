@@ -1,6 +1,6 @@
-"""Arrays recorded from the PyTorch release: the network, the method and the batch that they belong to.
+"""Recordings of the PyTorch release: arrays, and the network, method and batch they were recorded with.
 
-Sizes and the method are read from the arrays.
+Sizes and the method are inferred from the arrays.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, classifier, init
 from toast_jax.weights.rename import from_torch, recognized, to_torch
 
-HEAD_WIDTH = 8  # of every recording of a ViT or a LLaMA; the arrays do not tell
-IGNORED = -100  # the label of a token that is not predicted, in the release
+HEAD_WIDTH = 8  # of attention in all recordings; no array shows it
+IGNORED = -100  # the release's label of tokens that are not predicted
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What was recorded, and what it was recorded from.
+    """Holds a recording and the network it was recorded from.
 
     Attributes:
-      arrays: everything in the file, by its key there.
+      arrays: all arrays of the file, by key.
       family: of the network.
       model, method, params: for `steered.apply`.
-      batch: what `losses` read.
-      turned: the batch of every second optimizer step.
-      pretuning: whether its loss includes the variational one.
+      batch: as `losses` read it.
+      turned: batch of every second optimizer step.
+      pretuning: whether the loss includes the variational loss.
     """
 
     arrays: dict[str, np.ndarray]
@@ -45,7 +45,7 @@ class Recording:
     pretuning: bool
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
-        """The arrays under a prefix, by the names of PyTorch that follow it, without `enc.`."""
+        """Returns the arrays under a prefix by the rest of their names, without `enc.`."""
         names = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
         return {name.removeprefix("enc."): value for name, value in names.items()}
 
@@ -54,7 +54,7 @@ def load(path: str) -> Recording:
     """Reads a recording.
 
     Raises:
-      InputError: there is no such file, or it is no recording of a network that is here.
+      InputError: the file is missing, or not a recording of a supported network.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -66,12 +66,12 @@ def load(path: str) -> Recording:
     if family is None:
         titles = ", a ".join(family.title for family in FAMILIES.values())
         raise InputError(f"{path} is not a recording of a {titles}; no other network can be replayed.")
-    state = {name: array for name, array in state.items() if not name.endswith(".inv_freq")}  # computed, here and there
+    state = {name: array for name, array in state.items() if not name.endswith(".inv_freq")}  # not a parameter
     trainable = {str(name).removeprefix("enc.") for name in arrays["trainable_names"]}
-    name, method, ours = _row(state, trainable, family)
-    model = _build(ours, family, method)
+    name, method, arrays_by_path = _row(state, trainable, family)
+    model = _build(arrays_by_path, family, method)
     shapes = jax.eval_shape(lambda: init(model, method, jax.random.key(0)))
-    params = trees.nested({path: jnp.asarray(array) for path, array in ours.items()})
+    params = trees.nested({path: jnp.asarray(array) for path, array in arrays_by_path.items()})
     assert trees.shapes(params) == trees.shapes(shapes), "the recording has other parameters than the network"
     batch, turned = _BATCHES[family.reads](arrays)
     return Recording(arrays, family, model, method, params, batch, turned, pretuning=name == "pretune")
@@ -83,7 +83,7 @@ def _images(arrays) -> tuple[dict, dict]:
 
 
 def _text(arrays) -> tuple[dict, dict]:
-    """The label of a token is the next one. Padding belongs to the document before it (see `llama.places`)."""
+    """Builds batches of text: labels are shifted by one, padding belongs to the document before it (`llama.places`)."""
     ids, wanted, real = (arrays[f"input/{name}"].astype(np.int32) for name in ("ids", "labels", "attention_mask"))
     label = np.concatenate([wanted[:, 1:], np.full_like(wanted[:, :1], IGNORED)], axis=1)
     predicted = (label != IGNORED).astype(np.float32)
@@ -102,7 +102,11 @@ _BATCHES = {"images": _images, "text": _text}
 
 
 def _row(state, trainable, family) -> tuple[str, Method, dict]:
-    """The row whose created and tuned parameters are the recorded ones, its name, and the parameters by our paths."""
+    """Finds the method whose created and tuned parameters are the recorded ones.
+
+    Returns:
+      its name, its row, and the parameters by path.
+    """
     rows = {**family.methods, "pretune": pretuned(family.methods["toast"])}
     tuned_blocks = len({name.split(".")[1] for name in trainable if name.startswith("blocks.")})
     for name, method in rows.items():
