@@ -191,7 +191,7 @@ def _halved(weight: np.ndarray, head: int) -> np.ndarray:
 def _torch_names(name: str, shape: tuple[int, ...]) -> tuple[list[str], bool]:
     """Returns the PyTorch names of a parameter's layers, and whether they are transposed."""
     pattern = name.replace("backbone/blocks/", "backbone/blocks/{i}/")
-    row = next(row for row in NAMES.table if row.ours == (pattern,))
+    row = next(row for row in NAMES.table if row.paths == (pattern,))
     turned = row.forward(np.empty((1, 2)))[0].shape == (2, 1)
     return [row.torch[0].format(i=i) for i in range(shape[0] if pattern != name else 1)], turned
 

@@ -64,7 +64,7 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
                 except (ValueError, IndexError) as error:
                     shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
                     raise ValueError(f"{shapes}, which no network here has") from error
-                layers |= dict(zip((path.format(i=i) for path in row.ours), arrays, strict=True))
+                layers |= dict(zip((path.format(i=i) for path in row.paths), arrays, strict=True))
     return layers, sorted(left)
 
 
@@ -82,8 +82,8 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
     """Undoes `rename`, from a path for every layer; `family` as in `to_torch`."""
     left, state = dict(layers), {}
     for row in (family or kind(layers)).names.table:
-        for i in _layers(row.ours[0], left):
-            paths = [path.format(i=i) for path in row.ours]
+        for i in _layers(row.paths[0], left):
+            paths = [path.format(i=i) for path in row.paths]
             if all(path in left for path in paths):
                 arrays = row.backward(*(np.asarray(left.pop(path)) for path in paths))
                 state |= dict(zip((name.format(i=i) for name in row.torch), arrays, strict=True))
@@ -96,10 +96,10 @@ def table(layers: Arrays, family: Family | None = None) -> str:
     """Formats the rows that apply to `layers`, one a line: PyTorch's names, our paths, number of layers, our shape."""
     left, lines = dict(layers), []
     for row in (family or kind(layers)).names.table:
-        numbers = [i for i in _layers(row.ours[0], left) if all(path.format(i=i) in left for path in row.ours)]
-        arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.ours]
+        numbers = [i for i in _layers(row.paths[0], left) if all(path.format(i=i) in left for path in row.paths)]
+        arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.paths]
         if arrays:
-            names = ", ".join(row.torch), _abbreviated(row.ours)
+            names = ", ".join(row.torch), _abbreviated(row.paths)
             lines.append((*names, f"{len(numbers)}x" if "{i}" in row.torch[0] else "", str(arrays[0].shape)))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -15,13 +15,13 @@ class Rename:
 
     Attributes:
       torch: PyTorch's names; `{i}` stands for the number of a layer.
-      ours: our "/"-joined paths.
-      forward: converts the arrays of `torch` into those of `ours`.
+      paths: our "/"-joined paths.
+      forward: converts the arrays of `torch` into those of `paths`.
       backward: undoes `forward`.
     """
 
     torch: tuple[str, ...]
-    ours: tuple[str, ...]
+    paths: tuple[str, ...]
     forward: Callable = lambda *arrays: arrays
     backward: Callable = lambda *arrays: arrays
 
