@@ -44,7 +44,7 @@ class Steered(nn.Module):
     prompts: nn.Module | None = None
 
     def __call__(self, inputs, rng: jax.Array | None = None, known: dict | None = None) -> jax.Array:
-        """Computes logits, float32, and nothing else.
+        """Logits, float32, computing only what they need.
 
         Args:
           inputs: images `[B, S, S, 3]`, or text as a `LLaMA` takes it.
