@@ -14,7 +14,6 @@ from toast_jax.analysis import drawing, maps
 from toast_jax.config.check import check_fields
 from toast_jax.data.images import batches, files
 from toast_jax.errors import InputError
-from toast_jax.model import families
 from toast_jax.model.steered import apply
 from toast_jax.train import saved_run
 from toast_jax.workdir import run_folder
@@ -64,8 +63,7 @@ def run(config: ConfigDict, folder: str) -> None:
     if len(rows) > SHOWN:
         log.info("... and %d more", len(rows) - SHOWN)
     if config.attention and not found:
-        title = families.of_config(saved.config).title
-        log.warning("No pictures: a %s tuned by %s has neither attention nor a selection to draw.", title, saved.config.method)
+        log.warning("No pictures: a ConvNeXt tuned by %s has neither attention nor a selection to draw.", saved.config.method)
     log.info("%d predictions are in %s.", len(rows), folder / "predictions.csv")
 
 
