@@ -13,25 +13,18 @@ from toast_jax.weights.files import Arrays
 
 def kind(paths: Iterable[str]) -> Family:
     """Returns the family that our paths belong to; the first one where it is unclear (a `TopDown` module alone)."""
-    return _recognized(lambda family, path: re.match(family.names.own_paths, path), list(paths)) or _fallback()
+    owners = (family for path in paths for family in FAMILIES.values() if re.match(family.names.own_paths, path))
+    return next(owners, next(iter(FAMILIES.values())))
 
 
 def kind_of_torch(state: Arrays) -> Family:
     """Returns the family that arrays by PyTorch's names belong to; the first one where it is unclear."""
-    return recognized(state) or _fallback()
+    return recognized(state) or next(iter(FAMILIES.values()))
 
 
 def recognized(state: Arrays) -> Family | None:
     """Returns the family that an array's PyTorch name gives away, or None."""
-    return _recognized(lambda family, item: family.names.has_name(*item), state.items())
-
-
-def _recognized(is_of, items):
-    return next((family for item in items for family in FAMILIES.values() if is_of(family, item)), None)
-
-
-def _fallback():
-    return next(iter(FAMILIES.values()))
+    return next((family for item in state.items() for family in FAMILIES.values() if family.names.has_name(*item)), None)
 
 
 def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:

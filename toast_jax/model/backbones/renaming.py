@@ -1,6 +1,6 @@
-"""How PyTorch files name the parameters of a network: the rows of a rename table, and helpers that make them.
+"""Rename tables between PyTorch's parameter names and our paths: their rows, and helpers that make them.
 
-Each family of networks has its table beside its backbone; `weights.rename` reads the tables in both directions.
+Each family has its table beside its backbone (`*_names.py`); `weights.rename` applies the tables in both directions.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Rename:
-    """One row of a table.
+    """Converts parameters of PyTorch's names to our paths and back; one row of a table.
 
     Attributes:
       torch: PyTorch's names; `{i}` stands for the number of a layer.
@@ -28,14 +28,14 @@ class Rename:
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """The names of a family's parameters.
+    """Holds the names of a family's parameters.
 
     Attributes:
-      table: the rename table; the first row that applies is taken.
-      own_paths: regex of the beginning of paths that no other family has.
-      has_name: whether an array with this PyTorch name is one that only this family has.
-      stacks: regex of the paths whose layers are stacked along a leading axis, up to the layer number. A group `stage` counts
-        the layers of each stage on their own.
+      table: rename table; the first matching row applies.
+      own_paths: regex that matches the start of some of its paths and of no other family's.
+      has_name: `(name, array) -> bool`, whether a PyTorch array can only be of this family.
+      stacks: regex of paths with layers stacked along a leading axis, up to the layer number. A group `stage` marks stages,
+        whose layers are counted separately.
       last_stack: regex of the stack whose last layers may stand alone (`last_0`, ...).
     """
 
@@ -47,17 +47,17 @@ class Names:
 
 
 def transposed(torch: str, path: str) -> Rename:
-    """A matrix, which PyTorch stores as `[out, in]`, under a path of its own."""
+    """Renames and transposes a matrix, which PyTorch stores as `[out, in]`."""
     return Rename((torch,), (path,), lambda w: (w.T,), lambda w: (w.T,))
 
 
 def matrix(torch: str, path: str) -> Rename:
-    """The weight of a linear layer under a path of its own."""
+    """Renames the weight of a linear layer to a path without `kernel`."""
     return transposed(f"{torch}.weight", path)
 
 
 def linear(torch: str, path: str) -> Rename:
-    """The kernel of a linear layer."""
+    """Renames the weight of a linear layer."""
     return matrix(torch, f"{path}/kernel")
 
 
@@ -66,15 +66,16 @@ def bias(torch: str, path: str) -> Rename:
 
 
 def norm(torch: str, path: str) -> tuple[Rename, Rename]:
-    """Scale and bias of a LayerNorm."""
+    """Renames scale and bias of a LayerNorm."""
     return Rename((f"{torch}.weight",), (f"{path}/scale",)), bias(torch, path)
 
 
 def patches(torch: str, path: str, side: int | None = None) -> Rename:
-    """A convolution whose stride is its kernel size, as a matrix whose rows are ordered as in `patches.split`.
+    """Renames a convolution whose stride is its kernel size, and reshapes it to a matrix for `patches.split`.
 
     Args:
-      side: size of the kernel; None computes it from an input of three channels.
+      torch, path: its names.
+      side: size of the kernel; None infers it, for an input of three channels.
     """
 
     def forward(w):
@@ -88,7 +89,7 @@ def patches(torch: str, path: str, side: int | None = None) -> Rename:
 
 
 def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
-    """The two factors of a low-rank delta."""
+    """Renames the two factors of a low-rank delta."""
     return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
 
 
@@ -107,6 +108,6 @@ STEERED = (
 
 
 def token_feedback(prefix: str = "") -> tuple[Rename, ...]:
-    """The feedback layers of a `TopDown`, stacked, and their low-rank deltas; PyTorch's names begin with `prefix`."""
+    """Renames the feedback layers of a `TopDown` and their low-rank deltas; `prefix` is PyTorch's."""
     pairs = [(f"{prefix}decoders.{{i}}.{torch}", f"top_down/{path}/{{i}}") for torch, path in FEEDBACK]
     return (*(matrix(*names) for names in pairs), *(row for torch, path in pairs for row in low_rank(torch, f"lora/{path}")))
