@@ -1,6 +1,6 @@
 """Objectives, one function per stage: `(params, batch, rng) -> scores`.
 
-Scores are arrays `[B]`, one value per example. Training minimises the mean of `loss` and reports the means of all; evaluation
+Scores are arrays `[B]`, one value per example. Training minimizes the mean of `loss` and reports the means of all; evaluation
 averages the same scores over a split.
 
 An example of text predicts many tokens; its scores are sums over them, weighted by the batch's `weight [B, N]`. The data

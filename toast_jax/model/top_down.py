@@ -33,7 +33,7 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 class _Selection(nn.Module):
-    """Selects tokens with `prior [D]` and `transform [D, D]` (P in the paper, initialised to the identity)."""
+    """Selects tokens with `prior [D]` and `transform [D, D]` (P in the paper, initialized to the identity)."""
 
     def _create_selection(self, width):
         self.prior = self.param("prior", nn.initializers.normal(1.0), (width,))
@@ -166,6 +166,6 @@ class ConvTopDown(_Selection):
 
 
 def _as_conv_transpose(key, shape):
-    """Initialises a transposed convolution as torch does by default, and the release with it."""
+    """Initializes a transposed convolution as torch does by default, and the release with it."""
     bound = shape[1] ** -0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)

@@ -191,7 +191,7 @@ class ConvNeXt(nn.Module):
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, S a multiple of 32, uint8, or floats if already normalised.
+          images: `[B, S, S, 3]`, S a multiple of 32, uint8, or floats if already normalized.
           td: None, or the top-down input of every stage, shaped as the input of the stage: `[B, S, S, 3]`,
             `[B, S / 4, S / 4, C_0]`, `[B, S / 8, S / 8, C_1]`, `[B, S / 16, S / 16, C_2]`.
           rng: `[B]` keys for drop-path, None at evaluation.

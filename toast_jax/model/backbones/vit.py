@@ -209,7 +209,7 @@ class ViT(nn.Module):
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, S = grid * patch, uint8, or floats if already normalised.
+          images: `[B, S, S, 3]`, S = grid * patch, uint8, or floats if already normalized.
           td: `[L, B, N, D]` or None, the top-down input of every block.
           prompts: None; `[1, B or 1, P, D]`, inserted after the class token (shallow VPT, arXiv 2203.12119); or
             `[L, B or 1, P, D]`, which also replace the prompts at the input of every later block (deep VPT).

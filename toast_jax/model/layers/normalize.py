@@ -1,4 +1,4 @@
-"""Normalisation of pixels, as the backbones expect it."""
+"""Normalization of pixels, as the backbones expect it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ from toast_jax.data.images.pixels import MEAN, STD
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """Scales pixels to [0, 1] and normalises them with ImageNet's mean and standard deviation.
+    """Scales pixels to [0, 1] and normalizes them with ImageNet's mean and standard deviation.
 
     Args:
-      images: uint8 `[..., 3]`; floating-point images are taken as normalised and returned unchanged.
+      images: uint8 `[..., 3]`; floating-point images are taken as normalized and returned unchanged.
 
     Returns:
       float32 `[..., 3]`.

@@ -1,4 +1,4 @@
-"""Rematerialisation: what is saved for the backward pass and what is recomputed."""
+"""Rematerialization: what is saved for the backward pass and what is recomputed."""
 
 from collections.abc import Callable
 
