@@ -12,6 +12,7 @@ from toast_jax import trees
 from toast_jax.config.runs import language
 from toast_jax.devices import fsdp, parallel
 from toast_jax.model import losses, methods, steered
+from toast_jax.model.backbones import llama
 from toast_jax.model.methods import LANGUAGE_METHODS
 from toast_jax.model.top_down import TopDown
 from toast_jax.train import optim
@@ -33,7 +34,7 @@ def batch():
 @functools.cache
 def steps(size):
     """Numbers and tuned parameters of two steps and an evaluation, on eight devices of which `size` share what is frozen."""
-    devices = parallel if size == 1 else fsdp.Shared(size)
+    devices = parallel if size == 1 else fsdp.Shared(size, llama.PARTITION)
     row = LANGUAGE_METHODS["toast"]
     net = steered.Steered(network(remat=True), top_down=TopDown(3, 16))
     mask = methods.tuned_mask(parameters(), row)
@@ -79,7 +80,7 @@ def test_step_of_a_large_network_compiles_and_its_arguments_fit(name, gib):
     config.backbone.update({"dtype": "bfloat16", "remat": True})
     net, row = steered.build(config, 0)
     shapes = jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0)))
-    mask, devices = methods.tuned_mask(shapes, row), fsdp.Shared(8)
+    mask, devices = methods.tuned_mask(shapes, row), fsdp.Shared(8, llama.PARTITION)
     frozen = {
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=devices.sharding(path)) if leaf is not None else None
         for path, leaf in trees.flat(trees.split(shapes, mask)[1]).items()

@@ -10,10 +10,11 @@ import pytest
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import lora, methods
+from toast_jax.model.backbones import vit
 from toast_jax.model.layers.linear import Linear
 
 D, F, R, L = 6, 5, 2, 3
-ROW = (methods.ATTENTION_KERNELS,)
+ROW = (vit.LORA_KERNELS,)
 
 
 def draw(*shape, seed=0):

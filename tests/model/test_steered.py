@@ -13,8 +13,8 @@ from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import steered
 from toast_jax.model.backbones.vit import ViT
+from toast_jax.model.families import FAMILIES
 from toast_jax.model.layers.normalize import normalize
-from toast_jax.model.methods import METHODS as ROWS
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.top_down import TopDown
 
@@ -180,14 +180,15 @@ def test_config_builds_the_network_of_its_row(method):
     config.tuned_blocks, config.lora.rank, config.lora.alpha = 3, 8, 2.0
     config.prompts.update({"num": 7, "dropout": 0.1})
     network, row = steered.build(config, 200)
+    expected = FAMILIES["vit"].methods[method]
     backbone = {"width": 768, "depth": 12, "num_heads": 12, "patch": 16, "grid": 14, "pool": "cls", "drop_path": 0.1}
     assert network == steered.Steered(
         ViT(**backbone, last_blocks=3 if method == "partial" else 1),
         steered.classifier(200),
-        top_down=TopDown(12, 768) if ROWS[method].signal == "top_down" else None,
-        prompts=Prompts(12, 7, 768, 16, 0.1) if ROWS[method].signal == "prompts" else None,
+        top_down=TopDown(12, 768) if expected.signal == "top_down" else None,
+        prompts=Prompts(12, 7, 768, 16, 0.1) if expected.signal == "prompts" else None,
     )
-    assert (row.tuned, row.frozen, row.lora) == (ROWS[method].tuned, ROWS[method].frozen, ROWS[method].lora)
+    assert (row.tuned, row.frozen, row.lora) == (expected.tuned, expected.frozen, expected.lora)
     assert (row.lora_rank, row.lora_alpha) == (8, 2.0)
 
 

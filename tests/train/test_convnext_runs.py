@@ -19,6 +19,7 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.model.backbones import convnext
+from toast_jax.model.families import FAMILIES
 from toast_jax.model.top_down import ConvTopDown
 from toast_jax.tasks import predict
 from toast_jax.train import loop, saved_run, setup
@@ -77,7 +78,8 @@ def test_fields_change_what_toast_tunes(stage):
     def tuned(**fields):
         config = fgvc.get_config("method=toast,backbone=convnext_b")
         config.update({"stage": stage, **fields})
-        return {path for path, one in trees.flat(methods.tuned_mask(params, methods.row(config))).items() if one}
+        mask = methods.tuned_mask(params, methods.row(config, FAMILIES["convnext"].methods))
+        return {path for path, is_tuned in trees.flat(mask).items() if is_tuned}
 
     params, _ = of_convnext_b("toast")
     feedback = {f"top_down/{name}_{i}" for name in ("back", "out") for i in range(4)}

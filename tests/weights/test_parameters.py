@@ -18,6 +18,7 @@ from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods
 from toast_jax.model.backbones.vit import ViT
+from toast_jax.model.families import FAMILIES
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, apply, build, classifier, init
 from toast_jax.model.top_down import TopDown
@@ -32,7 +33,7 @@ HEAD = ("head.last_layer.weight", "head.last_layer.bias")
 
 def network(method, num_classes=7, **changed):
     """The network of the recordings with the signal of a method, and the method's row."""
-    row = methods.METHODS[method]
+    row = FAMILIES["vit"].methods[method]
     backbone = dataclasses.replace(SIZE, last_blocks=2 if method == "partial" else 1, **changed)
     signal = {
         "": {},

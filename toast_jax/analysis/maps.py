@@ -47,27 +47,27 @@ def look_closely(model: Steered, method: Method, params: dict, images: jax.Array
     channel is weighted by the mean gradient of the named class's logit, and what speaks against the class is cut off.
     """
     logits, out = apply(model, method, params, images, call="explain")
-    found = _maps(model, out)
-    if "attention" not in out["look"]:
-        found[GRAD_CAM] = _grad_cam(model, method, params, out["look"]["hidden"][-1], logits.argmax(axis=-1))
-        norms = [jnp.linalg.norm(one, axis=-1) for one in out.get("td", ())]
-        return jax.nn.softmax(logits), found, Parts([], [], norms)
-    grid, last = model.backbone.grid, out["look"]["attention"]
-    deep_prompts = model.prompts.num if model.prompts is not None and model.prompts.layers > 1 else 0
-    found[ROLLOUT] = rollout.rollout(last, grid, replaced=deep_prompts)
-    first_heads = _heads(out["first_look"]["attention"], grid) if "first_look" in out else []
-    norms = [_on_grid(jnp.linalg.norm(one, axis=-1), grid) for one in out.get("td", ())]
-    return jax.nn.softmax(logits), found, Parts(first_heads, _heads(last, grid), norms)
+    maps, first_heads, last_heads = _maps(model, out), [], []
+    if "attention" in out["look"]:
+        grid, last = model.backbone.grid, out["look"]["attention"]
+        deep_prompts = model.prompts.num if model.prompts is not None and model.prompts.layers > 1 else 0
+        maps[ROLLOUT] = rollout.rollout(last, grid, replaced=deep_prompts)
+        first_heads = _heads(out["first_look"]["attention"], grid) if "first_look" in out else []
+        last_heads = _heads(last, grid)
+    else:
+        maps[GRAD_CAM] = _grad_cam(model, method, params, out["look"]["hidden"][-1], logits.argmax(axis=-1))
+    norms = [model.backbone.on_grid(jnp.linalg.norm(td, axis=-1)) for td in out.get("td", ())]
+    return jax.nn.softmax(logits), maps, Parts(first_heads, last_heads, norms)
 
 
 def _maps(model, out):
-    if "attention" not in out["look"]:
-        return {SELECTION: out["selection"][..., 0]} if "selection" in out else {}
-    grid, maps = model.backbone.grid, {}
-    if "first_look" in out:
-        maps[FIRST] = rollout.of_class_token(out["first_look"]["attention"], grid)
-        maps[SELECTION] = _on_grid(out["selection"][..., 0], grid)
-    maps[LAST] = rollout.of_class_token(out["look"]["attention"], grid)
+    backbone, attends, maps = model.backbone, "attention" in out["look"], {}
+    if attends and "first_look" in out:
+        maps[FIRST] = rollout.of_class_token(out["first_look"]["attention"], backbone.grid)
+    if "selection" in out:
+        maps[SELECTION] = backbone.on_grid(out["selection"][..., 0])
+    if attends:
+        maps[LAST] = rollout.of_class_token(out["look"]["attention"], backbone.grid)
     return maps
 
 
@@ -75,14 +75,9 @@ def _heads(weights, grid):
     return list(rollout.of_heads(weights, grid).swapaxes(0, 1))
 
 
-def _on_grid(values, grid):
-    """`[B, N]` -> `[B, g, g]`: the patches alone."""
-    return values[:, -grid * grid :].reshape(-1, grid, grid)
-
-
 def _grad_cam(model, method, params, last, named):
     def logit(hidden):
         return jnp.take_along_axis(apply(model, method, params, hidden, call="classify_map"), named[:, None], axis=1).sum()
 
-    weights = jax.grad(logit)(last).mean(axis=(1, 2), keepdims=True)
-    return jax.nn.relu((weights * last).sum(axis=-1))
+    weights = jax.grad(logit)(last).mean(axis=tuple(range(1, last.ndim - 1)), keepdims=True)
+    return model.backbone.on_grid(jax.nn.relu((weights * last).sum(axis=-1)))

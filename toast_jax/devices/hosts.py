@@ -1,4 +1,4 @@
-"""Several hosts that train one run: they join, and none waits long for another that is gone."""
+"""Multi-host runs: joining the hosts, and stopping soon after one is lost."""
 
 import contextlib
 import re
@@ -8,23 +8,23 @@ import jax
 
 from toast_jax.errors import InputError
 
-SILENCE = 40  # seconds without a sign of life, after which JAX takes a process for dead and ends the others
+SILENCE = 40  # seconds without a heartbeat before JAX declares a process dead and stops the others
 
-# How JAX tells of others that are gone; what else goes wrong on a device is an error like any other.
+# What JAX reports when another process is lost; other errors of devices are raised as they are.
 _LOST = r"UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|(?i:gloo|connection|peer|heartbeat|coordination)"
 
 
 class Lost(InputError):
-    """Another process of the run is gone; all have to be started again."""
+    """Another process of the run is lost, and all processes must be restarted."""
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Joins the other hosts for the block.
+    """Joins the other hosts of the run for the duration of the block.
 
     Raises:
-      InputError: there are none to be found.
-      Lost: one of them is gone while the block is at work.
+      InputError: no other hosts are found or reached.
+      Lost: another host is lost during the block.
     """
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=SILENCE)
@@ -39,7 +39,7 @@ def joined() -> Iterator[None]:
         ) from error
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # of `pmap` on CPUs it is the latter
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # ValueError comes from `pmap` on CPUs
         if not re.search(_LOST, str(error)):
             raise
         raise Lost(

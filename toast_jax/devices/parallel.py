@@ -1,4 +1,4 @@
-"""Running a per-device step on every device: data parallelism with replicated parameters."""
+"""Data parallelism: a step mapped over all devices, with replicated parameters."""
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
@@ -14,48 +14,48 @@ AXIS = "data"
 def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
     """Maps `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`.
 
-    The first `num_replicated` arguments and all results are the same on every device: the step has to make them so, with
-    `lax.pmean` or `lax.psum` over the axis `parallel.AXIS`. Place the arguments with `place` beforehand; the call is slow else.
+    The first `num_replicated` arguments and all results must be the same on every device; the step ensures this with
+    `lax.pmean` or `lax.psum` over the axis `parallel.AXIS`. Place these arguments with `place` first; calls are slow else.
     """
     return jax.pmap(step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate)
 
 
 def place(tree):
-    """Puts a tree on every local device, where `replicate`d steps want it.
+    """Copies a tree to every local device, as `replicate`d steps expect it.
 
-    The result may share memory with `tree`: after it was donated to a step, `tree` is gone too.
+    The result may share memory with `tree`, so donating it to a step deletes `tree` too.
     """
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
 def spread(tree):
-    """`place` for parameters that no step changes; `fsdp` splits them."""
+    """Places frozen parameters, here as `place` does; `fsdp` splits them."""
     return place(tree)
 
 
 def put(path: str, array: np.ndarray) -> jax.Array:
-    """Puts the parameter at a path on a device, from where `spread` takes it."""
+    """Puts the parameter at a path on a device, for `spread` to copy."""
     return jnp.asarray(array)
 
 
 def shard(batch: dict) -> dict:
-    """Splits this host's batch over its devices: every array `[b, ...]` becomes `[devices, b / devices, ...]`, on them."""
+    """Splits this host's batch over its devices, each array `[b, ...]` to `[devices, b / devices, ...]`."""
     mesh = _mesh()
     split = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def sharded(batches: Generator[dict]) -> Iterator[dict]:
-    """`shard`s each batch; closes `batches`, which stops its threads, when this iterator ends or is dropped.
+    """Splits each batch with `shard`; closes `batches`, which stops its threads, at the end.
 
-    A step returns before it is computed, so the next batch is made and copied while the device works.
+    Dispatch is asynchronous, so the next batch is made and copied while the devices compute.
     """
     with contextlib.closing(batches):
         yield from map(shard, batches)
 
 
 def fetch(tree):
-    """Brings a replicated tree to the host as NumPy arrays."""
+    """Copies a replicated tree to the host as NumPy arrays."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 

@@ -1,47 +1,76 @@
-"""One record for each family of backbones: all that is particular to it, and asked nowhere else."""
+"""One record for each family of networks. Nothing else in the package asks which family a network belongs to."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
 from toast_jax.fields import Choice, Field, whole
-from toast_jax.model.backbones import convnext, llama, vit
-from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method
+from toast_jax.model.backbones import convnext, convnext_names, llama, llama_names, vit, vit_names
+from toast_jax.model.backbones.renaming import Names
+from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
+from toast_jax.model.top_down import ConvTopDown, TopDown
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """What is particular to a family.
+    """All that is particular to a family.
 
     Attributes:
-      title: what to call it in a sentence, such as "ViT".
+      title: its name in sentences, such as "ViT".
       reads: "images" or "text".
+      module: class of its backbones (see `backbones.protocol`).
+      build: `(config, last_blocks) -> backbone`, from a whole config.
+      sized: `(arrays, head_width) -> backbone`, from the shapes of stacked parameters by path.
       sizes: by the value of `config.backbone.size`.
-      fields: of `config.backbone`, beside those that every family has.
-      methods: the rows of the methods that it supports.
-      refused: why it refuses other methods, by name: the rest of a sentence that begins with "Method NAME".
-      image_multiple: of a config's `backbone` section, what the side of an image has to be a multiple of.
-      tunable_blocks: of a size, how many blocks method partial may tune.
-      variational_weight: default of the field.
+      names: PyTorch's names of its parameters, and which layers are stacked.
+      methods: the row of every method that it supports.
+      fields: of `config.backbone`, besides those that every family has.
+      refused: why other methods are refused, by name: the rest of a sentence that begins with "Method NAME".
+      top_down: `backbone -> module`, its top-down module.
+      own_head: whether the backbone has a head of its own, `logits`.
+      image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
+      tunable_blocks: of a size: how many blocks method partial may tune.
+      variational_weight: default of the field, and the release's weight.
+      partition: how parameters are split over an axis "fsdp": the first regex that matches a whole path decides.
+      layer_files: whether its weights are large and come from files that are read layer by layer. Its top-down modules are
+        then stored without the backbone, and so are its runs, if they left the backbone as it was.
+      export_key: under which an exported .pth holds the arrays; "" for the arrays alone.
     """
 
     title: str
     reads: str
+    module: type[nn.Module]
+    build: Callable[[ConfigDict, int], nn.Module]
+    sized: Callable[[dict, int], nn.Module]
     sizes: Mapping[str, Any]
+    names: Names
     methods: Mapping[str, Method]
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    top_down: Callable[[Any], nn.Module] = lambda backbone: TopDown(backbone.depth, backbone.width, backbone.dtype)
+    own_head: bool = False
     image_multiple: Callable[[Any], int] = lambda backbone: 1
     tunable_blocks: Callable[[Any], int] = lambda size: 1
     variational_weight: float = 0.01
+    partition: tuple[tuple[str, PartitionSpec], ...] = ((".*", PartitionSpec()),)
+    layer_files: bool = False
+    export_key: str = "model"
 
 
 FAMILIES = {
     "vit": Family(
         title="ViT",
         reads="images",
+        module=vit.ViT,
+        build=lambda config, last_blocks: vit.build(config.backbone, config.data.image_size, last_blocks),
+        sized=vit_names.sized,
         sizes=vit.SIZES,
-        methods=METHODS,
+        names=vit_names.NAMES,
+        methods=with_lora(METHODS, vit.LORA_KERNELS),
         fields={
             "patch": Field(16, whole(1, 16_384), "side of a patch, in pixels"),
             "pool": Field("cls", Choice(("cls", "mean")), "what the head reads: the class token or the mean of the patches"),
@@ -53,16 +82,39 @@ FAMILIES = {
     "convnext": Family(
         title="ConvNeXt",
         reads="images",
+        module=convnext.ConvNeXt,
+        build=lambda config, last_blocks: convnext.build(config.backbone, last_blocks),
+        sized=convnext_names.sized,
         sizes=convnext.SIZES,
-        methods={name: method for name, method in METHODS.items() if name != "vpt"},
+        names=convnext_names.NAMES,
+        methods=with_lora({name: row for name, row in METHODS.items() if name != "vpt"}, convnext.LORA_KERNELS),
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
+        top_down=lambda backbone: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],
     ),
     "llama": Family(
         title="LLaMA",
         reads="text",
+        module=llama.LLaMA,
+        build=lambda config, last_blocks: llama.build(config.backbone),
+        sized=llama_names.sized,
         sizes=llama.SIZES,
-        methods=LANGUAGE_METHODS,
+        names=llama_names.NAMES,
+        methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
+        own_head=True,
+        partition=llama.PARTITION,
+        layer_files=True,
+        export_key="",  # the release loads a bare dict, which may be a part of the network
     ),
 }
+
+
+def of_config(config: ConfigDict) -> Family:
+    """Returns the record that `config.backbone.family` names."""
+    return FAMILIES[config.backbone.family]
+
+
+def of_backbone(backbone: nn.Module) -> Family:
+    """Returns the record of a backbone."""
+    return next(family for family in FAMILIES.values() if type(backbone) is family.module)

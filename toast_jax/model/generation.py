@@ -1,6 +1,6 @@
-"""Text that a language model goes on with, token by token.
+"""Text generation with a language model, token by token.
 
-Letters in shapes: B sequences, S places of a cache, V vocabulary.
+Letters in shapes: B sequences, S positions of a cache, V vocabulary.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from toast_jax.model.steered import Steered, apply
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """Says how to draw the next token.
 
     Attributes:
-      temperature: logits are divided by it; 0 takes the likeliest token.
-      top_p: only the likeliest tokens that together have at least this probability are drawn from (Holtzman et al.,
-        arXiv 1904.09751); 1 for all.
+      temperature: divides the logits; 0 takes the most likely token.
+      top_p: draws from the most likely tokens whose total probability is at least this (Holtzman et al., arXiv 1904.09751);
+        1 draws from all.
       stop: tokens that end a sequence.
     """
 
@@ -34,14 +34,14 @@ class Sampling:
 
 @flax.struct.dataclass
 class Decoding:
-    """Where sequences have got to.
+    """Holds the state of sequences during generation.
 
     Attributes:
-      token: int32 `[B]`, the last token of each, which no cache has yet.
-      position: int32 `[B]`, of that token.
-      done: bool `[B]`, whether it was one that ends a sequence.
+      token: int32 `[B]`, the last token of each sequence, not yet cached.
+      position: int32 `[B]`, position of that token.
+      done: bool `[B]`, whether a sequence has ended.
       caches: of both looks, see `Steered.caches`.
-      rng: key of all draws; one of them depends on its sequence's number and its position alone.
+      rng: key of all draws; a draw depends on the number of its sequence and on its position alone.
     """
 
     token: jax.Array
@@ -52,20 +52,20 @@ class Decoding:
 
 
 def sample(logits: jax.Array, rng: jax.Array, temperature: float, top_p: float) -> jax.Array:
-    """Draws tokens `[B]` from `logits [B, V]` with keys `rng [B]`; see `Sampling`."""
+    """Draws tokens, int32 `[B]`, from `logits [B, V]` with keys `rng [B]`; see `Sampling`."""
     if not temperature:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
     if top_p < 1.0:
         ordered = jnp.sort(logits, axis=-1, descending=True)
-        likelier = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)  # what comes before each, summed
+        likelier = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)  # total of more likely tokens
         least = jnp.min(jnp.where(likelier < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     return jax.vmap(jax.random.categorical)(rng, logits).astype(jnp.int32)
 
 
 def _draw(logits, rng, position, sampling):
-    """The tokens for some positions, and whether they end their sequences."""
+    """Draws the tokens at some positions, and returns whether they end their sequences."""
     rows = jnp.arange(len(position))
     keys = jax.vmap(lambda row, place: jax.random.fold_in(jax.random.fold_in(rng, row), place))(rows, position)
     token = sample(logits, keys, sampling.temperature, sampling.top_p)
@@ -76,29 +76,29 @@ def _draw(logits, rng, position, sampling):
 def begin(
     model: Steered, method: Method, params: dict, prompts: jax.Array, lengths: jax.Array, places: int, sampling: Sampling, rng
 ) -> Decoding:
-    """Reads prompts, and draws the token after each.
+    """Reads prompts and draws the first token after each.
 
     Args:
       model, method, params: see `steered.apply`.
-      prompts: int32 `[B, N]`, each filled up on its right with any token.
-      lengths: int32 `[B]`, their numbers of tokens, 1 or more.
-      places: S, of the caches: the longest sequence to come.
+      prompts: int32 `[B, N]`, padded on the right with any token.
+      lengths: int32 `[B]`, number of tokens of each prompt, 1 or more.
+      places: S, the longest sequence to come.
       sampling: how to draw.
-      rng: a key.
+      rng: key of all draws.
     """
     caches = model.caches(len(prompts), places)
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-    # What fills a prompt up is cached too, but each place of it is written anew before a token sees it.
+    # Padding is cached too, but each of its positions is overwritten before any token attends to it.
     logits, caches = apply(model, method, params, prompts, positions, caches, lengths - 1, call="extend")
     token, done = _draw(logits, rng, lengths, sampling)
     return Decoding(token, lengths, done, caches, rng)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4, 5), donate_argnums=3)
-def go_on(
+def extend(
     model: Steered, method: Method, params: dict, state: Decoding, steps: int, sampling: Sampling
 ) -> tuple[Decoding, jax.Array]:
-    """Draws `steps` more tokens of every sequence, `[B, steps]`; one that has ended repeats its last token."""
+    """Draws `steps` more tokens of every sequence, `[B, steps]`; a finished sequence repeats its last token."""
 
     def step(state, _):
         last = jnp.zeros_like(state.token)
@@ -124,34 +124,34 @@ def generate(
     seed: int = 0,
     at_once: int = 16,
 ) -> Iterator[np.ndarray]:
-    """Goes on with prompts until each has ended, or has `most` new tokens.
+    """Continues prompts until every sequence has ended or has `most` new tokens.
 
-    Programs are compiled for lengths that are multiples of 64, so that prompts of many lengths share them.
+    Programs are compiled for lengths that are multiples of 64, so that prompts of similar lengths share them.
 
     Args:
       model, method, params: see `steered.apply`.
-      prompts: tokens of each, one at least. The longest and `most` together have to fit the context of the model.
-      most: new tokens of a sequence, at most; 1 or more.
+      prompts: tokens of each prompt, at least one. The longest prompt and `most` together must fit the model's context.
+      most: largest number of new tokens per sequence, 1 or more.
       sampling: how to draw.
       seed: of the draws.
-      at_once: tokens that are drawn before any is handed on.
+      at_once: number of tokens to draw before they are yielded.
 
     Yields:
-      int32 `[B, n]`, the next n tokens of every sequence; what follows a token that ends a sequence is to be left out.
+      int32 `[B, n]`, the next n tokens of every sequence. Drop those that follow a stop token, see `until_stop`.
     """
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     context = model.backbone.context
     width = min(_rounded(lengths.max()), context)
-    filled = np.zeros((len(prompts), width), np.int32)
-    for row, prompt in zip(filled, prompts, strict=True):
+    padded = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     places = min(max(width, _rounded(lengths.max() + most)), context)
-    state = begin(model, method, params, filled, lengths, places, sampling, jax.random.key(seed))
+    state = begin(model, method, params, padded, lengths, places, sampling, jax.random.key(seed))
     yield np.asarray(state.token)[:, None]
     left = most - 1
     while left > 0 and not np.asarray(state.done).all():
-        # The last call may draw too many, past the end of the caches even, which nobody sees.
-        state, tokens = go_on(model, method, params, state, at_once, sampling)
+        # The last call may draw too many tokens, even past the end of the caches; those are cut off.
+        state, tokens = extend(model, method, params, state, at_once, sampling)
         yield np.asarray(tokens)[:, :left]
         left -= at_once
 
@@ -161,6 +161,6 @@ def _rounded(length) -> int:
 
 
 def until_stop(tokens: np.ndarray, stop: tuple[int, ...]) -> list[int]:
-    """The tokens of one sequence before the first that ends it."""
+    """Returns the tokens of a sequence before its first stop token."""
     ends = np.flatnonzero(np.isin(tokens, stop))
     return tokens[: ends[0] if len(ends) else None].tolist()

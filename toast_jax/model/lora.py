@@ -1,6 +1,6 @@
 """Low-rank deltas on frozen kernels (LoRA, Hu et al., arXiv 2106.09685).
 
-Networks multiply by a kernel as `x @ kernel` and never learn about this file: `attach` puts a `LowRank` where the kernel was.
+Networks multiply by a kernel as `x @ kernel` and do not depend on this file: `attach` replaces the kernel by a `LowRank`.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from toast_jax.errors import InputError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LowRank:
-    """The matrix `kernel + a @ b`, never formed: `x @ it` costs two thin products more than `x @ kernel`.
+    """Multiplies like the matrix `kernel + a @ b` without forming it, by two thin products.
 
-    `kernel [..., D, F]`, `a [..., D, r]`, `b [..., r, F]`. The kernel comes first: Linen checks its shape, and its alone.
+    Shapes are `kernel [..., D, F]`, `a [..., D, r]`, `b [..., r, F]`. The kernel is the first field because Linen checks the
+    shape of the first leaf alone.
     """
 
     kernel: jax.Array
@@ -34,9 +35,9 @@ class LowRank:
 
 @jax.custom_vjp
 def _widened(x: jax.Array, b: jax.Array) -> jax.Array:
-    """`x @ b`, `[..., r] @ [r, F]`, with the gradient of b written as a product of x and the cotangent.
+    """Computes `x @ b`, `[..., r] @ [r, F]`, with a gradient of b that is fast on CPUs.
 
-    Derived, it is one of the cotangent and x, for which XLA on CPUs transposes the large factor: half of a ConvNeXt's step.
+    The derived gradient makes XLA transpose the cotangent, its large factor; that took half of a ConvNeXt's step.
     """
     return x @ b
 
@@ -50,19 +51,19 @@ _widened.defvjp(lambda x, b: (x @ b, (x, b)), _widened_backward)
 
 
 def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> dict:
-    """Creates the deltas of every kernel whose path matches a regex of `targets` whole.
+    """Creates a delta for every kernel whose whole path matches a regex of `targets`.
 
-    Kernels that differ only in a regex's group `shared` read the same input and share one `a` (the release puts its LoRA on
-    a joint qkv kernel: one A, three Bs). Leading axes of a kernel are layers, each with a delta of its own.
+    Kernels that differ only in a regex's group `shared` read the same input and share one `a`, as the release has one A and
+    three Bs on its joint qkv kernel. Leading axes of a kernel are layers, each with a delta of its own.
 
     Args:
-      rng: key. a is uniform(+-1 / sqrt(D)), which is torch's kaiming_uniform_(a=sqrt(5)); b is zero.
+      rng: key. `a` is drawn from uniform(+-1 / sqrt(D)), torch's kaiming_uniform_(a=sqrt(5)); `b` is zero.
       params: nested dict of kernels, or of anything with a shape.
       targets: regexes over "/"-joined paths.
       rank: r.
 
     Returns:
-      a nested dict: `{path without kernel and shared part}/a` and `{path without kernel}/b`.
+      a nested dict with `{path without kernel and shared part}/a` and `{path without kernel}/b`.
 
     Raises:
       InputError: a regex matches no kernel.
@@ -84,7 +85,7 @@ def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> d
 
 
 def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -> dict:
-    """Returns `params` with every targeted kernel replaced by `LowRank(kernel, a, scale * b)`."""
+    """Replaces every targeted kernel of `params` by `LowRank(kernel, a, scale * b)`."""
     flat, deltas = trees.flat(params), trees.flat(deltas)
     for target in targets:
         for name in [name for name in flat if re.fullmatch(target, name)]:
@@ -94,7 +95,7 @@ def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -
 
 
 def _paths(target: str, name: str) -> tuple[str, str]:
-    """Where the factors a and b of kernel `name` live; a is kept once beside all kernels that differ in group `shared`."""
+    """Returns the paths of the factors a and b of kernel `name`; kernels that differ in group `shared` share one a."""
     match = re.fullmatch(target, name)
     own = name.removesuffix("/kernel")
     shared = match.groupdict().get("shared") is not None

@@ -1,12 +1,12 @@
-"""What is minimised: one function per stage, `(params, batch, rng) -> scores`.
+"""Objectives, one function per stage: `(params, batch, rng) -> scores`.
 
-Scores are arrays `[B]`, one number per example. Training minimises the mean of `loss` and reports the means of all; evaluation
+Scores are arrays `[B]`, one value per example. Training minimizes the mean of `loss` and reports the means of all; evaluation
 averages the same scores over a split.
 
-An example of text predicts many tokens: its scores are sums over them, weighted by the batch's `weight [B, N]`. As data gives
-them, the weights of an example add up to 1, and its `mask [B]` tells how many tokens it predicts; so the mean over a split,
-which weighs examples by `mask`, is one over tokens. So is the plain mean over a training batch that went
-through `train.text.by_token`.
+An example of text predicts many tokens; its scores are sums over them, weighted by the batch's `weight [B, N]`. The data
+pipeline sets weights that sum to 1 per example, and `mask [B]` to the number of predicted tokens. The mean over a split
+weighs examples by `mask`, so it is a mean over tokens. `train.text.by_token` makes the plain mean over a training batch one
+over tokens too.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,11 @@ def inputs(batch: dict):
 
 
 def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
-    """Cross-entropy `[B]` of logits with the batch.
+    """Computes the cross-entropy of every example, `[B]`.
 
-    Those are `[B, C]`, compared with its `target [B, C]` if it has one, else with its `label [B]`; or `[B, N, V]` of text,
-    compared with `label [B, N]`.
+    Args:
+      logits: `[B, C]`, or `[B, N, V]` of text.
+      batch: with `target [B, C]` or, if it has none, `label [B]`; of text, `label [B, N]`.
     """
     if "target" in batch:
         return optax.softmax_cross_entropy(logits, batch["target"])
@@ -36,7 +37,7 @@ def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
 
 
 def tune(model: Steered, method: Method) -> Callable:
-    """Cross-entropy of the final look; scores `loss` and `accuracy` (1 where the largest logit is the largest target's)."""
+    """Scores the final look by its cross-entropy, `loss`, and by its `accuracy`."""
 
     def scores(params, batch, rng=None):
         logits = apply(model, method, params, inputs(batch), rng, known=batch.get("known"))
@@ -46,9 +47,9 @@ def tune(model: Steered, method: Method) -> Callable:
 
 
 def pretune(model: Steered, method: Method, *, task_weight: float, variational_weight: float) -> Callable:
-    """Weighted sum of the cross-entropy and the variational loss (paper, section 3.3), both of the final look.
+    """Scores the final look by the weighted sum of cross-entropy and variational loss (paper, section 3.3).
 
-    Scores `loss`, `variational_loss` and, unless `task_weight` is 0, `task_loss` and `accuracy`.
+    The scores are `loss`, `variational_loss` and, unless `task_weight` is 0, `task_loss` and `accuracy`.
     """
 
     def explain(module, inputs, rng):
@@ -71,10 +72,11 @@ def pretune(model: Steered, method: Method, *, task_weight: float, variational_w
 
 
 def _hits(logits, batch):
+    """Is 1 where the largest logit is that of the largest target."""
     wanted = jnp.argmax(batch["target"], axis=-1) if "target" in batch else batch["label"]
     return _of_example((jnp.argmax(logits, axis=-1) == wanted).astype(jnp.float32), batch)
 
 
 def _of_example(values, batch):
-    """`[B]` from one value for an example, or from one for each of its tokens."""
+    """Reduces `[B, N]`, one value per token, to `[B]`; returns `[B]` as it is."""
     return values if values.ndim == 1 else jnp.sum(batch["weight"] * values, axis=1)

@@ -1,11 +1,12 @@
-"""Transfer methods, one row each: which signal steers, which kernels carry a low-rank delta, what is tuned.
+"""Transfer methods, one row each: the signal that steers, the kernels with a low-rank delta, and the tuned parameters.
 
 Cells are regexes over "/"-joined parameter paths. Every parameter must match exactly one regex of `tuned` and `frozen`, and
-every regex must match something; so a parameter is never frozen, or tuned, by oversight.
+every regex must match a parameter; so no parameter is tuned or frozen by oversight.
 """
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
@@ -14,26 +15,22 @@ HEAD = "head/.*"
 BACKBONE = "backbone/.*"
 PRIOR = "top_down/prior"
 TRANSFORM = "top_down/transform"
-# A ViT's layers are stacked; those of a ConvNeXt, of different shapes, are not.
+# Stacked for a network whose sites have one width; numbered (`back_0`, ...) for one of stages.
 FEEDBACK = r"top_down/(back|out)(_\d)?"
 BACK, OUT = r"top_down/back(_\d)?", r"top_down/out(_\d)?"
 LORA = "lora/.*"
 LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
-# One A for the three kernels, as on the release's joint qkv kernel.
-ATTENTION_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
-POINTWISE_KERNELS = r"backbone/stages_\d/(blocks|last_\d+)/pwconv[12]/kernel"  # of a ConvNeXt
-LLAMA_KERNELS = r"backbone/blocks/attn/[qkvo]/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row.
+    """Describes one method.
 
     Attributes:
-      signal: "" (one look), "prompts" or "top_down".
-      tuned: regexes of the parameters that learn.
-      frozen: regexes of the parameters that do not.
-      lora: regexes of the kernels that carry a low-rank delta.
+      signal: "" (a single look), "prompts" or "top_down".
+      tuned: regexes of the parameters that are trained.
+      frozen: regexes of the parameters that are not.
+      lora: regexes of the kernels with a low-rank delta.
       lora_rank, lora_alpha: the delta is `alpha / rank * a @ b`.
     """
 
@@ -45,37 +42,46 @@ class Method:
     lora_alpha: float = 1.0
 
 
+# Methods of networks with a classifier. Each family names the kernels of method lora, see `with_lora`.
 METHODS = {
     "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
     "finetune": Method("", tuned=(HEAD, BACKBONE), frozen=()),
-    # The model is built with as many separate last blocks as `config.tuned_blocks` says.
+    # The last `config.tuned_blocks` blocks are built outside the scanned stack, where they can be tuned.
     "partial": Method("", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!(stages_\d/)?last_\d).*",)),
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,)),
-    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), lora=(f"{ATTENTION_KERNELS}|{POINTWISE_KERNELS}",)),
+    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,)),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
     "toast_lite": Method("top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)),
 }
-# Of a language model, whose head is part of the backbone. Of the feedback layers, toast tunes B_l alone.
+# Methods of language models, whose head is part of the backbone. Toast tunes B_l and keeps A_l as pre-tuned.
 LANGUAGE_METHODS = {
     "finetune": Method("", tuned=(BACKBONE,), frozen=()),
-    "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,), lora=(LLAMA_KERNELS,)),
+    "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,)),
     "toast": Method("top_down", tuned=(OUT, PRIOR), frozen=(BACKBONE, TRANSFORM, BACK)),
     "toast_lite": Method("top_down", tuned=(LORA, PRIOR), frozen=(BACKBONE, TRANSFORM, FEEDBACK), lora=(FEEDBACK,)),
 }
 
 
-def row(config) -> Method:
-    """The row that `config.method` names, changed as fields say.
+def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
+    """Completes the rows of a family with the kernels of method lora, a regex of paths."""
+    return {**rows, "lora": dataclasses.replace(rows["lora"], lora=(kernels,))}
 
-    Those fields are `lora`, `head.tune`, `tune_transform`, `stage` and `task_weight`: pre-tuning tunes what `toast` tunes; by
-    the variational loss alone, only what that loss trains.
+
+def row(config, rows: Mapping[str, Method]) -> Method:
+    """Returns the row that `config.method` names, adapted to the config.
+
+    The fields `lora`, `head.tune`, `tune_transform`, `stage` and `task_weight` change the row. Pre-tuning tunes the parameters
+    of `toast` and every A_l; with the variational loss alone, it tunes A_l alone, the only ones with a gradient.
+
+    Args:
+      config: of a run.
+      rows: methods of the family, by name.
 
     Raises:
-      InputError: an unknown method, or one that is not for this kind of network.
+      InputError: an unknown method, or one that the family does not support.
     """
-    language = config.backbone.family == "llama"
-    method = choose("config.method", config.method, LANGUAGE_METHODS if language else METHODS)
+    method = choose("config.method", config.method, rows)
     method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     if config.stage == "pretune":
         if not config.task_weight:
@@ -84,44 +90,51 @@ def row(config) -> Method:
         method = pretuned(method)
     if config.tune_transform:
         method = _moved(method, TRANSFORM, tuned=True)
-    if not language and not config.head.tune:
+    if HEAD in method.tuned and not config.head.tune:
         method = _moved(method, HEAD, tuned=False)
     return method
 
 
 def pretuned(method: Method) -> Method:
-    """The row of pre-tuning: all that toast tunes, and every A_l."""
+    """Returns the row of pre-tuning: as toast, with every A_l tuned too."""
     return _moved(method, BACK, tuned=True) if BACK in method.frozen else method
 
 
 def _moved(method, regex, *, tuned):
-    """The row with a regex on the other side."""
+    """Moves a regex to the tuned or to the frozen cell."""
     sides = [[r for r in side if r != regex] for side in (method.tuned, method.frozen)]
     sides[0 if tuned else 1].append(regex)
     return dataclasses.replace(method, tuned=tuple(sides[0]), frozen=tuple(sides[1]))
 
 
 def tuned_mask(params: dict, method: Method) -> dict:
-    """The one source of truth for freezing: a tree like `params` (arrays or shapes) with True where a leaf is tuned.
+    """Marks every parameter as tuned (True) or frozen (False); the single source of truth for freezing.
+
+    Args:
+      params: nested dict of arrays or shapes.
+      method: row with the regexes.
+
+    Returns:
+      a tree like `params`.
 
     Raises:
-      InputError: a regex matches nothing, or a parameter is matched by none or by several; the names are listed.
+      InputError: a regex matches no parameter, or a parameter matches no regex or several; the names are listed.
     """
     cells = [(regex, True) for regex in method.tuned] + [(regex, False) for regex in method.frozen]
     paths = list(trees.flat(params))
     matches = {path: [(regex, tuned) for regex, tuned in cells if re.fullmatch(regex, path)] for path in paths}
-    matched = {regex for found in matches.values() for regex, _ in found}
+    matched = {regex for matching in matches.values() for regex, _ in matching}
     if idle := [regex for regex, _ in cells if regex not in matched]:
         raise InputError(f"These regexes of the method match no parameter: {listed(idle)}; parameters: {listed(paths)}.")
-    if uncovered := [path for path, found in matches.items() if not found]:
+    if uncovered := [path for path, matching in matches.items() if not matching]:
         raise InputError(f"No regex of the method's tuned or frozen cells covers these parameters: {listed(uncovered)}.")
-    if doubled := [path for path, found in matches.items() if len(found) > 1]:
+    if doubled := [path for path, matching in matches.items() if len(matching) > 1]:
         raise InputError(f"Several regexes of the method cover these parameters: {listed(doubled)}.")
-    return trees.nested({path: found[0][1] for path, found in matches.items()})
+    return trees.nested({path: matching[0][1] for path, matching in matches.items()})
 
 
 def table(params: dict, method: Method) -> str:
-    """The start-up table: one line per cell of the row (tuned or frozen, arrays, parameters), then totals."""
+    """Formats the start-up table: a line per regex (tuned or frozen, arrays, parameters), then totals."""
     flat = trees.flat(params)
     lines = [f"{'':7} {'arrays':>7} {'parameters':>13}  matched by"]
     sums = {True: 0, False: 0}

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 
 class Prompts(nn.Module):
-    """`tokens [L, P, D]`: P prompts for the input of each of L blocks (deep), or L = 1 for the first block alone (shallow).
+    """Holds the prompts of every block (deep) or of the first block (shallow), `tokens [L, P, D]`.
 
     Attributes:
-      layers: how many blocks get prompts of their own.
-      num: prompts per block, P.
+      layers: L, the number of blocks with prompts of their own; 1 for shallow prompts.
+      num: P, prompts per block.
       width: D.
-      patch: side of a patch in pixels; the range of the initial values depends on it.
+      patch: side of a patch in pixels; sets the range of the initial values.
       dropout: rate at which entries are dropped, per example.
     """
 
@@ -26,7 +26,11 @@ class Prompts(nn.Module):
 
     @nn.compact
     def __call__(self, rng: jax.Array | None = None) -> jax.Array:
-        """Returns `[L, 1, P, D]`, or `[L, B, P, D]` when dropout acts; `rng [B]` holds a key per example or is None."""
+        """Returns prompts `[L, 1, P, D]`, or `[L, B, P, D]` with dropout.
+
+        Args:
+          rng: `[B]` keys, one per example, or None for no dropout.
+        """
         bound = math.sqrt(6.0 / (3 * self.patch**2 + self.width))
         tokens = self.param("tokens", _symmetric_uniform(bound), (self.layers, self.num, self.width))
         if rng is None or not self.dropout:

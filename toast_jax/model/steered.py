@@ -8,39 +8,37 @@ import jax
 import jax.numpy as jnp
 
 from toast_jax.errors import choose
-from toast_jax.model import lora, methods
-from toast_jax.model.backbones import convnext, llama, vit
+from toast_jax.model import families, lora, methods
+from toast_jax.model.backbones.protocol import Backbone
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.methods import Method
+from toast_jax.model.methods import LAST_BLOCKS, Method
 from toast_jax.model.prompts import Prompts
-from toast_jax.model.top_down import ConvTopDown, TopDown
 
-# The release's. Few classes make it large, and its first gradients then spoil what was pre-tuned.
+# As in the release. With few classes its values are large, and the first gradients then spoil the pre-tuned module.
 _RANDOM = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# Also the release's: it starts every class near probability 0.01.
+# As in the release: every class starts near probability 0.01.
 _UNLIKELY = nn.initializers.constant(-math.log(99.0))
 
 
 def classifier(num_classes: int, kernel_init: Callable = _RANDOM) -> Linear:
-    """The head of a network that was trained on another task than the one it is steered to."""
+    """Builds a new head, for a task that the backbone was not trained on."""
     return Linear(num_classes, kernel_init=kernel_init, bias_init=_UNLIKELY)
 
 
 class Steered(nn.Module):
-    """Backbone, signal and head as one module.
+    """Combines backbone, signal and head in one module.
 
-    Without a signal the network looks once. Prompts enter that one look. The top-down signal is formed from a first look and
-    steers a second one with the same weights; the first look depends on no tuned parameter, so no gradient flows through it.
+    Without a signal the network looks once; prompts are part of that look. The top-down signal is computed from a first look
+    and steers a second one with the same weights. The first look depends on no tuned parameter, so gradients stop there.
 
     Attributes:
-      backbone: a module with `__call__`, `pooled` and `example` (see `backbones.vit.ViT`, `backbones.convnext.ConvNeXt` and
-        `backbones.llama.LLaMA`), which says what `inputs` are.
-      head: maps what `pooled` gives to logits, or None for a backbone with `logits` of its own.
-      top_down: a `top_down.TopDown` or `ConvTopDown`, or None for a network that looks once.
+      backbone: see `backbones.protocol`; it defines `inputs`.
+      head: maps the output of `backbone.pooled` to logits; None for a backbone with `logits` of its own.
+      top_down: a `top_down.TopDown` or `ConvTopDown`; None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.
     """
 
-    backbone: nn.Module
+    backbone: Backbone
     head: nn.Module | None = None
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
@@ -55,7 +53,7 @@ class Steered(nn.Module):
             beside `pooled`.
 
         Returns:
-          `[B, C]`, or `[B, N, V]` for every next token of a text.
+          `[B, C]`; of a text `[B, N, V]`, the logits of every next token.
         """
         if known and "pooled" in known:
             return self._logits(known["pooled"])
@@ -78,32 +76,32 @@ class Steered(nn.Module):
         return {"tokens": first["tokens"]} if same else {name: first[name] for name in ("tokens", "fed_back")}
 
     def explain(self, inputs, rng: jax.Array | None = None) -> tuple[jax.Array, dict]:
-        """The logits of `__call__`, and every named intermediate.
+        """Computes the logits of `__call__` and every named intermediate.
 
         Returns:
-          logits and a dict: `look` (the backbone's dict of the look that was read) and, with a top-down signal, `first_look`
-          (the same of the first), `selection` and `td` (see the top-down module).
+          logits and a dict: `look`, the backbone's dict of the final look, and with a top-down signal also `first_look`, that
+          of the first look, `selection` and `td` (see the top-down module).
         """
         extra, out = self._signal(inputs, rng)
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2))
         return self._logits(pooled), {**out, "look": look}
 
     def classify_map(self, last: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """The logits `[B, C]` that follow from the last map of a ConvNeXt, `[B, h, w, C_3]` (`hidden[-1]` of its look)."""
+        """Classifies the output of the last site, `hidden[-1]` of a look: logits `[B, C]`. See `ImageBackbone.pooled_map`."""
         return self._logits(self.backbone.pooled_map(last))
 
     def extend(self, tokens: jax.Array, positions: jax.Array, caches: dict, last: jax.Array) -> tuple[jax.Array, dict]:
-        """Of a language model: the logits after the next tokens of sequences whose earlier ones are in caches.
+        """Extends cached sequences of a language model by M tokens and predicts the next one.
 
-        The signal of a token is formed from its own first look alone, so what was fed back to earlier ones stays as it was.
+        The signal of a token depends on its own first look alone, so the signals of cached tokens stay valid.
 
         Args:
-          tokens, positions: `[B, M]`, see `LLaMA.extend`.
-          caches: a cache for each look, see `caches`.
-          last: `[B]`, which of the M tokens of a sequence to predict after.
+          tokens, positions: `[B, M]`, see `LanguageBackbone.extend`.
+          caches: one per look, see `caches`.
+          last: `[B]`, index among the M tokens of the last one of each sequence.
 
         Returns:
-          logits `[B, V]`, and the caches with these tokens.
+          logits `[B, V]` of the token after `last`, and the caches with these tokens.
         """
         td, caches = None, dict(caches)
         if self.top_down is not None:
@@ -114,7 +112,7 @@ class Steered(nn.Module):
         return self._logits(self.backbone.norm(x)), caches
 
     def caches(self, rows: int, length: int) -> dict:
-        """Empty caches for `extend`: of the look that is read, and of the first one if there are two."""
+        """Creates empty caches for `extend`: one for the final look and, if there are two looks, one for the first."""
         looks = ("look",) if self.top_down is None else ("first_look", "look")
         return {name: self.backbone.cache(rows, length) for name in looks}
 
@@ -134,46 +132,34 @@ class Steered(nn.Module):
 
 
 def _of_pass(rng, index):
-    """Independent keys `[B]` for the prompts (0), the first look (1) and the final look (2)."""
+    """Derives independent keys `[B]` for the prompts (0), the first look (1) and the final look (2)."""
     return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
 
 
-_FAMILIES = {"vit": vit.build, "convnext": convnext.build, "llama": llama.build}
-# What `config.head.start` changes in the network; a classifier is read from a file later.
+# Arguments of `classifier` by `config.head.start`; "classifier" is read from a file later.
 HEAD_STARTS = {"random": {}, "zeros": {"kernel_init": nn.initializers.zeros_init()}, "classifier": {}}
 
 
 def build(config, num_classes: int) -> tuple[Steered, Method]:
-    """The network and the row that a config asks for.
+    """Builds the network of a config and the row of its method.
 
     Args:
-      config: fields `backbone`, `head`, `data.image_size`, `prompts`, `tuned_blocks`, and those of `methods.row`; of a language
-        model, `backbone` and those of `methods.row` alone.
-      num_classes: C; a language model predicts its own vocabulary.
+      config: reads the fields `backbone`, `head`, `data.image_size`, `prompts`, `tuned_blocks` and those of `methods.row`; for
+        a language model `backbone` and those of `methods.row` alone.
+      num_classes: C; unused for a language model, which predicts its own vocabulary.
 
     Raises:
-      InputError: an unknown method, backbone size or pooling; `check.check` tells of the rest.
+      InputError: an unknown method, family, size or pooling; `config.check` reports everything else.
     """
-    method = methods.row(config)
-    build_backbone = choose("config.backbone.family", config.backbone.family, _FAMILIES)
-    if build_backbone is llama.build:
-        backbone, head = llama.build(config.backbone), None
-    else:
-        backbone = build_backbone(
-            config.backbone,
-            image_size=config.data.image_size,
-            last_blocks=config.tuned_blocks if config.method == "partial" else 1,
-        )
+    family = choose("config.backbone.family", config.backbone.family, families.FAMILIES)
+    method = methods.row(config, family.methods)
+    backbone = family.build(config, config.tuned_blocks if LAST_BLOCKS in method.tuned else 1)
+    head = None
+    if not family.own_head:
         head = classifier(num_classes, **choose("config.head.start", config.head.start, HEAD_STARTS))
-    top_down = _top_down(backbone) if method.signal == "top_down" else None
+    top_down = family.top_down(backbone) if method.signal == "top_down" else None
     prompts = _prompts(backbone, config.prompts) if method.signal == "prompts" else None
     return Steered(backbone, head, top_down=top_down, prompts=prompts), method
-
-
-def _top_down(backbone):
-    if isinstance(backbone, convnext.ConvNeXt):
-        return ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype)
-    return TopDown(backbone.depth, backbone.width, backbone.dtype)
 
 
 def _prompts(backbone, fields):
@@ -182,9 +168,9 @@ def _prompts(backbone, fields):
 
 
 def init(model: Steered, method: Method, rng: jax.Array) -> dict:
-    """Creates all parameters: `backbone` and, if the network or the row has them, `head`, `top_down`, `prompts` and `lora`.
+    """Creates all parameters: `backbone` and, where they exist, `head`, `top_down`, `prompts` and `lora`.
 
-    Wrap it in `jax.eval_shape` for shapes alone.
+    Wrap it in `jax.eval_shape` to get shapes alone.
     """
     network, deltas = jax.random.split(rng)
     params = model.init(network, model.backbone.example)["params"]
@@ -193,9 +179,9 @@ def init(model: Steered, method: Method, rng: jax.Array) -> dict:
     return params
 
 
-def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **given):
-    """Applies a network to inputs with all parameters of `init`; `call` names another method than `Steered.__call__`."""
+def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kwargs):
+    """Applies a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
     network = {name: tree for name, tree in params.items() if name != "lora"}
     if method.lora:
         network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
-    return model.apply({"params": network}, *inputs, method=call, **given)
+    return model.apply({"params": network}, *inputs, method=call, **kwargs)

@@ -9,10 +9,13 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.config.check import check_fields
 from toast_jax.errors import InputError, listed
+from toast_jax.model import families
+from toast_jax.model.families import Family
+from toast_jax.model.methods import BACKBONE
 from toast_jax.train import saved_run
 from toast_jax.weights import download, module_file, pretrained
 from toast_jax.weights.files import check_writable, read_header, write
-from toast_jax.weights.rename import Arrays, kind, rename_back, table, uneven_layers, unstack
+from toast_jax.weights.rename import Arrays, rename_back, table, uneven_layers, unstack
 
 log = logging.getLogger(__name__)
 
@@ -26,40 +29,38 @@ def run(config: ConfigDict, folder: str) -> None:
     source = download.local(config.source, config.sha256)
     if not source.exists():
         raise InputError(f"There is nothing at {source}; correct from= in --config=configs/convert.py:from=...,to=...")
-    network, arrays, header = _of_run(source, config.weights) if source.is_dir() else _of_file(source)
-    state, key = rename_back(arrays, network), "model"
-    if network == "LLaMA":  # the release loads a bare dict, which may be a part of the network
-        key = ""
-    elif "head.last_layer.weight" in state:  # it wraps its network: an encoder and a head
+    family, arrays, header = _of_run(source, config.weights) if source.is_dir() else _of_file(source)
+    state, key = rename_back(arrays, family), family.export_key
+    if "head.last_layer.weight" in state:  # it wraps its network: an encoder and a head
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
         key = "model_state_dict"
     write(config.target, state, header, key=key)
-    log.info("%s", table(arrays, network))
+    log.info("%s", table(arrays, family))
     log.info("%s -> %s: %d arrays, %s numbers.", config.source, config.target, len(state), f"{trees.count(state):,}")
 
 
-def _of_file(path: Path) -> tuple[str, Arrays, dict[str, str]]:
-    network, arrays, ignored = pretrained.layers(str(path))
+def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
+    family, arrays, ignored = pretrained.layers(str(path))
     if not arrays:
         raise InputError(f"{path} holds nothing that a network here has; give another file.")
     if uneven := uneven_layers(arrays):
         raise InputError(f"{path} lacks {listed(uneven)} in some of its layers; copy or download it again.")
     if ignored:
         log.info("Left out: %s.", listed(ignored))
-    return network, arrays, read_header(str(path))
+    return family, arrays, read_header(str(path))
 
 
-def _of_run(folder: Path, weights: str) -> tuple[str, Arrays, dict[str, str]]:
+def _of_run(folder: Path, weights: str) -> tuple[Family, Arrays, dict[str, str]]:
     saved = saved_run.load(folder, weights, dtype="float32")
     log.info("%s is read at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network pools by mean; the release would read its class token.")
     header = module_file.header(saved.params, saved.config)
     flat = trees.flat(saved.params)
-    network = kind(flat)
-    if network == "LLaMA" and saved.config.method != "finetune":  # its backbone is large, and as it was
+    family = families.of_config(saved.config)
+    if family.layer_files and BACKBONE in saved.method.frozen:  # it is large, and as it was
         flat = {path: leaf for path, leaf in flat.items() if not path.startswith("backbone/")}
-    arrays = unstack({path: np.asarray(leaf, np.float32) for path, leaf in flat.items()})
+    arrays = unstack({path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}, family)
     if saved.config.stage == "pretune":
         arrays = {path: array for path, array in arrays.items() if not path.startswith("head/")}
-    return network, arrays, header
+    return family, arrays, header

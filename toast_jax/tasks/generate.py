@@ -13,7 +13,7 @@ from toast_jax import trees
 from toast_jax.config.check import check_fields
 from toast_jax.data.text import documents
 from toast_jax.errors import InputError
-from toast_jax.model import generation
+from toast_jax.model import families, generation
 from toast_jax.model.generation import Sampling
 from toast_jax.train import saved_run, text
 from toast_jax.train.setup import load_network
@@ -55,7 +55,7 @@ class Speaker:
         if config.run:
             saved = saved_run.load(config.run, config.weights)
             of_run, self._network = saved.config, (saved.model, saved.method, saved.params)
-            if of_run.backbone.family != "llama":
+            if families.of_config(of_run).reads != "text":
                 raise InputError(f"The run in {config.run} has tuned a network of images; give one of a language model.")
         elif config.network:
             of_run, network = config.network, load_network(config.network, 0)

@@ -1,10 +1,10 @@
-"""Replays arrays recorded from the PyTorch release through the code that trains.
+"""Replay arrays recorded from the PyTorch release through the training code.
 
     python -m toast_jax.parity FILE.npz [FILE.npz ...]
 
 A recording holds inputs, parameters under their PyTorch names, outputs, intermediates, gradients and six SGD steps of one
-method, in float32 and without dropout. Sizes and the method are read from it. One line per quantity: its name, the relative
-error `max|ours - theirs| / max|theirs|`, and the bound. The exit status is 1 if any bound is passed.
+method, in float32 and without dropout. Each line shows a quantity's relative error `max|value - recorded| / max|recorded|`,
+its bound and its name. The exit status is 1 if any error exceeds its bound.
 """
 
 import dataclasses
@@ -29,13 +29,11 @@ from toast_jax.weights.rename import to_torch
 FORWARD, BACKWARD = 1e-5, 1e-4
 SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip": 0.0}
 SGD_LR, SGD_STEPS = 0.05, 6
-# The release's; recordings include it. That of a LLaMA compares what was divided by ten, with weight 1.
-VARIATIONAL_WEIGHT = {"ViT": 0.1, "ConvNeXt": 0.01, "LLaMA": 0.01}
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One compared quantity."""
+    """Holds one compared quantity."""
 
     name: str
     error: float
@@ -46,12 +44,12 @@ class Check:
         return self.error <= self.bound
 
 
-def relative_error(ours, theirs) -> float:
-    """`max|ours - theirs| / max|theirs|`; infinite when shapes differ or a number is not finite."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape or not np.isfinite(ours).all():
+def relative_error(value, recorded) -> float:
+    """Computes `max|value - recorded| / max|recorded|`; infinite if shapes differ or a value is not finite."""
+    value, recorded = np.asarray(value, np.float64), np.asarray(recorded, np.float64)
+    if value.shape != recorded.shape or not np.isfinite(value).all():
         return float("inf")
-    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+    return float(np.abs(value - recorded).max() / max(np.abs(recorded).max(), 1e-30))
 
 
 def replay(path: str) -> list[Check]:
@@ -60,7 +58,7 @@ def replay(path: str) -> list[Check]:
     model, method, arrays = recorded.model, recorded.method, recorded.arrays
     mask = tuned_mask(recorded.params, method)
     tuned, frozen = trees.split(recorded.params, mask)
-    weights = {"variational_weight": VARIATIONAL_WEIGHT[recorded.network]}
+    weights = {"variational_weight": recorded.family.variational_weight}  # recordings include it
     scores = losses.tune(model, method)
     if recorded.pretuning:
         scores = losses.pretune(model, method, task_weight=1.0, **weights)
@@ -87,7 +85,7 @@ def _loss(recorded: Recording, scores):
 
 
 def _weighed(batch):
-    """The batch as a step sees it that runs on one device, without asking the machine for one."""
+    """Weighs the tokens of a batch as a step on one device does, without `pmap`."""
     if "weight" not in batch:
         return batch
     weigh = jax.vmap(lambda batch: text_run.by_token(batch, None), axis_name=parallel.AXIS)
@@ -111,7 +109,7 @@ def _forward(recorded: Recording, scores) -> list[Check]:
 
 
 def _intermediates(out, transform) -> dict:
-    """By the names of the recordings, which have the channels of maps first."""
+    """Returns intermediates by the names of the recordings, which put the channels of maps first."""
     first = out["first_look"]["fed_back"]
     selected = out["selection"] * first @ transform
     if first.ndim == 3:
@@ -131,18 +129,18 @@ def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check
 
 
 def _compare(recorded: Recording, tree, prefix) -> list[Check]:
-    ours = to_torch(trees.flat(trees.prune(tree)), recorded.network)
-    theirs = recorded.group(prefix)
-    return [Check(prefix + name, relative_error(ours[name], array), BACKWARD) for name, array in theirs.items()]
+    values = to_torch(trees.flat(trees.prune(tree)), recorded.family)
+    expected = recorded.group(prefix)
+    return [Check(prefix + name, relative_error(values[name], array), BACKWARD) for name, array in expected.items()]
 
 
 def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
-    """Six steps of the real train step on one device; the second, fourth and sixth batch is the first one turned around."""
+    """Runs six steps of the train step on one device; every second one takes `recorded.turned`."""
     no_decay = ("head/bias",) if "head" in recorded.params else ()
     tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay, **SGD)
     augment = {"augment": text_run.by_token} if "weight" in recorded.batch else {}
     one_step = functools.partial(step.train_step, scores=scores, tx=tx, **augment)
-    # One device, without asking the machine for one.
+    # A vmap of size one stands in for `pmap` on one device.
     one_step = jax.vmap(one_step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)
     state = step.init_state(tuned, tx, seed=0)
     seen = []
@@ -155,21 +153,21 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
 
 
 def _generate(recorded: Recording) -> list[Check]:
-    """The likeliest tokens, one after the other; the release came to the same with its cache and without."""
+    """Generates greedily, and compares with the release's texts with and without its cache."""
     prompt, *texts = (recorded.arrays[f"generate/{name}"] for name in ("prompt", "greedy_with_cache", "greedy_no_cache"))
     most = texts[0].shape[1] - prompt.shape[1]
     run = functools.partial(generation.generate, recorded.model, recorded.method, recorded.params)
-    ours = np.concatenate([prompt, *run(prompt.tolist(), most=most, sampling=generation.Sampling())], axis=1)
+    text = np.concatenate([prompt, *run(prompt.tolist(), most=most, sampling=generation.Sampling())], axis=1)
     names = ("generate/greedy_with_cache", "generate/greedy_no_cache")
-    return [Check(name, int((ours != theirs).sum()), 0) for name, theirs in zip(names, texts, strict=True)]
+    return [Check(name, int((text != recorded_text).sum()), 0) for name, recorded_text in zip(names, texts, strict=True)]
 
 
 def main(paths: list[str]) -> int:
-    """Prints one line per quantity and returns the exit status."""
+    """Prints a line per quantity and returns the exit status."""
     if not paths or any(re.match("-", path) for path in paths):
         print(__doc__)
         return 2
-    # Without this, accelerators multiply float32 matrices in fewer bits than the comparison needs.
+    # By default, accelerators multiply float32 matrices in lower precision than the comparison needs.
     jax.config.update("jax_default_matmul_precision", "highest")
     failed = 0
     for path in paths:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.errors import InputError
+from toast_jax.model import families
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
 from toast_jax.train import checkpoint
@@ -61,7 +62,7 @@ def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
 def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
     """As `load`, and raises InputError for a run that has pre-tuned a top-down module, or one that has seen no images."""
     saved = load(folder, weights)
-    if "image_size" not in saved.config.data:
+    if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
     if saved.config.stage != "tune":
         raise InputError(f"The run in {folder} has pre-tuned a top-down module; give one that tuned with it.")

@@ -17,7 +17,7 @@ from toast_jax.data import loader
 from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
-from toast_jax.model import losses, methods, steered
+from toast_jax.model import families, losses, methods, steered
 from toast_jax.train import images, optim, text
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import known_of
@@ -134,14 +134,17 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
 
 
+_DOMAINS = {"images": images, "text": text}
+
+
 def domain(config: ConfigDict):
-    """`vision` or `language`: the module that knows what the backbone of the config reads."""
-    return text if config.backbone.family == "llama" else images
+    """Returns the module for what the backbone of the config reads, `train.images` or `train.text`."""
+    return _DOMAINS[families.of_config(config).reads]
 
 
 def devices_of(config: ConfigDict):
     """What places parameters and batches and maps steps: the module `parallel`, or `fsdp.Shared` if the config asks for it."""
-    return fsdp.Shared(config.fsdp) if config.get("fsdp", 1) > 1 else parallel
+    return fsdp.Shared(config.fsdp, families.of_config(config).partition) if config.get("fsdp", 1) > 1 else parallel
 
 
 def load_network(config: ConfigDict, num_classes: int) -> Network:

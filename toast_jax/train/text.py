@@ -16,7 +16,7 @@ from toast_jax.data.text import batches, documents, sequences, tokenizer
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import llama
+from toast_jax.model import families
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ UNIT = "tokens"  # what is counted
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     """The tokenizer of a config, checked against its backbone; what ends a document is what the config says."""
     opened = tokenizer.load(config.data.tokenizer)
-    vocabulary = llama.SIZES[config.backbone.size].vocabulary
+    vocabulary = families.of_config(config).sizes[config.backbone.size].vocabulary
     if opened.vocabulary != vocabulary:
         raise InputError(
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "

@@ -1,4 +1,4 @@
-"""Weights files of other frameworks, opened safely: a path in, a flat dict of arrays by PyTorch name out."""
+"""Safe reading and writing of weights files: a flat dict of arrays by PyTorch name."""
 
 import os
 import re
@@ -12,18 +12,17 @@ from toast_jax.errors import InputError, listed
 
 Arrays = dict[str, np.ndarray]
 
-_LARGE, _DENSE = 2**28, 20  # bytes, and how many times smaller than that its file may be
+_LARGE, _DENSE = 2**28, 20  # bytes, and the highest plausible ratio of compression
 
 
 def read(path: str) -> Arrays:
-    """Reads a PyTorch checkpoint (.pth, .pt, .bin), a .safetensors or a .npz file as a flat dict of float32 arrays.
+    """Reads a .pth, .pt, .bin, .safetensors or .npz file as a flat dict of float32 arrays.
 
-    What wraps the arrays (`model`, `model_state_dict`, `state_dict`, DINO's `teacher`) and the prefixes of modules that wrap a
-    backbone are taken off. Pickles are only read with `torch.load(weights_only=True)`, which cannot run code.
+    Dicts around the arrays (`model`, `model_state_dict`, `state_dict`, DINO's `teacher`) and the prefixes of modules around a
+    backbone are removed. Pickles are read with `torch.load(weights_only=True)` alone, which cannot run code.
 
     Raises:
-      InputError: no such file, an unreadable or unknown one, one that names an array twice, or PyTorch is needed and not
-        installed.
+      InputError: the file is missing, unreadable, of an unknown format or names an array twice, or PyTorch is not installed.
     """
     file = shipped.find(path)
     if os.path.isdir(file):
@@ -55,13 +54,13 @@ def _read_safetensors(file: Path) -> Arrays:
         return {name: array.astype(np.float32) for name, array in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a complete safetensors file ({error}); copy or download it again.") from error
-    except AttributeError as error:  # safetensors asks NumPy for a type that NumPy does not have
+    except AttributeError as error:  # safetensors asks NumPy for a dtype that it lacks
         raise InputError(f"{file} holds numbers of a type that cannot be read ({error}); convert it to float32.") from error
 
 
 def _read_npz(file: Path) -> Arrays:
     incomplete = f"{file} is not a complete .npz file"
-    if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle
+    if not zipfile.is_zipfile(file):  # NumPy would treat it as a pickle
         raise InputError(f"{incomplete} (its end is missing); copy or download it again.")
     try:
         _check_sizes(file)
@@ -69,7 +68,7 @@ def _read_npz(file: Path) -> Arrays:
             arrays = {name: content[name] for name in content.files}
     except InputError:
         raise
-    except Exception as error:  # nearly any, when bytes are damaged
+    except Exception as error:  # damaged bytes raise nearly anything
         if "Object arrays" in str(error):
             raise InputError(
                 f"{file} holds Python objects, not only arrays, and reading those could run code; "
@@ -82,9 +81,9 @@ def _read_npz(file: Path) -> Arrays:
 
 
 def _check_sizes(file: Path) -> None:
-    """Raises InputError for a bomb: little that unpacks to very much, which no weights do."""
+    """Raises InputError for a decompression bomb: a small file that unpacks to a size implausible for weights."""
     with zipfile.ZipFile(file) as content:
-        packed, unpacked = file.stat().st_size, sum(one.file_size for one in content.infolist())
+        packed, unpacked = file.stat().st_size, sum(entry.file_size for entry in content.infolist())
     if unpacked > _LARGE and unpacked > _DENSE * packed:
         raise InputError(
             f"{file} of {packed:,} bytes would unpack to {unpacked:,}, which no weights do; download it again, from a place "
@@ -99,13 +98,13 @@ def _read_torch(file: Path) -> Arrays:
     try:
         if zipfile.is_zipfile(file):
             _check_sizes(file)
-        # DeiT files carry their training arguments, an argparse.Namespace of plain values.
+        # DeiT files include their training arguments, an argparse.Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # nearly any, when bytes are damaged
-        # PyTorch's own texts advise to read the file with weights_only=False, which would run what it refused.
+    except Exception as error:  # damaged bytes raise nearly anything
+        # PyTorch's own messages suggest weights_only=False, which would run the code that was refused.
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
                 f"{file} holds Python objects ({refused[1]}), not only tensors, and reading those could run code; "
@@ -123,7 +122,7 @@ def _read_torch(file: Path) -> Arrays:
             state = state[key]
             break
     try:
-        if any(one.numel() * one.element_size() > one.untyped_storage().nbytes() for one in state.values()):
+        if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in state.values()):
             raise TypeError("a few numbers, repeated")
         return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
     except (
@@ -131,14 +130,14 @@ def _read_torch(file: Path) -> Arrays:
         TypeError,
         RuntimeError,
         NotImplementedError,
-    ) as error:  # anything but a dict, anything in it but dense tensors
+    ) as error:  # not a dict, or not of dense tensors
         raise InputError(
             f"{file} holds no dict of plain tensors, alone or under model, model_state_dict, state_dict or teacher."
         ) from error
 
 
 def _torch(purpose: str):
-    """PyTorch, imported where a .pth file makes it necessary and nowhere else."""
+    """Imports PyTorch, which only .pth files need."""
     try:
         import torch
     except ImportError as error:
@@ -151,7 +150,7 @@ def _torch(purpose: str):
 
 
 def read_header(path: str) -> dict[str, str]:
-    """The free text that a .safetensors file carries beside its arrays; {} for other files."""
+    """Returns the metadata of a .safetensors file; {} for other files."""
     from safetensors import safe_open
 
     file = shipped.find(path)
@@ -162,7 +161,11 @@ def read_header(path: str) -> dict[str, str]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises InputError unless `write` can write the file: its ending, its folder, and PyTorch where it is needed."""
+    """Checks that `write` can write a file: its ending, its folder, and PyTorch if needed.
+
+    Raises:
+      InputError: it cannot.
+    """
     path = Path(path).expanduser()
     if path.suffix not in (".pth", ".safetensors"):
         raise InputError(f"{path} has an ending that is not written here; name it .pth or .safetensors.")
@@ -173,16 +176,16 @@ def check_writable(path: str | Path) -> None:
 
 
 def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "model") -> None:
-    """Writes a .safetensors or .pth file that is either the old one or the new one, never half of it.
+    """Writes a .safetensors or .pth file atomically.
 
     Args:
       path: the file.
       arrays: by PyTorch name.
-      header: free text that .safetensors files carry; a .pth has no place for it.
-      key: under which a .pth holds the arrays, as the files of the release do; "" for the arrays alone.
+      header: metadata of a .safetensors file; a .pth file has none.
+      key: key of the arrays in a .pth file, as in the release's files; "" for the bare dict.
 
     Raises:
-      InputError: the disk is full, or fails.
+      InputError: the disk is full or fails.
     """
     path = Path(path).expanduser()
     partial = path.with_name(path.name + ".partial")
@@ -197,6 +200,6 @@ def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "
 
             partial.write_bytes(save(arrays, metadata=header))
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # PyTorch tells a full disk by the latter
+    except (OSError, RuntimeError) as error:  # PyTorch raises RuntimeError on a full disk
         partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written ({error}); free some space, or give another place.") from error

@@ -1,6 +1,6 @@
-"""Files of other frameworks: their names and array layouts brought to the PyTorch ones that `rename` understands.
+"""Formats of other frameworks: conversion to the PyTorch names and layouts that `rename` reads.
 
-Those are timm's for a ViT and the authors' for a ConvNeXt.
+These are timm's for a ViT, the authors' for a ConvNeXt and Hugging Face's for a LLaMA.
 """
 
 import logging
@@ -17,15 +17,15 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """Names that `regex` matches whole become `known`, its groups filled in; None leaves them out."""
+    """Renames arrays whose whole name matches `regex` to `known`, with groups filled in; None drops them."""
 
     regex: str
     known: str | None
     layout: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
 
-# Hugging Face transformers, ViTModel and what contains one, also Dinov2Model. Version 5 gave layers other names (`layers.0`,
-# `q_proj`, `mlp.fc1`): https://github.com/huggingface/transformers/pull/41693.
+# Hugging Face transformers: ViTModel, models that contain one, and Dinov2Model. Version 5 renamed layers (`layers.0`, `q_proj`,
+# `mlp.fc1`): https://github.com/huggingface/transformers/pull/41693.
 _LAYER, _PARAM = r"(?:encoder\.layer|layers)\.(\d+)\.", r"\.(weight|bias)"
 _HUGGING_FACE = (
     Row(r"embeddings\.cls_token", "cls_token"),
@@ -45,15 +45,15 @@ _HUGGING_FACE = (
 )
 
 
-def _dense(theirs: str, timm: str) -> tuple[Row, Row]:
-    return Row(rf"{theirs}/kernel", rf"{timm}.weight", lambda w: w.T), Row(rf"{theirs}/bias", rf"{timm}.bias")
+def _dense(name: str, timm: str) -> tuple[Row, Row]:
+    return Row(rf"{name}/kernel", rf"{timm}.weight", lambda w: w.T), Row(rf"{name}/bias", rf"{timm}.bias")
 
 
-def _norm(theirs: str, timm: str) -> tuple[Row, Row]:
-    return Row(rf"{theirs}/scale", rf"{timm}.weight"), Row(rf"{theirs}/bias", rf"{timm}.bias")
+def _norm(name: str, timm: str) -> tuple[Row, Row]:
+    return Row(rf"{name}/scale", rf"{timm}.weight"), Row(rf"{name}/bias", rf"{timm}.bias")
 
 
-# google-research/vision_transformer (.npz). Kernels have inputs first, and heads apart: q, k and v [D, H, K], out [H, K, D].
+# google-research/vision_transformer (.npz). Kernels have inputs first and separate heads: q, k and v [D, H, K], out [H, K, D].
 _ENCODER = r"Transformer/encoderblock_(\d+)"
 _QKV = rf"{_ENCODER}/MultiHeadDotProductAttention_1/([qkv])(?:uery|ey|alue)"
 _OUT = rf"{_ENCODER}/MultiHeadDotProductAttention_1/out"
@@ -74,13 +74,13 @@ _AUGREG = (
     *_dense("head", "head"),
 )
 
-# LLaMA as Hugging Face's LlamaForCausalLM and the TOAST release have it; of LlamaModel alone, all names lack `model.`.
+# LLaMA as in Hugging Face's LlamaForCausalLM and the TOAST release; names of a bare LlamaModel lack `model.`.
 _LLAMA = (
     Row(r"(?:.*\.)?rotary_emb\.inv_freq", None),
     Row(r"((?:embed_tokens|layers|norm|decoders)\..*|prompt|top_down_transform)", r"model.\1"),
 )
 
-# What has timm's names and more: FSDP's chunks of blocks (DINOv2), what pre-training masks, decodes and projects with.
+# Files with timm's names and more: FSDP's chunks of blocks (DINOv2), and mask tokens, decoders and heads of pre-training.
 _TIMM = (
     Row(r"blocks\.\d+\.(\d+)\.(.*)", r"blocks.\1.\2"),
     Row(r"mask_token|decoder_.*|(?:dino|ibot)_head\..*", None),
@@ -99,29 +99,29 @@ _CONVNEXT = (
     Row(rf"(?:stem\.1|embeddings\.layernorm){_PARAM}", r"downsample_layers.0.1.\1"),
     Row(rf"{_STAGE}downsampl(?:e|ing_layer)\.([01]){_PARAM}", r"downsample_layers.\1.\2.\3"),
     *(
-        Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:{theirs}){_PARAM}", rf"stages.\1.\2.{ours}.\3")
-        for theirs, ours in _CONVNEXT_BLOCK
+        Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:{names}){_PARAM}", rf"stages.\1.\2.{known}.\3")
+        for names, known in _CONVNEXT_BLOCK
     ),
     Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:gamma|layer_scale_parameter)", r"stages.\1.\2.gamma"),
     Row(rf"(?:head\.norm|layernorm){_PARAM}", r"norm.\1"),
     Row(rf"(?:head\.fc|classifier){_PARAM}", r"head.\1"),
 )
 
-# A name that tells what a file is, and the rows for it; read in this order.
+# A name that identifies a format, and the rows for it. All formats that match are applied, in this order.
 _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
-    # A classifier on top of a representation layer reads nothing that a network here computes.
+    # A classifier on top of a representation layer, which no network here has.
     (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
     (r"Transformer/.*", _AUGREG),
     (r"(?:vit|dinov2|convnext)\.embeddings\..*", [Row(r"(?:vit|dinov2|convnext)\.(.*)", r"\1")]),
     (r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*", _CONVNEXT),
     (r"embeddings\.patch_embeddings\..*", _HUGGING_FACE),
     (r"(?:model\.)?layers\.\d+\.self_attn\..*", _LLAMA),
-    # DINO's projection head, whose last layer has the name of the classifier in files of the TOAST release.
+    # DINO's projection head, whose last layer has the same name as the classifier in files of the TOAST release.
     (r"head\.mlp\..*", [Row(r"head\..*", None)]),
     (r".*", _TIMM),
 )
 
-# Names that give away a network which looks like one of ours and is not.
+# Names that identify networks similar to the supported ones.
 _OTHER_NETWORKS = {
     r"dist_token|(?:\w+\.)?embeddings\.distillation_token": "a distilled DeiT",
     r"(?:embeddings\.)?register_tokens|reg_token": "a ViT with register tokens",
@@ -137,18 +137,18 @@ _OTHER_NETWORKS = {
 
 
 def known_names(state: Arrays) -> Arrays:
-    """Brings the arrays of another framework to names and layouts that `rename` knows.
+    """Converts the arrays of another framework to names and layouts that `rename` reads.
 
-    LayerScale of a ViT is folded into the layer before it.
+    The LayerScale of a ViT is folded into the layer before it.
 
     Args:
-      state: arrays by name, as `files.read` gives them.
+      state: arrays by name, from `files.read`.
 
     Returns:
-      arrays by the known name. What is known to be of no use is left out and logged; every other name stays as it is.
+      arrays by known name. Arrays that are known to be unused are dropped and logged; unknown names are kept.
 
     Raises:
-      ValueError: an array has not the axes of its name, or two names mean the same array.
+      ValueError: an array has other axes than its name implies, or two names mean the same array.
     """
     dropped = []
     for sign, rows in _FORMATS:
@@ -160,7 +160,7 @@ def known_names(state: Arrays) -> Arrays:
 
 
 def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """What kind of network has these names that none here has, and which of them tell it."""
+    """Returns the kind of network that has these unexpected names, and the names that identify it."""
     for regex, kind in _OTHER_NETWORKS.items():
         if telling := [name for name in unexpected if re.fullmatch(regex, name)]:
             return kind, telling
@@ -190,7 +190,7 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
         if match := re.fullmatch(r"(blocks\.\d+\.attn)\.q\.(weight|bias)", name):
             names = [f"{match[1]}.{part}.{match[2]}" for part in "qkv"]
             parts = [state[part] for part in names if part in state]
-            # Parts that are no three of a kind stay as they are, to be refused by their names.
+            # Incomplete or unequal parts are kept, and refused later by name.
             if len(parts) == 3 and parts[0].shape == parts[1].shape == parts[2].shape != ():
                 out[f"{match[1]}.qkv.{match[2]}"] = np.concatenate(parts)
                 for part in names:
@@ -199,13 +199,13 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
 
 
 def _without_layer_scale(state: Arrays) -> Arrays:
-    """gamma * (W x + b) is (gamma * W) x + gamma * b, `W` being `[out, in]`."""
+    """Folds LayerScale: `gamma * (W x + b)` is `(gamma * W) x + gamma * b`, with `W [out, in]`."""
     out = dict(state)
     for name, gamma in state.items():
         if match := re.fullmatch(r"(blocks\.\d+)\.ls([12])\.gamma", name):
             layer = f"{match[1]}.{'attn.proj' if match[2] == '1' else 'mlp.fc2'}"
             weight, bias = (state.get(f"{layer}.{param}") for param in ("weight", "bias"))
-            # Without a layer that it fits, it stays as it is, to be refused by its name.
+            # Without a matching layer it is kept, and refused later by name.
             if weight is not None and bias is not None and gamma.shape == bias.shape == weight.shape[:1]:
                 out |= {f"{layer}.weight": gamma[:, None] * weight, f"{layer}.bias": gamma * bias}
                 del out[name]

@@ -1,7 +1,7 @@
-"""A LLaMA's own weights, read tensor by tensor: no more than one stacked parameter is on the host at a time.
+"""Weights of a LLaMA, read tensor by tensor so that the host holds one stacked parameter at a time.
 
-Files of Hugging Face (`.safetensors`, alone or in shards with an index, in a folder with `config.json`), of llama2.c (`.bin`,
-https://github.com/karpathy/llama2.c) and of PyTorch, of which the last is read whole.
+Reads files of Hugging Face (`.safetensors`, single or sharded with an index, beside a `config.json`), of llama2.c (`.bin`,
+https://github.com/karpathy/llama2.c), and of PyTorch, which are read at once.
 """
 
 import json
@@ -17,9 +17,9 @@ import numpy as np
 
 from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama import LLaMA, RopeScaling
+from toast_jax.model.backbones.llama_names import NAMES
 from toast_jax.weights.files import read
 from toast_jax.weights.formats import known_names
-from toast_jax.weights.rename_tables import LLAMA
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 class Tensor(NamedTuple):
-    """An array that is still in its file."""
+    """Describes an array in a file and reads it on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -39,10 +39,10 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
 
     Args:
       path: a folder or a file.
-      shapes: the network's parameters by path, anything with a shape; those of the backbone are read.
-      model: the backbone, whose sizes a `config.json` beside the weights has to have.
-      dtypes: by path, what each parameter is stored as.
-      put: `(path, array) -> array`, puts a parameter where it is to be.
+      shapes: parameters of the network by path, anything with a shape; those of the backbone are read.
+      model: the backbone, whose sizes must agree with a `config.json` beside the weights.
+      dtypes: dtype to store each parameter in, by path.
+      put: `(path, array) -> array`, places a parameter on its devices.
 
     Returns:
       arrays by path.
@@ -53,29 +53,29 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
     place = Path(path).expanduser()
     if place.is_dir() or place.suffix in (".safetensors", ".json"):
         _check_config(place if place.is_dir() else place.parent, model)
-    theirs = tensors(place)
-    needed = {name: _theirs(name, leaf.shape) for name, leaf in shapes.items() if name.startswith("backbone/")}
+    in_file = tensors(place)
+    needed = {name: _torch_names(name, leaf.shape) for name, leaf in shapes.items() if name.startswith("backbone/")}
     wanted = {name for names, _ in needed.values() for name in names}
-    if missing := sorted(wanted - set(theirs)):
+    if missing := sorted(wanted - set(in_file)):
         raise InputError(
             f"{path} lacks {listed(missing, 3)}; it is of another kind or size of network than config.backbone.size."
         )
-    if surplus := sorted(set(theirs) - wanted):
+    if surplus := sorted(set(in_file) - wanted):
         raise InputError(f"{path} has {listed(surplus, 3)}, which no LLaMA of config.backbone.size {_of(model)} has.")
     for name, (names, turned) in needed.items():
         expected = shapes[name].shape[1:] if len(names) > 1 or "/blocks/" in name else shapes[name].shape
-        for one in names:
-            if theirs[one].shape != (expected[::-1] if turned else expected):
+        for tensor in names:
+            if in_file[tensor].shape != (expected[::-1] if turned else expected):
                 raise InputError(
-                    f"{path} does not fit config.backbone.size {_of(model)}: {one} is {theirs[one].shape} in the file, and "
-                    f"{name} {tuple(shapes[name].shape)} in the network."
+                    f"{path} does not fit config.backbone.size {_of(model)}: {tensor} is {in_file[tensor].shape} in the file, "
+                    f"and {name} {tuple(shapes[name].shape)} in the network."
                 )
     loaded = {}
     for name, (names, turned) in needed.items():
-        array = np.empty((len(names), *theirs[names[0]].shape[:: -1 if turned else 1]), dtypes[name])
-        for layer, one in zip(array, names, strict=True):
-            tensor = theirs[one].read()
-            layer[...] = tensor.T if turned else tensor
+        array = np.empty((len(names), *in_file[names[0]].shape[:: -1 if turned else 1]), dtypes[name])
+        for layer, tensor in zip(array, names, strict=True):
+            values = in_file[tensor].read()
+            layer[...] = values.T if turned else values
         loaded[name] = put(name, array.reshape(shapes[name].shape))
         if not jnp.isfinite(loaded[name]).all():
             raise InputError(f"{path} has numbers that are not finite in {names[0]} or its like; copy or download it again.")
@@ -83,11 +83,11 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """Everything in a folder or a file, by the names of Hugging Face."""
+    """Lists all tensors of a folder or a file, by Hugging Face's names."""
     if path.is_dir():
-        found = [one for name in (INDEX, "model.safetensors") if (one := path / name).is_file()][:1]
-        found = found or [one for one in path.glob("*.bin") if not one.name.startswith("tok")]
-        path = found[0] if len(found) == 1 else path
+        files = [file for name in (INDEX, "model.safetensors") if (file := path / name).is_file()][:1]
+        files = files or [file for file in path.glob("*.bin") if not file.name.startswith("tok")]
+        path = files[0] if len(files) == 1 else path
     if not path.is_file():
         raise InputError(
             f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
@@ -128,8 +128,8 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a complete safetensors file ({error}); copy or download it again.") from error
     out = {}
-    for name in file.keys():  # noqa: SIM118 (it is no dict)
-        if name.endswith(".rotary_emb.inv_freq"):  # of old versions; computed here
+    for name in file.keys():  # noqa: SIM118 (not a dict)
+        if name.endswith(".rotary_emb.inv_freq"):  # in files of old versions; computed here
             continue
         tensor = file.get_slice(name)
         if tensor.get_dtype() not in _FLOATS:
@@ -144,7 +144,7 @@ def _is_torch(path: Path) -> bool:
 
 
 def _of_llama2c(path: Path) -> dict[str, Tensor]:
-    """Version 0: seven integers, then float32 arrays in this order, those of all layers together."""
+    """Reads version 0: seven integers, then float32 arrays in this order, each for all layers."""
     numbers = np.fromfile(path, np.int32, count=7).astype(np.int64)
     if len(numbers) < 7 or (np.delete(numbers, 5) < 1).any() or numbers[0] % (2 * numbers[3]) or numbers[3] % numbers[4]:
         raise InputError(f"{path} is neither a PyTorch file nor one of llama2.c (version 0); give it as .safetensors.")
@@ -166,7 +166,7 @@ def _of_llama2c(path: Path) -> dict[str, Tensor]:
         "rotations": (length, head),
         "lm_head": (abs(vocabulary), width),
     }
-    if vocabulary > 0:  # the head is the embedding
+    if vocabulary > 0:  # the head is tied to the embedding
         del shapes["lm_head"]
     size, sizes = path.stat().st_size, [math.prod(shape) for shape in shapes.values()]
     if size != 4 * (7 + sum(sizes)):
@@ -176,22 +176,22 @@ def _of_llama2c(path: Path) -> dict[str, Tensor]:
         array, start = data[start : start + count].reshape(shape), start + count
         turn = name.endswith(("q_proj", "k_proj"))
         for i in range(depth if "{i}" in name else 1):
-            one = array[i] if "{i}" in name else array
-            out[f"{name.format(i=i)}.weight"] = Tensor(one.shape, lambda a=one, turn=turn: _halved(a, head) if turn else a)
+            layer = array[i] if "{i}" in name else array
+            out[f"{name.format(i=i)}.weight"] = Tensor(layer.shape, lambda a=layer, turn=turn: _halved(a, head) if turn else a)
     del out["rotations.weight"]
     return out
 
 
 def _halved(weight: np.ndarray, head: int) -> np.ndarray:
-    """Orders the rows of a head from pairs 2i, 2i + 1 to pairs i, i + K / 2 (see `llama.rotate`)."""
+    """Reorders the rows of a head from pairs 2i, 2i + 1 to pairs i, i + K / 2 (see `llama.rotate`)."""
     rows, width = weight.shape
     return weight.reshape(rows // head, head // 2, 2, width).transpose(0, 2, 1, 3).reshape(rows, width)
 
 
-def _theirs(name: str, shape: tuple[int, ...]) -> tuple[list[str], bool]:
-    """The names of a parameter's layers, and whether a layer is turned around."""
+def _torch_names(name: str, shape: tuple[int, ...]) -> tuple[list[str], bool]:
+    """Returns the PyTorch names of a parameter's layers, and whether they are transposed."""
     pattern = name.replace("backbone/blocks/", "backbone/blocks/{i}/")
-    row = next(row for row in LLAMA if row.ours == (pattern,))
+    row = next(row for row in NAMES.table if row.paths == (pattern,))
     turned = row.forward(np.empty((1, 2)))[0].shape == (2, 1)
     return [row.torch[0].format(i=i) for i in range(shape[0] if pattern != name else 1)], turned
 
@@ -201,37 +201,41 @@ def _of(model: LLaMA) -> str:
 
 
 def _check_config(folder: Path, model: LLaMA) -> None:
-    """Raises InputError unless the `config.json` of Hugging Face in a folder, if there is one, is of this model."""
+    """Checks Hugging Face's `config.json` in a folder, if there is one, against the model.
+
+    Raises:
+      InputError: they differ, or the file is damaged.
+    """
     file = folder / "config.json"
     if not file.is_file():
         return
     try:
-        theirs = json.loads(file.read_text())
-        if (kind := theirs.get("model_type", "llama")) != "llama":
+        fields = json.loads(file.read_text())
+        if (kind := fields.get("model_type", "llama")) != "llama":
             raise InputError(f"{file} is of a {kind}, which is not a LLaMA; give weights of one.")
-        heads = theirs["num_attention_heads"]
-        rope = {**theirs, **(theirs.get("rope_scaling") or {}), **(theirs.get("rope_parameters") or {})}
+        heads = fields["num_attention_heads"]
+        rope = {**fields, **(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
         pairs = {
-            "hidden_size": (theirs["hidden_size"], model.width),
-            "num_hidden_layers": (theirs["num_hidden_layers"], model.depth),
+            "hidden_size": (fields["hidden_size"], model.width),
+            "num_hidden_layers": (fields["num_hidden_layers"], model.depth),
             "num_attention_heads": (heads, model.num_heads),
-            "num_key_value_heads": (theirs.get("num_key_value_heads") or heads, model.num_kv_heads),
-            "intermediate_size": (theirs["intermediate_size"], model.hidden),
-            "vocab_size": (theirs["vocab_size"], model.vocabulary),
-            "rms_norm_eps": (theirs.get("rms_norm_eps", 1e-6), model.norm_eps),
+            "num_key_value_heads": (fields.get("num_key_value_heads") or heads, model.num_kv_heads),
+            "intermediate_size": (fields["intermediate_size"], model.hidden),
+            "vocab_size": (fields["vocab_size"], model.vocabulary),
+            "rms_norm_eps": (fields.get("rms_norm_eps", 1e-6), model.norm_eps),
             "rope_theta": (rope.get("rope_theta", 10_000.0), model.rope_theta),
             "rope_scaling": (_scaling(rope), model.rope_scaling),
-            "tie_word_embeddings": (theirs.get("tie_word_embeddings", False), model.tied),
+            "tie_word_embeddings": (fields.get("tie_word_embeddings", False), model.tied),
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is no config.json of a LLaMA ({error!r}); download it again.") from error
-    for name, (found, ours) in pairs.items():
-        if found != ours:
-            raise InputError(f"{file} says {name} {found}, and config.backbone.size {ours}; give weights of that size.")
+    for name, (in_file, expected) in pairs.items():
+        if in_file != expected:
+            raise InputError(f"{file} says {name} {in_file}, and config.backbone.size {expected}; give weights of that size.")
 
 
 def _scaling(rope: dict) -> RopeScaling | str | None:
-    """What a `config.json` says of its rotations: how they are scaled, or the name of a way that is not known here."""
+    """Reads the scaling of rotary frequencies from a `config.json`; returns the name of an unknown kind."""
     kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else "linear"))
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

@@ -1,7 +1,6 @@
-"""A pre-tuned top-down module as a file of its own, with what it was made on and for.
+"""Files of pre-tuned top-down modules, which record the config and the backbone they were made with.
 
-The arrays have the release's names, so every reader of this project and of PyTorch's world can read the file; what it was made
-with travels in the header of the safetensors format.
+Arrays have the release's names, so that PyTorch code can read them too; the record is in the header of the safetensors file.
 """
 
 import json
@@ -20,7 +19,7 @@ from toast_jax.workdir.fingerprint import differing, moments
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
-    """Writes `params["top_down"]`; only the first process does."""
+    """Writes `params["top_down"]`, from the first process alone."""
     if jax.process_index():
         return
     flat = trees.flat(params)
@@ -29,30 +28,34 @@ def save(path: str | Path, params: dict, config: ConfigDict) -> None:
 
 
 def header(params: dict, config: ConfigDict) -> dict[str, str]:
-    """What a file says about itself: config, versions, device, and a fingerprint of `params["backbone"]`.
+    """Builds the header: config, versions, device, and a fingerprint of `params["backbone"]`.
 
-    `check_backbone` compares it with the backbone that the file's module is used with.
+    `check_backbone` compares the fingerprint with the backbone that the module is used with.
     """
     facts = {"config": config.to_dict(), "backbone": fingerprint(trees.flat(params)), **run_folder.circumstances()}
     return {"toast_jax": json.dumps(facts)}
 
 
 def fingerprint(params: Arrays) -> dict[str, list[float]]:
-    """Mean and root mean square of every backbone parameter, by path; position embeddings, which are resized, left out."""
+    """Computes mean and root mean square of every backbone parameter, except resized position embeddings."""
     layers = unstack({name: np.asarray(array) for name, array in params.items() if name.startswith("backbone/")})
     return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
 
 
 def check_backbone(path: str, params: Arrays) -> None:
-    """Raises InputError if the file says that its module was made for another backbone than the one in `params`."""
+    """Checks a module's recorded backbone against the one in `params`.
+
+    Raises:
+      InputError: they differ, or the header is damaged.
+    """
     try:
-        theirs = json.loads(read_header(path).get("toast_jax", "{}")).get("backbone", {})
-        theirs = {name: (float(mean), float(rms)) for name, (mean, rms) in theirs.items()}
+        recorded = json.loads(read_header(path).get("toast_jax", "{}")).get("backbone", {})
+        recorded = {name: (float(mean), float(rms)) for name, (mean, rms) in recorded.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"The header of {path} is damaged; copy the file again, or leave its header out.") from error
-    if not theirs:
+    if not recorded:
         return
-    if name := differing(fingerprint(params), theirs):
+    if name := differing(fingerprint(params), recorded):
         raise InputError(
             f"The top-down module in {path} was made for another backbone ({name} differs); give the one it belongs to in "
             "--config.backbone.weights."

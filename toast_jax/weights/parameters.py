@@ -1,4 +1,4 @@
-"""Where the parameters of a run start: files for what is pre-trained, random numbers for what the method creates."""
+"""Initial parameters of a run: pre-trained ones from files, new ones from a seed."""
 
 import functools
 import logging
@@ -13,14 +13,14 @@ from toast_jax import trees
 from toast_jax.config.backbones import RANDOM
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.llama import LLaMA
+from toast_jax.model import families
 from toast_jax.model.methods import Method, tuned_mask
 from toast_jax.model.steered import Steered, init
 from toast_jax.weights import llama_files, module_file, pretrained
 
 log = logging.getLogger(__name__)
 
-_FLOAT32 = r"(.*/)?norm\d?/\w+|top_down/prior|head/.*"  # what is computed with in float32 whatever the compute dtype
+_FLOAT32 = r"(.*/)?norm\d?/\w+|top_down/prior|head/.*"  # always used in float32
 
 
 def start(
@@ -34,21 +34,22 @@ def start(
     tuned: str = "",
     put: Callable = parallel.put,
 ) -> dict:
-    """Builds all parameters of a network.
+    """Loads or creates all parameters of a network.
 
-    What is frozen is stored in the compute dtype, so that no step casts it; what is tuned, or computed in float32, is float32.
+    Frozen parameters are stored in the compute dtype, so that no step casts them; tuned ones, and those used in float32, are
+    float32.
 
     Args:
       model, method: from `steered.build`.
-      seed: of everything that is created.
+      seed: of all parameters that are created.
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
-      classifier: whether the head, too, is read from `weights`: the classifier of the backbone's own task.
-      top_down: file of a pre-tuned top-down module, or "". It comes before the one in `weights`.
-      put: `(path, array) -> array`, puts a language model's weights on their devices as they are read.
-      tuned: a PyTorch file of a whole tuned network of this method, or ""; `weights` and `top_down` are then not read.
+      classifier: whether to start the head from the classifier in `weights`, that of the backbone's own task.
+      top_down: file of a pre-tuned top-down module, or "". It takes precedence over the one in `weights`.
+      tuned: a PyTorch file of a whole network tuned by this method, or ""; `weights` and `top_down` are then ignored.
+      put: `(path, array) -> array`, places the weights of a language model on their devices as they are read.
 
     Returns:
-      the tree of `steered.init`.
+      a tree as from `steered.init`.
 
     Raises:
       InputError: a file is missing or does not fit; see `pretrained.load`.
@@ -72,19 +73,19 @@ def start(
     return trees.nested(params)
 
 
-# Compiled once for all seeds of a network.
+# One program for all seeds of a network.
 _init = jax.jit(init, static_argnums=(0, 1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _create(model, method, key, dtypes):
-    """The leaves of `init` at some paths. Under jit the others are not computed."""
+    """Creates the leaves of `init` at some paths; jit skips the others."""
     leaves = trees.flat(_init(model, method, key))
     return {path: leaves[path].astype(dtype) for path, dtype in dtypes}
 
 
 def _dtypes(model, method, shapes):
-    """What each parameter is stored as, by path."""
+    """Returns the dtype that each parameter is stored in, by path."""
     return {
         path: jnp.float32 if tuned or re.fullmatch(_FLOAT32, path) else model.backbone.dtype
         for path, tuned in trees.flat(tuned_mask(shapes, method)).items()
@@ -93,16 +94,16 @@ def _dtypes(model, method, shapes):
 
 def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
     has_top_down = any(path.startswith("top_down/") for path in shapes)
-    language, blocks = isinstance(model.backbone, LLaMA), model.backbone.last_blocks
+    layer_files, blocks = families.of_backbone(model.backbone).layer_files, model.backbone.last_blocks
     loaded = {}
-    if weights != RANDOM and language:
+    if weights != RANDOM and layer_files:
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
         loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")
     if top_down and has_top_down:
-        # Released modules of language models come with embeddings that have a word more.
-        optional = "" if language else "backbone/.*"
+        # Released modules of language models come with embeddings that have one extra token.
+        optional = "" if layer_files else "backbone/.*"
         module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional=optional)
         _check_same_backbone(top_down, module, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
@@ -116,7 +117,7 @@ def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
 
 
 def _check_same_backbone(file, module, loaded):
-    """A top-down module is made for one backbone, which released files hold too. Half precision is close enough."""
+    """Checks that a top-down module belongs to the loaded backbone, which released files hold too, to half precision."""
     for path in [path for path in module if path.startswith("backbone/") and path in loaded]:
         if not np.allclose(module[path], loaded[path], rtol=1e-2, atol=1e-2):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a network needs from a weights file: nothing missing, nothing of another network, and loud about the rest."""
+"""Loading of the parameters that a network needs from a weights file, with checks of names and shapes."""
 
 import logging
 import re
@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
+from toast_jax.model.families import Family
 from toast_jax.weights.files import read
 from toast_jax.weights.formats import known_names, other_network
 from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, rename, stack, unstack
 
 log = logging.getLogger(__name__)
 
-# Classifiers of the task a backbone was trained on: always replaced by a head of our own.
+# Other classifiers of the backbone's own task, which are always dropped.
 _OTHER_HEADS = r"head_dist\.(weight|bias)|pre_logits\..*"
 
-# What a user has to look at when a shape of this group differs.
+# What the user should check if a shape differs, by group of parameters.
 _SIZED_BY = {
     "backbone": "config.backbone.size, and config.backbone.patch of a ViT",
     "head": "the number of classes of the data",
@@ -28,43 +29,43 @@ _SIZED_BY = {
 
 
 def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: str = "") -> Arrays:
-    """Reads from a file what a network needs of it, and says what is left.
+    """Reads the parameters that a network needs from a file, and logs unused ones.
 
     Args:
       path: see `read`.
-      shapes: the network's parameters by path, anything with a shape.
+      shapes: parameters of the network by path, anything with a shape.
       last_blocks: see `from_torch`.
-      wanted: regex of the paths that this file has to give, all of them and no others.
-      optional: regex of the paths that are taken too if the file has them; it has to have all of them, then.
+      wanted: regex of the paths to read; the file must have all of them.
+      optional: regex of further paths to read if the file has any; it must then have all of them.
 
     Returns:
-      arrays by path, shaped as `shapes` says.
+      arrays by path, shaped like `shapes`.
 
     Raises:
       InputError: a name is missing or unexpected, or a shape differs; all are listed.
     """
-    # Compared layer by layer: names and numbers of layers are then those of the file.
+    # Compared layer by layer, so that errors show the names and layer numbers of the file.
     network = unstack({name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes.items()})
     _, arrays, unknown = layers(path)
     if re.fullmatch(wanted, "head/bias") and "head/bias" not in arrays:
-        # What a file calls its classifier is the head of a network that goes on with the same classes.
+        # The classifier of a file becomes the head of a network for the same classes.
         arrays = {name.replace("classifier/", "head/"): array for name, array in arrays.items()}
     if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
         wanted = f"{wanted}|{optional}"
-    needed, given = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
-    if given and kind(given) != kind(needed):
+    needed, present = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
+    if present and kind(present) != kind(needed):
         raise InputError(
-            f"{path} belongs to a {kind(given)}, but the network of the config is a {kind(needed)}; give a file of the "
-            "backbone that the config names."
+            f"{path} belongs to a {kind(present).title}, but the network of the config is a {kind(needed).title}; give a file "
+            "of the backbone that the config names."
         )
-    if depths_of(given) not in ((0,), depths_of(needed)):
-        theirs, ours = ("-".join(map(str, depths_of(names))) for names in (given, needed))
-        raise InputError(f"{path} has {theirs} layers, the network of the config has {ours}; check config.backbone.size.")
-    if missing := sorted(set(needed) - set(given)):
+    if depths_of(present) not in ((0,), depths_of(needed)):
+        in_file, expected = ("-".join(map(str, depths_of(names))) for names in (present, needed))
+        raise InputError(f"{path} has {in_file} layers, the network of the config has {expected}; check config.backbone.size.")
+    if missing := sorted(set(needed) - set(present)):
         if all(name.startswith("head/") for name in missing):
             raise InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
         raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
-    if surplus := sorted(set(given) - set(needed)):
+    if surplus := sorted(set(present) - set(needed)):
         raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")
     chosen = {name: arrays[name] for name in needed}
     if (name := "backbone/pos_embed") in chosen:
@@ -87,14 +88,14 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     return stack(chosen, last_blocks)
 
 
-def layers(path: str) -> tuple[str, Arrays, list[str]]:
-    """Reads a weights file of any known format as our paths, every layer on its own (see `rename`).
+def layers(path: str) -> tuple[Family, Arrays, list[str]]:
+    """Reads a weights file of any known format, with a path for every layer (see `rename`).
 
     Returns:
-      the kind of network (see `kind`), arrays by path, and the names of classifiers of other tasks, which nothing here can use.
+      the family (see `kind`), arrays by path, and the names of unusable classifiers of other tasks.
 
     Raises:
-      InputError: it is no weights file, holds names that no network here has, or numbers that are not finite.
+      InputError: the file is not one of weights, has names of another network, or values that are not finite.
     """
     try:
         state = known_names(read(path))
@@ -102,20 +103,21 @@ def layers(path: str) -> tuple[str, Arrays, list[str]]:
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
-        kind, telling = other_network(unexpected)
-        raise InputError(f"{path} belongs to {kind}, which cannot be used: no network here has {listed(telling)}.")
+        network, telling = other_network(unexpected)
+        raise InputError(f"{path} belongs to {network}, which cannot be used: no network here has {listed(telling)}.")
     if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise InputError(f"{path} has numbers that are not finite in {listed(damaged)}; copy or download it again.")
     return kind_of_torch(state), arrays, unknown
 
 
 def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Interpolates a position embedding `[1, 1 + g*g, D]` bicubically to `[1, num_tokens, D]`, the class token's apart.
+    """Interpolates a position embedding bicubically from `[1, 1 + g*g, D]` to `[1, num_tokens, D]`.
 
-    The kernel is PyTorch's (`F.interpolate(mode="bicubic", align_corners=False)`), as DeiT's and MAE's fine-tuning use it.
+    The class token keeps its embedding. The kernel is that of PyTorch's `F.interpolate(mode="bicubic", align_corners=False)`,
+    as in DeiT's and MAE's fine-tuning.
 
     Raises:
-      ValueError: the tokens are not one class token and a square of patches.
+      ValueError: the tokens are not a class token and a square of patches.
     """
     if embed.shape[1:2] == (num_tokens,):
         return embed

@@ -194,10 +194,10 @@ PUBLISHED = {
 }
 
 
-def build(change=None, *, backbone="convnext_b", image_size=224, last_blocks=1):
+def build(change=None, *, backbone="convnext_b", last_blocks=1):
     config = base(name="", method="linear", backbone=backbone).backbone
     config.update(change or {})
-    return convnext.build(config, image_size, last_blocks)
+    return convnext.build(config, last_blocks)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -208,7 +208,7 @@ def test_number_of_parameters_is_the_published_one(name):
 
 def test_build_passes_every_field_on():
     change = {"drop_path": 0.2, "dtype": "bfloat16", "remat": True}
-    built = build(change, backbone="convnext_l_in1k", image_size=384, last_blocks=3)
+    built = build(change, backbone="convnext_l_in1k", last_blocks=3)
     fields = {"depths": (3, 3, 27, 3), "widths": (192, 384, 768, 1536), "last_blocks": 3}
     assert built == convnext.ConvNeXt(**fields, drop_path=0.2, dtype=jnp.bfloat16, remat=True)
     assert build().drop_path == 0.0  # as in the release

@@ -13,7 +13,7 @@ from toast_jax.config.runs import language
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.model.backbones import llama
-from toast_jax.model.methods import LANGUAGE_METHODS
+from toast_jax.model.families import FAMILIES
 from toast_jax.model.top_down import TopDown
 
 B, N, D, L, H, G, V = 3, 10, 16, 3, 4, 2, 19
@@ -25,7 +25,7 @@ def network(**fields):
 
 
 def steered_llama(method="toast", **fields):
-    row = LANGUAGE_METHODS[method]
+    row = FAMILIES["llama"].methods[method]
     return steered.Steered(network(**fields), top_down=TopDown(L, D) if row.signal else None), row
 
 
@@ -244,7 +244,7 @@ def test_packed_documents_are_as_separate_ones():
 
 
 def test_bfloat16_gives_float32_logits_close_to_those_of_float32():
-    row = LANGUAGE_METHODS["toast_lite"]
+    row = FAMILIES["llama"].methods["toast_lite"]
     net = steered.Steered(network(dtype=jnp.bfloat16), top_down=TopDown(L, D, jnp.bfloat16))
     logits, expected = run(net, row, parameters("toast_lite"), text()), apply(text(), "toast_lite")
     assert logits.dtype == jnp.float32

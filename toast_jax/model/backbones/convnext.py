@@ -1,9 +1,9 @@
-"""ConvNeXt (Liu et al., arXiv 2201.03545) that can be steered.
+"""A steerable ConvNeXt (Liu et al., arXiv 2201.03545).
 
-It knows one optional input, a top-down map for the input of every stage, and no method that makes it. Names follow the
-official code, whose numbers it gives (exact GELU, LayerNorm eps 1e-6, layer scale). Channels come last.
+It takes one optional input, a top-down map per stage, and does not depend on the method that makes it. Names and numbers follow
+the official code (exact GELU, LayerNorm eps 1e-6, layer scale). Channels come last.
 
-Letters in shapes: B batch, S side of the image, C_i channels of stage i, [B, h, w, C] a map.
+Letters in shapes: B batch, S side of the image in pixels, C_i output channels of stage i, [B, h, w, C] a map.
 """
 
 import dataclasses
@@ -23,8 +23,9 @@ from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.layers.remat import product, remat
 
 LAYER_NORM_EPS = 1e-6
-STRIDES = (4, 2, 2, 2)  # by which the stages shrink their input; each down-sampling convolution is as wide as its stride
-LAYER_SCALE = 1e-6  # at the start
+STRIDES = (4, 2, 2, 2)  # down-sampling factors of the stages, and kernel sizes of the convolutions that do it
+LAYER_SCALE = 1e-6  # initial value
+LORA_KERNELS = r"backbone/stages_\d/(blocks|last_\d+)/pwconv[12]/kernel"  # of method lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,12 @@ SIZES = {
 }
 
 
-def build(config, image_size: int, last_blocks: int) -> "ConvNeXt":
-    """The ConvNeXt of a config's `backbone` section (`size`, `drop_path`, `dtype`, `remat`).
+def build(config, last_blocks: int) -> "ConvNeXt":
+    """Builds the ConvNeXt of a config's `backbone` section.
+
+    Args:
+      config: the section; reads `size`, `drop_path`, `dtype` and `remat`.
+      last_blocks: see `ConvNeXt`.
 
     Raises:
       InputError: an unknown size or dtype.
@@ -58,16 +63,16 @@ def build(config, image_size: int, last_blocks: int) -> "ConvNeXt":
 
 
 class Block(nn.Module):
-    """Depthwise 7x7 convolution, LayerNorm, and an MLP at every place, scaled and added to the input."""
+    """Applies a depthwise 7x7 convolution, LayerNorm and an MLP, scaled and added to the input."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, rng=None, depth=(0, 0.0)):
-        """Maps `x [B, h, w, C]` to the same shape; a second output, None, is for `nn.scan`.
+        """Maps `x [B, h, w, C]` to the same shape; `nn.scan` needs the second output, None.
 
         Args:
-          x: the map.
+          x: input map.
           rng: `[B]` keys, or None for no drop-path.
           depth: index of the block in the network and its drop-path rate.
         """
@@ -82,7 +87,7 @@ class Block(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A convolution whose kernel is its stride, and a LayerNorm: after it in the first stage, before it in the others."""
+    """Applies a convolution whose kernel size is its stride, and a LayerNorm before or (first stage) after it."""
 
     width: int
     stride: int
@@ -99,7 +104,7 @@ class Downsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """Down-sampling and `depth` blocks: one scanned stack (`blocks`), then the last `last_blocks` alone (`last_0`, ...)."""
+    """Down-samples and applies `depth` blocks: a scanned stack (`blocks`), then `last_blocks` alone (`last_0`, ...)."""
 
     width: int
     depth: int
@@ -123,7 +128,13 @@ class Stage(nn.Module):
         self.last = [block(scanned=False)(self.dtype) for _ in range(self.last_blocks)]
 
     def __call__(self, x, rng, depth):
-        """`[B, h, w, C_in]` -> `[B, h / stride, w / stride, width]`; `depth` holds index and drop-path rate of every block."""
+        """Maps `[B, h, w, C_in]` to `[B, h / stride, w / stride, width]`.
+
+        Args:
+          x: input map.
+          rng: `[B]` keys, or None for no drop-path.
+          depth: indices of the blocks in the network and their drop-path rates.
+        """
         x = self.downsample(x)
         stacked = self.depth - self.last_blocks
         if stacked:
@@ -134,19 +145,19 @@ class Stage(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """ConvNeXt without a classifier.
+    """Encodes images with a ConvNeXt without a classifier.
 
     The blocks of a stage are one scanned stack, every parameter with a leading layer axis, so compile time does not grow with
-    depth. The last `last_blocks` blocks of the last stage stand alone, as those of the ViT do, so that partial fine-tuning
-    tunes them without touching part of a stacked array.
+    depth. The last `last_blocks` blocks of the last stage stand alone, as in the ViT, so that partial fine-tuning tunes them
+    without splitting a stacked array.
 
     Attributes:
-      depths: blocks of each of the four stages.
-      widths: channels of each, C_0 to C_3.
-      last_blocks: how many blocks stand after the scanned stack of the last stage.
-      drop_path: rate of the last block; it grows linearly from 0 at the first.
-      dtype: compute dtype. LayerNorm statistics are float32 whatever it is.
-      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
+      depths: number of blocks of each of the four stages.
+      widths: output channels of each stage, C_0 to C_3.
+      last_blocks: number of blocks after the scanned stack of the last stage.
+      drop_path: rate of the last block; rates grow linearly from 0 at the first.
+      dtype: compute dtype. LayerNorm statistics are always float32.
+      remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
     """
 
     depths: tuple[int, ...]
@@ -173,34 +184,38 @@ class ConvNeXt(nn.Module):
 
     @property
     def example(self) -> jax.Array:
-        """The smallest input that the network takes, to create its parameters from."""
+        """An input of the smallest valid shape, to create parameters with."""
         return jnp.zeros((1, 32, 32, 3))
 
     def __call__(self, images, td=None, rng=None):
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, S a multiple of 32, uint8 (normalised here) or floats that are normalised already.
-          td: None, or the top-down input of every stage, which has the shape of what the stage gets: `[B, S, S, 3]`, the image,
-            then `[B, S / 4, S / 4, C_0]`, `[B, S / 8, S / 8, C_1]`, `[B, S / 16, S / 16, C_2]`.
+          images: `[B, S, S, 3]`, S a multiple of 32, uint8, or floats if already normalized.
+          td: None, or the top-down input of every stage, shaped as the input of the stage: `[B, S, S, 3]`,
+            `[B, S / 4, S / 4, C_0]`, `[B, S / 8, S / 8, C_1]`, `[B, S / 16, S / 16, C_2]`.
           rng: `[B]` keys for drop-path, None at evaluation.
 
         Returns:
           pooled `[B, C_3]`, and a dict:
             tokens: `[B, S / 32, S / 32, C_3]`, the last map after the final LayerNorm; compared with the prior.
-            fed_back: the same before the LayerNorm.
+            fed_back: the last map before the LayerNorm.
             hidden: five maps, the input of every stage (without its top-down input) and the output of the last.
         """
         hidden = self._maps(images, td, rng)
         return self.pooled_map(hidden[-1]), {"tokens": self.norm(hidden[-1]), "fed_back": hidden[-1], "hidden": hidden}
 
     def pooled(self, images, td=None, rng=None):
-        """The pooled output of `__call__` alone, `[B, C_3]`."""
+        """Computes the pooled output of `__call__` alone, `[B, C_3]`."""
         return self.pooled_map(self._maps(images, td, rng)[-1])
 
     def pooled_map(self, x):
-        """What `pooled` makes of the last map, `[B, h, w, C_3]`."""
+        """Pools the last map, `[B, h, w, C_3]` -> `[B, C_3]`."""
         return self.norm(x.mean(axis=(1, 2)))
+
+    def on_grid(self, values):
+        """Returns one value per place, `[B, h, w]`, as it is: it already covers the image."""
+        return values
 
     def _maps(self, images, td, rng):
         if images.shape[-1] != 3 or any(side % 32 or not side for side in images.shape[1:3]):

@@ -1,10 +1,10 @@
-"""LLaMA (Touvron et al., arXiv 2302.13971), versions 1 to 3 and what is shaped like them, that can be steered.
+"""A steerable LLaMA (Touvron et al., arXiv 2302.13971), versions 1 to 3 and networks of the same architecture.
 
-It knows one optional input, a top-down array per block, and no method that makes it. Numbers follow Hugging Face's
-`LlamaForCausalLM`, whose rotary embeddings turn the first half of a head against its second.
+It takes one optional input, a top-down array per block, and does not depend on the method that makes it. Numbers follow Hugging
+Face's `LlamaForCausalLM`, whose rotary embedding rotates the first half of a head against the second.
 
-Letters in shapes: B batch, N tokens, D width, H query heads, G key-value heads, K = D / H, L blocks, V vocabulary, S places of
-a cache, M tokens that a cached look adds.
+Letters in shapes: B batch, N tokens, D width, H query heads, G key-value heads, K = D / H, L blocks, V vocabulary, S positions
+of a cache, M tokens that a cached look adds.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from toast_jax.model.layers.remat import remat
 
 
 class RopeScaling(NamedTuple):
-    """How Llama 3.1 and later turn more slowly than they did when they were trained on `context` tokens.
+    """Describes how Llama 3.1 and later scale rotary frequencies beyond the original `context`, in tokens.
 
-    A pair that turns fewer than `low` times within the old context turns `factor` times more slowly, one that turns more than
-    `high` times as before, and one in between as its number of turns lies between the two. These are the `llama3` numbers of
+    A pair that turns fewer than `low` times within the original context is slowed down by `factor`, one that turns more than
+    `high` times is unchanged, and the scale of those in between is interpolated. The values are those of the `llama3` type in
     Hugging Face's `config.json`.
     """
 
@@ -38,7 +38,7 @@ class RopeScaling(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What the authors' `config.json` says; `hidden` is the width inside the MLP, `context` the longest sequence."""
+    """Holds the sizes in the authors' `config.json`; `hidden` is the width in the MLP, `context` the longest sequence."""
 
     width: int
     depth: int
@@ -72,9 +72,9 @@ SIZES = {
     "stories260k": Size(64, 5, 8, 4, hidden=172, vocabulary=512, context=512, tied=True),
 }
 
-
-# How parameters of a network are split over the devices of an axis "fsdp" (see `fsdp`), by regexes of their paths: stacked ones
-# along the width, so that each layer is gathered on its own.
+LORA_KERNELS = r"backbone/blocks/attn/[qkvo]/kernel"  # of method lora
+# How parameters are split over the devices of the axis "fsdp" (see `fsdp`), by regexes of their paths. Stacked parameters are
+# split along a width, not along layers, so that one layer at a time is gathered.
 PARTITION = (
     ("backbone/embed", PartitionSpec(None, "fsdp")),
     ("backbone/head", PartitionSpec("fsdp", None)),
@@ -86,7 +86,7 @@ PARTITION = (
 
 
 def build(config) -> "LLaMA":
-    """The LLaMA of a config's `backbone` section (`size`, `dtype`, `remat`).
+    """Builds the LLaMA of a config's `backbone` section, from `size`, `dtype` and `remat`.
 
     Raises:
       InputError: an unknown size or dtype.
@@ -96,20 +96,25 @@ def build(config) -> "LLaMA":
 
 
 def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
-    """How far each of a head's pairs is turned from one position to the next, in radians: `theta^(-i / pairs)`, then scaled."""
+    """Computes the angle between positions of each pair of a head, in radians: `theta^(-i / pairs)`, scaled."""
     plain = theta ** (-np.arange(pairs) / pairs)
     if scaling is None:
         return plain
     turns = scaling.context * plain / (2 * np.pi)
-    kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
-    return plain * (kept + (1 - kept) / scaling.factor)
+    unscaled = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return plain * (unscaled + (1 - unscaled) / scaling.factor)
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
-    """Rotary position embedding (Su et al., arXiv 2104.09864) of `x [B, N, heads, K]` at `positions [B, N]`.
+    """Applies rotary position embedding (Su et al., arXiv 2104.09864).
 
-    Pair i of K / 2 is turned by `position * frequencies(K / 2, theta, scaling)[i]`. Its members are i and i + K / 2, as in
-    Hugging Face's files; in Meta's and llama2.c's they are 2i and 2i + 1.
+    Pair i of K / 2 is rotated by `position * frequencies(K / 2, theta, scaling)[i]`. It consists of channels i and i + K / 2,
+    as in Hugging Face's files; in those of Meta and llama2.c, of channels 2i and 2i + 1.
+
+    Args:
+      x: `[B, N, heads, K]`, queries or keys.
+      positions: `[B, N]`.
+      theta, scaling: see `Size`.
     """
     turn = frequencies(x.shape[-1] // 2, theta, scaling).astype(np.float32)
     angles = positions[..., None, None].astype(jnp.float32) * turn
@@ -119,14 +124,14 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float, scaling: RopeScalin
 
 
 def places(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where tokens stand in their documents, and which tokens each of them sees.
+    """Computes positions of tokens within their documents, and the attention mask.
 
     Args:
-      segments: int32 `[B, N]`, the number of the document that a token belongs to; documents follow one another. Padding has
-        the negative of the number before it: it sees that document, and no token sees it.
+      segments: int32 `[B, N]`, number of each token's document; documents are contiguous. Padding has the negative of the
+        number before it: it attends to that document, and no other token attends to it.
 
     Returns:
-      positions `[B, N]`, from 0 in every document, and a mask `[B, N, N]`, True where the first token sees the second.
+      positions `[B, N]`, from 0 in every document, and a mask `[B, N, N]`, True where the first token attends to the second.
     """
     document, index = jnp.abs(segments), jnp.arange(segments.shape[1])
     begins = jnp.concatenate([jnp.ones_like(document[:, :1], bool), document[:, 1:] != document[:, :-1]], axis=1)
@@ -136,7 +141,7 @@ def places(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention whose values take a top-down input."""
+    """Computes grouped-query self-attention with a top-down input to the values."""
 
     num_heads: int
     num_kv_heads: int
@@ -146,15 +151,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, td, positions, mask, cache=None):
-        """Attends from every token to those that its row of the mask has.
+        """Attends from every token to those that its row of the mask allows.
 
         Args:
           x: `[B, N, D]`, normed.
-          td: `[B, N, D]` or None; it enters the values alone, `W_v (x + td)`.
+          td: `[B, N, D]` or None; added to the input of the values alone, `W_v (x + td)`.
           positions: `[B, N]`.
           mask: `[B, N, N]`, or `[B, N, S]` with a cache.
-          cache: None, or the keys and values of the tokens at S positions, `{"k", "v"}`, each `[B, S, G, K]`; those of x
-            are written at their positions.
+          cache: None, or keys and values `{"k", "v"}`, each `[B, S, G, K]`; those of x are written at their positions.
 
         Returns:
           output `[B, N, D]`, and the cache.
@@ -178,7 +182,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU (Shazeer, arXiv 2002.05202): `(silu(x W_gate) * x W_up) W_down`."""
+    """Computes SwiGLU (Shazeer, arXiv 2002.05202), `(silu(x W_gate) * x W_up) W_down`."""
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
@@ -191,7 +195,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Applies attention and an MLP, each to normed inputs and added to its input (pre-norm)."""
 
     num_heads: int
     num_kv_heads: int
@@ -203,7 +207,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, td, positions, mask, cache=None):
-        """Maps `x [B, N, D]` to the same shape, and gives `{"input": x, "cache": cache}`; arguments as of `Attention`."""
+        """Maps `x [B, N, D]` to the same shape, and returns `{"input": x, "cache": cache}`; see `Attention`."""
         norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
         rope = self.rope_theta, self.rope_scaling
         attention = Attention(self.num_heads, self.num_kv_heads, *rope, self.dtype, name="attn")
@@ -214,16 +218,16 @@ class Block(nn.Module):
 
 
 class LLaMA(nn.Module):
-    """A LLaMA with its own head, the prediction of the next token.
+    """Encodes text and predicts every next token with a head of its own.
 
     The blocks are one scanned stack (`blocks`, every parameter with a leading layer axis), so compile time does not grow with
     depth.
 
     Attributes:
       width, depth, num_heads, num_kv_heads, hidden, vocabulary, context, rope_theta, rope_scaling, norm_eps: see `Size`.
-      tied: whether the head is the input embedding, turned around.
-      dtype: compute dtype. Softmax, norms, rotations and logits are float32 whatever it is.
-      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
+      tied: whether the head is the transposed input embedding.
+      dtype: compute dtype. Softmax, norms, rotations and logits are always float32.
+      remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
     """
 
     width: int
@@ -240,7 +244,7 @@ class LLaMA(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    last_blocks = 0  # that stand outside the stack
+    last_blocks = 0  # all blocks are in the stack
 
     def setup(self):
         init = nn.initializers.normal(0.02)
@@ -258,7 +262,7 @@ class LLaMA(nn.Module):
 
     @property
     def example(self) -> dict:
-        """The smallest input that the network takes, to create its parameters from."""
+        """An input of the smallest valid shape, to create parameters with."""
         return {name: jnp.ones((1, 1), jnp.int32) for name in ("tokens", "segments")}
 
     def __call__(self, text, td=None, rng=None):
@@ -267,33 +271,33 @@ class LLaMA(nn.Module):
         Args:
           text: `tokens` int32 `[B, N]` and `segments` int32 `[B, N]` (see `places`), N at most `context`.
           td: `[L, B, N, D]` or None, the top-down input of every block.
-          rng: not used, as nothing here is random.
+          rng: unused, as nothing here is random.
 
         Returns:
           `[B, N, D]` after the final norm, which `logits` reads, and a dict:
             tokens: `[B, N, D]` before the final norm; compared with the prior.
-            fed_back: the same.
+            fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
         """
         x, seen = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x), {"tokens": x, "fed_back": x, "hidden": jnp.concatenate([seen["input"], x[None]])}
 
     def pooled(self, text, td=None, rng=None):
-        """The first output of `__call__` alone: what the head reads, here every token."""
+        """Computes the first output of `__call__` alone, `[B, N, D]`."""
         x, _ = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x)
 
     def cache(self, rows: int, length: int) -> dict:
-        """An empty cache for `rows` sequences of at most `length` tokens."""
+        """Creates an empty cache for `rows` sequences of at most `length` tokens."""
         shape = (self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
         return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
 
     def extend(self, tokens, positions, cache, td=None):
-        """Looks at the next tokens of sequences whose earlier ones are in a cache.
+        """Looks at the next tokens of sequences whose earlier ones are cached.
 
         Args:
           tokens: `[B, M]`.
-          positions: `[B, M]`, less than S. A token sees what the cache has up to its own position.
+          positions: `[B, M]`, less than S. A token attends to the cache up to its own position.
           cache: keys and values `[L, B, S, G, K]` of this look, see `cache`.
           td: `[L, B, M, D]` or None.
 
@@ -305,12 +309,12 @@ class LLaMA(nn.Module):
         return x, seen["cache"]
 
     def logits(self, x):
-        """Of the next token, float32: `[..., D]` -> `[..., V]`."""
+        """Predicts the next token, float32: `[..., D]` -> `[..., V]`."""
         kernel = self.embed.T if self.tied else self.head
         return jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
     def _blocks(self, tokens, td, positions, mask, cache=None):
-        """Runs all blocks; returns the last output and the stacked intermediates of every block."""
+        """Runs all blocks and returns the last output and the stacked intermediates."""
         if positions.shape[1] > self.context:
             raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
         return self.blocks(self.embed[tokens].astype(self.dtype), td, positions, mask, cache)

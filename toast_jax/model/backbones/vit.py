@@ -1,7 +1,7 @@
-"""Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) that can be steered.
+"""A steerable Vision Transformer (Dosovitskiy et al., arXiv 2010.11929).
 
-It knows two optional inputs, a top-down array per block and prompt tokens, and no method that makes them.
-Names follow timm where timm has one; numbers follow timm's `VisionTransformer` (LayerNorm eps 1e-6, exact GELU).
+It takes two optional inputs, a top-down array per block and prompt tokens, and does not depend on the methods that make them.
+Names and numbers follow timm's `VisionTransformer` (LayerNorm eps 1e-6, exact GELU).
 
 Letters in shapes: B batch, N tokens (class token first), D width, H heads, K = D / H, L blocks, P prompt tokens.
 """
@@ -22,6 +22,8 @@ from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.layers.remat import remat
 
 LAYER_NORM_EPS = 1e-6
+# Kernels of method lora. All three share one A, as in the release, whose qkv kernel is a joint one.
+LORA_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Size:
 
 
 SIZES = {
-    "Mini": Size(width=64, depth=6, num_heads=4),  # of the demo
+    "Mini": Size(width=64, depth=6, num_heads=4),  # for the demo
     "Ti": Size(width=192, depth=12, num_heads=3),
     "S": Size(width=384, depth=12, num_heads=6),
     "B": Size(width=768, depth=12, num_heads=12),
@@ -42,7 +44,12 @@ SIZES = {
 
 
 def build(config, image_size: int, last_blocks: int) -> "ViT":
-    """The ViT of a config's `backbone` section (`size`, `patch`, `pool`, `drop_path`, `dtype`, `remat`).
+    """Builds the ViT of a config's `backbone` section.
+
+    Args:
+      config: the section; reads `size`, `patch`, `pool`, `drop_path`, `dtype` and `remat`.
+      image_size: side of the images in pixels.
+      last_blocks: see `ViT`.
 
     Raises:
       InputError: an unknown size, pooling or dtype.
@@ -61,17 +68,17 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention whose values take a top-down input."""
+    """Computes multi-head self-attention with a top-down input to the values."""
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, td=None, num_queries: int | None = None):
-        """Attends from the first `num_queries` tokens (all, if None) to all tokens.
+        """Attends from the first `num_queries` tokens (None: from all) to all tokens.
 
-        With a top-down input the reference computes `W_v x + b_v + W_v td + b_v`. The bias counts twice, and released
-        weights were trained that way; here it is one product, `W_v (x + td) + 2 b_v`.
+        With a top-down input the release computes `W_v x + b_v + W_v td + b_v`, and its weights were trained with the bias
+        counted twice. The same in one product is `W_v (x + td) + 2 b_v`.
 
         Args:
           x: `[B, N, D]`, layer-normed.
@@ -92,12 +99,12 @@ class Attention(nn.Module):
         return project("proj")(mixed), weights
 
     def _heads(self, x):
-        # Heads before tokens: on CPU the other order makes both attention products several times slower.
+        # Heads come before tokens: on CPUs the other order makes both attention products several times slower.
         return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Applies two linear layers with an exact GELU between them."""
 
     ratio: int = 4
     dtype: jnp.dtype = jnp.float32
@@ -109,22 +116,22 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Applies attention and an MLP, each to normed inputs and added to its input (pre-norm)."""
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, td=None, prompts=None, rng=None, depth=(0, 0.0), num_queries: int | None = None):
-        """Applies the block.
+        """Computes the output of the block and its intermediates.
 
         Args:
           x: `[B, N, D]`.
           td: top-down input of this block, `[B, N, D]` or None.
-          prompts: `[B or 1, P, D]` or None; they take the place of the P tokens after the class token.
+          prompts: `[B or 1, P, D]` or None; they replace the P tokens after the class token.
           rng: `[B]` keys, or None for no drop-path.
           depth: index of the block and its drop-path rate.
-          num_queries: compute only the first tokens of the output; None computes all of them.
+          num_queries: how many tokens of the output to compute, from the first; None computes all.
 
         Returns:
           the output `[B, M, D]`, and `{"input": [B, N, D], "attention": [B, H, M, N]}`.
@@ -143,25 +150,25 @@ class Block(nn.Module):
 
 
 def _branch_keys(rng, index):
-    """`[B]` keys -> `[2, B]`: one key per example for each of the two branches of block `index`."""
+    """Derives keys `[2, B]` from `[B]`: one per example for each of the two branches of block `index`."""
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)), out_axes=1)(rng)
 
 
 class ViT(nn.Module):
-    """Vision Transformer without a classifier.
+    """Encodes images with a Vision Transformer without a classifier.
 
     The first `depth - last_blocks` blocks are one scanned stack (`blocks`, every parameter with a leading layer axis), so
-    compile time does not grow with depth. The last `last_blocks` blocks (`last_0`, ...) stand alone: the very last one computes
-    only what the head reads, and partial fine-tuning tunes them without touching part of a stacked array.
+    compile time does not grow with depth. The last `last_blocks` blocks (`last_0`, ...) stand alone: the final one computes
+    only the tokens that the head reads, and partial fine-tuning tunes them without splitting a stacked array.
 
     Attributes:
       patch: side of a patch in pixels.
-      grid: patches per side of the position embedding; images are `[B, grid * patch, grid * patch, 3]`.
-      last_blocks: how many blocks stand after the scanned stack, at least one.
+      grid: number of patches along a side; images are `[B, grid * patch, grid * patch, 3]`.
+      last_blocks: number of blocks after the scanned stack, 1 or more.
       pool: "cls" (the class token) or "mean" (of the patch tokens), after the final LayerNorm.
-      drop_path: rate of the last block; it grows linearly from 0 at the first.
-      dtype: compute dtype. Softmax and LayerNorm statistics are float32 whatever it is.
-      remat: store nothing inside of a block for the backward pass, instead of its products (see `remat.remat`).
+      drop_path: rate of the last block; rates grow linearly from 0 at the first.
+      dtype: compute dtype. Softmax and LayerNorm statistics are always float32.
+      remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
     """
 
     width: int
@@ -195,23 +202,23 @@ class ViT(nn.Module):
 
     @property
     def example(self) -> jax.Array:
-        """The smallest input that the network takes, to create its parameters from."""
+        """An input of the smallest valid shape, to create parameters with."""
         return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
 
     def __call__(self, images, td=None, prompts=None, rng=None):
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, S = grid * patch, uint8 (normalised here) or floats that are normalised already.
+          images: `[B, S, S, 3]`, S = grid * patch, uint8, or floats if already normalized.
           td: `[L, B, N, D]` or None, the top-down input of every block.
-          prompts: None, or `[1, B or 1, P, D]` inserted after the class token, or `[L, B or 1, P, D]`, where every later
-            block has its prompts replaced at its input (VPT, arXiv 2203.12119, shallow and deep).
+          prompts: None; `[1, B or 1, P, D]`, inserted after the class token (shallow VPT, arXiv 2203.12119); or
+            `[L, B or 1, P, D]`, which also replace the prompts at the input of every later block (deep VPT).
           rng: `[B]` keys for drop-path, None at evaluation.
 
         Returns:
           pooled `[B, D]`, and a dict:
             tokens: `[B, N, D]` after the final LayerNorm; compared with the prior.
-            fed_back: the same.
+            fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
             attention: `[L, B, H, N, N]`.
         """
@@ -222,9 +229,13 @@ class ViT(nn.Module):
         return self._pool(tokens), out
 
     def pooled(self, images, td=None, prompts=None, rng=None):
-        """The pooled output of `__call__` alone, `[B, D]`: the last block computes only the tokens that are pooled."""
+        """Computes the pooled output of `__call__` alone, `[B, D]`; the last block computes only pooled tokens."""
         x, _ = self._blocks(images, td, prompts, rng, num_queries=1 if self.pool == "cls" else None)
         return self._pool(self.norm(x))
+
+    def on_grid(self, values):
+        """Maps one value per token to the image, `[B, N]` -> `[B, grid, grid]`; only patches count."""
+        return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)
 
     def _pool(self, tokens):
         if self.pool == "cls":
@@ -240,7 +251,7 @@ class ViT(nn.Module):
         return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
 
     def _blocks(self, images, td, prompts, rng, num_queries):
-        """Runs all blocks; returns the last output and the stacked intermediates of every block."""
+        """Runs all blocks and returns the last output and the stacked intermediates."""
         x = self._embed(images)
         rng = rng if self.drop_path else None
         if prompts is not None:
@@ -258,8 +269,8 @@ class ViT(nn.Module):
             seen.append(stack)
         for i, block in enumerate(self.last, start=stacked):
             td_i, prompts_i, depth_i = jax.tree.map(lambda a: a[i], (td, prompts, depth))  # noqa: B023
-            x, one = block(x, td_i, prompts_i, rng, depth_i, num_queries if i == self.depth - 1 else None)
-            seen.append(jax.tree.map(lambda a: a[None], one))
+            x, intermediates = block(x, td_i, prompts_i, rng, depth_i, num_queries if i == self.depth - 1 else None)
+            seen.append(jax.tree.map(lambda a: a[None], intermediates))
         if num_queries is not None:
             return x, None
         return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)

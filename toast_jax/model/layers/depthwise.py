@@ -1,7 +1,7 @@
-"""The depthwise convolution of ConvNeXt, in a form for CPUs beside XLA's own.
+"""The depthwise convolution of ConvNeXt, with an implementation of its own for CPUs.
 
-XLA's convolution is the one to use on accelerators. On CPUs it is 5 to 15 times slower than a sum of shifted images, and its
-gradient with respect to the kernel slower still, so a CPU gets the sum.
+Accelerators use XLA's convolution. On CPUs it is 5 to 15 times slower than a sum of shifted images, and its gradient with
+respect to the kernel is slower still.
 """
 
 import flax.linen as nn
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 
 class DepthwiseConv(nn.Module):
-    """Convolves each channel with a kernel of its own and adds a bias; zeros around the map keep its size.
+    """Convolves each channel with its own kernel and adds a bias; zero padding keeps the size.
 
-    Parameters: `kernel [size, size, 1, C]` and `bias [C]`.
+    Parameters are `kernel [size, size, 1, C]` and `bias [C]`.
     """
 
     size: int = 7
@@ -28,14 +28,14 @@ class DepthwiseConv(nn.Module):
 
 
 def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x [B, h, w, C]` with `kernel [K, K, 1, C]`, K odd, by XLA."""
+    """Convolves `x [B, h, w, C]` with `kernel [K, K, 1, C]`, K odd, by XLA."""
     axes = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes, feature_group_count=x.shape[-1])
 
 
 @jax.custom_vjp
 def sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The same as K * K products of the shifted map with one number a channel, summed in float32."""
+    """Computes `convolution` as K * K products of the shifted map and one weight per channel, summed in float32."""
     size, (_, h, w, _) = kernel.shape[0], x.shape
     padded, weights = _padded(x, size), kernel.astype(jnp.float32)
     terms = (padded[:, i : i + h, j : j + w] * weights[i, j, 0] for i in range(size) for j in range(size))
@@ -43,7 +43,7 @@ def sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _padded(x, size):
-    # A map that is padded once: without the barrier the compiler computes what led to it again for every shift.
+    # Without the barrier the compiler recomputes the padded map, and the layers before it, for every shift.
     border = (size // 2, size // 2)
     return jax.lax.optimization_barrier(jnp.pad(x.astype(jnp.float32), ((0, 0), border, border, (0, 0))))
 
@@ -53,12 +53,12 @@ def _forward(x, kernel):
 
 
 def _backward(saved, gradient):
-    """Written out, as the derivative of a sum of slices is a sum of padded maps, which is slow."""
+    """Computes both gradients by hand: the derived gradient of slices is a slow sum of padded maps."""
     x, kernel = saved
     size, (_, h, w, _) = kernel.shape[0], x.shape
     padded, gradient = _padded(x, size), jax.lax.optimization_barrier(gradient)
 
-    def row(i):  # one at a time, for compile time
+    def row(i):  # one row at a time keeps compilation short
         rows = jax.lax.dynamic_slice_in_dim(padded, i, h, axis=1)
         return jnp.stack([jnp.sum(rows[:, :, j : j + w] * gradient, axis=(0, 1, 2)) for j in range(size)])
 

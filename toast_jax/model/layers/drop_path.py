@@ -1,13 +1,15 @@
-"""Stochastic depth: whole residual branches left out at random, per example."""
+"""Stochastic depth: residual branches dropped at random, per example."""
 
 import jax
 
 
 def drop_path(x: jax.Array, rng: jax.Array | None, rate: jax.Array | float) -> jax.Array:
-    """Drops whole residual branches `x [B, ...]` with probability `rate` and rescales the rest (arXiv 1603.09382).
+    """Drops residual branches with probability `rate` and rescales the others (arXiv 1603.09382).
 
-    `rng [B]` holds one key per example, so that the result does not depend on how a batch is split over devices.
-    `None` keeps every branch.
+    Args:
+      x: `[B, ...]`, output of the branch.
+      rng: `[B]` keys, one per example, so that the result does not depend on the number of devices; None drops nothing.
+      rate: probability of dropping.
     """
     if rng is None:
         return x

@@ -1,4 +1,4 @@
-"""What networks compute in."""
+"""Compute dtypes of networks."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,25 @@ import jax.numpy as jnp
 from toast_jax.errors import InputError, choose
 
 FIELD = "config.backbone.dtype"
-# float16 would need its losses scaled, and accelerators have no float64.
+# Not float16, which needs loss scaling, and not float64, which accelerators lack.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def named(name: str) -> jnp.dtype:
-    """The dtype of a config; InputError for another one."""
+    """Returns the dtype that a config names.
+
+    Raises:
+      InputError: an unknown name.
+    """
     return choose(FIELD, name, DTYPES)
 
 
 def check(name: str) -> None:
-    """Raises InputError unless the dtype of a config is one that the devices of this process multiply matrices in."""
+    """Checks that the devices of this process can multiply matrices of the dtype that a config names.
+
+    Raises:
+      InputError: they cannot, or the name is unknown.
+    """
     dtype = named(name)
     if dtype == jnp.float32:
         return

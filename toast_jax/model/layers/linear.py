@@ -1,4 +1,4 @@
-"""The one linear layer of every network here."""
+"""The linear layer of all networks."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,20 @@ import jax.numpy as jnp
 
 
 class Linear(nn.Module):
-    """`y = x @ kernel + bias` over the last axis: `[..., D] -> [..., features]`.
+    """Computes `x @ kernel + bias` over the last axis, `[..., D] -> [..., features]`.
 
-    Unlike `nn.Dense`, the product is written as `@`, so a kernel may be any object that knows how to be multiplied:
-    `lora.LowRank` relies on it, and no network needs to know that low-rank deltas exist.
+    Unlike `nn.Dense` it multiplies with `@`, so the kernel may be any object with a matrix product, such as `lora.LowRank`.
 
     Attributes:
       features: width of the output.
       use_bias: whether a bias is added.
-      dtype: compute dtype; parameters are cast to it, they are stored as they come.
+      dtype: compute dtype; parameters are cast to it for the product.
     """
 
     features: int
     use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
-    kernel_init: Callable = nn.initializers.normal(0.02)  # as trunc_normal_(std=0.02) of timm and torch, which cut at +-2
+    kernel_init: Callable = nn.initializers.normal(0.02)  # as trunc_normal_(std=0.02) of timm and torch, which truncate at +-2
     bias_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact

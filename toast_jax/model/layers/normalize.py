@@ -1,4 +1,4 @@
-"""Pixels standardized as the backbones expect them."""
+"""Normalization of pixels, as the backbones expect it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,13 @@ from toast_jax.data.images.pixels import MEAN, STD
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """Scales pixels to [0, 1] and standardises them with ImageNet's mean and deviation.
+    """Scales pixels to [0, 1] and normalizes them with ImageNet's mean and standard deviation.
 
     Args:
-      images: uint8 [..., 3]; floating-point images count as normalised and are returned as they are.
+      images: uint8 `[..., 3]`; floating-point images are taken as normalized and returned unchanged.
 
     Returns:
-      float32 [..., 3].
+      float32 `[..., 3]`.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images

@@ -1,4 +1,4 @@
-"""Images as grids of patches, and back: what turns a convolution whose kernel is its stride into a matrix product.
+"""Images to grids of patches and back, so that a convolution whose stride is its kernel size is a matrix product.
 
 Letters in shapes: B batch, H and W height and width, S side of a patch, C channels.
 """
@@ -7,7 +7,7 @@ import jax
 
 
 def split(images: jax.Array, side: int) -> jax.Array:
-    """`[B, H, W, C]` -> `[B, H / S, W / S, S * S * C]`: the pixels of a patch, row by row, become the channels of one place."""
+    """Cuts images into patches, `[B, H, W, C]` -> `[B, H / S, W / S, S * S * C]`, with the pixels of a patch row by row."""
     b, h, w, c = images.shape
     parts = images.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
     return parts.reshape(b, h // side, w // side, side * side * c)

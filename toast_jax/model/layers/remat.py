@@ -1,4 +1,4 @@
-"""What the backward pass finds stored, and what it computes again."""
+"""Rematerialization: what is saved for the backward pass and what is recomputed."""
 
 from collections.abc import Callable
 
@@ -12,21 +12,21 @@ _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
 
 
 def product(x: jax.Array) -> jax.Array:
-    """Marks what took as long to compute as a product of matrices, and is none."""
+    """Marks an expensive non-matmul result (a depthwise convolution) to be saved for the backward pass."""
     return checkpoint_name(x, "product")
 
 
 def remat(block: Callable, *, everything: bool, scanned: bool, static_argnums: tuple[int, ...] = ()) -> Callable:
-    """A block of a network that stores little for its backward pass.
+    """Wraps a block so that it saves little for its backward pass.
 
-    Products with kernels are stored. Norms, activations and attention weights take less time to compute again than to write and
-    to read back; that halves the memory of a step, and on a CPU makes it faster.
+    Products with kernels are saved. Norms, activations and attention weights are recomputed, which takes less time than to
+    write and read them; this halves the memory of a step and makes it faster on a CPU.
 
     Args:
       block: a module.
-      everything: store nothing inside of the block, and compute it again as a whole.
-      scanned: whether it stands in a scan, where the compiler cannot merge the second computation with the first one anyway.
-      static_argnums: arguments that are no arrays.
+      everything: whether to save nothing inside the block and recompute all of it.
+      scanned: whether the block is part of a scan, where the compiler cannot merge both computations anyway.
+      static_argnums: indices of arguments that are not arrays.
     """
     policy = None if everything else _PRODUCTS
     return nn.remat(block, policy=policy, prevent_cse=not scanned, static_argnums=static_argnums)

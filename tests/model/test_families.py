@@ -1,0 +1,240 @@
+"""The records of families: a toy backbone with one record does all that the package's own do, and nothing else asks for one."""
+
+import ast
+import dataclasses
+import functools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import convert as convert_config
+from tests import FIXTURES, ROOT
+from tests.conftest import tiny_config
+from toast_jax import trees
+from toast_jax.analysis import maps
+from toast_jax.errors import InputError
+from toast_jax.model.backbones.renaming import STEERED, Names, bias, linear, low_rank, norm, token_feedback
+from toast_jax.model.families import FAMILIES, Family
+from toast_jax.model.layers import dtypes, patches
+from toast_jax.model.layers.linear import Linear
+from toast_jax.model.layers.normalize import normalize
+from toast_jax.model.methods import METHODS, with_lora
+from toast_jax.tasks import convert, evaluate
+from toast_jax.train import loop, saved_run, setup
+
+
+# A new backbone: its module, its sizes and its names. Steering adds the top-down input to the input of every block.
+class MixerBlock(nn.Module):
+    tokens: int
+    width: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.mix = Linear(self.tokens, dtype=self.dtype)
+        self.mlp = Linear(self.width, dtype=self.dtype)
+        self.norm = nn.LayerNorm(dtype=self.dtype)
+
+    def __call__(self, x, td):
+        y = x if td is None else x + td
+        y = y + self.mix(y.swapaxes(1, 2)).swapaxes(1, 2)
+        return y + nn.gelu(self.mlp(self.norm(y))), x
+
+
+class Mixer(nn.Module):
+    width: int
+    depth: int
+    grid: int
+    patch: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    last_blocks = 0
+
+    def setup(self):
+        self.stem = Linear(self.width, dtype=self.dtype)
+        self.blocks = nn.scan(MixerBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)(
+            self.grid**2, self.width, self.dtype
+        )
+        self.norm = nn.LayerNorm(dtype=self.dtype)
+
+    @property
+    def example(self):
+        return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
+
+    def __call__(self, images, td=None, rng=None):
+        x = self.stem(patches.split(normalize(images), self.patch).reshape(len(images), self.grid**2, -1))
+        x, seen = self.blocks(x, td)
+        tokens = self.norm(x)
+        return self.pooled_map(x), {"tokens": tokens, "fed_back": tokens, "hidden": jnp.concatenate([seen, x[None]])}
+
+    def pooled(self, images, td=None, rng=None):
+        return self(images, td)[0]
+
+    def pooled_map(self, last):
+        return self.norm(last).mean(axis=1)
+
+    def on_grid(self, values):
+        return values.reshape(-1, self.grid, self.grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    width: int
+    depth: int
+
+
+def build(config, last_blocks):
+    sizes = FAMILIES["mixer"].sizes[config.backbone.size]
+    return Mixer(**dataclasses.asdict(sizes), grid=config.data.image_size // 4, dtype=dtypes.named(config.backbone.dtype))
+
+
+LAYERS = [(f"mixer_blocks.{{i}}.{name}", f"backbone/blocks/{{i}}/{name}") for name in ("mix", "mlp")]
+NAMES = Names(
+    (
+        *(row(torch, path) for torch, path in [("stem", "backbone/stem"), *LAYERS] for row in (linear, bias)),
+        *norm("mixer_blocks.{i}.norm", "backbone/blocks/{i}/norm"),
+        *norm("norm", "backbone/norm"),
+        *STEERED,
+        *token_feedback(),
+        *(row for torch, path in LAYERS for row in low_rank(torch, f"lora/{path}")),
+    ),
+    own_paths=r"backbone/stem/|(lora/)?backbone/blocks/(\d+/)?mix/",
+    has_name=lambda name, array: name.startswith(("stem.", "mixer_blocks.")),
+)
+MIXER = Family(
+    title="Mixer",
+    reads="images",
+    module=Mixer,
+    build=build,
+    sized=lambda arrays, head_width: None,
+    sizes={"tiny": Size(width=8, depth=2)},
+    names=NAMES,
+    methods=with_lora(
+        {name: row for name, row in METHODS.items() if name not in ("vpt", "partial")}, r"backbone/blocks/m(ix|lp)/kernel"
+    ),
+    refused={
+        "vpt": "adds prompt tokens, which a Mixer has no place for",
+        "partial": "tunes the last blocks, which a Mixer keeps in one stack with the others",
+    },
+    image_multiple=lambda backbone: 4,
+)
+
+
+@pytest.fixture
+def config_of(image_folder, monkeypatch):
+    """The config of a method for the toy."""
+    monkeypatch.setitem(FAMILIES, "mixer", MIXER)
+
+    def make(method):
+        config = tiny_config(image_folder, method)
+        del config.backbone.patch, config.backbone.pool
+        config.backbone.family = "mixer"
+        config.epochs, config.batch_size = 1, 24  # one step
+        return config
+
+    return make
+
+
+@pytest.mark.parametrize("method", MIXER.methods)
+def test_a_family_is_one_record(method, config_of, tmp_path):
+    """A run of one step is saved, loaded, evaluated, exported by PyTorch's names, evaluated from those, and drawn."""
+    config, folder = config_of(method), tmp_path / "run"
+    result = loop.fit(config, folder)
+    assert result["steps"] == 1
+
+    saved = saved_run.load_tuned(folder)
+    assert type(saved.model.backbone) is Mixer
+    start = setup.load_network(config, 3)
+    before, tuned = trees.flat(trees.merge(start.tuned, start.frozen)), trees.flat(start.mask)
+    changed = {path: not np.array_equal(before[path], after) for path, after in trees.flat(saved.params).items()}
+    assert changed == tuned
+
+    config.task = "evaluate"
+    evaluate.run(config, str(folder))
+    task = convert_config.get_config(f"from={folder},to={tmp_path / 'exported.safetensors'}")
+    convert.run(task, str(tmp_path))
+    config.checkpoint = str(tmp_path / "exported.safetensors")
+    evaluate.run(config, str(tmp_path / "again"))
+    for evaluated in (folder, tmp_path / "again"):
+        scores = json.loads((evaluated / "evaluation.json").read_text())["test"]
+        assert scores == pytest.approx(result["test"], rel=1e-6)
+
+    look = jax.jit(functools.partial(maps.look_closely, saved.model, saved.method))
+    _, drawn, parts = look(saved.params, jnp.zeros((2, 16, 16, 3), jnp.uint8))
+    looks_twice = saved.method.signal == "top_down"
+    assert set(drawn) == {maps.GRAD_CAM} | ({maps.SELECTION} if looks_twice else set())
+    assert all(picture.shape == (2, 4, 4) for picture in (*drawn.values(), *parts.top_down))
+    assert len(parts.top_down) == 2 * looks_twice
+
+
+def test_a_top_down_module_of_a_new_family_is_pretuned_and_used(config_of, tmp_path):
+    config = config_of("toast")
+    config.stage = "pretune"
+    loop.fit(config, tmp_path)
+    config.stage, config.top_down = "tune", str(tmp_path / "top_down.safetensors")
+    network, saved = setup.load_network(config, 3), saved_run.load(tmp_path)
+    np.testing.assert_array_equal(network.tuned["top_down"]["back"], saved.params["top_down"]["back"])
+
+
+@pytest.mark.parametrize("method", MIXER.refused)
+def test_a_refused_method_gets_the_reason_of_the_record(method, config_of, tmp_path):
+    with pytest.raises(InputError, match=f"Method {method} {MIXER.refused[method]}; use another --config.method, or a ViT"):
+        loop.fit(config_of(method), tmp_path)
+
+
+def test_a_file_of_another_family_is_refused(config_of, tmp_path):
+    config = config_of("linear")
+    config.backbone.weights = str(FIXTURES / "vit_bottom_up_deit_style.pth")
+    with pytest.raises(InputError, match="belongs to a ViT, but the network of the config is a Mixer"):
+        setup.load_network(config, 3)
+
+
+# Nothing else asks which family a network belongs to.
+RECORDS = {"toast_jax/model/families.py"}
+# The files of weights that a LLaMA alone is read from.
+OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py"}
+BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - {"__init__", "protocol", "renaming"}
+ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
+FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax").rglob("*.py"))]
+
+
+def questions(source):
+    """What in a file depends on the family: backbones it imports, and strings that are compared, matched or keys."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("toast_jax.model"):
+            yield from BACKBONES & {node.module.rpartition(".")[2], *(alias.name for alias in node.names)}
+        if isinstance(node, ast.Import):
+            yield from BACKBONES & {alias.name.rpartition(".")[2] for alias in node.names}
+        inner = ()
+        if isinstance(node, (ast.Compare, ast.Subscript, ast.MatchValue)):
+            inner = ast.walk(node)
+        elif isinstance(node, ast.Dict):
+            inner = filter(None, node.keys)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get":
+            inner = node.args
+        yield from (leaf.value for leaf in inner if isinstance(leaf, ast.Constant) and leaf.value in ASKING)
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name not in RECORDS and "/backbones/" not in name])
+def test_nothing_else_asks_for_the_family(file):
+    assert file in OF_ONE_FAMILY or not list(questions((ROOT / file).read_text()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from toast_jax.model.backbones import vit",
+        "from toast_jax.model.backbones.llama import LLaMA",
+        "import toast_jax.model.backbones.vit_names",
+        'config.backbone.family == "llama"',
+        'family.title in ("ViT", "LLaMA")',
+        'FAMILIES["vit"]',
+        '{"vit": 0.1}',
+        'weights.get("ConvNeXt")',
+    ],
+)
+def test_questions_are_found(source):
+    assert list(questions(source))

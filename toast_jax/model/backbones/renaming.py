@@ -1,0 +1,113 @@
+"""Rename tables between PyTorch's parameter names and our paths: their rows, and helpers that make them.
+
+Each family has its table beside its backbone (`*_names.py`); `weights.rename` applies the tables in both directions.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """Converts parameters of PyTorch's names to our paths and back; one row of a table.
+
+    Attributes:
+      torch: PyTorch's names; `{i}` stands for the number of a layer.
+      paths: our "/"-joined paths.
+      forward: converts the arrays of `torch` into those of `paths`.
+      backward: undoes `forward`.
+    """
+
+    torch: tuple[str, ...]
+    paths: tuple[str, ...]
+    forward: Callable = lambda *arrays: arrays
+    backward: Callable = lambda *arrays: arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Holds the names of a family's parameters.
+
+    Attributes:
+      table: rename table; the first matching row applies.
+      own_paths: regex that matches the start of some of its paths and of no other family's.
+      has_name: `(name, array) -> bool`, whether a PyTorch array can only be of this family.
+      stacks: regex of paths with layers stacked along a leading axis, up to the layer number. A group `stage` marks stages,
+        whose layers are counted separately.
+      last_stack: regex of the stack whose last layers may stand alone (`last_0`, ...).
+    """
+
+    table: tuple[Rename, ...]
+    own_paths: str
+    has_name: Callable[[str, np.ndarray], bool]
+    stacks: str = r"(?:lora/)?(?:backbone/blocks|top_down/(?:back|out))"
+    last_stack: str = r"(?:lora/)?backbone/blocks"
+
+
+def transposed(torch: str, path: str) -> Rename:
+    """Renames and transposes a matrix, which PyTorch stores as `[out, in]`."""
+    return Rename((torch,), (path,), lambda w: (w.T,), lambda w: (w.T,))
+
+
+def matrix(torch: str, path: str) -> Rename:
+    """Renames the weight of a linear layer to a path without `kernel`."""
+    return transposed(f"{torch}.weight", path)
+
+
+def linear(torch: str, path: str) -> Rename:
+    """Renames the weight of a linear layer."""
+    return matrix(torch, f"{path}/kernel")
+
+
+def bias(torch: str, path: str) -> Rename:
+    return Rename((f"{torch}.bias",), (f"{path}/bias",))
+
+
+def norm(torch: str, path: str) -> tuple[Rename, Rename]:
+    """Renames scale and bias of a LayerNorm."""
+    return Rename((f"{torch}.weight",), (f"{path}/scale",)), bias(torch, path)
+
+
+def patches(torch: str, path: str, side: int | None = None) -> Rename:
+    """Renames a convolution whose stride is its kernel size, and reshapes it to a matrix for `patches.split`.
+
+    Args:
+      torch, path: its names.
+      side: size of the kernel; None infers it, for an input of three channels.
+    """
+
+    def forward(w):
+        return (w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),)
+
+    def backward(w):
+        length = side or round((w.shape[0] / 3) ** 0.5)
+        return (w.reshape(length, length, -1, w.shape[1]).transpose(3, 2, 0, 1),)
+
+    return Rename((f"{torch}.weight",), (f"{path}/kernel",), forward, backward)
+
+
+def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
+    """Renames the two factors of a low-rank delta."""
+    return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
+
+
+# PyTorch's and our names of a block's two feedback layers.
+FEEDBACK = (("linear", "back"), ("linear2", "out"))
+STEERED = (
+    # The classifier of the task that the backbone was trained on.
+    linear("head", "classifier"),
+    bias("head", "classifier"),
+    linear("head.last_layer", "head"),
+    bias("head.last_layer", "head"),
+    # The top-down module: prompt is the prior.
+    Rename(("prompt",), ("top_down/prior",)),
+    Rename(("top_down_transform",), ("top_down/transform",)),
+)
+
+
+def token_feedback(prefix: str = "") -> tuple[Rename, ...]:
+    """Renames the feedback layers of a `TopDown` and their low-rank deltas; `prefix` is PyTorch's."""
+    pairs = [(f"{prefix}decoders.{{i}}.{torch}", f"top_down/{path}/{{i}}") for torch, path in FEEDBACK]
+    return (*(matrix(*names) for names in pairs), *(row for torch, path in pairs for row in low_rank(torch, f"lora/{path}")))
