@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import COUNTS, METHODS, tiny_config
+from tests.workdir.test_locks import held_elsewhere
 from toast_jax import trees
 from toast_jax.data.images import batches
 from toast_jax.devices import parallel
@@ -478,11 +479,11 @@ def test_more_steps_in_a_row_than_may_be_left_out_end_the_run(image_folder, tmp_
 
 def test_a_folder_that_a_run_is_at_is_refused(image_folder, tmp_path):
     config = tiny_config(image_folder, "linear")
-    (tmp_path / "running").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
-    told = f"{tmp_path} is in use: process {os.getppid()} on {socket.gethostname()} is at it; wait for it, or give another"
-    with pytest.raises(InputError, match=told):
-        loop.fit(config, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["running"]
+    with held_elsewhere(tmp_path / "running") as pid:
+        told = f"{tmp_path} is in use: process {pid} on {socket.gethostname()} is at it; wait for it, or give another"
+        with pytest.raises(InputError, match=told):
+            loop.fit(config, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["running"]
 
 
 def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_path):
