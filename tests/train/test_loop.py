@@ -177,7 +177,7 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
     config.augment.update({**values, **on_device})
     config.batch_size, config.ema, config.optimizer.base_batch_size = 16, 0.7, 8
     run, _ = setup.prepare(config, tmp_path)
-    np.testing.assert_allclose(run.members[0].schedule(0), 2 * config.optimizer.lr)
+    np.testing.assert_allclose(run.members[0].rates[0], 2 * config.optimizer.lr)
     seen = {}
     with monkeypatch.context() as patch:
         patch.setattr(setup, "train_step", lambda *_, **options: seen.update(options))
@@ -212,6 +212,16 @@ def test_speed_counts_the_time_that_the_device_takes(image_folder, tmp_path, mon
     monkeypatch.setattr(jax, "device_get", lambda tree: time.sleep(0.4) or device_get(tree))
     monkeypatch.setattr(loop, "_evaluate", lambda run, *_: {"test": [{"loss": 1.0}]})
     assert loop.fit(config, tmp_path)["images_per_second"] <= 60.0
+
+
+def test_which_examples_a_step_saw_is_noted_on_the_host(config, tmp_path, monkeypatch):
+    """The batch on the devices of several hosts cannot be fetched by one of them."""
+    device_get, fetched = jax.device_get, []
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(tree) or device_get(tree))
+    loop.fit(config, tmp_path)
+    steps = [entry for tree in fetched if isinstance(tree, list) for entry in tree if isinstance(entry, tuple)]
+    assert [step for step, *_ in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(isinstance(examples, np.ndarray) and len(examples) == 8 for *_, examples in steps)
 
 
 def test_a_finished_run_is_only_reported(config, tmp_path, monkeypatch):

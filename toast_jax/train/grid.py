@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from toast_jax.devices import parallel
 from toast_jax.train.evaluation import eval_step
-from toast_jax.train.setup import Run, optimizer, prepare, schedule
+from toast_jax.train.setup import Run, optimizer, prepare, rates, schedule
 from toast_jax.train.step import State, draw, update
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.record import Member
+from toast_jax.workdir.metrics import Member
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def prepare_grid(
     steps = {"known": run.known or _nothing, **run.parts, "tx": tx, "points": points}
     at_once = at_once or _fitting(steps, run, state, len(configs), jax.local_devices()[0])
     members = tuple(
-        Member(config, run_folder.claim(path, config), schedule(config, run.steps_per_epoch))
+        Member(config, run_folder.claim(path, config), rates(config, run.steps_per_epoch))
         for config, path in zip(configs, folders, strict=True)
     )
     log.info("%d runs train together, %d side by side; the numbers below are those of the best.", len(members), at_once)

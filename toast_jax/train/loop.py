@@ -19,8 +19,8 @@ from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
 from toast_jax.weights import module_file
 from toast_jax.workdir import fingerprint, interrupt, run_folder
+from toast_jax.workdir.metrics import Record
 from toast_jax.workdir.progress import Progress
-from toast_jax.workdir.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,15 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     state, pending, evaluated = run.devices.place(state), [], {}
     reads = domain(config)
     count = reads.examples(config) * len(run.members)
-    with Progress(count, reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
-        for step, batch in enumerate(run.devices.sharded(_train_batches(run, start)), start=start + 1):
-            state, numbers = run.step(state, run.frozen, batch)
-            pending.append((step, numbers, batch["index"]))
+    with (
+        Progress(count, reads.UNIT, start, run.steps, started) as progress,
+        interrupt.asked() as interrupted,
+        contextlib.closing(_train_batches(run, start)) as batches,
+    ):
+        for step, batch in enumerate(batches, start=start + 1):
+            # The step returns before it is computed, so the next batch is made and copied while the device works.
+            state, metrics = run.step(state, run.frozen, run.devices.shard(batch))
+            pending.append((step, metrics, batch["index"]))
             last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
             if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
                 fetched, pending = jax.device_get(pending), []  # waits for the device

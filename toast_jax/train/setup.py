@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -23,7 +25,7 @@ from toast_jax.train.feature_cache import known_of
 from toast_jax.train.step import State, init_state, train_step
 from toast_jax.weights import parameters
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.record import Member
+from toast_jax.workdir.metrics import Member
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
     folder = run_folder.claim(folder, config)
     run = Run(
-        members=(Member(config, folder, schedule(config, steps_per_epoch)),),
+        members=(Member(config, folder, rates(config, steps_per_epoch)),),
         folder=folder,
         train=train,
         evals=evals,
@@ -129,7 +131,7 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     frozen = run.devices.spread(network.frozen)  # some of it may be created from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
     folder = run_folder.claim(folder, config)
-    members = (Member(config, folder, run.members[0].schedule),)
+    members = (Member(config, folder, run.members[0].rates),)
     return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
 
 
@@ -186,6 +188,11 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
     return optim.SCHEDULES[fields.schedule](
         lr=lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
     )
+
+
+def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
+    """The learning rate of every step, `[steps]`, computed at once and kept on the host for logs."""
+    return np.asarray(jax.vmap(schedule(config, steps_per_epoch))(jnp.arange(config.epochs * steps_per_epoch)))
 
 
 def scores_of(config, network) -> Callable:
