@@ -141,15 +141,14 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
 
 
 def _train_batches(run: Run, start: int) -> Iterator[dict]:
-    """This host's share of every batch from step `start` on, with what is known of its inputs if that never changes."""
-    config = run.config
-    kept = None
-    if start < run.steps and run.known and config.get("keep_known") and feature_cache.has_fixed_views(config):
-        kept = feature_cache.keep(config, run.known, run.frozen, run.train, run.folder)
-    given = {"labels": kept.labels} if kept and kept.suffices else {}
-    with contextlib.closing(domain(config).train_batches(config, run.train, start, **given)) as loader:
+    """This host's share of every batch from step `start` on, with its frozen features if they are cached."""
+    config, cache = run.config, None
+    if start < run.steps and feature_cache.is_cached(config, run.features):
+        cache = feature_cache.build(config, run.features, run.frozen, run.train, run.folder)
+    labels = {"labels": cache.labels} if cache and cache.replaces_images else {}
+    with contextlib.closing(domain(config).train_batches(config, run.train, start, **labels)) as loader:
         for batch in loader:
-            yield kept.attached(batch) if kept else batch
+            yield cache.attached(batch) if cache else batch
 
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:

@@ -21,7 +21,7 @@ from toast_jax.devices import fsdp, parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.train import images, optim, text
 from toast_jax.train.evaluation import mapped
-from toast_jax.train.feature_cache import known_of
+from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
 from toast_jax.weights import parameters
 from toast_jax.workdir import run_folder
@@ -54,7 +54,7 @@ class Run:
       frozen: parameters that are not tuned, placed.
       mask: True where a parameter is tuned.
       devices: what places and maps, see `devices_of`.
-      known: see `feature_cache.known_of`; None where there is no such thing.
+      features: see `feature_cache.features_of`; None in pre-tuning and for methods that cannot cache any.
       steps_per_epoch: of training.
       tuned_parameters: how many there are, `all` and `without_head`.
     """
@@ -69,7 +69,7 @@ class Run:
     frozen: dict
     mask: dict
     devices: Any
-    known: Callable | None
+    features: Callable | None
     steps_per_epoch: int
     tuned_parameters: dict[str, int]
 
@@ -112,7 +112,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         frozen=devices.spread(network.frozen),
         mask=network.mask,
         devices=devices,
-        known=known_of(network.model, network.method) if config.stage == "tune" else None,
+        features=features_of(network.model, network.method) if config.stage == "tune" else None,
         steps_per_epoch=steps_per_epoch,
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
     )
