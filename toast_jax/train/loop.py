@@ -117,7 +117,7 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
             if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
                 fetched, pending = jax.device_get(pending), []  # waits for the device
                 progress.tick(len(fetched))
-                progress.tell(*record.steps(fetched))
+                progress.report(*record.steps(fetched))
                 checkpoint.check_written(checkpoints)
             if last_of_epoch and not record.all_diverged:
                 epoch = step // run.steps_per_epoch
