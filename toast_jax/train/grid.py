@@ -53,7 +53,7 @@ def prepare_grid(
         Member(config, run_folder.claim(path, config), rates(config, run.steps_per_epoch))
         for config, path in zip(configs, folders, strict=True)
     )
-    log.info("%d runs train together, %d side by side; the numbers below are those of the best.", len(members), at_once)
+    log.info("%d runs train together, %d side by side; the metrics below are those of the best run.", len(members), at_once)
     evaluation = functools.partial(grid_eval_step, features=parts["features"], scores=run.parts["scores"], at_once=at_once)
     return dataclasses.replace(
         run,

@@ -91,7 +91,9 @@ class Record(contextlib.ExitStack):
         if self._skipped[i] > member.config.skip_nonfinite:
             self._note(i, what)
         elif i not in self.diverged:
-            log.warning("%s; it is left out, as the %d. of %d in a row.", what, self._skipped[i], member.config.skip_nonfinite)
+            log.warning(
+                "%s; the step is skipped, %d of at most %d in a row.", what, self._skipped[i], member.config.skip_nonfinite
+            )
         return metrics
 
     def evaluation(self, name: str, step: int, scores: dict) -> list[dict[str, float]]:
@@ -184,7 +186,7 @@ class Writer:
             yield
         except OSError as error:
             if not self._has_failed:
-                log.warning("The numbers of the run cannot be written (%s); it goes on without.", error.strerror)
+                log.warning("Metrics cannot be written (%s); the run continues without them.", error.strerror)
             self._has_failed = True
 
     def __enter__(self):
