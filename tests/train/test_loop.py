@@ -469,12 +469,8 @@ def test_a_step_that_is_not_finite_can_be_left_out(image_folder, tmp_path, monke
     config.skip_nonfinite, config.keep_known = 1, False
     spoilt(monkeypatch, 7)
     result = loop.fit(config, tmp_path)
-    told = [
-        record.getMessage()
-        for record in caplog.records
-        if "the step is skipped, 1 of at most 1 in a row" in record.getMessage()
-    ]
-    assert len(told) == 2 and all(re.search(r"examples number ([\d, ]*\b)?7\b", one) for one in told)
+    skipped = [message for message in caplog.messages if "the step is skipped, 1 of at most 1 in a row" in message]
+    assert len(skipped) == 2 and all(re.search(r"examples number ([\d, ]*\b)?7\b", message) for message in skipped)
     assert losses(tmp_path).count(None) == 2 and len(losses(tmp_path)) == 6
     assert np.isfinite(result["test"]["loss"])
     before, after = setup.prepare(config, tmp_path / "new")[1].tuned, final_state(tmp_path, config).tuned
