@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests import ROOT
-
+ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from toast_jax.analysis import curves  # noqa: E402
