@@ -4,7 +4,7 @@
 
 The runs are those of a sweep's selection: train800, then val200. Weights are random unless a file is given, and nothing is read
 from a compilation cache. Start-up is what passes before the first step is done: opening the data, weights, compilation. With
-`--drop-path=0` views are fixed and what is known of them is kept together, but not one by one, which shares nothing.
+`--drop-path=0` views are fixed and their frozen features are cached together, but not one by one, which shares nothing.
 """
 
 import argparse

@@ -31,7 +31,7 @@ class Ours:
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
-        self.known, self.kept = feature_cache.known_of(network, row), None
+        self.features_of, self.cached = feature_cache.features_of(network, row), None
         params = trees.merge(self.state.tuned, self.frozen)
         state = rename.to_torch({path: np.array(leaf) for path, leaf in trees.flat(params).items()})
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
@@ -43,14 +43,14 @@ class Ours:
 
     def can_keep(self) -> bool:
         """Whether a part of the step is the same in every epoch if views are."""
-        return self.known is not None
+        return self.features_of is not None
 
     def train_fixed(self) -> float:
-        """With what is known of the images kept, as it is where views are fixed; drop-path is off in the first look then."""
-        if self.kept is None:
-            self.kept = jax.tree.map(np.asarray, jax.jit(self.known)(self.frozen, {"image": self.images}, None))
-        batch = {"image": self.images, "label": self.labels, "known": self.kept}
-        return self._train({name: value for name, value in batch.items() if name != "image" or "pooled" not in self.kept})
+        """With cached frozen features, as in runs whose views are fixed; drop-path is off in the first look then."""
+        if self.cached is None:
+            self.cached = jax.tree.map(np.asarray, jax.jit(self.features_of)(self.frozen, {"image": self.images}, None))
+        batch = {"image": self.images, "label": self.labels, "features": self.cached}
+        return self._train({name: value for name, value in batch.items() if name != "image" or "pooled" not in self.cached})
 
     def _train(self, batch):
         started = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Run as a script, `IMAGES FOLDER METHOD TRIALS`: kills a run at a random instant and compares it with one left alone.
+"""Run as a script, `IMAGES FOLDER METHOD TRIALS`: kills runs at random instants, resumes them and compares the results.
 
-The process imports everything but starts no JAX; each run is a fork of it, so that a trial costs little beside the run.
+The process imports everything but does not start JAX. Each run is a fork of it, so a trial costs little more than the run.
 """
 
 import json
@@ -44,14 +44,14 @@ def run(config, folder):
 
 
 def same(config, parts, whole):
-    """Fails unless losses, final parameters, optimizer state and scores are bit for bit the same."""
-    losses = [[line for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (parts, whole)]
-    assert losses[0] == losses[1]
+    """Asserts that metrics, scores, final parameters and optimizer state are equal bit for bit."""
+    metrics = [(path / "metrics.jsonl").read_text().splitlines() for path in (parts, whole)]
+    assert metrics[0] == metrics[1]
     results = [json.loads((path / "result.json").read_text()) for path in (parts, whole)]
     assert results[0]["test"] == results[1]["test"]
     states = [final_state(config, path) for path in (parts, whole)]
-    for one, other in zip(*states, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for leaves in zip(*states, strict=True):
+        np.testing.assert_array_equal(*leaves)
 
 
 def final_state(config, folder):

@@ -1,8 +1,8 @@
-"""Run as a script, `MINUTES FOLDER [FILE.svg]`: a run of many short epochs, watched from outside.
+"""Run as a script, `MINUTES FOLDER [FILE.svg]`: watches the resources of a run of many short epochs.
 
 Every epoch is evaluated and saved. Every second the memory, open files and threads of the process are written to
-`FOLDER/soak.jsonl`; the last line on the console tells, as JSON, how they changed from the first third to the last, and how far
-the run came. The picture shows them over the steps, as shares of what they were.
+`FOLDER/soak.jsonl`. The last line on the console is JSON: how their medians grew from the first third to the last, and the last
+step. The picture shows them over the steps, relative to the first third.
 """
 
 import json
@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests import ROOT
-
+ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from toast_jax.analysis import curves  # noqa: E402
@@ -28,25 +27,26 @@ WATCHED = ("memory", "open files", "threads")
 def main(minutes, folder, picture=None):
     folder = Path(folder)
     process = start(images(folder / "images"), folder / "run", folder / "log.txt")
-    seen, ends = [], None
+    samples, ends = [], None
     while process.poll() is None:
         time.sleep(1)
-        if (step := last_step(folder / "run")) < 100:  # compiled, evaluated and saved a few times
+        if (step := last_step(folder / "run")) < 100:  # by then it has evaluated and saved a few times
             continue
         ends = ends or time.monotonic() + 60 * float(minutes)
-        seen.append({"step": step, **state(process.pid)})
+        samples.append({"step": step, **state(process.pid)})
         if time.monotonic() > ends:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=120)
-    (folder / "soak.jsonl").write_text("".join(json.dumps(one) + "\n" for one in seen))
-    steps, values = np.array([one["step"] for one in seen]), {name: np.array([one[name] for one in seen]) for name in WATCHED}
-    third = len(seen) // 3
-    grown = {name: np.median(some[-third:]) / np.median(some[:third]) for name, some in values.items()}
+    (folder / "soak.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    steps = np.array([sample["step"] for sample in samples])
+    series = {name: np.array([sample[name] for sample in samples]) for name in WATCHED}
+    third = len(samples) // 3
+    grown = {name: np.median(values[-third:]) / np.median(values[:third]) for name, values in series.items()}
     if picture:
-        lines = {name: curves.median_of_runs([(steps, some / np.median(some[:third]))]) for name, some in values.items()}
+        lines = {name: curves.median_of_runs([(steps, values / np.median(values[:third]))]) for name, values in series.items()}
         Path(picture).write_text(curves.svg(lines, "of the median of the first third"))
-    told = {"status": process.returncode, "minutes": float(minutes), "steps": int(steps[-1]), "grown": grown}
-    print(json.dumps(told | {"last": {name: float(some[-1]) for name, some in values.items()}}))
+    summary = {"status": process.returncode, "minutes": float(minutes), "steps": int(steps[-1]), "grown": grown}
+    print(json.dumps(summary | {"last": {name: float(values[-1]) for name, values in series.items()}}))
 
 
 def images(root):

@@ -1,4 +1,4 @@
-"""Run as a script, `PATH BACKBONE NAMES`: saves what two steps of methods, or of pretune, give on the devices JAX has."""
+"""Run as a script, `PATH BACKBONE NAMES`: saves the results of two steps of methods, or of pretune, on all devices."""
 
 import functools
 import sys
@@ -20,22 +20,22 @@ AUGMENT = functools.partial(augment, num_classes=3, erasing=0.5, mixup=0.8, cutm
 
 def main(path, backbone, *names):
     vit.SIZES["tiny"], convnext.SIZES["tiny"] = vit.Size(width=16, depth=3, num_heads=2), TINY_CONVNEXT
-    convnext.LAYER_SCALE = 0.1  # as small as it starts, the blocks would add nothing that a test could see
+    convnext.LAYER_SCALE = 0.1  # with the real initial value the blocks would add too little to test
     rng, side = np.random.default_rng(0), tiny_config("", "linear", backbone).data.image_size
-    batch = {  # two examples for each of eight devices, to mix
+    batch = {  # two examples per device, of eight, as mixing needs pairs
         "image": rng.integers(0, 256, (16, side, side, 3), dtype=np.uint8),
         "label": rng.integers(0, 3, 16).astype(np.int32),
     }
     saved = {"devices": jax.device_count()}
     for name in names:
         config = tiny_config("", "toast" if name == "pretune" else name, backbone)
-        # Random numbers have to be the same for any number of devices, too.
+        # Random numbers must not depend on the number of devices either.
         config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3
         network, method = steered.build(config, num_classes=3)
         params = jax.jit(lambda network=network, method=method: steered.init(network, method, jax.random.key(0)))()
         mask = methods.tuned_mask(params, method)
         tuned, frozen = trees.split(params, mask)
-        before = trees.flat(trees.prune(parallel.fetch(tuned)))  # now, as the first step is given its buffers
+        before = trees.flat(trees.prune(parallel.fetch(tuned)))  # copied now, as the first step donates the buffers
         tx = optim.optimizer(
             name="sgd", schedule=lambda _: 0.5, mask=mask, momentum=0.9, weight_decay=0.01, no_decay=("head/bias",), clip=0.0
         )

@@ -92,7 +92,7 @@ def assert_goes_on(image_folder, folder, long_run):
     pair = start_pair(image_folder, folder, *LONG)
     outputs = [process.communicate(timeout=300)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
-    assert re.search(r"Going on from step \d+ of 90", outputs[0])
+    assert re.search(r"Resuming from step \d+ of 90", outputs[0])
     assert numbers(folder) == long_run
 
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 import signal
 import socket
@@ -12,6 +11,7 @@ import pytest
 
 from configs import fgvc, vtab
 from configs import sweep as config_of
+from tests.workdir.test_locks import held_elsewhere
 from toast_jax.config import recipes
 from toast_jax.data.images.vtab import tasks
 from toast_jax.errors import Diverged, InputError, Interrupted
@@ -334,13 +334,11 @@ def test_ctrl_c_while_a_run_ends_stops_before_the_next(runs, folder):
 def test_run_that_another_process_is_at_is_left_to_it(runs, folder, caplog):
     caplog.set_level("INFO", "toast_jax")
     lock = folder / "toast/cifar100/selection/lr_1.0_wd_0.01/lock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
-    error = failure(small(), folder)
+    with held_elsewhere(lock) as pid:
+        error = failure(small(), folder)
     assert "lr_1.0_wd_0.01, toast/cifar100/final; mend or await what is said above" in error
-    assert f"process {os.getppid()} on {socket.gethostname()} is at it." in caplog.text
+    assert f"process {pid} on {socket.gethostname()} is at it." in caplog.text
     assert not any("lr_1.0_wd_0.01" in name and "cifar100" in name for name in runs.made)
-    lock.unlink()
     task.run(small(), str(folder))
 
 

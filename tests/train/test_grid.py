@@ -1,5 +1,6 @@
 """Runs that train together are the runs they would be alone, and what they share is computed once."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from tests import small_tfds
 from tests.conftest import tiny_config
 from toast_jax.data.images import batches, pixels
 from toast_jax.data.images.vtab import tasks
+from toast_jax.devices import parallel
 from toast_jax.errors import Diverged, InputError, Interrupted
 from toast_jax.model import methods, steered
 from toast_jax.train import checkpoint, feature_cache, grid, loop, setup
@@ -96,7 +98,7 @@ def test_those_that_were_stopped_go_on_together(image_folder, tmp_path, monkeypa
         assert numbers(tmp_path / f"parts/{i}", "test/loss") == numbers(tmp_path / f"whole/{i}", "test/loss")
 
 
-# What is known
+# Frozen features
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +126,10 @@ def test_what_is_kept_is_what_would_be_computed(method, fixed, tmp_path, monkeyp
     caplog.set_level("INFO", "toast_jax")
     fixed.method = method
     seen = []
-    attached = feature_cache.Kept.attached
-    monkeypatch.setattr(feature_cache.Kept, "attached", lambda kept, batch: seen.append(attached(kept, batch)) or seen[-1])
+    attached = feature_cache.FeatureCache.attached
+    monkeypatch.setattr(feature_cache.FeatureCache, "attached", lambda *args: seen.append(attached(*args)) or seen[-1])
     loop.fit(fixed, tmp_path / "kept")
-    assert len(seen) == 3 and "What no step changes is computed once for each view and kept in memory" in caplog.text
+    assert len(seen) == 3 and "Frozen features are computed once for each view and cached in memory" in caplog.text
     assert ("image" in seen[0]) == (method == "toast")
     together(fixed, tmp_path / "grid", POINTS[:2])
     assert len(seen) == 6
@@ -142,30 +144,30 @@ def test_what_is_kept_is_what_would_be_computed(method, fixed, tmp_path, monkeyp
 
 def test_what_is_kept_is_in_the_order_of_the_source(fixed, tmp_path):
     run, _ = setup.prepare(fixed, tmp_path)
-    kept = feature_cache.keep(fixed, run.known, run.frozen, run.train, tmp_path)
+    kept = feature_cache.build(fixed, run.features, run.frozen, run.train, tmp_path)
     (tokens,) = kept.arrays.values()
     np.testing.assert_array_equal(kept.labels, [run.train[i]["label"] for i in range(10)])
     assert tokens.shape == (10, 5, 16)
     for i in (0, 9):
-        alone = run.known(run.frozen, {"image": run.train[i]["image"][None]})["tokens"]
+        alone = run.features(run.frozen, {"image": run.train[i]["image"][None]})["tokens"]
         np.testing.assert_allclose(tokens[i], alone[0], rtol=1e-5, atol=1e-6)
     batch = next(batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=16, size=16, flip=False))
-    np.testing.assert_array_equal(kept.attached(batch)["known"]["tokens"], tokens[batch["index"]])
+    np.testing.assert_array_equal(kept.attached(batch)["features"]["tokens"], tokens[batch["index"]])
 
 
 def test_it_is_kept_in_a_file_or_not_at_all_where_memory_is_short(fixed, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
     run, _ = setup.prepare(fixed, tmp_path)
-    in_memory = feature_cache.keep(fixed, run.known, run.frozen, run.train, tmp_path)
+    in_memory = feature_cache.build(fixed, run.features, run.frozen, run.train, tmp_path)
     monkeypatch.setattr(feature_cache, "_free_memory", lambda: 1000)
     before = sorted(tmp_path.iterdir())
-    in_a_file = feature_cache.keep(fixed, run.known, run.frozen, run.train, tmp_path)
-    assert "is computed once for each view and kept in a file" in caplog.text
+    in_a_file = feature_cache.build(fixed, run.features, run.frozen, run.train, tmp_path)
+    assert "are computed once for each view and cached in a file" in caplog.text
     assert isinstance(in_a_file.arrays["tokens"], np.memmap) and sorted(tmp_path.iterdir()) == before
     np.testing.assert_array_equal(in_a_file.arrays["tokens"], in_memory.arrays["tokens"])
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    assert feature_cache.keep(fixed, run.known, run.frozen, run.train, tmp_path) is None
-    assert "is computed in every epoch: memory and disk are short" in caplog.text
+    assert feature_cache.build(fixed, run.features, run.frozen, run.train, tmp_path) is None
+    assert "are computed in every epoch: memory and disk are short" in caplog.text
 
 
 @pytest.mark.parametrize("method", [pytest.param("toast", marks=pytest.mark.slow), "linear"])
@@ -210,7 +212,7 @@ def test_views_that_change(section, field, value, fixed):
 def test_what_no_step_changes(method, fixed):
     fixed.method = method
     network, row = steered.build(fixed, 3)
-    assert (feature_cache.known_of(network, row) is not None) == (method in ("linear", "toast", "toast_lite"))
+    assert (feature_cache.features_of(network, row) is not None) == (method in ("linear", "toast", "toast_lite"))
 
 
 def test_the_first_look_is_computed_once_for_all_points(fixed, tmp_path, monkeypatch):
@@ -252,10 +254,30 @@ def test_memory_decides_on_an_accelerator(fixed, tmp_path):
     run, state = setup.prepare(fixed, tmp_path)
     config = grid_of(fixed)
     all_of, held = grid.prepare_grid(config, [tmp_path / str(i) for i in range(3)], tmp_path / "all", at_once=0)
-    steps = all_of.step.__wrapped__.keywords
-    steps = {name: value for name, value in steps.items() if name != "at_once"}
-    sizes = [grid._fitting(steps, run, held, 3, Accelerator(memory)) for memory in (10**3, 10**10)]
-    assert sizes == [1, 3] and grid._fitting(steps, run, held, 3, jax.local_devices()[0]) == 1
+    parts = all_of.step.__wrapped__.keywords
+    parts = {name: value for name, value in parts.items() if name != "at_once"}
+    sizes = [grid._at_once(parts, run, held, 3, Accelerator(memory)) for memory in (10**3, 10**10)]
+    assert sizes == [1, 3] and grid._at_once(parts, run, held, 3, jax.local_devices()[0]) == 1
+
+
+def test_a_device_that_does_not_report_its_memory_gets_one_run_at_a_time(monkeypatch, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    monkeypatch.setattr(Accelerator, "memory_stats", lambda device: None)
+    assert grid._at_once({}, None, None, 3, Accelerator(0)) == 1
+    assert "The device does not report its memory" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["toast", "linear"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_memory_is_estimated_for_the_batch_of_the_run(method, cached, fixed, tmp_path):
+    """With cached features a step computes none of the first look. No step reads index, view or mask."""
+    fixed.method, fixed.keep_known = method, cached
+    run, _ = setup.prepare(fixed, tmp_path)
+    (batch,) = itertools.islice(loop._train_batches(run, 0), 1)
+    placed = parallel.shard({name: array for name, array in batch.items() if name not in ("index", "view", "mask")})
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), placed)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grid._batch_of(run)) == expected
+    assert ("features" in expected) == cached and ("image" in expected) == (method == "toast" or not cached)
 
 
 def test_what_cannot_be_prepared_is_refused(fixed, tmp_path):

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import COUNTS, METHODS, tiny_config
+from tests.workdir.test_locks import held_elsewhere
 from toast_jax import trees
 from toast_jax.data.images import batches
 from toast_jax.devices import parallel
@@ -176,7 +177,7 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
     config.augment.update({**values, **on_device})
     config.batch_size, config.ema, config.optimizer.base_batch_size = 16, 0.7, 8
     run, _ = setup.prepare(config, tmp_path)
-    np.testing.assert_allclose(run.members[0].schedule(0), 2 * config.optimizer.lr)
+    np.testing.assert_allclose(run.members[0].rates[0], 2 * config.optimizer.lr)
     seen = {}
     with monkeypatch.context() as patch:
         patch.setattr(setup, "train_step", lambda *_, **options: seen.update(options))
@@ -211,6 +212,16 @@ def test_speed_counts_the_time_that_the_device_takes(image_folder, tmp_path, mon
     monkeypatch.setattr(jax, "device_get", lambda tree: time.sleep(0.4) or device_get(tree))
     monkeypatch.setattr(loop, "_evaluate", lambda run, *_: {"test": [{"loss": 1.0}]})
     assert loop.fit(config, tmp_path)["images_per_second"] <= 60.0
+
+
+def test_which_examples_a_step_saw_is_noted_on_the_host(config, tmp_path, monkeypatch):
+    """The batch on the devices of several hosts cannot be fetched by one of them."""
+    device_get, fetched = jax.device_get, []
+    monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(tree) or device_get(tree))
+    loop.fit(config, tmp_path)
+    steps = [entry for tree in fetched if isinstance(tree, list) for entry in tree if isinstance(entry, tuple)]
+    assert [step for step, *_ in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(isinstance(examples, np.ndarray) and len(examples) == 8 for *_, examples in steps)
 
 
 def test_a_finished_run_is_only_reported(config, tmp_path, monkeypatch):
@@ -458,10 +469,8 @@ def test_a_step_that_is_not_finite_can_be_left_out(image_folder, tmp_path, monke
     config.skip_nonfinite, config.keep_known = 1, False
     spoilt(monkeypatch, 7)
     result = loop.fit(config, tmp_path)
-    told = [
-        record.getMessage() for record in caplog.records if "it is left out, as the 1. of 1 in a row" in record.getMessage()
-    ]
-    assert len(told) == 2 and all(re.search(r"examples number ([\d, ]*\b)?7\b", one) for one in told)
+    skipped = [message for message in caplog.messages if "the step is skipped, 1 of at most 1 in a row" in message]
+    assert len(skipped) == 2 and all(re.search(r"examples number ([\d, ]*\b)?7\b", message) for message in skipped)
     assert losses(tmp_path).count(None) == 2 and len(losses(tmp_path)) == 6
     assert np.isfinite(result["test"]["loss"])
     before, after = setup.prepare(config, tmp_path / "new")[1].tuned, final_state(tmp_path, config).tuned
@@ -478,11 +487,11 @@ def test_more_steps_in_a_row_than_may_be_left_out_end_the_run(image_folder, tmp_
 
 def test_a_folder_that_a_run_is_at_is_refused(image_folder, tmp_path):
     config = tiny_config(image_folder, "linear")
-    (tmp_path / "running").write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid()}))
-    told = f"{tmp_path} is in use: process {os.getppid()} on {socket.gethostname()} is at it; wait for it, or give another"
-    with pytest.raises(InputError, match=told):
-        loop.fit(config, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["running"]
+    with held_elsewhere(tmp_path / "running") as pid:
+        told = f"{tmp_path} is in use: process {pid} on {socket.gethostname()} is at it; wait for it, or give another"
+        with pytest.raises(InputError, match=told):
+            loop.fit(config, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["running"]
 
 
 def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_path):

@@ -4,6 +4,10 @@ import importlib
 import io
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -13,6 +17,7 @@ from safetensors.numpy import load_file
 from configs import alpaca, openwebtext, vicuna
 from configs import convert as convert_config
 from configs import generate as generate_config
+from tests import ROOT
 from tests.model.backbones.test_llama import D, G, H, L
 from tests.words import Words
 from toast_jax.data.text import tokenizer
@@ -264,3 +269,27 @@ def test_held_out_texts_are_those_of_the_release():
     order = np.random.permutation(50)
     kept, held = text._held_out(list(range(50)), 0.02)
     assert (kept, held) == (order[:49].tolist(), order[49:].tolist())
+
+
+@pytest.mark.slow
+def test_hosts_that_share_frozen_parameters_equal_one(tmp_path):
+    """Two processes of two devices, and one of four; the metrics that each fetches are on its own devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    write(tmp_path, ASKED)
+    outputs = []
+    for hosts in (2, 1):
+        command = [sys.executable, "tests/text_on_hosts.py", str(tmp_path), str(port), str(hosts)]
+        flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={4 // hosts}"
+        env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, env=env, **pipes) for i in range(hosts)]
+        outputs += [process.communicate(timeout=300)[0] for process in processes]
+        assert not any(process.returncode for process in processes), outputs
+    several, alone = (
+        [json.loads(line) for line in (tmp_path / str(hosts) / "metrics.jsonl").read_text().splitlines()] for hosts in (2, 1)
+    )
+    assert len(several) == len(alone) == 6
+    for row, expected in zip(several, alone, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-7)

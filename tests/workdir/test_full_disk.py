@@ -108,9 +108,10 @@ def test_numbers_that_find_no_room_are_told_once_and_the_run_goes_on(tmp_path, c
         with room_for(40):
             for step in (2, 3, 4):
                 writer.write(step, {"train/loss": 1.0})
+                writer.flush()
         writer.write(5, {"train/loss": 1.0})
     assert [one.getMessage() for one in caplog.records] == [
-        "The numbers of the run cannot be written (File too large); it goes on without."
+        "Metrics cannot be written (File too large); the run continues without them."
     ]
     steps = [line["step"] for line in metrics._lines(tmp_path / "metrics.jsonl")]
     assert steps[0] == 1 and steps[-1] == 5 and steps == sorted(set(steps))

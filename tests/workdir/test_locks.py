@@ -1,5 +1,7 @@
 """Locks: one process at a time, whoever died."""
 
+import contextlib
+import errno
 import json
 import os
 import socket
@@ -10,11 +12,35 @@ import time
 
 import pytest
 
+from tests import ROOT
 from toast_jax.workdir import locks
+
+HOLD = """
+import os, sys
+from toast_jax.workdir import locks
+pid = int(sys.argv[2])
+if pid:
+    os.getpid = lambda: pid
+with locks.lock(sys.argv[1]):
+    print(pid or os.getpid(), flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(path, pid=0):
+    """Another process holds a lock inside the block; it says that its number is `pid`, as in a container of its own."""
+    command = [sys.executable, "-c", HOLD, str(path), str(pid)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield int(process.stdout.readline())
+        process.kill()
 
 
 def write(path, **facts):
-    path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid(), **facts}))
+    """Puts a lock file in place as a process does that takes a stale one over: as a new file."""
+    other = path.with_name("other")
+    other.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getppid(), **facts}))
+    other.replace(path)
 
 
 def dead_pid():
@@ -34,14 +60,26 @@ def test_lock_names_its_holder_and_goes_with_the_block(tmp_path):
     assert not path.exists()
 
 
+def assert_held(path, pid, host=None):
+    before = path.read_text()
+    with pytest.raises(locks.Held, match=f"^process {pid} on {host or socket.gethostname()} is at it$"), locks.lock(path):
+        pass
+    assert path.read_text() == before and [one.name for one in path.parent.iterdir()] == ["lock"]
+
+
 def test_live_process_keeps_it(tmp_path):
     path = tmp_path / "lock"
-    write(path)
-    before = path.read_text()
-    with pytest.raises(locks.Held, match=f"process {os.getppid()} on {socket.gethostname()} is at it"):
-        with locks.lock(path):
-            pass
-    assert path.read_text() == before
+    with held_elsewhere(path) as pid:
+        assert_held(path, pid)
+    with locks.lock(path):  # it was killed
+        pass
+
+
+def test_containers_that_share_host_name_and_process_number_keep_their_locks(tmp_path):
+    """Each process of a container is number 1 in it, and containers may be given one host name."""
+    path = tmp_path / "lock"
+    with held_elsewhere(path, pid=os.getpid()):
+        assert_held(path, os.getpid())
 
 
 def test_lock_of_a_dead_process_is_taken_over(tmp_path):
@@ -76,10 +114,24 @@ def test_another_hosts_lock_is_respected_while_it_is_touched(text, tmp_path):
 
 def test_a_live_process_of_this_host_keeps_its_lock_however_long(tmp_path):
     path = tmp_path / "lock"
+    with held_elsewhere(path) as pid:
+        untouched_for(path, 10 * locks.STALE)
+        assert_held(path, pid)
+
+
+def test_where_the_kernel_locks_no_files_the_touches_decide(tmp_path, monkeypatch):
+    def unsupported(fd, blocking):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(locks.filelock, "lock_descriptor", unsupported)
+    path = tmp_path / "lock"
     write(path)
-    untouched_for(path, 10 * locks.STALE)
-    with pytest.raises(locks.Held), locks.lock(path):
+    with pytest.raises(locks.Held, match="is free in 5 minutes"), locks.lock(path):
         pass
+    untouched_for(path, locks.STALE + 20)
+    with locks.lock(path), pytest.raises(locks.Held), locks.lock(path):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):
@@ -92,7 +144,7 @@ def test_a_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):
         untouched_for(path, 1000)
         time.sleep(0.1)
         assert time.time() - path.stat().st_mtime > 900
-    assert threading.active_count() == 1 or not any(one.name.endswith("(_beat)") for one in threading.enumerate())
+    assert threading.active_count() == 1 or not any(one.name.endswith("(_touch)") for one in threading.enumerate())
 
 
 def wait_until(condition, seconds=10):
@@ -130,7 +182,6 @@ def test_of_two_that_find_a_stale_lock_one_gets_it(tmp_path, monkeypatch):
         return read(text)
 
     monkeypatch.setattr(locks, "_holder", slowly)
-    monkeypatch.setattr(locks, "_alive", lambda pid: pid == os.getpid())
     with locks.lock(path):
         thread.join()
         assert outcome == ["held"]

@@ -20,7 +20,7 @@ from toast_jax.model.steered import Steered, apply
 
 
 def inputs(batch: dict):
-    """What a network looks at: a batch's images, or None where they are known, or its tokens and their documents."""
+    """What a network looks at: a batch's images, or None where their features are given, or its tokens and their documents."""
     return {name: batch[name] for name in ("tokens", "segments")} if "tokens" in batch else batch.get("image")
 
 
@@ -40,7 +40,7 @@ def tune(model: Steered, method: Method) -> Callable:
     """Scores the final look by its cross-entropy, `loss`, and by its `accuracy`."""
 
     def scores(params, batch, rng=None):
-        logits = apply(model, method, params, inputs(batch), rng, known=batch.get("known"))
+        logits = apply(model, method, params, inputs(batch), rng, features=batch.get("features"))
         return {"loss": cross_entropy(logits, batch), "accuracy": _hits(logits, batch)}
 
     return scores

@@ -43,25 +43,25 @@ class Steered(nn.Module):
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
 
-    def __call__(self, inputs, rng: jax.Array | None = None, known: dict | None = None) -> jax.Array:
+    def __call__(self, inputs, rng: jax.Array | None = None, features: dict | None = None) -> jax.Array:
         """Logits, float32, computing only what they need.
 
         Args:
           inputs: images `[B, S, S, 3]`, or text as a `LLaMA` takes it.
           rng: `[B]` keys, one per example, for drop-path and prompt dropout; None at evaluation.
-          known: what `known` returned for these inputs and keys, so that it is not computed again. The head needs no inputs
-            beside `pooled`.
+          features: what `frozen_features` returned for these inputs and keys, so that it is not computed again. With `pooled`
+            among them `inputs` may be None.
 
         Returns:
           `[B, C]`; of a text `[B, N, V]`, the logits of every next token.
         """
-        if known and "pooled" in known:
-            return self._logits(known["pooled"])
-        extra, _ = self._signal(inputs, rng, known)
+        if features and "pooled" in features:
+            return self._logits(features["pooled"])
+        extra, _ = self._signal(inputs, rng, features)
         return self._logits(self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2)))
 
-    def known(self, inputs, rng: jax.Array | None = None) -> dict:
-        """What the logits need of the frozen backbone alone; the same in every step where `feature_cache.known_of` says so.
+    def frozen_features(self, inputs, rng: jax.Array | None = None) -> dict:
+        """Computes the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
 
         Returns:
           `pooled [B, D]` of a network that looks once, `tokens` (and `fed_back`, where that is another array) of the first look
@@ -119,13 +119,13 @@ class Steered(nn.Module):
     def _logits(self, pooled):
         return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
 
-    def _signal(self, inputs, rng, known=None):
+    def _signal(self, inputs, rng, features=None):
         """The extra inputs of the final look, and what led to them."""
         if self.prompts is not None:
             return {"prompts": self.prompts(_of_pass(rng, 0))}, {}
         if self.top_down is None:
             return {}, {}
-        first = known or self.backbone(inputs, rng=_of_pass(rng, 1))[1]
+        first = features or self.backbone(inputs, rng=_of_pass(rng, 1))[1]
         first = jax.lax.stop_gradient(first)
         td, selection = self.top_down(first["tokens"], first.get("fed_back", first["tokens"]))
         return {"td": td}, {"first_look": first, "selection": selection, "td": td}

@@ -14,7 +14,7 @@ from toast_jax.train import checkpoint
 from toast_jax.train.evaluation import evaluate, mapped
 from toast_jax.train.setup import devices_of, domain, load_network, scores_of
 from toast_jax.workdir import fingerprint, run_folder
-from toast_jax.workdir.record import described
+from toast_jax.workdir.metrics import described
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from toast_jax.analysis import confusion
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit
 from toast_jax.train.setup import domain
-from toast_jax.workdir.record import described
+from toast_jax.workdir.metrics import described
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
-"""What happens to a training batch on the device: erasing, mixing and label smoothing.
+"""Augments training batches on the device: random erasing, mixup, CutMix and label smoothing.
 
-The order and the noise are those of DeiT's training: erased after normalisation, then mixed, then smoothed. Random numbers are
-keys per example and images are mixed with a neighbour, so nothing depends on how many devices share a batch.
+Order and noise are those of DeiT's training: normalise, erase, mix, smooth. Every example has its own random key and images are
+mixed with a neighbour, so the result does not depend on the number of devices.
 """
 
 import functools
@@ -15,20 +15,20 @@ from toast_jax.model.layers.normalize import normalize
 def augment(
     batch: dict, rng: jax.Array, *, num_classes: int, erasing: float, mixup: float, cutmix: float, smoothing: float
 ) -> dict:
-    """Erases, mixes and smooths a batch.
+    """Erases and mixes the images of a batch, and smooths its labels.
 
     Args:
-      batch: `image [B, S, S, 3]` and `label [B]`; B is even if images are mixed.
+      batch: `image [B, S, S, 3]` and `label [B]`; mixing needs an even B.
       rng: `[B]` keys, one per example.
       num_classes: C.
-      erasing: probability that a rectangle of an image is replaced by noise (`erase`).
-      mixup: alpha of mixup (Zhang et al., arXiv 1710.09412), 0 for none.
-      cutmix: alpha of CutMix (Yun et al., arXiv 1905.04899), 0 for none. With both, each pair gets one of them, by a fair coin.
-      smoothing: share of the label that is spread evenly over all classes.
+      erasing: probability that a rectangle of an image is replaced by noise, see `erase`.
+      mixup: alpha of mixup (Zhang et al., arXiv 1710.09412), 0 to disable.
+      cutmix: alpha of CutMix (Yun et al., arXiv 1905.04899), 0 to disable. With both, each pair of images gets one
+        of them with equal probability.
+      smoothing: share of the label that is distributed evenly over all classes.
 
     Returns:
-      the batch with what was asked for done to `image`, normalised then, and with `target [B, C]` where labels are no longer
-      single classes.
+      the batch. Erased or mixed images are normalised; mixed or smoothed labels are added as `target [B, C]`.
     """
     if erasing:
         images = normalize(batch["image"])
@@ -38,7 +38,7 @@ def augment(
     target = jax.nn.one_hot(batch["label"], num_classes) * (1 - smoothing) + smoothing / num_classes
     if not (mixup or cutmix):
         return {**batch, "target": target}
-    # Pairs of neighbours: [B / 2, 2, ...]; the data is shuffled. The key is the first one's.
+    # Pairs of neighbours [B / 2, 2, ...] are random pairs, as the data is shuffled. A pair uses the key of its first image.
     images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"]), target))
     mixed = jax.vmap(functools.partial(_mix, mixup=mixup, cutmix=cutmix))(images, target, _of_use(rng, 1)[::2])
     image, target = (x.reshape(-1, *x.shape[2:]) for x in mixed)
@@ -46,14 +46,14 @@ def augment(
 
 
 def erase(image: jax.Array, rng: jax.Array, probability: float) -> jax.Array:
-    """Replaces a random rectangle by noise, with some probability (Zhong et al., arXiv 1708.04896).
+    """Replaces a random rectangle by noise with some probability (Zhong et al., arXiv 1708.04896).
 
-    The rectangle covers 2 to 33 percent of the image and its sides are in a ratio between 0.3 and 1 / 0.3; a side that is
-    longer than the image's is cut.
+    The rectangle covers 2 to 33 percent of the image, with an aspect ratio between 0.3 and 1 / 0.3; it is clipped to the image.
 
     Args:
-      image: `[H, W, 3]`, normalised; the noise is standard normal.
+      image: `[H, W, 3]`, normalised, so the noise is standard normal.
       rng: a key.
+      probability: of erasing at all.
     """
     whether, area, ratio, place, noise = jax.random.split(rng, 5)
     size = jnp.array(image.shape[:2])
@@ -67,7 +67,7 @@ def erase(image: jax.Array, rng: jax.Array, probability: float) -> jax.Array:
 
 
 def _mix(images, targets, rng, *, mixup, cutmix):
-    """Mixes a pair `[2, H, W, 3]` with its targets `[2, C]`: each keeps the same share of itself."""
+    """Mixes a pair of images `[2, H, W, 3]` and its targets `[2, C]`; both keep the same share."""
     which, amount, place = jax.random.split(rng, 3)
     cut = jax.random.bernoulli(which, 0.5) if mixup and cutmix else cutmix > 0
     alpha = jnp.where(cut, cutmix, mixup)
@@ -79,7 +79,7 @@ def _mix(images, targets, rng, *, mixup, cutmix):
 
 
 def _paste(images, share, rng):
-    """CutMix: a box of the other image, around a random centre and cut off at the sides, and the share that is kept."""
+    """CutMix: pastes a box of the other image around a random centre, clipped; returns the images and the share kept."""
     size = jnp.array(images.shape[1:3])
     centre = jax.random.randint(rng, (2,), 0, size)
     half = (size * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
@@ -96,5 +96,5 @@ def _rectangle(shape, start, sides):
 
 
 def _of_use(rng, index):
-    """Keys for erasing (0) and mixing (1), apart from each other and from those of the network."""
+    """Independent keys for erasing (0) and mixing (1), which the network does not use either."""
     return jax.vmap(lambda key: jax.random.fold_in(key, 100 + index))(rng)

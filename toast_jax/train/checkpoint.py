@@ -1,8 +1,8 @@
-"""Checkpoints: the tuned parameters and what is needed to go on, never the frozen backbone.
+"""Saves and restores checkpoints: tuned parameters and training state, never the frozen backbone.
 
-A checkpoint is a folder named after its step in `WORKDIR/checkpoints`, written by Orbax under another name first and then
-renamed, so that a half-written one is never read. It has the items `tuned` (parameters; their moving average if the run keeps
-one), `progress` (optimizer state, step, random key, and the parameters behind a moving average) and `meta` (JSON).
+A checkpoint is a folder in `WORKDIR/checkpoints`, named by its step. Orbax writes it under a temporary name first, so
+an incomplete checkpoint is never read. Its items are `tuned` (the parameters, or their moving average if the run has one),
+`progress` (optimizer state, step, random key, and the parameters behind a moving average) and `meta` (JSON).
 """
 
 import contextlib
@@ -23,12 +23,12 @@ KEEP = 2
 
 @contextlib.contextmanager
 def manager(folder: str | Path, create: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """Opens `WORKDIR/checkpoints` inside the block; at its end the last write is waited for.
+    """Opens `WORKDIR/checkpoints` inside the block, whose end waits for the last write.
 
     Raises:
-      InputError: the folder is not there, and is not to be created; its disk is full or fails.
+      InputError: the folder does not exist and `create` is False, or its disk is full or fails.
     """
-    # Orbax reports a relative path only in its own thread, after the save has returned.
+    # Orbax refuses relative paths, but only in its own thread after the save has returned.
     folder = Path(folder).expanduser().resolve() / "checkpoints"
     if not create and not folder.is_dir():
         raise InputError(f"There are no checkpoints in {folder.parent}; give the --workdir of a run.")
@@ -46,7 +46,7 @@ def manager(folder: str | Path, create: bool = False) -> Iterator[ocp.Checkpoint
 def _disk_faults(folder):
     try:
         yield
-    except Exception as error:  # Orbax and TensorStore tell of a disk in many ways
+    except Exception as error:  # Orbax and TensorStore raise many types for a disk error
         if reason := run_folder.disk_fault(error):
             raise InputError(
                 f"No checkpoint can be written in {folder} ({reason}); those that are there are whole: free some space or mend "
@@ -59,8 +59,8 @@ def save(checkpoints: ocp.CheckpointManager, state: State, meta: dict) -> None:
     """Writes a checkpoint in the background. `state` holds NumPy arrays (`parallel.fetch`), `meta` JSON values.
 
     Raises:
-      InputError: the disk is full or fails; what happens to this checkpoint is told by the next one, `check_written` or at the
-        end of `manager`.
+      InputError: the disk is full or fails. Errors of the background write surface in the next `save`, in `check_written` or at
+        the end of `manager`.
     """
     tuned, progress = _items(state)
     args = ocp.args.Composite(
@@ -71,9 +71,9 @@ def save(checkpoints: ocp.CheckpointManager, state: State, meta: dict) -> None:
 
 
 def check_written(checkpoints: ocp.CheckpointManager) -> None:
-    """Raises InputError if writing has failed in the background; does not wait for it.
+    """Raises InputError if a background write has failed; does not wait for one in progress.
 
-    Of several processes each asks all others whether they are done, so they learn of it when they save again.
+    With several processes this does nothing, as asking for the status synchronises them; `save` reports the error later.
     """
     if jax.process_count() == 1 and not checkpoints.is_saving_in_progress():
         with _disk_faults(checkpoints.directory):
@@ -81,7 +81,7 @@ def check_written(checkpoints: ocp.CheckpointManager) -> None:
 
 
 def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:
-    """The latest checkpoint as a state with the structure and shapes of `like`, in NumPy arrays; None if there is none."""
+    """Reads the latest checkpoint as a state of NumPy arrays, structured like `like`; None without a checkpoint."""
     step = checkpoints.latest_step()
     if step is None:
         return None
@@ -100,10 +100,10 @@ def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:
 
 
 def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, dict]:
-    """The step and the tuned parameters alone of the latest checkpoint, with the gaps (None) of `like`.
+    """Reads the step and the tuned parameters of the latest checkpoint, with None where `like` has None.
 
     Raises:
-      InputError: there is no checkpoint, or it is of other parameters than `like`.
+      InputError: there is no checkpoint, or its parameters are not those of `like`.
     """
     step = checkpoints.latest_step()
     if step is None:
@@ -112,7 +112,7 @@ def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, 
 
 
 def read_meta(checkpoints: ocp.CheckpointManager) -> dict:
-    """What the latest checkpoint was made with: `config`, `classes`, and `data` and `frozen` of `identity`.
+    """Reads the `config`, `classes` and fingerprints (`data` and `frozen`) that the latest checkpoint was made with.
 
     Raises:
       InputError: there is no checkpoint.
@@ -124,7 +124,7 @@ def read_meta(checkpoints: ocp.CheckpointManager) -> dict:
 
 
 def _items(state):
-    """The two array items. Optimizer leaves go by number: their nesting is optax's business, and holds empty nodes."""
+    """The two array items. Optimizer leaves are numbered, as optax's nesting may change and has empty nodes."""
     opt_state = dict(zip(_numbered(state.opt_state), jax.tree.leaves(state.opt_state), strict=True))
     progress = {"step": state.step, "rng": state.rng, "opt_state": opt_state}
     if state.average is not None:
@@ -142,8 +142,8 @@ def _fill(like, pruned):
 
 
 def _read(checkpoints, step, **like):
-    """Items of a checkpoint, each with the structure and shapes of its namesake in `like`."""
-    # As NumPy: placement on devices is `parallel.place`'s, so a checkpoint fits any number of devices.
+    """Reads items of a checkpoint, each with the structure and shapes that `like` has under its name."""
+    # In NumPy arrays, which `parallel.place` can put on any number of devices.
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
     try:

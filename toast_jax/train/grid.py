@@ -1,4 +1,4 @@
-"""Runs that differ in learning rate and weight decay alone, as one program: they share data, backbone and the first look."""
+"""Trains runs that differ only in learning rate and weight decay as one program, sharing data and frozen features."""
 
 import dataclasses
 import functools
@@ -12,11 +12,12 @@ import optax
 from ml_collections import ConfigDict
 
 from toast_jax.devices import parallel
+from toast_jax.train import feature_cache
 from toast_jax.train.evaluation import eval_step
-from toast_jax.train.setup import Run, optimizer, prepare, schedule
+from toast_jax.train.setup import Run, optimizer, prepare, rates, schedule
 from toast_jax.train.step import State, draw, update
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.record import Member
+from toast_jax.workdir.metrics import Member
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,10 @@ def prepare_grid(
     """`prepare` for runs that train together.
 
     Args:
-      configs: alike but for `optimizer.lr` and `optimizer.weight_decay`.
-      folders: of the runs, each for its own numbers and result.
-      folder: for what they share, the checkpoints.
-      at_once: how many are computed side by side, which takes their memory so many times; 0 chooses.
+      configs: equal except for `optimizer.lr` and `optimizer.weight_decay`.
+      folders: one for each run, for its metrics and its result.
+      folder: for the checkpoints that they share.
+      at_once: how many runs to compute side by side, which multiplies their memory; 0 chooses by the device.
 
     Raises:
       InputError: as `prepare` does.
@@ -44,20 +45,20 @@ def prepare_grid(
         return optimizer(configs[0], lambda step: lr * unit_schedule(step), run.mask, weight_decay=weight_decay)
 
     points = tuple(jnp.array([config.optimizer[name] for config in configs]) for name in ("lr", "weight_decay"))
-    held = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(configs), axis=0), _held(state))
-    state = _with(state, held)
-    steps = {"known": run.known or _nothing, **run.parts, "tx": tx, "points": points}
-    at_once = at_once or _fitting(steps, run, state, len(configs), jax.local_devices()[0])
+    stacked = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(configs), axis=0), _own(state))
+    state = _with_own(state, stacked)
+    parts = {"features": run.features or _no_features, **run.parts, "tx": tx, "points": points}
+    at_once = at_once or _at_once(parts, run, state, len(configs), jax.local_devices()[0])
     members = tuple(
-        Member(config, run_folder.claim(path, config), schedule(config, run.steps_per_epoch))
+        Member(config, run_folder.claim(path, config), rates(config, run.steps_per_epoch))
         for config, path in zip(configs, folders, strict=True)
     )
-    log.info("%d runs train together, %d side by side; the numbers below are those of the best.", len(members), at_once)
-    evaluation = functools.partial(grid_eval_step, known=steps["known"], scores=run.parts["scores"], at_once=at_once)
+    log.info("%d runs train together, %d side by side; the metrics below are those of the best run.", len(members), at_once)
+    evaluation = functools.partial(grid_eval_step, features=parts["features"], scores=run.parts["scores"], at_once=at_once)
     return dataclasses.replace(
         run,
         members=members,
-        step=_replicated(steps, at_once),
+        step=_replicated(parts, at_once),
         eval_step=parallel.replicate(evaluation, num_replicated=2),
     ), state
 
@@ -68,77 +69,87 @@ def grid_step(
     batch: dict,
     *,
     points: tuple[jax.Array, jax.Array],
-    known: Callable,
+    features: Callable,
     scores: Callable,
     tx: Callable[..., optax.GradientTransformation],
     augment: Callable,
     ema: float,
     at_once: int,
 ):
-    """One `step.train_step` of every point with one batch; what is known of the frozen backbone is computed once.
+    """One `step.train_step` of every point with one batch; frozen features are computed once.
 
     Args:
-      state: its `tuned`, `opt_state` and `average` have a leading axis, the points.
-      points: learning rates and weight decays `[points]`; `tx` makes an optimizer of one of each.
-      known: `(frozen, batch, rng) -> dict`, see `feature_cache.known_of`; not called where the batch brings it.
-      at_once: how many points are computed side by side; all others wait.
+      state: its `tuned`, `opt_state` and `average` have the points as a leading axis.
+      points: learning rates and weight decays, each `[points]`; `tx` makes an optimizer from a rate and a decay.
+      features: `(frozen, batch, rng) -> dict`, see `feature_cache.features_of`; not called if the batch has `features`.
+      at_once: how many points are computed side by side.
 
     Returns:
       the new state, and the metrics of `train_step`, each `[points]`.
     """
     batch, rng = draw(state, batch, augment)
-    batch = {"known": known(frozen, batch, rng) if "known" not in batch else None, **batch}
+    if "features" not in batch:
+        batch = {**batch, "features": features(frozen, batch, rng)}
 
-    def one(member):
-        held, point = member
-        new, metrics = update(_with(state, held), frozen, batch, rng, scores=scores, tx=tx(*point), ema=ema)
-        return _held(new), metrics
+    def step_of_point(args):
+        own, point = args
+        new, metrics = update(_with_own(state, own), frozen, batch, rng, scores=scores, tx=tx(*point), ema=ema)
+        return _own(new), metrics
 
-    held, metrics = jax.lax.map(one, (_held(state), points), batch_size=at_once)
-    return _with(state, held).replace(step=state.step + 1), metrics
+    own, metrics = jax.lax.map(step_of_point, (_own(state), points), batch_size=at_once)
+    return _with_own(state, own).replace(step=state.step + 1), metrics
 
 
-def grid_eval_step(tuned: dict, frozen: dict, batch: dict, *, known: Callable, scores: Callable, at_once: int) -> dict:
+def grid_eval_step(tuned: dict, frozen: dict, batch: dict, *, features: Callable, scores: Callable, at_once: int) -> dict:
     """`evaluation.eval_step` of every point: sums `[points]`."""
-    batch = {**batch, "known": known(frozen, batch, None)}
-    one = functools.partial(eval_step, frozen=frozen, batch=batch, scores=scores)
-    return jax.lax.map(one, tuned, batch_size=at_once)
+    batch = {**batch, "features": features(frozen, batch, None)}
+    step_of_point = functools.partial(eval_step, frozen=frozen, batch=batch, scores=scores)
+    return jax.lax.map(step_of_point, tuned, batch_size=at_once)
 
 
-def _held(state):
-    """The part of a state that is a point's own."""
+def _own(state):
+    """The part of a state that differs between points."""
     return state.tuned, state.opt_state, state.average
 
 
-def _with(state, held):
-    return state.replace(tuned=held[0], opt_state=held[1], average=held[2])
+def _with_own(state, own):
+    tuned, opt_state, average = own
+    return state.replace(tuned=tuned, opt_state=opt_state, average=average)
 
 
-def _nothing(frozen, batch, rng):
+def _no_features(frozen, batch, rng):
     return {}
 
 
-def _replicated(steps, at_once):
-    return parallel.replicate(functools.partial(grid_step, **steps, at_once=at_once), num_replicated=2, donate=(0,))
+def _replicated(parts, at_once):
+    return parallel.replicate(functools.partial(grid_step, **parts, at_once=at_once), num_replicated=2, donate=(0,))
 
 
-def _fitting(steps, run, state, count, device) -> int:
-    """How many points to compute side by side: one keeps a CPU busy; on an accelerator, as many as its memory takes."""
+def _at_once(parts, run, state, count, device) -> int:
+    """How many points to compute side by side: 1 keeps a CPU busy; on an accelerator, as many as fit in its memory."""
     if device.platform == "cpu":
         return 1
-    config, rows = run.config, run.config.batch_size // jax.device_count()
-    size = config.data.image_size
-    shapes = {"image": ((size, size, 3), jnp.uint8), "label": ((), jnp.int32), "mask": ((), jnp.float32)}
-    batch = {
-        name: jax.ShapeDtypeStruct((jax.local_device_count(), rows, *shape), dtype) for name, (shape, dtype) in shapes.items()
-    }
-    compiled = _replicated(steps, at_once=1).lower(state, run.frozen, batch).compile()
     stats = device.memory_stats()
+    if not stats:
+        log.info("The device does not report its memory, so the runs are computed one after the other; see sweep.at_once.")
+        return 1
+    compiled = _replicated(parts, at_once=1).lower(state, run.frozen, _batch_of(run)).compile()
     free = stats["bytes_limit"] - stats["bytes_in_use"] - sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     return side_by_side(count, compiled.memory_analysis().temp_size_in_bytes, free)
 
 
+def _batch_of(run):
+    """Shapes and dtypes of a placed training batch, with cached features if the run has them."""
+    rows, size = run.config.batch_size // jax.device_count(), run.config.data.image_size
+    batch = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8), "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+    if feature_cache.is_cached(run.config, run.features):
+        batch["features"] = jax.eval_shape(run.features, run.frozen, batch)
+        if "pooled" in batch["features"]:
+            del batch["image"]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((jax.local_device_count(), *leaf.shape), leaf.dtype), batch)
+
+
 def side_by_side(count: int, each: int, free: int) -> int:
-    """The largest even share of `count` of which each takes `each` of `free` bytes, of which a fifth is left; at least 1."""
+    """How many of `count` points to compute at once, `each` bytes a point, so that they use at most 80 % of `free` bytes."""
     most = max(1, min(count, int(0.8 * free) // each))
-    return -(-count // -(-count // most))
+    return -(-count // -(-count // most))  # in as many rounds, but of even size

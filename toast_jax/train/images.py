@@ -1,6 +1,6 @@
-"""What is particular to a run on images: its data, and what is done to a batch.
+"""The part of a run that is specific to images: data sources, batches and augmentation.
 
-`language` has the same functions for text; the step and the loop know neither.
+The module `text` has the same functions for text; the step and the loop work with either.
 """
 
 import functools
@@ -17,18 +17,18 @@ from toast_jax.train.augment import augment
 
 log = logging.getLogger(__name__)
 
-UNIT = "images"  # what is counted
+UNIT = "images"  # of counts and speed
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
-    """The training source, and by name the evaluation sources that the config has.
+    """Opens the training source and, by name, the evaluation sources of a config.
 
-    Unless they are `verified` already, and if the config says so, every image is decoded once.
+    If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already.
     """
     names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
     opened = {name: sources.open_split(config.data, name) for name in names}
     if config.data.skip_corrupt or (config.data.verify and not verified):
-        opened = {name: verify(one, skip_corrupt=config.data.skip_corrupt) for name, one in opened.items()}
+        opened = {name: verify(source, skip_corrupt=config.data.skip_corrupt) for name, source in opened.items()}
     log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
     return opened.pop("train"), opened
 
@@ -36,7 +36,7 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source,
 def train_batches(
     config: ConfigDict, source: sources.Source, start_step: int, labels: np.ndarray | None = None
 ) -> Iterator[dict]:
-    """This host's share of the training batches from a step on; without images, if the labels of all examples are given."""
+    """Returns this host's share of the training batches from a step on; with `labels` of all examples, without images."""
     shard = (jax.process_index(), jax.process_count())
     epochs, views = config.epochs, config.data.views
     return batches.train_batches(
@@ -45,7 +45,7 @@ def train_batches(
 
 
 def fixed_views(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
-    """All that the epochs show of a source whose images have fixed views."""
+    """Returns batches of every fixed view of every image, in order."""
     return batches.fixed_views(source, views=max(1, config.data.views), **_loading(config))
 
 
@@ -59,7 +59,7 @@ def _loading(config):
 
 
 def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
-    """This host's share of an evaluation split."""
+    """Returns this host's share of the batches of an evaluation split."""
     data, shard = config.data, (jax.process_index(), jax.process_count())
     return batches.eval_batches(
         source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=shard
@@ -67,7 +67,7 @@ def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
 
 
 def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
-    """What happens to a training batch on the device, `(batch, rng) -> batch`."""
+    """Returns the augmentation on the device, `(batch, rng) -> batch`."""
     fields = config.augment
     return functools.partial(
         augment,
@@ -80,10 +80,10 @@ def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
 
 
 def examples(config: ConfigDict) -> int:
-    """What a batch counts for, in `UNIT`."""
+    """Returns how many images a batch has."""
     return config.batch_size
 
 
 def summary(scores: dict[str, float]) -> dict[str, float]:
-    """The scores of a split, and what follows from them."""
+    """Returns the scores of a split; nothing is derived from them."""
     return scores

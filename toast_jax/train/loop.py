@@ -1,4 +1,4 @@
-"""The loop: from a config to a tuned network, its checkpoint and its result. Pre-tuning is tuning with another loss."""
+"""The training loop: from a config to checkpoints, metrics and a result, for tuning and pre-tuning."""
 
 import contextlib
 import logging
@@ -19,27 +19,27 @@ from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
 from toast_jax.weights import module_file
 from toast_jax.workdir import fingerprint, interrupt, run_folder
+from toast_jax.workdir.metrics import Record
 from toast_jax.workdir.progress import Progress
-from toast_jax.workdir.record import Record
 
 log = logging.getLogger(__name__)
 
 
 def fit(config: ConfigDict, folder: str | Path) -> dict:
-    """Trains what `config` says and returns the result that is also saved as `result.json`.
+    """Trains the network of a config and returns its result, which is also saved as `result.json`.
 
-    A run that was killed goes on from its last checkpoint, bit for bit; a run that is done is only reported.
+    A killed run resumes from its last checkpoint, bit for bit; a finished run only returns its result.
 
     Raises:
-      InputError: anything that `prepare` finds before the first step.
-      Diverged: later, a loss that is not finite.
-      Interrupted: the process was asked to end; the last step is saved.
+      InputError: `prepare` fails before the first step.
+      Diverged: a loss is not finite.
+      Interrupted: the process was asked to stop; the last step is saved.
     """
     return fit_seeds(config, {config.seed: folder})[0]
 
 
 def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
-    """`fit` with several seeds, each in its folder; they share data and compiled steps."""
+    """Runs `fit` for several seeds, each in its folder; they share data and compiled steps."""
     run, results = None, []
     for seed, folder in folders.items():
         started = time.perf_counter()
@@ -60,18 +60,18 @@ def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
 def fit_grid(
     configs: Sequence[ConfigDict], folders: Sequence[str | Path], folder: str | Path, at_once: int = 0
 ) -> list[dict | Diverged]:
-    """`fit` of runs that differ in learning rate and weight decay alone, as one program.
+    """Runs `fit` for configs that differ only in learning rate and weight decay, as one program.
 
     Args:
       configs, folders: of the runs.
-      folder: for their checkpoints, in which they go on together.
-      at_once: how many are computed side by side, see `grid.prepare_grid`.
+      folder: for their shared checkpoints.
+      at_once: how many runs to compute side by side, see `grid.prepare_grid`.
 
     Returns:
-      for each run its result, or what happened to its loss; one that diverges does not keep the others from going on.
+      for each run its result, or how it diverged, which does not stop the others.
 
     Raises:
-      InputError, Interrupted: as `fit` does.
+      InputError, Interrupted: as `fit`.
     """
     started = time.perf_counter()
     with run_folder.used_alone(folder):
@@ -79,17 +79,17 @@ def fit_grid(
 
 
 def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
-    """Goes on from the folder's last checkpoint, if it has one, to the end."""
+    """Trains from the folder's last checkpoint, or from `state`, to the end."""
     with checkpoint.manager(run.folder, create=True) as checkpoints:
         meta = {"config": run.config.to_dict(), "classes": run.train.classes}
         meta |= {"data": fingerprint.of_source(run.train), "frozen": fingerprint.of_frozen(run.frozen)}
         restored = checkpoint.restore(checkpoints, state)
         if restored is not None:
-            theirs = checkpoint.read_meta(checkpoints)
-            fingerprint.check_source(meta["data"], theirs["data"], run.folder)
-            fingerprint.check_frozen(meta["frozen"], theirs["frozen"], run.folder, run.config.backbone.weights)
+            saved = checkpoint.read_meta(checkpoints)
+            fingerprint.check_source(meta["data"], saved["data"], run.folder)
+            fingerprint.check_frozen(meta["frozen"], saved["frozen"], run.folder, run.config.backbone.weights)
             state = restored
-            log.info("Going on from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
+            log.info("Resuming from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
         with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
             results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):
@@ -99,20 +99,25 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
 
 
 def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, started: float) -> list[dict | Diverged]:
-    """Steps, evaluations and checkpoints from `state` to the last epoch, or until every member has diverged."""
+    """Runs steps, evaluations and checkpoints until the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
     state, pending, evaluated = run.devices.place(state), [], {}
     reads = domain(config)
     count = reads.examples(config) * len(run.members)
-    with Progress(count, reads.UNIT, start, run.steps, started) as progress, interrupt.asked() as interrupted:
-        for step, batch in enumerate(run.devices.sharded(_train_batches(run, start)), start=start + 1):
-            state, numbers = run.step(state, run.frozen, batch)
-            pending.append((step, numbers, batch["index"]))
+    with (
+        Progress(count, reads.UNIT, start, run.steps, started) as progress,
+        interrupt.asked() as interrupted,
+        contextlib.closing(_train_batches(run, start)) as batches,
+    ):
+        for step, batch in enumerate(batches, start=start + 1):
+            # The step returns before it is computed, so the next batch is made and copied while the device works.
+            state, metrics = run.step(state, run.frozen, run.devices.shard(batch))
+            pending.append((step, metrics, batch["index"]))
             last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
             if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
                 fetched, pending = jax.device_get(pending), []  # waits for the device
                 progress.tick(len(fetched))
-                progress.tell(*record.steps(fetched))
+                progress.report(*record.steps(fetched))
                 checkpoint.check_written(checkpoints)
             if last_of_epoch and not record.all_diverged:
                 epoch = step // run.steps_per_epoch
@@ -130,25 +135,24 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     if config.stage == "pretune":
         module_file.save(run.folder / "top_down.safetensors", parallel.fetch(trees.merge(state.result, run.frozen)), config)
     return [
-        record.diverged.get(i) or _result(run, member.config, {name: each[i] for name, each in evaluated.items()}, progress)
+        record.diverged.get(i) or _result(run, member.config, {name: scores[i] for name, scores in evaluated.items()}, progress)
         for i, member in enumerate(run.members)
     ]
 
 
 def _train_batches(run: Run, start: int) -> Iterator[dict]:
-    """This host's share of every batch from step `start` on, with what is known of its inputs if that never changes."""
-    config = run.config
-    kept = None
-    if start < run.steps and run.known and config.get("keep_known") and feature_cache.has_fixed_views(config):
-        kept = feature_cache.keep(config, run.known, run.frozen, run.train, run.folder)
-    given = {"labels": kept.labels} if kept and kept.suffices else {}
-    with contextlib.closing(domain(config).train_batches(config, run.train, start, **given)) as loader:
+    """This host's share of every batch from step `start` on, with its frozen features if they are cached."""
+    config, cache = run.config, None
+    if start < run.steps and feature_cache.is_cached(config, run.features):
+        cache = feature_cache.build(config, run.features, run.frozen, run.train, run.folder)
+    labels = {"labels": cache.labels} if cache and cache.replaces_images else {}
+    with contextlib.closing(domain(config).train_batches(config, run.train, start, **labels)) as loader:
         for batch in loader:
-            yield kept.attached(batch) if kept else batch
+            yield cache.attached(batch) if cache else batch
 
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:
-    """The scores of every member on every evaluation split."""
+    """Evaluates every member on every evaluation split."""
     reads, results = domain(run.config), {}
     for name, source in run.evals.items():
         scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)
@@ -162,7 +166,7 @@ def _result(run: Run, config: ConfigDict, evaluated: dict, progress: Progress) -
         **evaluated,
         "seed": config.seed,
         "tuned_parameters": run.tuned_parameters,
-        f"{domain(config).UNIT}_per_second": progress.median_rate,  # of all members
+        f"{domain(config).UNIT}_per_second": progress.median_rate,  # of all members together
         **together,
         "seconds_to_first_step": progress.first_step,
         "steps": run.steps,

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, with frozen parameters masked out by optax."""
+"""Builds optimizers and learning-rate schedules; optax masks out frozen parameters."""
 
 import re
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from toast_jax.errors import InputError, choose
 
 
 def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
-    """The release's schedule: constant within an epoch e, `e / warmup` while warming up, then half a cosine to zero.
+    """Returns the release's schedule, constant within an epoch e: `e / warmup`, then half a cosine to zero.
 
-    The first epoch therefore runs with a learning rate of zero when there is a warm-up.
+    With a warm-up, the first epoch therefore has a learning rate of zero.
 
     Returns:
       a function of the step.
@@ -26,12 +26,12 @@ def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch
 
 
 def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
-    """The common schedule: a line from zero, then half a cosine to zero, both changing with every step."""
+    """Returns the usual schedule, which changes every step: linear from zero, then half a cosine to zero."""
     warmup, steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)
 
 
-# By the value of `config.optimizer.schedule`: how often the rate changes.
+# By `config.optimizer.schedule`, which says how often the rate changes.
 SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step}
 
 
@@ -52,14 +52,17 @@ def optimizer(
     """Builds the optimizer of the tuned parameters.
 
     Args:
-      name: "sgd" (PyTorch's: decay is added to the gradient before momentum) or "adamw" (decoupled decay).
+      name: "sgd" (as PyTorch's: decay is added to the gradient before momentum) or "adamw" (decoupled decay).
       schedule: learning rate as a function of the step.
-      mask: tree of booleans over all parameters (`methods.tuned_mask`). Frozen ones never enter decay, clipping or state, and
-        get an update of exactly zero if they are there at all.
+      mask: tree of booleans over all parameters (`methods.tuned_mask`). Frozen parameters never enter decay, clipping or state;
+        if present, their update is exactly zero.
       momentum: of SGD.
       weight_decay: strength of the decay.
-      no_decay: regexes of the paths that are not decayed.
-      clip: largest global norm of the tuned gradients; 0 for no clipping.
+      no_decay: regexes of paths without decay.
+      clip: largest global norm of the tuned gradients; 0 disables clipping.
+
+    Raises:
+      InputError: the name is unknown, or an expression of `no_decay` matches no parameter.
     """
     for regex in no_decay:
         if not any(re.fullmatch(regex, path) for path in trees.flat(mask)):

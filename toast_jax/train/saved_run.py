@@ -1,4 +1,4 @@
-"""A run read back from its folder: what it was, and the network it ended with."""
+"""Reads a run from its folder: its config, and its network at the latest checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class SavedRun:
     """A run at its latest checkpoint.
 
     Attributes:
-      config: the config it was made with.
-      classes: names of the classes, in the order of the logits.
+      config: of the run.
+      classes: class names, in the order of the logits.
       step: of the checkpoint.
       model, method, params: for `steered.apply`.
     """
@@ -36,20 +36,22 @@ class SavedRun:
 
 
 def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
-    """Reads a run; its backbone is read again from where its config says, or from the file `weights`.
+    """Reads a run; its backbone comes from the file that its config names, or from `weights`.
 
     Args:
-      dtype: what the network computes with, and what is frozen is stored as; as in the run, if "".
+      folder: of the run.
+      weights: file of the backbone; "" for the run's.
+      dtype: of computation and of frozen parameters; "" for the run's.
 
     Raises:
-      InputError: there is no checkpoint in the folder, or the backbone's file is gone or another one.
+      InputError: the folder has no checkpoint, or the backbone's file is missing or another one.
     """
     with checkpoint.manager(folder) as checkpoints:
         meta = checkpoint.read_meta(checkpoints)
         config = ConfigDict(meta["config"])
         config.backbone.weights = weights or config.backbone.weights
         if "fsdp" in config:
-            config.fsdp = 1  # it is read where it runs on one device
+            config.fsdp = 1  # tasks that read a run use one device
         built = config.copy_and_resolve_references()
         built.backbone.dtype = dtype or config.backbone.dtype
         network = load_network(built, len(meta["classes"]))
@@ -60,7 +62,7 @@ def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
 
 
 def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
-    """As `load`, and raises InputError for a run that has pre-tuned a top-down module, or one that has seen no images."""
+    """Reads a run like `load`; raises InputError unless it has tuned a network for images."""
     saved = load(folder, weights)
     if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
@@ -70,34 +72,34 @@ def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
 
 
 def load_compared(folders: Sequence[str], weights: str = "") -> dict[str, SavedRun]:
-    """Reads runs that see the same pictures and name the same classes; each goes by the part of its path that tells it apart.
+    """Reads runs with the same images and classes, by the part of their paths that differs.
 
     Raises:
-      InputError: no run, one that is given twice or cannot be read, or one of other classes or another image size.
+      InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size.
     """
     if not folders:
         raise InputError("There is no run to look at; name some, joined by +, as in :runs=runs/toast+runs/lora.")
-    if len({Path(one).expanduser().resolve() for one in folders}) < len(folders):
+    if len({Path(folder).expanduser().resolve() for folder in folders}) < len(folders):
         raise InputError(f"One of the runs {', '.join(folders)} is given twice; name each once.")
-    runs = [load_tuned(one, weights) for one in folders]
-    for folder, one in zip(folders[1:], runs[1:], strict=True):
+    runs = [load_tuned(folder, weights) for folder in folders]
+    for folder, run in zip(folders[1:], runs[1:], strict=True):
         for field in ("image_size", "resize"):
-            if one.config.data[field] != runs[0].config.data[field]:
+            if run.config.data[field] != runs[0].config.data[field]:
                 raise InputError(
                     f"The runs in {folders[0]} and {folder} differ in config.data.{field} ({runs[0].config.data[field]} and "
-                    f"{one.config.data[field]}), so they see other pictures; compare runs that see the same."
+                    f"{run.config.data[field]}), so they see other pictures; compare runs that see the same."
                 )
-        if one.classes != runs[0].classes:
+        if run.classes != runs[0].classes:
             raise InputError(f"The runs in {folders[0]} and {folder} name other classes; compare runs that name the same.")
     return dict(zip(short_names(folders), runs, strict=True))
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """What tells folders apart: their paths without the parts that all begin or end with; of one folder its own name."""
-    parts = [Path(one).expanduser().absolute().parts for one in folders]  # a link may have the better name
+    """Shortens paths to the parts that differ, without common beginnings and ends; a single path to its last part."""
+    parts = [Path(folder).expanduser().absolute().parts for folder in folders]  # links keep their names
     if len(parts) == 1:
         return [parts[0][-1]]
     shortest = min(map(len, parts))
-    start = next((i for i in range(shortest) if len({one[i] for one in parts}) > 1), shortest - 1)
-    end = next((i for i in range(shortest - start) if len({one[-1 - i] for one in parts}) > 1), shortest - start - 1)
-    return ["/".join(one[start : len(one) - end]) for one in parts]
+    start = next((i for i in range(shortest) if len({path[i] for path in parts}) > 1), shortest - 1)
+    end = next((i for i in range(shortest - start) if len({path[-1 - i] for path in parts}) > 1), shortest - start - 1)
+    return ["/".join(path[start : len(path) - end]) for path in parts]

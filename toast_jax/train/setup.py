@@ -1,4 +1,4 @@
-"""From a config to something that can run. Whatever can fail does so here, before the first step."""
+"""Prepares a run from a config, and fails before the first step if anything is wrong."""
 
 import dataclasses
 import functools
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -20,18 +22,18 @@ from toast_jax.devices import fsdp, parallel
 from toast_jax.model import families, losses, methods, steered
 from toast_jax.train import images, optim, text
 from toast_jax.train.evaluation import mapped
-from toast_jax.train.feature_cache import known_of
+from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
 from toast_jax.weights import parameters
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.record import Member
+from toast_jax.workdir.metrics import Member
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network with its parameters, split into those that learn and those that do not (None in the gaps)."""
+    """A network with its parameters, split into tuned and frozen trees with None in the gaps."""
 
     model: steered.Steered
     method: methods.Method
@@ -42,20 +44,20 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that stays the same during a run, or during runs that train together (see `grid`).
+    """The constant part of a run, or of runs that train together (see `grid`).
 
     Attributes:
-      members: the runs, of which there is mostly one.
-      folder: where checkpoints are.
+      members: the runs, mostly one.
+      folder: of the checkpoints.
       train, evals: the data.
-      parts: what the train step is made of: its keywords.
-      step, eval_step: see `step.train_step` and `evaluation.eval_step`, on all devices.
-      frozen: parameters that are not tuned, placed.
-      mask: True where a parameter is tuned.
-      devices: what places and maps, see `devices_of`.
-      known: see `feature_cache.known_of`; None where there is no such thing.
+      parts: the keyword arguments of `step.train_step`.
+      step, eval_step: `step.train_step` and `evaluation.eval_step`, mapped over all devices.
+      frozen: the frozen parameters, placed on devices.
+      mask: True for tuned parameters.
+      devices: places arrays and maps steps, see `devices_of`.
+      features: see `feature_cache.features_of`; None in pre-tuning and for methods that cannot cache any.
       steps_per_epoch: of training.
-      tuned_parameters: how many there are, `all` and `without_head`.
+      tuned_parameters: their numbers, `all` and `without_head`.
     """
 
     members: tuple[Member, ...]
@@ -68,13 +70,13 @@ class Run:
     frozen: dict
     mask: dict
     devices: Any
-    known: Callable | None
+    features: Callable | None
     steps_per_epoch: int
     tuned_parameters: dict[str, int]
 
     @property
     def config(self) -> ConfigDict:
-        """Of the first member; others have another learning rate and weight decay."""
+        """The config of the first member; others differ in learning rate and weight decay."""
         return self.members[0].config
 
     @property
@@ -86,11 +88,11 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     """Checks the config, opens and checks the data, loads the network and claims the folder, in this order.
 
     Raises:
-      InputError: anything in them that would stop the run.
+      InputError: any of these fails.
     """
     check(config)
     reads, devices = domain(config), devices_of(config)
-    # Images that were verified when the run began need it no more when it goes on.
+    # A run that resumes has verified its images already.
     train, evals = reads.open_sources(config, verified=run_folder.has_checkpoint(folder))
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
@@ -101,7 +103,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
     folder = run_folder.claim(folder, config)
     run = Run(
-        members=(Member(config, folder, schedule(config, steps_per_epoch)),),
+        members=(Member(config, folder, rates(config, steps_per_epoch)),),
         folder=folder,
         train=train,
         evals=evals,
@@ -111,7 +113,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         frozen=devices.spread(network.frozen),
         mask=network.mask,
         devices=devices,
-        known=known_of(network.model, network.method) if config.stage == "tune" else None,
+        features=features_of(network.model, network.method) if config.stage == "tune" else None,
         steps_per_epoch=steps_per_epoch,
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
     )
@@ -119,7 +121,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
 
 
 def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
-    """The same run from another seed, in another folder: data and compiled steps are shared.
+    """Prepares the same run with another seed in another folder, sharing data and compiled steps.
 
     Raises:
       InputError: the folder cannot be written or holds another run.
@@ -127,10 +129,10 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     config = run.config.copy_and_resolve_references()
     config.seed = seed
     network = load_network(config, len(run.train.classes))
-    frozen = run.devices.spread(network.frozen)  # some of it may be created from the seed
+    frozen = run.devices.spread(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
     folder = run_folder.claim(folder, config)
-    members = (Member(config, folder, run.members[0].schedule),)
+    members = (Member(config, folder, run.members[0].rates),)
     return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
 
 
@@ -169,7 +171,7 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
 def optimizer(
     config: ConfigDict, schedule: Callable, mask: dict, weight_decay: jax.Array | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer of a config, with another weight decay if one is given."""
+    """Builds the optimizer of a config; `weight_decay` overrides the config's."""
     fields = config.optimizer
     tx = optim.optimizer(
         name=fields.name,
@@ -184,7 +186,7 @@ def optimizer(
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """The learning rate of a config as a function of the step."""
+    """Returns the learning rate of a config as a function of the step."""
     fields = config.optimizer
     lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
     return optim.SCHEDULES[fields.schedule](
@@ -192,8 +194,13 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
     )
 
 
+def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
+    """Returns the learning rate of every step, `[steps]`, on the host, so that logging it costs no device time."""
+    return np.asarray(jax.vmap(schedule(config, steps_per_epoch))(jnp.arange(config.epochs * steps_per_epoch)))
+
+
 def scores_of(config, network) -> Callable:
-    """What the stage of the run minimises."""
+    """Returns the scores of the stage, whose `loss` is minimised (see `losses`)."""
     weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
     stages = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
     return stages[config.stage](network.model, network.method)

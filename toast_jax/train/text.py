@@ -1,6 +1,6 @@
-"""What is particular to a run on text: its data, and how tokens are weighed.
+"""The part of a run that is specific to text: data sources, batches and token weights.
 
-`vision` has the same functions for images; the step and the loop know neither.
+The module `images` has the same functions for images; the step and the loop work with either.
 """
 
 import logging
@@ -20,11 +20,11 @@ from toast_jax.model import families
 
 log = logging.getLogger(__name__)
 
-UNIT = "tokens"  # what is counted
+UNIT = "tokens"  # of counts and speed
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
-    """The tokenizer of a config, checked against its backbone; what ends a document is what the config says."""
+    """Opens the tokenizer of a config, checks it against the backbone and sets the token that ends a document."""
     opened = tokenizer.load(config.data.tokenizer)
     vocabulary = families.of_config(config).sizes[config.backbone.size].vocabulary
     if opened.vocabulary != vocabulary:
@@ -40,7 +40,7 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict[str, Sequences]]:
-    """The training source, and by name the evaluation sources that the config has; reading them verifies them."""
+    """Opens the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
     data, words = config.data, open_tokenizer(config)
     names = ["train"] + [name for name in ("val", "test") if data.splits[name]]
     texts = {name: documents.read(data.splits[name], documents.FORMATS[data.format]) for name in names}
@@ -49,13 +49,13 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict
     if data.held_out:
         texts["train"], texts["val"] = _held_out(texts["train"], data.held_out)
     arrange = sequences.packed if data.format == "text" else sequences.padded
-    opened = {name: arrange(some, words, data.length) for name, some in texts.items()}
-    log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(one):,}" for name, one in opened.items()))
+    opened = {name: arrange(documents_of_split, words, data.length) for name, documents_of_split in texts.items()}
+    log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
     return opened.pop("train"), opened
 
 
 def _held_out(documents, share):
-    """The release's split of conversations: by a permutation of NumPy's with seed 0."""
+    """Splits conversations like the release, by NumPy's permutation with seed 0."""
     order = np.random.RandomState(0).permutation(len(documents))
     border = int(len(order) * (1 - share))
     if not 0 < border < len(order):
@@ -64,7 +64,7 @@ def _held_out(documents, share):
 
 
 def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Iterator[dict]:
-    """This host's share of the training batches from a step on."""
+    """Returns this host's share of the training batches from a step on."""
     return batches.train_batches(
         source,
         batch_size=config.batch_size,
@@ -77,28 +77,28 @@ def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Ite
 
 
 def eval_batches(config: ConfigDict, source: Sequences) -> Iterator[dict]:
-    """This host's share of an evaluation split."""
+    """Returns this host's share of the batches of an evaluation split."""
     shard = (jax.process_index(), jax.process_count())
     return batches.eval_batches(source, batch_size=config.batch_size, workers=config.data.workers, shard=shard)
 
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:
-    """What happens to a training batch on the device, `(batch, rng) -> batch`."""
+    """Returns what the device does to a training batch, `(batch, rng) -> batch`: it weights examples by their tokens."""
     return by_token
 
 
 def examples(config: ConfigDict) -> int:
-    """What a batch counts for, in `UNIT`, padding too."""
+    """Returns how many tokens a batch has, padding included."""
     return config.batch_size * config.data.length
 
 
 def summary(scores: dict[str, float]) -> dict[str, float]:
-    """The scores of a split and its perplexity, which the cross-entropy is the logarithm of."""
+    """Returns the scores of a split and its perplexity, the exponential of the cross-entropy."""
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
 
 
 def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Weighs the examples of a training batch by the tokens that they predict, over all devices: weights then add up to B."""
+    """Scales the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
     share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
     return {**batch, "weight": batch["weight"] * share[:, None]}

@@ -1,4 +1,4 @@
-"""What a run rests on but does not save: its training data and its frozen parameters, told from others by a few numbers."""
+"""Fingerprints of what a run needs but does not save: its training data and its frozen parameters."""
 
 import dataclasses
 import hashlib
@@ -11,15 +11,15 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.errors import InputError
 
-_LARGE = 2**27  # numbers of an array that are not brought to the host
-# Relative difference of an array's moments that half precision may cause, and another backbone exceeds by far.
+_LARGE = 2**27  # elements from which on an array is reduced on the device instead of the host
+# Relative difference of moments: half precision stays below, another backbone is far above.
 _TOLERANCE = 1e-2
 
 
 def of_source(source) -> dict:
-    """How many examples a source has, and a hash of what it says of them: names, labels, classes, where they are.
+    """Counts the examples of a source and hashes its fields: file names, labels, classes, positions.
 
-    Pixels are not read. Of prepared TFDS data what TFDS has noted about its files counts.
+    Pixels are not read. For prepared TFDS data the hash covers `dataset_info.json`, where TFDS lists the files.
     """
     return {"count": len(source), "sha256": _hashed(source).hexdigest()}
 
@@ -38,12 +38,12 @@ def _hashed(source) -> "hashlib._Hash":
 
 
 def of_frozen(frozen: dict) -> dict[str, list[float]]:
-    """Mean and root mean square of every frozen parameter, by path."""
+    """Returns the `moments` of every frozen parameter, by path."""
     return {path: moments(leaf) for path, leaf in trees.flat(trees.prune(frozen)).items()}
 
 
 def moments(leaf) -> list[float]:
-    """Mean and root mean square of an array."""
+    """Returns the mean and the root mean square of an array."""
     if leaf.size > _LARGE:
         return np.asarray(_moments_on_device(leaf), float).tolist()
     array = np.ravel(np.asarray(leaf, np.float32))
@@ -56,27 +56,28 @@ def _moments_on_device(leaf):
     return jnp.stack([jnp.mean(leaf), jnp.sqrt(jnp.mean(jnp.square(leaf)))])
 
 
-def differing(ours: dict, theirs: dict) -> str | None:
-    """The first path whose `moments` differ by more than rounding, or that one side lacks; None if there is none."""
-    for path in sorted(ours.keys() | theirs.keys()):
-        pair = np.array([theirs.get(path, (np.inf, np.inf)), ours.get(path, (np.inf, np.inf))])
+def differing(current: dict, saved: dict) -> str | None:
+    """Returns the first path whose `moments` differ by more than rounding or are missing on one side, or None."""
+    missing = (np.inf, np.inf)
+    for path in sorted(current.keys() | saved.keys()):
+        pair = np.array([saved.get(path, missing), current.get(path, missing)])
         if not np.abs(pair[0] - pair[1]).max() <= _TOLERANCE * pair[:, 1].max():
             return path
     return None
 
 
-def check_source(ours: dict, theirs: dict, folder: str | Path) -> None:
-    """Raises InputError unless the training data (see `of_source`) is what it was when the run in `folder` began."""
-    if ours != theirs:
+def check_source(current: dict, saved: dict, folder: str | Path) -> None:
+    """Raises InputError if the training data (see `of_source`) has changed since the run in `folder` began."""
+    if current != saved:
         raise InputError(
-            f"The training data has changed since the run in {folder} began ({theirs['count']:,} examples then, "
-            f"{ours['count']:,} now, or others): put it back as it was, or begin anew in another --workdir."
+            f"The training data has changed since the run in {folder} began ({saved['count']:,} examples then, "
+            f"{current['count']:,} now, or others): put it back as it was, or begin anew in another --workdir."
         )
 
 
-def check_frozen(ours: dict, theirs: dict, folder: str | Path, weights: str) -> None:
-    """Raises InputError unless the frozen parameters (see `of_frozen`) are those of the run in `folder`, but for rounding."""
-    if path := differing(ours, theirs):
+def check_frozen(current: dict, saved: dict, folder: str | Path, weights: str) -> None:
+    """Raises InputError if frozen parameters (see `of_frozen`) differ from those of the run by more than rounding."""
+    if path := differing(current, saved):
         raise InputError(
             f"The run in {folder} was tuned on another backbone than {weights} holds now ({path} differs); name the file it "
             "began with in --config.backbone.weights, or put that file back."

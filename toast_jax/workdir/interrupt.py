@@ -1,6 +1,6 @@
-"""Stopping a run from outside: a first Ctrl-C or SIGTERM asks for an end between two steps, a second one ends at once.
+"""Stops a run on request: the first Ctrl-C or SIGTERM stops it after the current step, the second one at once.
 
-Of several processes any one may be asked, by SIGTERM, and all end after the same step.
+With several processes a SIGTERM to any one of them stops all after the same step.
 """
 
 import contextlib
@@ -17,18 +17,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
-    """Inside the block the first signal only makes the yielded function return True; the handlers are put back after it.
+    """Turns the first signal into a request: inside the block the yielded function returns True once it came.
 
-    Several processes call it once a step each; JAX, which has SIGTERM then, agrees with all on the step to end after.
-
-    A block inside another, such as a run of a sweep, tells the outer one, and heeds what the outer one was told before.
+    That signal, or the end of the block, restores the earlier handlers. Nested blocks (a run in a sweep) share the request.
+    Each of several processes has to call the function once a step: JAX then handles SIGTERM and agrees on the last step.
     """
     signals = []
     if jax.process_count() > 1:
         steps = itertools.count()
         yield lambda: multihost_utils.reached_preemption_sync_point(next(steps))
         return
-    if threading.current_thread() is not threading.main_thread():  # handlers can be set in that one only
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield lambda: False
         return
 
@@ -37,8 +36,8 @@ def asked() -> Iterator[Callable[[], bool]]:
 
     def handler(number, frame):
         signals.append(number)
-        for one in _SIGNALS:
-            signal.signal(one, before[one])
+        for caught, old in before.items():
+            signal.signal(caught, old)
         if hasattr(outer, "asked"):
             outer(number, frame)
 

@@ -1,124 +1,131 @@
-"""Locks of folders that several processes may find at once, on one host or on many that share a disk."""
+"""Locks for folders that several processes may want at once, on one host or on many that share a disk.
+
+The kernel's lock on the file decides between processes of one machine: it holds across containers, and dies with its process.
+Other hosts may not see that lock on a shared disk, so the holder also touches the file while it lives.
+"""
 
 import contextlib
-import fcntl
+import errno
 import json
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-BEAT = 30.0  # seconds between two signs of life
-STALE = 300.0  # seconds without one, after which a process of another host is taken for dead
+import filelock
+
+BEAT = 30.0  # seconds between two touches of the lock file
+STALE = 300.0  # seconds without a touch after which the holder on another host is taken for dead
+# Of disks whose files the kernel cannot lock; the touches alone decide there.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Held(Exception):
-    """The lock is another process's, which is alive as far as can be known; the text says whose."""
+    """Another process holds the lock and is, as far as can be seen, alive; the text names it."""
 
 
 @contextlib.contextmanager
 def lock(path: str | Path) -> Iterator[None]:
     """Holds the lock file `path`, which names host and process, inside the block; its folder is created.
 
-    The file is touched every `BEAT` seconds. A lock that a dead process of this host has left behind is taken over at once;
-    that of another host, of which it cannot be known, once it has not been touched for `STALE` seconds.
+    A lock whose holder on this machine died is free at once. The lock of another host is free once it has not been touched for
+    `STALE` seconds.
 
     Raises:
       Held: another process has it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    while not _created(path) and not _taken_over(path):
+    while (file := _acquired(path)) is None:
         pass
-    done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, done), daemon=True)
-    beat.start()
-    try:
-        yield
-    finally:
-        done.set()
-        beat.join()
-        with contextlib.suppress(OSError):  # it is gone, or its disk is
-            if path.read_text() == _ours():
-                path.unlink()
+    with file:
+        done = threading.Event()
+        heartbeat = threading.Thread(target=_touch, args=(file, done), daemon=True)
+        heartbeat.start()
+        try:
+            yield
+        finally:
+            done.set()
+            heartbeat.join()
+            with contextlib.suppress(OSError):  # the file is gone, or its disk is
+                if _is_at(file, path):
+                    path.unlink()
 
 
-def _beat(path, done):
+def _touch(file, done):
     while not done.wait(BEAT):
         with contextlib.suppress(OSError):
-            if path.read_text() == _ours():
-                os.utime(path)
+            os.utime(file.fileno())
 
 
-def _ours() -> str:
-    return json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+def _acquired(path: Path) -> IO | None:
+    """The lock file, open and locked; None if the one that was there has gone meanwhile.
 
-
-def _created(path: Path) -> bool:
-    """Creates the lock with its content in one step, unless it is there; linking is atomic on network disks too."""
-    with _file_of_ours(path) as whole:
-        try:
-            os.link(whole, path)
-        except FileExistsError:
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def _file_of_ours(path):
-    whole = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+    A new file is locked before it gets the name `path`. Linking and renaming are atomic on network disks too.
+    """
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        whole.write_text(_ours())
-        yield whole
+        with contextlib.ExitStack() as on_failure:
+            file = on_failure.enter_context(draft.open("x"))
+            json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+            file.flush()
+            _lock_in_kernel(file)
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                if not _taken_over(path, draft):
+                    return None
+            on_failure.pop_all()
+            return file
     finally:
-        whole.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
-def _taken_over(path: Path) -> bool:
-    """Makes a stale lock ours; False if it has gone meanwhile. Of several that try, the kernel lets one in after the other."""
+def _taken_over(path: Path, draft: Path) -> bool:
+    """Replaces a stale lock by `draft`; False if it has gone meanwhile. The kernel lets one process try at a time."""
     try:
         with path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            holder = _holder(file.read())
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            is_free = _lock_in_kernel(file)
+            host, pid = _holder(file.read()) or ("a host that cannot be told", "?")
+            if is_free is False:
+                raise Held(f"process {pid} on {host} is at it")
+            if not _is_at(file, path):
                 return False
-            host, pid = holder or ("a host that cannot be told", "?")
-            if host == socket.gethostname():
-                if _alive(pid):
-                    raise Held(f"process {pid} on {host} is at it")
-            elif _untouched(path) < STALE:
+            # By the clock of the disk, as those of hosts differ.
+            untouched = draft.stat().st_mtime - path.stat().st_mtime
+            if not (is_free and host == socket.gethostname()) and untouched < STALE:
                 raise Held(f"process {pid} on {host} is at it; if it is gone, {path} is free in {STALE / 60:.0f} minutes")
-            file.seek(0)
-            file.write(_ours())
-            file.truncate()
+            draft.replace(path)
+            return True
     except FileNotFoundError:
         return False
-    return True
 
 
-def _untouched(path: Path) -> float:
-    """Seconds since a file was touched, by the clock of its disk: those of hosts differ."""
-    with _file_of_ours(path) as now:
-        return now.stat().st_mtime - path.stat().st_mtime
+def _lock_in_kernel(file: IO) -> bool | None:
+    """Locks an open file without waiting; False if another process has locked it, None if its disk has no such locks."""
+    try:
+        return filelock.lock_descriptor(file.fileno(), blocking=False)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    """Whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(text: str) -> tuple[str, int] | None:
+    """Host and process that a lock file names; None where it is damaged."""
     try:
         holder = json.loads(text)
         return str(holder["host"]), int(holder["pid"])
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _alive(pid: int) -> bool:
-    """Whether another process of this number runs; a lock of our own number is of a process that had it before."""
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

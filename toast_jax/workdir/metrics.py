@@ -1,80 +1,193 @@
-"""Where the numbers of a run go: the console, `metrics.jsonl` and TensorBoard, all from the first process."""
+"""Metrics of runs: losses, rates and scores in `metrics.jsonl` and for TensorBoard, and which runs have diverged."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import Summary
+import numpy as np
+from ml_collections import ConfigDict
 
+from toast_jax.errors import Diverged, listed
+from toast_jax.workdir import event_file
 from toast_jax.workdir.run_folder import replace_file
 
 log = logging.getLogger(__name__)
 
 
-class Writer:
-    """Appends one line of JSON per call to `WORKDIR/metrics.jsonl`, and the same numbers to `WORKDIR/tensorboard`.
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One of the runs that train together; most train alone.
 
-    A disk that fails while a run goes on does not end it: that is told once, and what is written later may be there again.
+    Attributes:
+      config: of the run.
+      folder: of the run.
+      rates: the learning rate of every step, `[steps]`, on the host.
+    """
+
+    config: ConfigDict
+    folder: Path
+    rates: np.ndarray
+
+
+class Record(contextlib.ExitStack):
+    """Writes the metrics of every member and notes which members have diverged.
+
+    Metrics come as arrays `[members]`, or as scalars if all members share them. A member ends at its first non-finite step,
+    unless `config.skip_nonfinite` allows some in a row.
+
+    Args:
+      members: the runs.
+      start: the step before the first one to be written.
+      steps_per_epoch: for messages.
+      reads: the module `train.images` or `train.text`: its unit, and what follows from scores.
+
+    Attributes:
+      diverged: by the number of the member, what happened.
+    """
+
+    def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int, reads):
+        super().__init__()
+        self._members, self._steps_per_epoch, self._reads = members, steps_per_epoch, reads
+        self._skipped = [0] * len(members)  # consecutive steps
+        self._writers = [self.enter_context(Writer(member.folder, start)) for member in members]
+        self.diverged: dict[int, Diverged] = {}
+
+    @property
+    def all_diverged(self) -> bool:
+        return len(self.diverged) == len(self._members)
+
+    def steps(self, fetched: Sequence[tuple[int, dict, np.ndarray]]) -> tuple[int, dict[str, float]]:
+        """Writes the metrics of consecutive training steps. All values are on the host.
+
+        Args:
+          fetched: of each step its number, its metrics, and which examples of the training data it saw.
+
+        Returns:
+          the last step, and its metrics of the member with the lowest loss.
+        """
+        for step, metrics, examples in fetched:
+            rows = [self._step(i, step, row, examples) for i, row in enumerate(self._by_member(metrics))]
+        self._flush()
+        return step, min(rows, key=lambda row: np.nan_to_num(row["loss"], nan=np.inf))
+
+    def _step(self, i, step, metrics, examples):
+        member = self._members[i]
+        metrics["lr"] = float(member.rates[step - 1])
+        self._write(i, step, {f"train/{name}": value for name, value in metrics.items()})
+        if all(map(np.isfinite, metrics.values())):
+            self._skipped[i] = 0
+            return metrics
+        what = (
+            f"The loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']} at step {step} (epoch "
+            f"{(step - 1) // self._steps_per_epoch}, learning rate {metrics['lr']:.3g}, examples number "
+            f"{listed([str(index) for index in np.ravel(examples)], most=64)} of the training data)"
+        )
+        self._skipped[i] += 1
+        if self._skipped[i] > member.config.skip_nonfinite:
+            self._note(i, what)
+        elif i not in self.diverged:
+            log.warning(
+                "%s; the step is skipped, %d of at most %d in a row.", what, self._skipped[i], member.config.skip_nonfinite
+            )
+        return metrics
+
+    def evaluation(self, name: str, step: int, scores: dict) -> list[dict[str, float]]:
+        """Writes the scores of a split, and returns them for each member."""
+        rows = [self._reads.summary({**row, "count": int(row["count"])}) for row in self._by_member(scores)]
+        for i, row in enumerate(rows):
+            self._write(i, step, {f"{name}/{key}": value for key, value in row.items() if key != "count"})
+            if not np.isfinite(row["loss"]):
+                self._note(i, f"The loss on {name} is {row['loss']} after step {step}")
+        self._flush()
+        best = max(rows, key=lambda row: (row.get("accuracy", 0.0), -np.nan_to_num(row["loss"], nan=np.inf)))
+        among = f", the best of {len(rows)}" if len(rows) > 1 else ""
+        log.info("step %d  %s %s%s", step, name, described(best, self._reads.UNIT), among)
+        return rows
+
+    def _by_member(self, metrics):
+        """One dict of floats for each member."""
+        rows = {name: np.broadcast_to(np.asarray(value), len(self._members)) for name, value in metrics.items()}
+        return [{name: float(row[i]) for name, row in rows.items()} for i in range(len(self._members))]
+
+    def _write(self, i, step, metrics):
+        if i not in self.diverged:
+            self._writers[i].write(step, metrics)
+
+    def _flush(self):
+        for writer in self._writers:
+            writer.flush()
+
+    def _note(self, i, what):
+        folder = self._members[i].folder / "checkpoints"
+        self.diverged.setdefault(
+            i,
+            Diverged(
+                f"{what}; the last good checkpoint, if any, is kept in {folder}; try a lower --config.optimizer.lr in another "
+                "--workdir."
+            ),
+        )
+
+
+class Writer:
+    """Appends metrics to `WORKDIR/metrics.jsonl`, one line a call, and to `WORKDIR/tensorboard`.
+
+    Only the first process writes. Write errors are logged once and do not stop training; later writes may succeed.
 
     Args:
       workdir: the run's folder.
-      start_step: lines of later steps, left by a run that was killed after its last checkpoint, are dropped first.
+      start_step: lines of later steps, from a run that was killed after its last checkpoint, are dropped first.
 
     Raises:
       InputError: nothing can be written from the start.
     """
 
     def __init__(self, workdir: str | Path, start_step: int):
-        self._open, self._file, self._has_failed = contextlib.ExitStack(), None, False
+        self._files, self._has_failed = (), False
         if jax.process_index():
             return
-        path, board = Path(workdir) / "metrics.jsonl", Path(workdir) / "tensorboard"
-        kept = [line for line in _lines(path) if line["step"] <= start_step]
-        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept))
+        path = Path(workdir) / "metrics.jsonl"
+        lines = [line for line in _lines(path) if line["step"] <= start_step]
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
         # A run that was killed between its last checkpoint and its result is evaluated again.
-        self._there = {(start_step, frozenset(line)) for line in kept if line["step"] == start_step}
-        board.mkdir(exist_ok=True)
-        self._file = path.open("a", buffering=1)
-        # Not its `SummaryWriter`, whose thread dies of a full disk and leaves the run waiting for it.
-        self._board = EventsWriter(str(board / "events"))
-        for file in (self._file, self._board):
-            self._open.callback(file.close)
-        # TensorBoard forgets what is later than this.
-        self._board.write_event(_event(start_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._written = {(start_step, frozenset(line)) for line in lines if line["step"] == start_step}
+        self._files = (path.open("ab"), event_file.create(path.with_name("tensorboard"), start_step + 1))
+        self.flush()
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
-        """Records `numbers` of a step; numbers that are not finite become null, as JSON has none."""
-        if self._file is None:
-            return
-        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds the metrics of a step to the buffers; a number that is not finite is null in JSON."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, **finite}
-        if (step, frozenset(line)) in self._there:
+        if not self._files or (step, frozenset(line)) in self._written:
             return
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
-        with self._told():
-            self._file.write(json.dumps(line) + "\n")
-        with self._told():
-            self._board.write_event(_event(step, summary=Summary(value=values)))
-            self._board.flush()
+        records = json.dumps(line).encode() + b"\n", event_file.scalars(step, metrics)
+        for file, record in zip(self._files, records, strict=True):
+            with self._logged_errors():
+                file.write(record)
+
+    def flush(self) -> None:
+        """Hands the buffers to the operating system; does not wait for the disk."""
+        for file in self._files:
+            with self._logged_errors():
+                file.flush()
+
+    def close(self) -> None:
+        for file in self._files:
+            with self._logged_errors():
+                file.close()
 
     @contextlib.contextmanager
-    def _told(self):
+    def _logged_errors(self):
         try:
             yield
         except OSError as error:
             if not self._has_failed:
-                log.warning("The numbers of the run cannot be written (%s); it goes on without.", error.strerror)
+                log.warning("Metrics cannot be written (%s); the run continues without them.", error.strerror)
             self._has_failed = True
-
-    def close(self) -> None:
-        with self._told():
-            self._open.close()
 
     def __enter__(self):
         return self
@@ -83,12 +196,8 @@ class Writer:
         self.close()
 
 
-def _event(step, **what):
-    return Event(wall_time=time.time(), step=step, **what)
-
-
 def _lines(path: Path) -> list[dict]:
-    """The complete lines of a file; a last line that was cut off by a kill is left out."""
+    """The complete lines of a file, without one that a kill cut off."""
     if not path.exists():
         return []
     lines = []
@@ -98,3 +207,9 @@ def _lines(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def described(scores: dict[str, float], unit: str) -> str:
+    """One line of text for a dict that `evaluate` returned, which counts in `unit`."""
+    numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
+    return f"{numbers} ({scores['count']} {unit})"

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a bar on a terminal, plain lines anywhere else, and its speed."""
+"""Reports the progress of a run: its speed, in a bar on a terminal or in plain log lines."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger("toast_jax")
 
 @contextlib.contextmanager
 def told_in(path: str | Path, but: logging.Logger):
-    """While it is open, what is logged goes to a file, and only what `but` logs to the console too."""
+    """Sends log messages to a file inside the block; those of the logger `but` go to the console too."""
     file = logging.FileHandler(path)
     shown = lambda record: record.name == but.name  # noqa: E731
     consoles = list(log.handlers)
@@ -34,19 +34,19 @@ def told_in(path: str | Path, but: logging.Logger):
 
 
 class Progress:
-    """Speed of the training steps alone: compilation, evaluation and checkpoints are left out.
+    """Measures the speed of training steps, without compilation, evaluation and checkpoints, and reports it.
 
     Args:
-      batch_size: what a step counts for, in `unit`.
-      unit: what the speed is told in, such as images.
-      start, steps: the step the run goes on from, and its last one.
+      batch_size: how many units a step processes.
+      unit: of the speed, such as images.
+      start, steps: the step from which the run starts or resumes, and its last step.
       started: `time.perf_counter()` when the run began.
     """
 
     def __init__(self, batch_size: int, unit: str, start: int, steps: int, started: float):
         self._batch_size, self._unit, self._steps, self._started = batch_size, unit, steps, started
         self._rates, self._since = [], started
-        self.first_step = None  # seconds until the first step was done
+        self.first_step = None  # seconds from the start of the run to the end of its first step
         self._open = contextlib.ExitStack()
         self._bar = None
         if sys.stdout.isatty() and not jax.process_index():
@@ -62,7 +62,7 @@ class Progress:
         self._open.close()
 
     def tick(self, steps: int) -> None:
-        """Call after `steps` steps have ended."""
+        """Counts `steps` finished steps; call it as soon as the device has finished them."""
         now = time.perf_counter()
         if self.first_step is None:
             self.first_step = now - self._started
@@ -73,30 +73,32 @@ class Progress:
             self._bar.update(steps)
 
     def resume(self) -> None:
-        """Call after something other than a step."""
+        """Restarts the clock; call it after an evaluation or a checkpoint."""
         self._since = time.perf_counter()
 
-    def tell(self, step: int, numbers: dict[str, float]) -> None:
-        """Reports the numbers of a step, of which `loss` comes first, and the speed."""
-        names = ["loss", *(name for name in numbers if name not in ("loss", "lr", "grad_norm"))]
-        told = "  ".join(f"{name.replace('_', ' ')} {numbers[name]:.4f}" for name in names)
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Reports the metrics of a step, the loss first, and the speed."""
+        names = ["loss", *(name for name in metrics if name not in ("loss", "lr", "grad_norm"))]
+        shown = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in names)
+        speed = f"{self.rate:.1f} {self._unit}/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{told}  {self.rate:.1f} {self._unit}/s")
-            return
-        facts = f"lr {numbers['lr']:.2e}  {self.rate:.1f} {self._unit}/s  ETA {self._eta(step)}"
-        log.info("step %d/%d  %s  %s", step, self._steps, told, facts)
+            self._bar.set_postfix_str(f"{shown}  {speed}")
+        else:
+            eta = self._eta(step)
+            log.info("step %d/%d  %s  lr %.2e  %s  ETA %s", step, self._steps, shown, metrics["lr"], speed, eta)
 
     @property
     def rate(self) -> float:
-        """Units per second since the last tick but one."""
+        """Units per second between the last two ticks."""
         return self._rates[-1] if self._rates else 0.0
 
     @property
     def median_rate(self) -> float | None:
+        """Median of all rates; None before the second tick."""
         return float(np.median(self._rates)) if self._rates else None
 
     def _eta(self, step):
-        """Time left for the steps after `step`, as h:mm:ss."""
+        """Estimated time after `step`, as h:mm:ss."""
         if not self._rates:
             return "-"
         seconds = int((self._steps - step) * self._batch_size / np.median(self._rates))

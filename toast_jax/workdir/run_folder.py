@@ -1,4 +1,4 @@
-"""The folder of a run: that it can be written, whose it is, and what it says about itself."""
+"""The folder of a run: checks and claims it, writes files in it, and explains disk errors."""
 
 import contextlib
 import errno
@@ -23,12 +23,12 @@ from toast_jax.workdir import locks
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
     """Creates the folder, or checks that it belongs to the same config, and saves the config in it.
 
-    A folder without a checkpoint belongs to nobody: what started there and failed may be corrected. With several processes the
-    folder is shared, and the first one decides.
+    A folder without a checkpoint can be claimed by any config, so a failed start can be corrected. Several processes share the
+    folder; only the first one checks and writes.
 
     Raises:
-      InputError: the folder cannot be written, or holds the checkpoints of another config (the differing fields are listed), or
-        of this one while `config.resume` is False.
+      InputError: the folder cannot be written, or holds checkpoints of another config (the differing fields are listed), or of
+        this config while `config.resume` is False.
     """
     folder = writable(workdir)
     if jax.process_index():
@@ -42,7 +42,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
 
 
 def writable(workdir: str | Path, field: str = "--workdir") -> Path:
-    """Creates the folder that `field` names if need be, and raises InputError unless files can be written in it."""
+    """Creates the folder if it is missing; raises InputError, which names `field`, if it cannot be written."""
     if "://" in str(workdir):
         raise InputError(f"{field}={workdir} is a remote address; give a local or mounted folder.")
     folder = Path(workdir).expanduser()
@@ -57,21 +57,21 @@ def writable(workdir: str | Path, field: str = "--workdir") -> Path:
 
 @contextlib.contextmanager
 def used_alone(workdir: str | Path) -> Iterator[None]:
-    """Keeps other runs out of a folder inside the block; a new folder that nothing was put in is removed again.
+    """Locks a folder against other runs inside the block; a new folder that stays empty is removed.
 
     Raises:
-      InputError: the folder cannot be written, or a run is at it.
+      InputError: the folder cannot be written, or another run has locked it.
     """
     is_new = not Path(workdir).expanduser().exists()
     folder = writable(workdir)
     if jax.process_index():
         yield
         return
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as at_end:
         if is_new:
-            held.callback(_remove_if_empty, folder)
+            at_end.callback(_remove_if_empty, folder)
         try:
-            held.enter_context(locks.lock(folder / "running"))
+            at_end.enter_context(locks.lock(folder / "running"))
         except locks.Held as holder:
             raise InputError(f"{folder} is in use: {holder}; wait for it, or give another --workdir.") from holder
         except OSError as error:
@@ -85,17 +85,17 @@ def _remove_if_empty(folder):
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
-    """Whether a run in this folder has got as far as a finished checkpoint."""
+    """Whether the folder holds a finished checkpoint."""
     return any(path.name.isdigit() for path in (Path(workdir).expanduser() / "checkpoints").glob("*"))
 
 
 def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
-    """The result of a run of this config that is done, if the folder holds one and the config would resume it."""
+    """Returns the result of a finished run of this config, if the folder holds one and the config resumes it."""
     return recorded(workdir, config) if config.resume and has_checkpoint(workdir) else None
 
 
 def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json") -> dict | None:
-    """A JSON file that a run of this config has left in the folder, or None; InputError if it is of another config."""
+    """Reads a JSON file that a run of this config wrote, or returns None; InputError if another config wrote it."""
     folder = Path(workdir).expanduser()
     if not (folder / name).exists():
         return None
@@ -126,13 +126,13 @@ def _check_same(folder, config, *changeable):
 
 
 def write_json(path: Path, value: dict) -> None:
-    """`replace_file` with JSON; only the first process does."""
+    """Writes JSON with `replace_file`, in the first process only."""
     if not jax.process_index():
         replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Writes a file that is either the old one or the new one, never half of it.
+    """Replaces a file atomically: readers see the old or the new content, never a part.
 
     Raises:
       InputError: the disk is full, or fails.
@@ -147,14 +147,14 @@ def replace_file(path: Path, content: str) -> None:
         raise InputError(unwritable(path, error)) from error
 
 
-# Of a disk, and not of what was asked for.
+# Errors of the disk rather than of the request.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
-# As libraries tell of them in other exceptions.
+# Their texts, as libraries quote them in other exceptions.
 _DISK_WORDS = "|".join(re.escape(os.strerror(number)) for number in _DISK)
 
 
 def disk_fault(error: BaseException | None) -> str | None:
-    """What is wrong with the disk, if that is the reason of an exception."""
+    """Returns what is wrong with the disk if that caused an exception, else None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK:
             return error.strerror
@@ -165,7 +165,7 @@ def disk_fault(error: BaseException | None) -> str | None:
 
 
 def unwritable(path: str | Path, error: OSError) -> str:
-    """The sentence for a file that cannot be written."""
+    """The error message for a file that cannot be written."""
     return (
         f"{path} cannot be written ({error.strerror}): free some space or mend the disk, and give the same command again; "
         "a run goes on from its last checkpoint."
@@ -173,7 +173,7 @@ def unwritable(path: str | Path, error: OSError) -> str:
 
 
 def circumstances() -> dict:
-    """What a result has to state beside its config: versions and devices."""
+    """Returns the versions and devices that a result states beside its config."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
