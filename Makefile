@@ -1,4 +1,4 @@
-# Each target creates .venv from the requirements when it is missing or older than they are.
+# Each target creates .venv from the requirements if it is missing or older than they are.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -36,12 +36,13 @@ test: $(VENV)/.installed  ## run the tests that every commit has to pass
 test-all: $(VENV)/.installed  ## run all tests, the long ones too, on programs as they are compiled for users
 	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=3" $(BIN)/python -m pytest -n $(WORKERS) tests
 
-lint: $(VENV)/.installed  ## check style and formatting
+lint: $(VENV)/.installed  ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(VENV)/.installed  ## time every method (README in benchmarks/)
 	$(BIN)/python -m benchmarks.steps
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

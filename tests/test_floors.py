@@ -1,6 +1,9 @@
 """The floors of the package: a folder imports from folders below it, and nothing imports in a circle."""
 
 import ast
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -8,8 +11,9 @@ from tests import ROOT
 
 # From the ground up. A file belongs to the longest name that begins its own.
 FLOORS = (
-    ("errors", "trees", "fields"),
-    ("data",),
+    ("errors", "trees", "fields", "shipped"),
+    ("data.loader",),
+    ("data.images", "data.text"),
     ("model.layers",),
     ("model.backbones",),
     ("model",),
@@ -21,7 +25,7 @@ FLOORS = (
     ("analysis", "testing"),
     ("tables",),
     ("tasks",),
-    ("parity", "curves"),
+    ("cli", "parity", "curves"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = {
@@ -83,3 +87,54 @@ def test_data_is_read_without_jax():
                 for alias in node.names
             }
             assert not {name for name in names if name.partition(".")[0] in ("jax", "flax", "optax")}, module
+
+
+_WORKER = """
+import sys
+import numpy as np
+from PIL import Image
+
+
+class Spy:
+    classes = ("a",)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        jax = sys.modules.get("jax._src.xla_bridge")
+        modules = [name for name in sys.modules if name.startswith("toast_jax.")]
+        above = [name for name in modules if not name.startswith(("toast_jax.data", "toast_jax.errors"))]
+        assert not above and not (jax and jax.backends_are_initialized()), above
+        return {"image": np.zeros((4, 4, 3), np.uint8), "label": 7, "name": "x"}
+
+
+if __name__ == "__main__":
+    from toast_jax.data.images import batches
+    from toast_jax.data.text import batches as texts
+
+    (batch,) = batches.eval_batches(Spy(), batch_size=2, resize=4, size=4, workers=1)
+    assert list(batch["label"]) == [7, 7]
+    (batch,) = texts.eval_batches(Spy(), batch_size=2, workers=1)
+    assert list(batch["label"]) == [7, 7]
+"""
+
+
+def test_worker_processes_load_the_data_folder_only_and_start_no_accelerator(tmp_path):
+    """Grain imports JAX wherever JAX is installed; a backend it must not start, as only one process may hold an accelerator."""
+    (tmp_path / "script.py").write_text(_WORKER)
+    run = [sys.executable, str(tmp_path / "script.py")]
+    result = subprocess.run(run, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_of_the_libraries_of_data_only_grain_imports_jax():
+    names = [module for module in MODULES if module.startswith("toast_jax.data.")]
+    script = (
+        "import importlib, sys, unittest.mock as mock\n"
+        "sys.modules.update({'grain': mock.MagicMock(), 'grain.experimental': mock.MagicMock()})\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "assert not {'jax', 'flax', 'optax'} & sys.modules.keys()"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]

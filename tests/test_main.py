@@ -1,4 +1,4 @@
-"""The command line: what a user types wrong is answered with one sentence and status 2."""
+"""The command line: a user's mistakes end with one sentence and status 2."""
 
 import os
 import re
@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
-import main
 from tests import ROOT
+from toast_jax import cli
+from toast_jax.config import files
 from toast_jax.errors import InputError
 
 
@@ -59,6 +61,7 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--config=convert"], "Nothing to convert; write --config=configs/convert.py:from=SOURCE,to=FILE"),
         ([], "No config was given; add --config=FILE, FILE being one of\n  configs/alpaca.py +Tune a language model"),
         (["--config=configs/fgcv.py"], "There is no config configs/fgcv.py under .* has\n  configs/alpaca.py"),
         (["--config=configs/fgvc.py", "--config.optimizer.l=1"], "The config has no field optimizer.l; the nearest are"),
@@ -77,7 +80,7 @@ def test_mistakes_end_with_a_sentence_and_status_2(args, message):
 
 
 def test_captions_fit_a_narrow_terminal():
-    lines = main.captions().splitlines()
+    lines = files.captions().splitlines()
     assert len(lines) >= 5 and max(map(len, lines)) <= 100
 
 
@@ -96,17 +99,75 @@ def test_captions_fit_a_narrow_terminal():
 def test_arguments_are_checked(args, message, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=message):
-        main.check_arguments(args)
+        cli.check_arguments(args)
+
+
+@pytest.fixture(scope="module")
+def set_up(tmp_path_factory):
+    """What a process prints whose config imports JAX, and whose task then ends with a sentence."""
+    folder = tmp_path_factory.mktemp("set_up")
+    config = "import jax\nfrom toast_jax.config import files\nget_config = lambda: files.read_config('convert')"
+    (folder / "early.py").write_text(config)
+    code = (
+        "import logging, sys; from toast_jax import cli\n"
+        "try: cli.cli()\n"
+        "except SystemExit: import jax\n"
+        "print(jax.config.jax_compilation_cache_dir)\n"
+        "for name in ('jax._src.xla_bridge', 'absl'): print(logging.getLevelName(logging.getLogger(name).getEffectiveLevel()))"
+    )
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder), "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--config=early.py"], capture_output=True, text=True, cwd=folder, env=env, timeout=300
+    )
+    assert done.stderr.startswith("error: Nothing to convert"), done.stderr
+    return folder, done.stdout.splitlines()
+
+
+def test_settings_come_before_the_config(set_up):
+    folder, lines = set_up
+    assert lines[1] == str(folder / "toast_jax" / "compiled")
+
+
+def test_the_first_line_names_devices_and_versions(set_up):
+    xla_flags = "--xla_cpu_experimental_ynn_fusion_type="
+    assert set_up[1][0] == f"Running on 1 cpu device (cpu), jax {jax.__version__}, XLA_FLAGS={xla_flags}."
+
+
+def test_jax_may_warn_and_orbax_may_not(set_up):
+    assert set_up[1][2:] == ["WARNING", "CRITICAL"]
+
+
+@pytest.mark.parametrize(
+    ("platforms", "jaxlib", "given", "expected"),
+    [
+        ("cpu", "0.10.2", None, "--xla_cpu_experimental_ynn_fusion_type="),
+        ("cpu", "0.12.0.1", "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type="),
+        ("cpu", "0.10.2", "--xla_cpu_experimental_ynn_fusion_type=1", "--xla_cpu_experimental_ynn_fusion_type=1"),
+        ("cpu", "0.10.1", None, None),
+        ("cpu", "0.12.1", None, None),
+        ("cuda", "0.10.2", None, None),
+    ],
+)
+def test_ynn_fusions_are_off_on_cpus_where_the_flag_is_known(platforms, jaxlib, given, expected, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.delenv("XLA_FLAGS")
+    if given:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setattr(cli.importlib.metadata, "version", lambda name: jaxlib)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name == "jax_plugins")
+    cli._set_environment()
+    assert os.environ.get("XLA_FLAGS") == expected
 
 
 def test_good_arguments_pass(monkeypatch):
     monkeypatch.chdir(ROOT)
-    main.check_arguments(
+    cli.check_arguments(
         ["--config=configs/fgvc.py:dataset=cars", "--config.optimizer.lr=1", "--noconfig.resume", "--workdir=x"]
     )
 
 
-def test_ctrl_c_saves_and_tells_how_to_go_on(image_folder, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_resume(image_folder, tmp_path):
     flags = [
         "--config=configs/folder.py:method=linear,backbone=vit_ti16",
         f"--workdir={tmp_path}",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import main
 from configs import demo as demo_config
 from tests import ROOT
+from toast_jax import cli
 from toast_jax.analysis import report
 from toast_jax.tasks import demo
 
@@ -42,9 +42,9 @@ def test_command_is_understood(page, command, monkeypatch):
     elif program == "pip":
         assert "-r" not in args or Path(args[args.index("-r") + 1]).exists()
     elif program == "toast":
-        main.check_arguments(args)
+        cli.check_arguments(args)
     elif args[0] == "main.py":
-        main.check_arguments(args[1:])
+        cli.check_arguments(args[1:])
     elif args[0].startswith("tests/"):
         assert Path(args[0]).exists()
     else:
@@ -134,7 +134,7 @@ def test_configs_captions_are_understood(monkeypatch):
     for path in sorted((ROOT / "configs").glob("*.py")):
         text = path.read_text().split('"""')[1].replace("\\\\\n", " ")
         for line in re.findall(r"^ +python main.py (.*)$", text, flags=re.M):
-            main.check_arguments(shlex.split(line))
+            cli.check_arguments(shlex.split(line))
 
 
 def test_promises_name_tests_that_are_there():

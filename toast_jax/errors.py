@@ -1,7 +1,9 @@
-"""Errors that are messages to the user. Imports nothing of JAX, which reads its settings when it is imported."""
+"""Errors that are messages to the user. Nothing here imports JAX, which reads its settings when it is imported."""
 
 import difflib
+import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -10,7 +12,7 @@ T = TypeVar("T")
 class InputError(Exception):
     """Something the user gave cannot be used.
 
-    The text is one sentence that names the thing, the place and the remedy. `main.py` prints it without a traceback and exits
+    The text is one sentence that names the thing, the place and the remedy. `cli.py` prints it without a traceback and exits
     with status 2, so raise it only where the user, not the programmer, can act on it.
     """
 
@@ -35,3 +37,21 @@ def choose(what: str, name: str, options: Mapping[str, T]) -> T:
 def listed(names: Sequence[str], most: int = 12) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def of_extra(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import a module that only an extra of the package brings, where it is used.
+
+    Args:
+      module: such as "sklearn.datasets".
+      extra: whose installation brings it, such as "demo".
+      purpose: what needs it, the subject of the sentence.
+
+    Raises:
+      InputError: it is not installed; the sentence has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = module.partition(".")[0]
+        raise InputError(f'{purpose} needs {name}; `pip install "toast_jax[{extra}]"`.') from error

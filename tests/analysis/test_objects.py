@@ -81,6 +81,17 @@ def test_masks_are_pictures_with_the_name_of_the_image(root):
         objects.open_objects(str(root / "masks"), files.unlabelled(where), where)
 
 
+def test_objects_lie_in_the_upright_image(root):
+    """A photo of 30 x 50 stored pixels that a viewer shows as 50 x 30."""
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.new("RGB", (30, 50)).save(root / "images" / "tall.jpg", exif=tag)
+    source, boxes = opened(root, BOXES | {"tall.jpg": [40, 0, 50, 30]})
+    assert boxes[1].shape == (30, 50) == pixels.decode_example(source[1]).shape[:2] and boxes[1].sum() == 300
+    source, boxes = opened(root, {"tall.jpg": [40, 0, 50, 30]}, only_annotated=True)
+    assert boxes[0].shape == (30, 50) == pixels.decode_example(source[0]).shape[:2]
+
+
 def test_images_without_a_box_are_named_or_left_out(root):
     with pytest.raises(InputError, match=r"1 of 2 images have no box in .*json \(a/wide.png\): .* --config.only_annotated"):
         opened(root, {"tall.jpg": [0, 0, 1, 1]})

@@ -9,8 +9,10 @@ from PIL import Image
 
 from configs import predict as predict_config
 from tests.conftest import CLASSES, COUNTS, tiny_config
+from toast_jax.data.images import chosen, files
+from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
-from toast_jax.tasks import predict, train
+from toast_jax.tasks import evaluate, predict, train
 from toast_jax.train import loop
 
 
@@ -92,3 +94,36 @@ def test_pretuned_module_is_no_classifier(image_folder, tmp_path):
     loop.fit(config, tmp_path / "run")
     with pytest.raises(InputError, match="has pre-tuned a top-down module; give one that tuned with it"):
         predicted(tmp_path / "run", image_folder, tmp_path / "out")
+
+
+def test_runs_that_sorted_numbers_as_text_are_evaluated_in_their_order_and_not_resumed(image_folder, tmp_path, monkeypatch):
+    """Class folders 2, 9 and 10: versions before sorted 10 first."""
+    from toast_jax.model.backbones import vit
+
+    monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+    for split in COUNTS:
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for name, number in zip(CLASSES, ("2", "9", "10"), strict=True):
+            (tmp_path / "data" / split / number).symlink_to(image_folder / split / name)
+    config = tiny_config(tmp_path / "data", "linear")
+    config.epochs = config.eval_every = config.checkpoint_every = 8
+    with monkeypatch.context() as before:
+        before.setattr(files, "_are_numbers", lambda names: False)
+        train.run(config, str(tmp_path / "run"))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test"]["accuracy"] > 0.5
+    config.task = "evaluate"
+    evaluate.run(config, str(tmp_path / "run"))
+    again = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert again["test"]["accuracy"] == pytest.approx(result["test"]["accuracy"])
+    source, _ = chosen.open_images(config.data, "test", ("10", "2", "9"))
+    assert source.classes == ("10", "2", "9") and {source.classes[label] for label in source.labels} == {"2", "9", "10"}
+    assert all(path.split("/")[-2] == source.classes[label] for path, label in zip(source.paths, source.labels, strict=True))
+    subset = chosen.relabel(Subset(chosen.open_images(config.data, "test")[0], (1,)), ("10", "2", "9"))
+    assert subset[0]["label"] == 1
+    with pytest.raises(InputError, match="The data has the classes 2, 9, 10 and the run 1, 2, 9, in this order: give the data"):
+        chosen.open_images(config.data, "test", ("1", "2", "9"))
+    config.task = "train"
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(InputError, match="The training data has changed since the run"):
+        train.run(config, str(tmp_path / "run"))

@@ -9,22 +9,20 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-import main
+from tests import ROOT
 from tests.conftest import tiny_config
 from tests.train.test_loop import Killed, final_state, kill_after, losses
+from toast_jax import cli
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import vit
 from toast_jax.train import checkpoint, feature_cache, loop
 from toast_jax.workdir import metrics, run_folder
-
-ROOT = Path(main.__file__).parent
 
 
 @contextlib.contextmanager
@@ -147,10 +145,10 @@ def test_any_task_on_a_disk_that_fails_ends_with_a_sentence(number, monkeypatch,
     def full(*_, **__):
         raise OSError(number, os.strerror(number), "pictures/1.png")
 
-    monkeypatch.setattr(main.app, "run", full)
+    monkeypatch.setattr(cli.app, "run", full)
     monkeypatch.setattr(sys, "argv", ["main.py", "--help"])
     with pytest.raises(SystemExit) as ended:
-        main.cli()
+        cli.cli()
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith(f"error: pictures/1.png cannot be written ({os.strerror(number)}): free")
 
@@ -159,10 +157,10 @@ def test_another_error_of_the_system_keeps_its_traceback(monkeypatch, capsys):
     def missing(*_, **__):
         raise FileNotFoundError(errno.ENOENT, "x")
 
-    monkeypatch.setattr(main.app, "run", missing)
+    monkeypatch.setattr(cli.app, "run", missing)
     monkeypatch.setattr(sys, "argv", ["main.py", "--help"])
     with pytest.raises(SystemExit, match="1"):
-        main.cli()
+        cli.cli()
     assert capsys.readouterr().err.startswith("Traceback (most recent call last):")
 
 

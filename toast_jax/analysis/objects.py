@@ -1,6 +1,6 @@
 """Where the object of an image is: boxes and masks that come beside the images.
 
-Every kind is a sequence as long as the source, `objects[i]` being bool `[H, W]` over the pixels of image i as it is stored.
+Every kind is a sequence as long as the source, `objects[i]` being bool `[H, W]` over the pixels of image i as it is decoded.
 `view` takes it through the same resize and crop as the image.
 """
 
@@ -166,7 +166,7 @@ def _tfds(source, feature):
 
 def _boxes(path, source, root, only_annotated):
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             boxes = json.load(file)
     except (OSError, ValueError) as error:
         raise InputError(f"The boxes in {path} cannot be read ({error}): give a JSON object from image path to box.") from error
@@ -225,15 +225,14 @@ def _annotated(source, names, has, lack, only_annotated):
             f"{len(missing)} of {len(names)} images have {lack} ({listed(missing, most=1)}): add them under these paths, or "
             "leave such images out with --config.only_annotated=True, unless none would be left."
         )
-    parts = ([values[i] for i in kept] for values in (source.paths, source.labels))
-    return Files(*map(tuple, parts), source.classes), kept
+    paths, labels = (tuple(values[i] for i in kept) for values in (source.paths, source.labels))
+    return dataclasses.replace(source, paths=paths, labels=labels), kept
 
 
 def _size(source, index):
-    """Width and height of an image, from the head of its file."""
+    """Width and height of an image as it is decoded, from the head of its file."""
     try:
-        with Image.open(source.paths[index]) as image:
-            return image.size
+        return pixels.size_of(source.paths[index], orient=source.orient)
     except OSError as error:
         raise InputError(f"Image {source.paths[index]} cannot be decoded: download it again, or remove it.") from error
 

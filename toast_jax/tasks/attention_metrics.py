@@ -135,7 +135,7 @@ def _threshold_images(config, one) -> Annotated | None:
 
 def _annotated(config, one: SavedRun, where: str) -> Annotated:
     data = one.config.data
-    source, root = chosen.open_images(data, where)
+    source, root = chosen.open_images(data, where, one.classes)
     source, given = objects.open_objects(config.objects, source, root, config.only_annotated)
     indices = chosen.spread(len(source), config.most or len(source))
     seen = [objects.view(given[i], resize=data.resize, size=data.image_size) for i in indices]
@@ -174,7 +174,7 @@ def _scores(values: np.ndarray, masks: np.ndarray, best: int, shares) -> dict[st
 
 
 def _without_objects(config, runs, one) -> tuple[list[Row], list[str], dict]:
-    source, _ = chosen.open_images(one.config.data, config.images)
+    source, _ = chosen.open_images(one.config.data, config.images, one.classes)
     source = Subset(source, chosen.spread(len(source), config.most or len(source)))
     images, _ = comparison.views(source, one, config.batch_size)
     rows = []

@@ -47,7 +47,7 @@ class Corrupted:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.source[index]
-        view = pixels.eval_view(pixels.decode(record["image"], record["name"]), resize=self.resize, size=self.size)
+        view = pixels.eval_view(pixels.decode_example(record), resize=self.resize, size=self.size)
         if self.name:
             view = corruptions.corrupt(view, self.name, self.severity, self.seed, index)
         return {**record, "image": view}
@@ -67,7 +67,7 @@ def run(config: ConfigDict, folder: str) -> None:
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
-    source, _ = chosen.open_images(one.config.data, config.images)
+    source, _ = chosen.open_images(one.config.data, config.images, one.classes)
     if not chosen.labelled(source):
         raise InputError(f"The images {config.images} have no classes, so no accuracy; give a split: train, val or test.")
     source = Subset(source, chosen.spread(len(source), config.most or len(source)))

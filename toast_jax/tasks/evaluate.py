@@ -8,6 +8,7 @@ import logging
 from ml_collections import ConfigDict
 
 from toast_jax.config.check import check
+from toast_jax.data.images import chosen
 from toast_jax.errors import InputError
 from toast_jax.train import checkpoint
 from toast_jax.train.evaluation import evaluate, mapped
@@ -33,8 +34,9 @@ def run(config: ConfigDict, folder: str) -> None:
         with checkpoint.manager(folder) as checkpoints:
             run_folder.check_evaluates(folder, config)
             network = load_network(config, len(train.classes))
-            theirs = checkpoint.read_meta(checkpoints)["frozen"]
-            fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), theirs, folder, config.backbone.weights)
+            meta = checkpoint.read_meta(checkpoints)
+            fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
+            evals = {name: chosen.relabel(source, meta["classes"]) for name, source in evals.items()}
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
     devices = devices_of(config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from toast_jax.config.check import check_fields
+from toast_jax.data.images import tfds_records
 from toast_jax.data.images.vtab import records
 from toast_jax.data.images.vtab.tasks import BUILDERS, Builder
 from toast_jax.errors import InputError
@@ -58,14 +59,16 @@ def run(config: ConfigDict, folder: str) -> None:
 
 def _require_tensorflow() -> None:
     if importlib.util.find_spec("tensorflow") is None:
-        raise InputError("Preparing data needs TensorFlow, which is not installed: run `pip install -r requirements-tfds.txt`.")
+        raise InputError(
+            "Preparing data needs TensorFlow, which is not installed: run `pip install -r requirements-tfds.txt` or "
+            '`pip install "toast_jax[prepare]"`.'
+        )
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # ten lines for a host that does not answer
     os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1")  # read when it is imported
 
 
 def _prepare(name: str, root: Path, manual: Path) -> None:
-    import tensorflow_datasets as tfds
-
+    tfds = tfds_records.library()
     builder = tfds.builder(f"{name}:{BUILDERS[name].versions[0]}", data_dir=root)
     download_config = tfds.download.DownloadConfig(manual_dir=manual)
     builder.download_and_prepare(download_config=download_config, file_format="array_record")

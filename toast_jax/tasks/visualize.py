@@ -47,7 +47,7 @@ def run(config: ConfigDict, folder: str) -> None:
     with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
         runs = saved_run.load_compared(config.runs, config.weights)
     one = next(iter(runs.values()))
-    source, _ = chosen.open_images(one.config.data, config.images)
+    source, _ = chosen.open_images(one.config.data, config.images, one.classes)
     source = Subset(source, chosen.spread(len(source), config.most))
     images, labels = comparison.views(source, one, config.batch_size)
     truths = [one.classes[label] if chosen.labelled(source) else "" for label in labels]

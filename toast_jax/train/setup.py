@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.config.check import check
-from toast_jax.data.images import batches, sources
+from toast_jax.data import loader
+from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.model import losses, methods, steered
@@ -91,7 +92,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
     reads, devices = domain(config), devices_of(config)
     # Images that were verified when the run began need it no more when it goes on.
     train, evals = reads.open_sources(config, verified=run_folder.has_checkpoint(folder))
-    steps_per_epoch = batches.steps_per_epoch(train, config.batch_size)
+    steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}

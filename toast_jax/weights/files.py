@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toast_jax import shipped
 from toast_jax.errors import InputError, listed
 
 Arrays = dict[str, np.ndarray]
@@ -24,7 +25,7 @@ def read(path: str) -> Arrays:
       InputError: no such file, an unreadable or unknown one, one that names an array twice, or PyTorch is needed and not
         installed.
     """
-    file = Path(os.path.expanduser(path))
+    file = shipped.find(path)
     if os.path.isdir(file):
         raise InputError(f"{file} is a folder; give the weights file itself in the config.")
     if not os.path.isfile(file):
@@ -153,7 +154,7 @@ def read_header(path: str) -> dict[str, str]:
     """The free text that a .safetensors file carries beside its arrays; {} for other files."""
     from safetensors import safe_open
 
-    file = Path(os.path.expanduser(path))
+    file = shipped.find(path)
     if file.suffix != ".safetensors":
         return {}
     with safe_open(file, framework="numpy") as opened:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax.data.images import files, pixels, sources
+from toast_jax.data.images import chosen, files, pixels, sources
 from toast_jax.data.images import verify as verifying
 from toast_jax.errors import InputError
 
@@ -139,7 +139,7 @@ def test_json_errors(tmp_path):
         ('{"a.png": 1, "b.png": 2, "a.png": 2}', "has the image 'a.png' twice, with the classes 1 and 2: leave it in once"),
         ('{"x/a.png": 1, "x//./a.png": 3}', "has the image 'x//./a.png' twice, with the classes 1 and 3: leave it in once"),
         ("[" * 100_000, "is not valid JSON (maximum recursion depth"),
-        ("\ufeff{}", "is not valid JSON (Unexpected UTF-8 BOM"),
+        ("\ufeff{}", "must hold a JSON object"),
     ],
 )
 def test_a_malformed_split_file_is_an_input_error(tmp_path, text, message):
@@ -442,3 +442,127 @@ def test_tfds_labels_need_not_be_read(tfds_root):
     data.labels = False
     source = sources.open_split(data, "train")
     assert set(labels(source)) == {0} and source.classes == (files.UNLABELLED,)
+
+
+# What is an image, and what is left out
+
+
+def photo(path, orientation=6):
+    """An image of 7 x 4 stored pixels whose EXIF has an orientation."""
+    tag, file = Image.Exif(), io.BytesIO()
+    tag[0x0112] = orientation
+    Image.new("RGB", (7, 4)).save(file, "JPEG", exif=tag)
+    write(path, file.getvalue())
+
+
+def heights(source):
+    return [pixels.decode_example(source[index]).shape[0] for index in range(len(source))]
+
+
+def test_photos_are_upright_in_folders_and_as_stored_in_split_files(tmp_path):
+    photo(tmp_path / "train/a/1.jpg")
+    photo(tmp_path / "images/1.jpg")
+    write(tmp_path / "train.json", b'{"1.jpg": 1}')
+    for labelled in (True, False):
+        assert heights(sources.open_split(config(tmp_path, "folder", labels=labelled), "train")) == [7]
+        assert heights(sources.open_split(config(tmp_path, "json", labels=labelled), "train")) == [4]
+        for format, orient, height in (("folder", False, 4), ("json", True, 7)):
+            data = config(tmp_path, format, labels=labelled, exif_orientation=orient)
+            assert heights(sources.open_split(data, "train")) == [height]
+    source = files.unlabelled(str(tmp_path / "train"))
+    assert heights(source) == heights(files.unlabelled(str(tmp_path / "train/a/1.jpg"))) == [7]
+    assert heights(chosen.open_images(config(tmp_path, "folder"), str(tmp_path / "train"))[0]) == [7]
+    assert heights(pickle.loads(pickle.dumps(source))) == [7]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_every_ending_that_pillow_decodes_is_taken_and_the_others_are_counted(tmp_path, caplog, labelled):
+    endings = {".tif": "TIFF", ".TIFF": "TIFF", ".jfif": "JPEG", ".avif": "AVIF", ".webp": "WEBP", ".jp2": "JPEG2000"}
+    supported = {ending: format for ending, format in endings.items() if ending.lower() in Image.registered_extensions()}
+    for ending, format in supported.items():
+        path = tmp_path / f"train/a/photo{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(path, format)
+    folder_root(
+        tmp_path, "train/a/list.csv", "train/a/film.mpg", "train/a/deep/er/scan.heic", "train/a/.DS_Store", "train/x.pdf"
+    )
+    source = sources.open_split(config(tmp_path, "folder", labels=labelled), "train")
+    assert sorted(names(source)) == sorted(f"{tmp_path}/train/a/photo{ending}" for ending in supported)
+    assert verifying.verify(source, skip_corrupt=False) is source
+    (record,) = [record for record in caplog.records if "left out" in record.message]
+    assert f"{tmp_path}/train: 4 files are left out" in record.message
+    assert "a/deep/er/scan.heic, a/film.mpg" in record.message
+
+
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path, caplog):
+    sources.open_split(config(folder_root(tmp_path, "train/a/1.png", "train/a/._1.png"), "folder"), "train")
+    assert not caplog.records
+
+
+def test_images_deeper_than_the_class_folder_are_of_that_class(tmp_path):
+    folder_root(tmp_path, "train/b/day2/3.png", "train/b/day1/x/2.png", "train/b/1.png", "train/a/only/deep.png")
+    source = sources.open_split(config(tmp_path, "folder"), "train")
+    assert names(source) == [f"{tmp_path}/train/{x}" for x in ("a/only/deep.png", "b/1.png", "b/day1/x/2.png", "b/day2/3.png")]
+    assert labels(source) == [0, 1, 1, 1]
+
+
+def test_two_links_to_a_folder_are_one(tmp_path):
+    folder_root(tmp_path, "train/a/1.png", "elsewhere/2.png")
+    for name in ("z", "m"):
+        (tmp_path / "train/a" / name).symlink_to(tmp_path / "elsewhere")
+    assert names(sources.open_split(config(tmp_path, "folder"), "train")) == [
+        f"{tmp_path}/train/a/{name}" for name in ("1.png", "m/2.png")
+    ]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, labelled):
+    folder_root(tmp_path, "train/a/1.png", "train/a/closed/2.png")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert "a/closed cannot be read (Permission denied)" in error_of(config(tmp_path, "folder", labels=labelled))
+
+
+# Classes
+
+
+def test_class_folders_that_are_numbers_sort_as_numbers(tmp_path):
+    folder_root(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "val") for name in (10, 9, 100, 2)))
+    for split in ("train", "val"):
+        source = sources.open_split(config(tmp_path, "folder"), split)
+        assert source.classes == ("2", "9", "10", "100") and labels(source) == [0, 1, 2, 3]
+        assert [name.split("/")[-2] for name in names(source)] == ["2", "9", "10", "100"]
+    folder_root(tmp_path, "train/1a/1.png")
+    assert sources.open_split(config(tmp_path, "folder"), "train").classes == ("10", "100", "1a", "2", "9")
+
+
+def test_a_subset_of_numbered_classes_keeps_its_ids_where_the_number_of_classes_says_so(tmp_path):
+    json_root(tmp_path, {"a.png": 7, "b.png": 3}, val={"c.png": 7})
+    folder_root(tmp_path, "train/7/a.png", "train/03/b.png", "val/7/c.png")
+    for format in ("json", "folder"):
+        train, val = (sources.open_split(config(tmp_path, format, num_classes=9), split) for split in ("train", "val"))
+        assert sorted(labels(train)) == [3, 7] and labels(val) == [7]
+        assert train.classes == val.classes and len(train.classes) == 9
+        assert train.classes[7] == "7" and train.classes[3] == ("3" if format == "json" else "03")
+        assert sorted(labels(sources.open_split(config(tmp_path, format, num_classes=2), "train"))) == [0, 1]
+        assert sorted(labels(sources.open_split(config(tmp_path, format), "train"))) == [0, 1]
+        assert "has 2 classes but config.data.num_classes is 7" in error_of(config(tmp_path, format, num_classes=7))
+    folder_root(tmp_path, "train/x/a.png")
+    assert "has 3 classes but config.data.num_classes is 9" in error_of(config(tmp_path, "folder", num_classes=9))
+
+
+def test_class_ids_that_are_texts_are_ranks(tmp_path):
+    json_root(tmp_path, {"a.png": "7", "b.png": "3"})
+    assert "has 2 classes but config.data.num_classes is 9" in error_of(config(tmp_path, "json", num_classes=9))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_split_file(tmp_path):
+    json_root(tmp_path, {"a.png": 1})
+    (tmp_path / "train.json").write_text('\ufeff{"a.png": 1}')
+    assert len(sources.open_split(config(tmp_path, "json"), "train")) == 1

@@ -230,7 +230,7 @@ def test_the_number_of_shards_changes_nothing(tmp_path):
 def test_small_splits_are_read_once_and_large_ones_as_they_are_asked_for(root, monkeypatch):
     kept = open_split(config(root), "train800val200")
     assert kept[3]["image"] is kept[3]["image"]
-    monkeypatch.setattr(records, "KEPT", 9)
+    monkeypatch.setattr(records, "CACHED", 9)
     read = open_split(config(root), "train800val200")
     assert read[3]["image"] is not read[3]["image"]
     np.testing.assert_equal(read[3], kept[3])

@@ -110,3 +110,54 @@ def test_files_that_are_refused(name, content, message, tmp_path):
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
         documents.read(str(tmp_path / name), documents.plain)
+
+
+def turns(question, answer):
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+NO_TEXT = [None, 3, float("nan"), True, ["a"], {"text": "a"}, [{"type": "text", "text": "a"}]]
+
+
+@pytest.mark.parametrize("value", NO_TEXT, ids=repr)
+@pytest.mark.parametrize(
+    ("of_record", "field", "made"),
+    [
+        (documents.plain, "text", lambda value: {"text": value}),
+        (documents.prompt, "prompt", lambda value: {"prompt": value, "response": "b"}),
+        (documents.prompt, "response", lambda value: {"prompt": "a", "response": value}),
+        (documents.instruction, "instruction", lambda value: {"instruction": value, "input": "", "output": "b"}),
+        (documents.instruction, "output", lambda value: {"instruction": "a", "input": "", "output": value}),
+        (documents.instruction, "output", lambda value: {"instruction": "a", "instances": [{"output": value}]}),
+        (documents.instruction, "input", lambda value: {"instruction": "a", "input": value, "output": "b"}),
+        (documents.conversation, "value", lambda value: turns(value, "b")),
+        (documents.conversation, "value", lambda value: turns("a", value)),
+    ],
+)
+def test_only_text_becomes_text(tmp_path, value, of_record, field, made):
+    (tmp_path / "x.json").write_text(json.dumps([made("a"), made(value)]))
+    if field == "input" and value is None:
+        assert len(documents.read(str(tmp_path / "x.json"), of_record)) == 2
+        return
+    with pytest.raises(
+        InputError, match=r"^Record 2 of .*x.json is no record of this .*data.format \(TypeError\(.*not text"
+    ) as raised:
+        documents.read(str(tmp_path / "x.json"), of_record)
+    assert f"{field} is " in str(raised.value)
+
+
+def test_a_null_input_is_no_input():
+    record = {"instruction": "Sing", "output": "La"}
+    assert documents.instruction({**record, "input": None}) == documents.instruction({**record, "input": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.txt", "a"), ("x.json", '[{"text": "a"}]'), ("x.jsonl", '{"text": "a"}\n\ufeff{"text": "b"}')],
+)
+def test_a_byte_order_mark_is_not_read(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    plain = documents.read(str(tmp_path / name), documents.plain)
+    assert plain[0][0].text == "a"
+    (tmp_path / name).write_text("\ufeff" + content)
+    assert documents.read(str(tmp_path / name), documents.plain) == plain

@@ -150,3 +150,28 @@ def test_missing_files_are_told_by_their_field(tmp_path):
         tokenizer.load(str(tmp_path))
     with pytest.raises(InputError, match="config.data.tokenizer is empty"):
         tokenizer.load("")
+
+
+@pytest.mark.parametrize("text", ["\u2581\u2584\u2588", "a\u2581b", "bars \u2581\u2582\u2583 and \u2581\u2581 an owl \u2581"])
+def test_the_lower_block_is_learned_as_the_tokenizer_encodes_it(tmp_path, text):
+    words = tokenizer.load(str(sentencepiece_model(tmp_path / "tokenizer.model")))
+    ids, ends = words.encode(text)
+    library = importlib.import_module("sentencepiece").SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    assert ids == library.encode(text) and words.decode(ids) == text.replace("\u2581", " ")
+    assert (ids, ends) == words.encode(text.replace("\u2581", " ")) and ends[-1] == len(text)
+
+
+def test_state_in_a_tokenizer_json_is_ignored(tmp_path):
+    path = json_model(tmp_path / "tokenizer.json")
+    expected = tokenizer.load(str(path)).encode(TEXT)
+    library = importlib.import_module("tokenizers")
+    for change in (
+        lambda model: model.enable_truncation(4),
+        lambda model: model.enable_padding(length=512, pad_id=0, pad_token="<s>"),
+        lambda model: setattr(model.model, "dropout", 0.9),
+    ):
+        model = library.Tokenizer.from_file(str(path))
+        change(model)
+        model.save(str(tmp_path / "changed.json"))
+        assert (tmp_path / "changed.json").read_text() != path.read_text()
+        assert tokenizer.load(str(tmp_path / "changed.json")).encode(TEXT) == expected

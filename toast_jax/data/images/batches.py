@@ -1,41 +1,19 @@
-"""Batches of images for training and evaluation, on Grain.
+"""Batches of images for training and evaluation.
 
-Batch k is a function of the source, the seed and k alone: not of where the run was resumed, nor of how many threads,
-processes or hosts load it.
+Batch k depends on the source, the seed and k alone: not on where the run was resumed, nor on the number of threads, processes
+or hosts that load it.
 """
 
-import os
-import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 
 import grain
-import grain.experimental
 import numpy as np
-from absl import flags
 
 from toast_jax.data.images import pixels
 from toast_jax.data.images.randaugment import randaugment
 from toast_jax.data.images.sources import Source
+from toast_jax.data.loader import Batch, iterate, rows_per_host, steps_per_epoch
 from toast_jax.errors import InputError
-
-Batch = dict[str, np.ndarray]
-
-# More decoding threads than this only contend for Python's global lock.
-MAX_THREADS = 16
-
-
-def steps_per_epoch(source: Sized, batch_size: int) -> int:
-    """The number of whole global batches in one pass over the source.
-
-    Raises:
-        InputError: the source is smaller than one batch.
-    """
-    if len(source) < batch_size:
-        raise InputError(
-            f"The training data has {len(source)} examples, fewer than one batch of {batch_size}: "
-            f"set --config.batch_size={len(source)} or less."
-        )
-    return len(source) // batch_size
 
 
 def train_batches(
@@ -51,59 +29,59 @@ def train_batches(
     shard: tuple[int, int] = (0, 1),
     **view,
 ) -> Iterator[Batch]:
-    """Shuffled, augmented batches; each epoch has its own order and drops its last incomplete batch.
+    """Iterate over shuffled, augmented batches; each epoch has its own order and drops its last incomplete batch.
 
     Args:
         source: the training images.
         batch_size: images in a global batch, over all hosts.
         epochs: passes over the source.
-        seed: decides the order and the augmentation.
-        views: how many views an image has, which the epochs take in turn; 0 for a new one in every epoch.
-        labels: of all examples, for a step that needs no pixels: then no file is read.
-        start_step: number of batches to leave out at the start; they are not loaded.
-        workers: processes that load batches, 0 for threads of this process. Processes are spawned: the main module must
-            have its `if __name__ == '__main__':` guard.
+        seed: of the order and the augmentation.
+        views: how many fixed views each image has; the epochs cycle through them. 0 draws a new view in every epoch.
+        labels: of all examples, for a step that needs no pixels; no image file is read then.
+        start_step: number of batches to skip at the start, without loading them.
+        workers: processes that load batches, 0 for threads of this process. Processes are spawned, so the main module needs an
+            `if __name__ == '__main__':` guard.
         shard: (index, count) of this host; it gets rows [index * b, (index + 1) * b) of each global batch.
-        view: how an image is cropped and changed, see `train_view`.
+        view: crop and augmentation, see `train_view`.
 
     Returns:
         An iterator of epochs * steps_per_epoch - start_step dicts of image uint8 [b, size, size, 3] (unless labels are given),
-        label int32 [b], mask float32 [b], all ones, index int32 [b], the position in the source, and view int32 [b], 0 where
-        it is a new one, with b = batch_size // count. Closing it stops its threads or processes.
+        label int32 [b], mask float32 [b], all ones, index int32 [b], the position in the source, and view int32 [b], 0 for new
+        views, with b = batch_size // count. Closing it stops its threads or processes.
 
     Raises:
         InputError: the source is smaller than one batch, the hosts cannot share a batch evenly, or the crop exceeds the
             resized image. While iterating: an image cannot be decoded.
     """
-    rows = rows_of_a_host(batch_size, shard)
+    rows = rows_per_host(batch_size, shard)
     _check_crop(**view)
-    in_an_epoch = steps_per_epoch(source, batch_size) * batch_size
+    epoch_size = steps_per_epoch(source, batch_size) * batch_size
 
     def new_view(index: int, rng: np.random.Generator) -> Batch:
         return _example(source, index, 0, rng, view)
 
-    def one_of_the_views(position: int, index: int) -> Batch:
-        number = position // in_an_epoch % max(views, 1)
+    def fixed_view(position: int, index: int) -> Batch:
+        number = position // epoch_size % max(views, 1)
         if labels is None:
             return _fixed_view(source, index, number, seed, view)
         return _row(labels[index], index, number)
 
-    # A slice and a repetition keep the epoch of what they are made from: each pass is shuffled anew.
-    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()[:in_an_epoch].repeat(epochs)
+    # Slicing and repeating preserve the epoch number: each pass is shuffled anew.
+    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()[:epoch_size].repeat(epochs)
     always_new = not views and labels is None
-    dataset = dataset.random_map(new_view) if always_new else dataset.map_with_index(one_of_the_views)
+    dataset = dataset.random_map(new_view) if always_new else dataset.map_with_index(fixed_view)
     return iterate(dataset.batch(rows)[shard[0] :: shard[1]][start_step:], workers)
 
 
 def fixed_views(source: Source, *, batch_size: int, seed: int, views: int, workers: int = 0, **view) -> Iterator[Batch]:
-    """All that `train_batches` shows of a source whose images have fixed views: view v of example i is row i * views + v.
+    """Iterate over all fixed views that `train_batches` cycles through: view v of example i is row i * views + v.
 
     Args:
         source, seed, views, workers, view: as in `train_batches`.
-        batch_size: images in a batch; the last one is filled up with padding.
+        batch_size: images in a batch; the last one is padded.
 
     Returns:
-        An iterator of dicts as those of `train_batches`. Padding has mask 0 and repeats the last example.
+        An iterator of dicts as in `train_batches`. Padding has mask 0 and repeats the last example.
     """
     _check_crop(**view)
     count = len(source) * views
@@ -126,7 +104,7 @@ def train_view(
     randaugment_ops: int = 0,
     randaugment_magnitude: float = 9.0,
 ) -> np.ndarray:
-    """What training sees of an image uint8 [H, W, 3]: `images.train_view`, then `randaugment`; uint8 [size, size, 3]."""
+    """Crop, flip and augment an image uint8 [H, W, 3]: `pixels.train_view`, then `randaugment`; uint8 [size, size, 3]."""
     image = pixels.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area, flip=flip)
     return randaugment(image, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
 
@@ -136,9 +114,8 @@ def _fixed_view(source, index, number, seed, view) -> Batch:
 
 
 def _example(source, index, number, rng, view) -> Batch:
-    record = source[index]
-    image = train_view(pixels.decode(record["image"], record["name"]), rng, **view)
-    return {"image": image, **_row(record["label"], index, number)}
+    example = source[index]
+    return {"image": train_view(pixels.decode_example(example), rng, **view), **_row(example["label"], index, number)}
 
 
 def _row(label, index, number) -> Batch:
@@ -153,8 +130,9 @@ def eval_batches(
     size: int,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
+    skip_corrupt: bool = False,
 ) -> Iterator[Batch]:
-    """Every example once, in order; the last batch is filled up with padding.
+    """Iterate over every example once, in order; the last batch is padded.
 
     Args:
         source: the images to evaluate on.
@@ -163,6 +141,8 @@ def eval_batches(
         size: side of the central square crop, in pixels.
         workers: as in `train_batches`.
         shard: as in `train_batches`; every host gets the same number of batches.
+        skip_corrupt: replace an image that cannot be read or decoded by padding that keeps its index, instead of raising;
+            `verify.fault` says what is wrong with it.
 
     Returns:
         An iterator of dicts of image uint8 [b, size, size, 3], label int32 [b], mask float32 [b] and index int32 [b],
@@ -172,30 +152,29 @@ def eval_batches(
         InputError: the hosts cannot share a batch evenly, or the crop exceeds the resized image. While iterating: an
             image cannot be decoded.
     """
-    rows = rows_of_a_host(batch_size, shard)
+    rows = rows_per_host(batch_size, shard)
     _check_crop(resize, size)
 
-    def example(index: int) -> Batch:
+    def row(index: int) -> Batch:
         if index >= len(source):
-            blank = np.zeros((size, size, 3), np.uint8)
-            return {"image": blank, "label": np.int32(0), "mask": np.float32(0), "index": np.int32(-1)}
-        record = source[index]
-        view = pixels.eval_view(pixels.decode(record["image"], record["name"]), resize=resize, size=size)
-        return {"image": view, "label": np.int32(record["label"]), "mask": np.float32(1), "index": np.int32(index)}
+            return _padding(size, -1)
+        try:
+            example = source[index]
+            view = pixels.eval_view(pixels.decode_example(example), resize=resize, size=size)
+        except InputError:
+            if skip_corrupt:
+                return _padding(size, index)
+            raise
+        return {"image": view, "label": np.int32(example["label"]), "mask": np.float32(1), "index": np.int32(index)}
 
     steps = -(-len(source) // batch_size)
-    dataset = grain.MapDataset.range(steps * batch_size).map(example)
+    dataset = grain.MapDataset.range(steps * batch_size).map(row)
     return iterate(dataset.batch(rows)[shard[0] :: shard[1]], workers)
 
 
-def rows_of_a_host(batch_size: int, shard: tuple[int, int]) -> int:
-    """Rows of a global batch that each of `shard[1]` hosts gets; InputError if they cannot share it evenly."""
-    _, count = shard
-    if batch_size % count:
-        raise InputError(
-            f"A batch of {batch_size} cannot be shared by {count} hosts: set --config.batch_size to a multiple of {count}."
-        )
-    return batch_size // count
+def _padding(size: int, index: int) -> Batch:
+    blank = np.zeros((size, size, 3), np.uint8)
+    return {"image": blank, "label": np.int32(0), "mask": np.float32(0), "index": np.int32(index)}
 
 
 def _check_crop(resize: int, size: int, **_) -> None:
@@ -203,24 +182,3 @@ def _check_crop(resize: int, size: int, **_) -> None:
         raise InputError(
             f"A crop of {size} pixels does not fit in images resized to {resize}: set --config.data.resize={size} or more."
         )
-
-
-def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
-    """Runs a pipeline on the threads of this process, or in so many others; closing it stops them."""
-    # A worker process decodes on one thread; more would contend for its lock.
-    threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)
-    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    loader = dataset.to_iter_dataset(read_options)
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            # Grain reads its flags when it starts a process; notebooks and tests never parse any.
-            flags.FLAGS.mark_as_parsed()
-        # Through pipes: shared memory is leaked at exit, and is a mere 64 MB in many containers.
-        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-        loader = grain.experimental.WithOptionsIterDataset(loader, pipes)
-        loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    batches = iter(loader)
-    try:
-        yield from batches
-    finally:
-        batches.close()

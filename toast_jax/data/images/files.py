@@ -4,27 +4,41 @@ import collections
 import dataclasses
 import functools
 import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
+from PIL import Image
 
 from toast_jax.errors import InputError, listed
 
-# The one class of images without labels.
+log = logging.getLogger(__name__)
+
+# The only class of images without labels.
 UNLABELLED = "unlabelled"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 TRAIN = "train"
+_COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
+# Formats that Pillow recognizes but does not decode, or only with another program (EPS) or system (WMF).
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Images in files of their own."""
+    """A source of image files.
+
+    Attributes:
+        paths: of the files.
+        labels: for each its index into `classes`.
+        classes: their names.
+    """
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    # Whether images are turned upright by their EXIF orientation. Belongs to the config, not to the data's fingerprint.
+    orient: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -32,14 +46,41 @@ class Files:
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
         try:
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
-                return {"image": file.read(), "label": self.labels[index], "name": path}
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe would block
+                example = {"image": file.read(), "label": self.labels[index], "name": path}
         except OSError as error:
             raise InputError(f"Image {path} cannot be read ({error.strerror}): mend or remove it.") from error
+        return {**example, "orient": True} if self.orient else example
 
 
-def unlabelled(path: str) -> Files:
-    """One image, or those of a folder at every depth, in the order of their paths; all have label 0 of the class `UNLABELLED`.
+class UprightFiles(Files):
+    """A source of image files that are turned upright by their EXIF orientation, as viewers show them."""
+
+    orient = True
+
+
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """List the name endings of all formats that Pillow decodes, in lower case; common ones come first."""
+    registered = Image.registered_extensions().items()
+    decoded = {suffix for suffix, format in registered if format in Image.OPEN and format not in _NOT_DECODED}
+    return (*_COMMON_SUFFIXES, *sorted(decoded - set(_COMMON_SUFFIXES)))
+
+
+def is_image(path: str) -> bool:
+    """Tell by its name whether a file is an image; hidden files are not."""
+    return path.lower().endswith(suffixes()) and not os.path.basename(path).startswith(".")
+
+
+def unlabelled(path: str, *, orient: bool = True) -> Files:
+    """Open one image, or all images of a folder at every depth, sorted by path.
+
+    Args:
+        path: of the image or the folder.
+        orient: turn images upright by their EXIF orientation.
+
+    Returns:
+        a source in which every image has label 0 of the class `UNLABELLED`.
 
     Raises:
         InputError: there is no image.
@@ -47,15 +88,25 @@ def unlabelled(path: str) -> Files:
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise InputError(f"There is nothing at {path}: give a folder with images, or an image.")
-    paths = tuple(sorted(_images_below(path))) if os.path.isdir(path) else (path,)
+    paths, others = _search(path) if os.path.isdir(path) else ([path], [])
     _require_names(paths)
     if not paths:
-        raise InputError(f"Folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}): put some there, at any depth.")
-    return Files(paths, (0,) * len(paths), (UNLABELLED,))
+        raise InputError(f"Folder {path} has no images ({listed(suffixes(), most=6)}): put some there, at any depth.")
+    _log_left_out(path, others)
+    return _files(paths, (0,) * len(paths), (UNLABELLED,), orient)
+
+
+def _files(paths, labels, classes, orient) -> Files:
+    return (UprightFiles if orient else Files)(tuple(paths), tuple(labels), classes)
+
+
+def _orients(data: ConfigDict) -> bool:
+    """Whether EXIF orientation is honored: not for JSON splits, as the published results were computed without it."""
+    return data.get("exif_orientation", data.format == "folder")
 
 
 def read_json(data: ConfigDict, split: str) -> Files:
-    """Reads a split of VPT's form: `SPLIT.json`, from image path to class id; the classes are those of the training split."""
+    """Read a split in VPT's format, `SPLIT.json`: image path to class id; the training split defines the classes."""
     root = existing_root(data)
     folder = os.path.join(root, data.image_dir)
     if not os.path.isdir(folder):
@@ -63,11 +114,11 @@ def read_json(data: ConfigDict, split: str) -> Files:
     if not data.labels:
         paths = tuple(os.path.join(folder, name) for name in _load_json(_json_path(data, split), labels=False))
         _require_files(paths)
-        return Files(paths, (0,) * len(paths), (UNLABELLED,))
-    # The ids are sorted as they stand, strings as strings: the heads of released checkpoints follow that order.
+        return _files(paths, (0,) * len(paths), (UNLABELLED,), _orients(data))
+    # Integers sort as numbers and strings as text: the heads of released checkpoints follow that order.
     class_ids = sorted(set(_load_json(_json_path(data, TRAIN)).values()))
     listing = _load_json(_json_path(data, split))
-    label_of = {class_id: label for label, class_id in enumerate(class_ids)}
+    classes, label_of = _number(class_ids, class_ids if isinstance(class_ids[0], int) else None, data.num_classes)
     unknown = [class_id for class_id in listing.values() if class_id not in label_of]
     if unknown:
         raise InputError(
@@ -76,7 +127,20 @@ def read_json(data: ConfigDict, split: str) -> Files:
         )
     paths = tuple(os.path.join(folder, name) for name in listing)
     _require_files(paths)
-    return Files(paths, tuple(label_of[class_id] for class_id in listing.values()), tuple(map(str, class_ids)))
+    return _files(paths, (label_of[class_id] for class_id in listing.values()), classes, _orients(data))
+
+
+def _number(ids: Sequence, numbers: Sequence[int] | None, num_classes: int) -> tuple[tuple[str, ...], dict]:
+    """Assign labels to class ids, and return the names of all classes and the label of each id.
+
+    A label is the rank among the ids. Where the ids are `numbers`, a subset of 0 to `num_classes` - 1, it is the number
+    itself, so that 200 of ImageNet's 1,000 classes keep their places in a classifier.
+    """
+    if numbers and len(set(numbers)) == len(ids) < num_classes and 0 <= min(numbers) and max(numbers) < num_classes:
+        names = dict(zip(numbers, map(str, ids), strict=True))
+        classes = tuple(names.get(label, str(label)) for label in range(num_classes))
+        return classes, dict(zip(ids, numbers, strict=True))
+    return tuple(map(str, ids)), {class_id: label for label, class_id in enumerate(ids)}
 
 
 def _json_path(data: ConfigDict, split: str) -> str:
@@ -84,10 +148,10 @@ def _json_path(data: ConfigDict, split: str) -> str:
 
 
 def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str] | list[str]:
-    """Reads a split file: a JSON object from image path to class id or, without labels, also a list of image paths."""
+    """Read a split file: a JSON object from image path to class id or, without labels, also a list of image paths."""
     try:
-        with open(path, encoding="utf-8") as file:
-            listing = json.load(file, object_pairs_hook=functools.partial(_once, path))
+        with open(path, encoding="utf-8-sig") as file:
+            listing = json.load(file, object_pairs_hook=functools.partial(_unique, path))
     except FileNotFoundError as error:
         raise InputError(
             f"Split file {path} does not exist: put it there, or set --config.data.root and --config.data.splits."
@@ -97,7 +161,7 @@ def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str
     except (ValueError, RecursionError) as error:
         raise InputError(f"Split file {path} is not valid JSON ({error}): download it again.") from error
     if not labels and isinstance(listing, list) and listing and all(isinstance(name, str) for name in listing):
-        _once(path, [(name, None) for name in listing])
+        _unique(path, [(name, None) for name in listing])
         return listing
     if not isinstance(listing, dict) or not listing:
         raise InputError(f"Split file {path} must hold a JSON object from image path to class id: write at least one.")
@@ -106,15 +170,15 @@ def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str
     return listing
 
 
-def _once(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict, which would keep the last of images that are listed twice; `a//b` and `a/b` are one."""
-    first = {}
+def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a dict from a JSON object; refuse duplicate images, of which it would keep the last (`a//b` equals `a/b`)."""
+    class_ids = {}
     for name, class_id in pairs:
         place = os.path.normpath(name)
-        if place in first:
-            both = "" if first[place] == class_id else f", with the classes {first[place]!r} and {class_id!r}"
+        if place in class_ids:
+            both = "" if class_ids[place] == class_id else f", with the classes {class_ids[place]!r} and {class_id!r}"
             raise InputError(f"Split file {path} has the image {name!r} twice{both}: leave it in once.")
-        first[place] = class_id
+        class_ids[place] = class_id
     return dict(pairs)
 
 
@@ -123,7 +187,7 @@ def _require_files(paths: Sequence[str]) -> None:
     for path in paths:
         folder, name = os.path.split(path)
         names[folder].append(name)
-    # One listing a folder: asking for each file takes minutes on network disks.
+    # One listing per folder: a query per file takes minutes on network disks.
     present = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else () for folder in names}
     missing = [os.path.join(folder, name) for folder in names for name in names[folder] if name not in present[folder]]
     if missing:
@@ -134,21 +198,36 @@ def _require_files(paths: Sequence[str]) -> None:
 
 
 def read_folder(data: ConfigDict, split: str) -> Files:
-    """Reads a split of class folders, `SPLIT/CLASS/IMAGE`; the classes are those of the training split."""
+    """Read a split of class folders, `SPLIT/CLASS/.../IMAGE`; the training split defines the classes.
+
+    Classes are sorted by name, or by number if all names are numbers.
+    """
     if not data.labels:
-        return unlabelled(_split_folder(data, split, classes=False))
-    classes = tuple(_subfolders(_split_folder(data, TRAIN)))
+        return unlabelled(_split_folder(data, split, classes=False), orient=_orients(data))
+    names = _subfolders(_split_folder(data, TRAIN))
+    numbers = list(map(int, names)) if _are_numbers(names) else None
+    classes, label_of = _number(names, numbers, data.num_classes)
     folder = _split_folder(data, split)
-    unknown = sorted(set(_subfolders(folder)) - set(classes))
+    unknown = sorted(set(_subfolders(folder)) - label_of.keys())
     if unknown:
         raise InputError(
             f"Class folder {os.path.join(folder, unknown[0])} has no counterpart in {_split_folder(data, TRAIN)}: "
             "remove it, or add training images of that class."
         )
-    label_of = {name: label for label, name in enumerate(classes)}
-    examples = [(path, label_of[name]) for name in _subfolders(folder) for path in _images_in(os.path.join(folder, name))]
-    paths, labels = zip(*examples, strict=True)
-    return Files(paths, labels, classes)
+    paths, labels, left_out = [], [], _loose_files(folder)
+    for name in _subfolders(folder):
+        images, others = _search(os.path.join(folder, name))
+        _require_names(images)
+        if not images:
+            raise InputError(
+                f"Class folder {os.path.join(folder, name)} has no images ({listed(suffixes(), most=6)}): add some or remove "
+                "the folder."
+            )
+        paths += images
+        labels += [label_of[name]] * len(images)
+        left_out += others
+    _log_left_out(folder, left_out)
+    return _files(paths, labels, classes, _orients(data))
 
 
 def _split_folder(data: ConfigDict, split: str, classes: bool = True) -> str:
@@ -166,42 +245,62 @@ def _split_folder(data: ConfigDict, split: str, classes: bool = True) -> str:
 
 def _subfolders(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith("."))
+    return sorted(names, key=int) if _are_numbers(names) else names
 
 
-def _images_in(folder: str) -> list[str]:
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isascii() and name.isdigit() for name in names)
+
+
+def _loose_files(folder: str) -> list[str]:
+    """The files beside the class folders, which belong to no class."""
     with os.scandir(folder) as entries:
-        paths = sorted(entry.path for entry in entries if is_image(entry.name))
-    _require_names(paths)
-    if not paths:
-        raise InputError(f"Class folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}): add some or remove the folder.")
-    return paths
+        return sorted(entry.path for entry in entries if os.path.isfile(entry) and not entry.name.startswith("."))
 
 
-def _images_below(path: str) -> Iterator[str]:
-    """Images at every depth, through links too; hidden folders are left out, and none is entered twice."""
-    entered = {os.path.realpath(path)}
-    for folder, below, names in os.walk(path, followlinks=True):
-        new = {name: os.path.realpath(os.path.join(folder, name)) for name in below if not name.startswith(".")}
-        below[:] = [name for name, real in new.items() if real not in entered]
-        entered.update(new.values())
-        yield from (os.path.join(folder, name) for name in names if is_image(name))
+def _search(path: str) -> tuple[list[str], list[str]]:
+    """List the images at every depth of a folder, and the other files, each sorted by path.
+
+    Links are followed, and no folder is entered twice. Hidden files and folders are in neither list.
+    """
+    images, others, entered = [], [], {os.path.realpath(path)}
+    for folder, below, names in os.walk(path, followlinks=True, onerror=_refuse_unreadable):
+        real = {os.path.realpath(os.path.join(folder, name)): name for name in sorted(below, reverse=True) if name[0] != "."}
+        below[:] = sorted(name for place, name in real.items() if place not in entered)
+        entered |= real.keys()
+        for name in names:
+            if not name.startswith("."):
+                (images if is_image(name) else others).append(os.path.join(folder, name))
+        # An empty folder that is named like an image is reported when it is read.
+        named_like_images = (os.path.join(folder, name) for name in below if is_image(name))
+        images += [place for place in named_like_images if not os.listdir(place)]
+    return sorted(images), sorted(others)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise InputError(f"Folder {error.filename} cannot be read ({error.strerror}): mend or remove it.") from error
+
+
+def _log_left_out(folder: str, paths: Sequence[str]) -> None:
+    if paths:
+        names = listed([_printable(os.path.relpath(path, folder)) for path in paths], most=3)
+        log.warning("%s: %d files are left out, not named like images or in no class folder (%s).", folder, len(paths), names)
 
 
 def _require_names(paths: Sequence[str]) -> None:
-    """Raises InputError for a name that is no text; it could not be written down."""
+    """Raise InputError for a name that is not text, because it could not be written to a file of results."""
     for path in paths:
-        if not path.isprintable() and any("\ud800" <= one <= "\udfff" for one in path):
-            raise InputError(f"The name of {path.encode('utf-8', 'backslashreplace').decode()} is not UTF-8: rename it.")
+        if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
+            raise InputError(f"The name of {_printable(path)} is not UTF-8: rename it.")
 
 
-def is_image(path: str) -> bool:
-    """Whether a file is one by its name; hidden ones are not."""
-    return path.lower().endswith(IMAGE_SUFFIXES) and not os.path.basename(path).startswith(".")
+def _printable(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def existing_root(data: ConfigDict) -> str:
-    """`data.root` with `~` expanded, or InputError if it is no folder."""
+    """Expand `~` in `data.root`; InputError if that folder does not exist."""
     root = os.path.expanduser(data.root)
     if not os.path.isdir(root):
         raise InputError(f"Data folder {root or repr(root)} does not exist: set --config.data.root.")

@@ -1,10 +1,11 @@
-"""Pixels: decoding, the training and evaluation views, and normalisation.
+"""Pixels: decoding, and the training and evaluation views.
 
 The views follow `torchvision.transforms` on PIL images, rounding included, because the published results were made with
 them.
 """
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,47 +15,120 @@ from toast_jax.errors import InputError
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
+# The EXIF tag of the orientation, and for each of its values the operation that shows the image upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = (5, 6, 7, 8)
+# TIFF tags
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+# A resized image with more pixels is never held in memory: the crop is resized from its part of the original.
+_MAX_RESIZED = 2**24
 
-def decode(data: bytes | np.ndarray, name: str) -> np.ndarray:
-    """Decodes an image file of any format and colour mode that PIL reads, whatever its name; of an animation the first frame.
+
+class Undecodable(InputError):
+    """An image file is damaged, or its pixels have no defined color; `reason` says which in a few words."""
+
+    reason = ""
+
+
+def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.ndarray:
+    """Decode an image file of any format and color mode that Pillow reads, whatever its name.
+
+    Animations yield their first frame. docs/data.md says how each mode becomes RGB.
 
     Args:
-        data: the bytes of the file; pixels are returned as they are.
+        data: the bytes of the file; an array of pixels is returned unchanged.
         name: what to call the image in an error, usually its path.
+        orient: turn the image upright by its EXIF orientation, as viewers do.
 
     Returns:
-        uint8 [H, W, 3], RGB; transparency is dropped.
+        uint8 [H, W, 3], RGB.
 
     Raises:
-        InputError: the file is empty, truncated, far too large, or no image.
+        Undecodable: the file is empty, truncated, far too large, no image, or its values have no defined brightness.
     """
     if isinstance(data, np.ndarray):
         return data
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I;16"):  # PIL would cut 16-bit values off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            rgb = _to_rgb(image)
+            # Read after the pixels: a PNG may store its EXIF behind them, and Pillow turns a TIFF upright while loading it.
+            if orient and (operation := _UPRIGHT.get(_orientation(image))) is not None:
+                rgb = rgb.transpose(operation)
+            return np.asarray(rgb)
     # A damaged file can raise nearly anything: OSError, SyntaxError, ValueError, struct.error, DecompressionBombError.
     except Exception as error:
-        raise InputError(
+        undecodable = Undecodable(
             f"Image {name} cannot be decoded ({_reason(data, error)}): download it again, "
             "or leave such images out with --config.data.skip_corrupt=True."
-        ) from error
+        )
+        undecodable.reason = _reason(data, error)
+        raise undecodable from error
+
+
+def decode_example(example: dict[str, Any]) -> np.ndarray:
+    """Decode the image of an example, see `sources.Source`; uint8 [H, W, 3]."""
+    return decode(example["image"], example["name"], orient=example.get("orient", False))
+
+
+def size_of(path: str, *, orient: bool = False) -> tuple[int, int]:
+    """Read the width and height that `decode` gives an image file from its header; raises OSError if it has none."""
+    with Image.open(path) as image:
+        # Pillow reports the upright size of a TIFF.
+        swap = orient and image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
+        return image.size[::-1] if swap else image.size
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB: the only place that decides what a color mode looks like (documented in docs/data.md)."""
+    image.load()
+    tags = getattr(image, "tag_v2", {})
+    # Pillow opens 16-bit PGMs as 32-bit integers; older versions do so for 16-bit PNGs.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        # Conversion by Pillow would clip at 255.
+        gray = np.asarray(image) >> (4 if tags.get(_BITS) in (12, (12,)) else 8)
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image)
+        if image.mode == "I" or not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                f"its values run from {values.min():g} to {values.max():g}, and only 8 bits, 16 bits and floats from 0 to 1 "
+                "have a defined brightness"
+            )
+        gray = np.rint(values * 255)
+    else:
+        return image.convert("RGB")
+    gray = gray.astype(np.uint8)
+    return Image.fromarray(255 - gray if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else gray).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; damaged EXIF counts as upright, as in viewers."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged metadata can raise nearly anything
+        return 1
 
 
 def train_view(
     image: np.ndarray, rng: np.random.Generator, *, resize: int, size: int, min_crop_area: float = 1.0, flip: bool = True
 ) -> np.ndarray:
-    """Takes a random crop and, if `flip`, flips it horizontally half of the time.
+    """Take a random crop and, if `flip`, flip it horizontally half of the time.
 
     Args:
         image: uint8 [H, W, 3].
-        rng: source of the crop's place and of the flip.
+        rng: source of the crop's position and of the flip.
         resize: length of the shorter side before the crop, in pixels.
         size: side of the square crop, in pixels; at most `resize`.
-        min_crop_area: 1 crops from the resized image. Less is Inception's crop: a rectangle of the original that covers at
-            least this share of it and at most all, resized to the square; `resize` is not used then.
+        min_crop_area: 1 crops from the resized image. Less selects Inception's crop: a rectangle of the original that covers
+            at least this share of it, resized to the square; `resize` is not used then.
 
     Returns:
         uint8 [size, size, 3].
@@ -62,16 +136,15 @@ def train_view(
     if min_crop_area < 1:
         crop = _random_resized_crop(image, rng, size, min_crop_area)
     else:
-        image = _resize_shorter_side(image, resize)
-        height, width, _ = image.shape
+        height, width = _resized_shape(image, resize)
         top = rng.integers(height - size + 1)
         left = rng.integers(width - size + 1)
-        crop = image[top : top + size, left : left + size]
+        crop = _crop_of_resized(image, (height, width), top, left, size)
     return crop[:, ::-1] if flip and rng.random() < 0.5 else crop
 
 
 def eval_view(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
-    """Resizes the shorter side and takes the central crop.
+    """Resize the shorter side and take the central crop.
 
     Args:
         image: uint8 [H, W, 3].
@@ -81,14 +154,12 @@ def eval_view(image: np.ndarray, *, resize: int, size: int) -> np.ndarray:
     Returns:
         uint8 [size, size, 3].
     """
-    image = _resize_shorter_side(image, resize)
-    height, width, _ = image.shape
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return image[top : top + size, left : left + size]
+    height, width = _resized_shape(image, resize)
+    return _crop_of_resized(image, (height, width), round((height - size) / 2), round((width - size) / 2), size)
 
 
 def stretch(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to a square, whatever the aspect: bilinearly and without antialiasing, as TensorFlow's `tf.image.resize` does.
+    """Resize to a square regardless of aspect ratio, bilinearly and without antialiasing, as `tf.image.resize` does.
 
     Args:
         image: uint8 [H, W, 3].
@@ -97,7 +168,7 @@ def stretch(image: np.ndarray, size: int) -> np.ndarray:
     Returns:
         uint8 [size, size, 3], rounded to the nearest.
     """
-    (top, bottom, down), (left, right, along) = (_neighbours(length, size) for length in image.shape[:2])
+    (top, bottom, down), (left, right, along) = (_neighbors(length, size) for length in image.shape[:2])
     rows = image[top] + down[:, None, None] * (image[bottom].astype(np.float32) - image[top])
     pixels = rows[:, left] + along[:, None] * (rows[:, right] - rows[:, left])
     return np.rint(pixels).astype(np.uint8)
@@ -116,21 +187,32 @@ def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int,
     else:
         h, w = min(height, round(width / (3 / 4))), min(width, round(height * (4 / 3)))
         top, left = (height - h) // 2, (width - w) // 2
-    box = (left, top, left + w, top + h)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return _resize(image, (size, size), (left, top, left + w, top + h))
 
 
-def _resize_shorter_side(image: np.ndarray, length: int) -> np.ndarray:
+def _resized_shape(image: np.ndarray, length: int) -> tuple[int, int]:
+    """Height and width after resizing the shorter side to `length`."""
     height, width, _ = image.shape
-    shorter, longer = sorted((height, width))
     # Truncated, not rounded, as torchvision does.
-    long_length = int(length * longer / shorter)
-    shape = (length, long_length) if width <= height else (long_length, length)
-    return np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
+    longer = int(length * max(height, width) / min(height, width))
+    return (longer, length) if width <= height else (length, longer)
 
 
-def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `size` points along `length` pixels: the pixel before each, the one after it, and how far it is from the first."""
+def _crop_of_resized(image: np.ndarray, shape: tuple[int, int], top: int, left: int, size: int) -> np.ndarray:
+    """Resize an image to `shape` and return the square [top : top + size, left : left + size]."""
+    if shape[0] * shape[1] <= _MAX_RESIZED:
+        return _resize(image, shape)[top : top + size, left : left + size]
+    # An image of 20,000 x 2 pixels would grow to 6 GB. Cropping first differs by rounding only.
+    down, along = image.shape[0] / shape[0], image.shape[1] / shape[1]
+    return _resize(image, (size, size), (left * along, top * down, (left + size) * along, (top + size) * down))
+
+
+def _resize(image: np.ndarray, shape: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR, box=box))
+
+
+def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For `size` points along `length` pixels: the pixel before each, the one after it, and the distance from the first."""
     centers = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(length / size) - 0.5
     before = np.floor(centers).astype(int)
     return before.clip(0, length - 1), (before + 1).clip(0, length - 1), centers - before.astype(np.float32)

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) as DeiT and AbSViT train with it.
 
-The operations, their ranges and their random draws are those of timm's "rand-m9-mstd0.5-inc1", whose operations all grow
+The operations, their ranges and their random draws are those of timm's "rand-m9-mstd0.5-inc1", in which all operations grow
 stronger with the level.
 """
 
@@ -15,21 +15,21 @@ from toast_jax.data.images import pixels
 MAX_LEVEL = 10
 DEVIATION = 0.5
 PROBABILITY = 0.5
-# ImageNet's mean colour: what normalisation takes to zero.
+# ImageNet's mean color, which normalization maps to zero.
 FILL = tuple(round(255 * mean) for mean in pixels.MEAN)
 
 
 def randaugment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, magnitude: float) -> np.ndarray:
-    """Distorts the image with operations drawn uniformly, with replacement, from `OPERATIONS`.
+    """Distort an image with random operations, drawn uniformly and with replacement.
 
     Each drawn operation is applied with probability 0.5, at a level from N(magnitude, 0.5) clipped to [0, 10] whose sign,
     if the operation is signed, is flipped with probability 0.5. Geometric operations resample bilinearly, where timm draws
-    bilinear or bicubic, and fill with ImageNet's mean colour.
+    bilinear or bicubic, and fill with ImageNet's mean color.
 
     Args:
         image: uint8 [H, W, 3].
         rng: source of the operations and of their levels.
-        num_ops: number of operations drawn; 2 in DeiT. With 0 the image is returned as it is.
+        num_ops: number of operations drawn; 2 in DeiT. 0 returns the image unchanged.
         magnitude: mean level, from 0 to 10; 9 in DeiT.
 
     Returns:
@@ -50,11 +50,11 @@ def randaugment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, ma
 
 
 class Operation(NamedTuple):
-    """One row of the table of operations.
+    """An operation of RandAugment.
 
     Attributes:
         apply: maps an RGB image and a level to an RGB image of the same size.
-        signed: whether levels run from -10 to 10, not from 0 to 10.
+        signed: whether levels run from -10 to 10 instead of 0 to 10.
     """
 
     apply: Callable[[Image.Image, float], Image.Image]
@@ -62,35 +62,35 @@ class Operation(NamedTuple):
 
 
 def _rotate(image: Image.Image, level: float) -> Image.Image:
-    """Up to 30 degrees about the centre, counter-clockwise for positive levels."""
+    """Rotate by up to 30 degrees about the center, counterclockwise for positive levels."""
     return image.rotate(30 * level / MAX_LEVEL, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
 def _posterize(image: Image.Image, level: float) -> Image.Image:
-    """Keeps from 4 bits per channel down to none, a black image, which only level 10 itself reaches."""
-    # ImageOps.posterize refuses 0 bits as of Pillow 13.
+    """Keep 4 bits per channel at level 0 down to 0 bits, a black image, at level 10."""
+    # ImageOps.posterize refuses 0 bits since Pillow 13.
     step = 2 ** (4 + int(level / MAX_LEVEL * 4))
     return image.point([value // step * step for value in range(256)] * 3)
 
 
 def _solarize(image: Image.Image, level: float) -> Image.Image:
-    """Inverts values from a threshold on, which falls from 256 to 0."""
+    """Invert values above a threshold, which falls from 256 to 0 with the level."""
     return ImageOps.solarize(image, 256 - int(level / MAX_LEVEL * 256))
 
 
 def _solarize_add(image: Image.Image, level: float) -> Image.Image:
-    """Adds up to 110 to values below 128."""
+    """Add up to 110 to values below 128."""
     added = int(level / MAX_LEVEL * 110)
     return image.point([value + added if value < 128 else value for value in range(256)] * 3)
 
 
 def _enhance(kind: Callable) -> Callable[[Image.Image, float], Image.Image]:
-    """Scales what `kind` of PIL enhances by 1 to 1.9 for positive levels, down to 0.1 for negative ones."""
+    """Scale an enhancement of PIL by up to 1.9 for positive levels, down to 0.1 for negative ones."""
     return lambda image, level: kind(image).enhance(1 + 0.9 * level / MAX_LEVEL)
 
 
 def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
-    """Output pixel (x, y) shows input pixel (a x + b y + c, d x + e y + f)."""
+    """Map input pixel (a x + b y + c, d x + e y + f) to output pixel (x, y)."""
     return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
@@ -103,12 +103,12 @@ def _shear_y(image: Image.Image, level: float) -> Image.Image:
 
 
 def _translate_x(image: Image.Image, level: float) -> Image.Image:
-    """By up to 0.45 of the width, to the left for positive levels."""
+    """Shift by up to 0.45 of the width, to the left for positive levels."""
     return _affine(image, 1, 0, 0.45 * level / MAX_LEVEL * image.width, 0, 1, 0)
 
 
 def _translate_y(image: Image.Image, level: float) -> Image.Image:
-    """By up to 0.45 of the height, upwards for positive levels."""
+    """Shift by up to 0.45 of the height, upwards for positive levels."""
     return _affine(image, 1, 0, 0, 0, 1, 0.45 * level / MAX_LEVEL * image.height)
 
 

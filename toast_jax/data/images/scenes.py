@@ -1,12 +1,12 @@
-"""Scenes for a demonstration that needs no download: handwritten digits of several colours, and one question.
+"""Scenes for a demonstration without downloads: handwritten digits of several colors, and one question.
 
-Each scene holds three digits, one brighter than the other two, of which exactly one is green, and pieces of others as clutter.
-Two tasks share the pictures. `salient` has labels as photographs have them, which name one of several objects: mostly the
-brightest digit, sometimes another. `target` asks for the green one. A network that was trained on the first task has seen
-every digit, and answers with the brightest.
+Each scene holds three digits and clutter made of pieces of others. One digit is brighter than the other two, and exactly one of
+those two is green. Two tasks share the images. The labels of `salient` resemble those of photographs, which name one of several
+objects: mostly the brightest digit, sometimes another. `target` asks for the green digit. A network trained on the first task
+has seen every digit, and answers with the brightest.
 
-The digits are scikit-learn's `load_digits` (1,797 real ones, 8 x 8 pixels, shipped inside the package). Splits are made of
-disjoint digits, so no stroke of a test scene was ever seen in training.
+The digits are scikit-learn's `load_digits` (1,797 handwritten digits of 8 x 8 pixels, shipped inside the package). Splits use
+disjoint digits, so no stroke of a test scene occurs in training.
 """
 
 import colorsys
@@ -20,17 +20,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, of_extra
 
 _CELLS, _DIGIT = 3, 16  # digits of 16 x 16 pixels stand in 3 x 3 cells
 SIDE = _CELLS * _DIGIT  # pixels
 TASKS = ("salient", "target")
-SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # shares of the digits
+SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # fractions of the digits
 
 _GREEN = 0.33
 _OTHER_HUES = (0.0, 0.08, 0.16, 0.5, 0.62, 0.78, 0.9)
 _CLUTTER = 6
-_NAMED = {"salient": 0.6, "target": 0.2, "other": 0.2}  # how often the label of the task `salient` is that of a digit
+_NAMED = {"salient": 0.6, "target": 0.2, "other": 0.2}  # probability that the task `salient` names a digit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Scene:
     Attributes:
         image: uint8 [SIDE, SIDE, 3].
         digits: the classes of its digits: `salient` (the brightest), `target` (the green one) and `other`.
-        masks: bool [SIDE, SIDE], the strokes of each of them.
+        masks: bool [SIDE, SIDE], the strokes of each digit.
         labels: by task.
     """
 
@@ -52,7 +52,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """The first `count` scenes of a split, as a source of images (see `sources.Source`) with the labels of one task."""
+    """A source (see `sources.Source`) of the first `count` scenes of a split, with the labels of one task."""
 
     split: str
     count: int
@@ -67,7 +67,7 @@ class Scenes:
         return {"image": image, "label": labels[self.task], "name": f"{self.split}[{index}]"}
 
 
-# Composing takes longer than a step of a small network: what is read again and again is kept (7 kB each).
+# Composing a scene takes longer than a step of a small network, so scenes are cached (7 kB each).
 @functools.lru_cache(maxsize=50_000)
 def _record(split: str, index: int) -> tuple[bytes, dict[str, int]]:
     made = scene(split, index)
@@ -77,7 +77,7 @@ def _record(split: str, index: int) -> tuple[bytes, dict[str, int]]:
 
 
 def read(data: ConfigDict, split: str) -> Scenes:
-    """The scenes that `data.splits` asks for, as in `train[:500]`, with the labels of the task `data.name`."""
+    """Open the scenes of a split such as `train[:500]`, with the labels of the task `data.name`."""
     if not data.labels:
         raise InputError("Scenes have labels; set --config.data.labels=True, and --config.task_weight=0 to do without.")
     if data.name not in TASKS:
@@ -89,7 +89,7 @@ def read(data: ConfigDict, split: str) -> Scenes:
 
 
 def scene(split: str, index: int) -> Scene:
-    """Composes scene `index` of a split, always the same one."""
+    """Compose scene `index` of a split, deterministically."""
     rng = np.random.default_rng((tuple(SPLITS).index(split), index))
     images, classes = _digits(split)
     canvas = rng.normal(0.12, 0.04, (SIDE, SIDE, 3))
@@ -97,21 +97,21 @@ def scene(split: str, index: int) -> Scene:
         glyph = _enlarged(images[rng.integers(len(images))], _DIGIT)
         top, left = rng.integers(0, 9, 2)
         place = rng.integers(0, SIDE - 7, 2)
-        _draw(canvas, glyph[top : top + 8, left : left + 8], place, _colour(rng.choice(_OTHER_HUES), 0.6, 0.35))
+        _draw(canvas, glyph[top : top + 8, left : left + 8], place, _color(rng.choice(_OTHER_HUES), 0.6, 0.35))
     hues = rng.permutation(_OTHER_HUES)
     brightest = rng.uniform(0.65, 1.0)
     dim = brightest * rng.uniform(0.55, 0.8, 2)
     wanted = {
-        "salient": _colour(hues[0], 0.75, brightest),
-        "target": _colour(_GREEN, 0.75, dim[0]),
-        "other": _colour(hues[1], 0.75, dim[1]),
+        "salient": _color(hues[0], 0.75, brightest),
+        "target": _color(_GREEN, 0.75, dim[0]),
+        "other": _color(hues[1], 0.75, dim[1]),
     }
     cells = rng.permutation(_CELLS**2)
     digits, masks = {}, {}
-    for (name, colour), cell in zip(wanted.items(), cells, strict=False):
+    for (name, color), cell in zip(wanted.items(), cells, strict=False):
         chosen = rng.integers(len(images))
         place = np.array(divmod(cell, _CELLS)) * _DIGIT
-        masks[name] = _draw(canvas, _enlarged(images[chosen], _DIGIT), place, colour)
+        masks[name] = _draw(canvas, _enlarged(images[chosen], _DIGIT), place, color)
         digits[name] = int(classes[chosen])
     pixels = (np.clip(canvas, 0, 1) * 255).astype(np.uint8)
     named = rng.choice(list(_NAMED), p=list(_NAMED.values()))
@@ -121,9 +121,7 @@ def scene(split: str, index: int) -> Scene:
 @functools.cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The digits of a split, uint8 [n, 8, 8], and their classes [n]."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
+    data = of_extra("sklearn.datasets", "demo", "Drawing the scenes of digits").load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     first, last = (round(share * len(order)) for share in SPLITS[split])
     chosen = order[first:last]
@@ -131,19 +129,19 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _enlarged(digit: np.ndarray, size: int) -> np.ndarray:
-    """[8, 8] bytes -> [size, size] between 0 and 1."""
+    """Enlarge a digit uint8 [8, 8] to floats [size, size] from 0 to 1."""
     return np.asarray(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC)) / 255
 
 
-def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+def _color(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
 
-def _draw(canvas: np.ndarray, glyph: np.ndarray, place: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Paints a glyph over what is there, and returns the mask of its strokes."""
+def _draw(canvas: np.ndarray, glyph: np.ndarray, place: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """Paint a glyph onto the canvas, in place, and return the mask of its strokes."""
     (top, left), (height, width) = place, glyph.shape
     window = canvas[top : top + height, left : left + width]
-    window[:] = window * (1 - glyph[..., None]) + glyph[..., None] * colour
+    window[:] = window * (1 - glyph[..., None]) + glyph[..., None] * color
     mask = np.zeros(canvas.shape[:2], bool)
     mask[top : top + height, left : left + width] = glyph > 0.3
     return mask

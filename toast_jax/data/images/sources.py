@@ -1,6 +1,6 @@
 """Random-access sources of images, opened as a config describes them.
 
-A source is immutable and picklable, so that it can travel to the processes that load batches.
+A source is immutable and picklable, so that worker processes can receive it.
 """
 
 from typing import Any, Protocol
@@ -13,10 +13,10 @@ from toast_jax.errors import InputError, choose
 
 
 class Source(Protocol):
-    """What every source offers.
+    """The interface of all sources.
 
     `source[i]` is {'image': the bytes of an image file, or its pixels uint8 [H, W, 3], 'label': index into `classes`,
-    'name': where the image is}.
+    'name': where the image is} and, for images that are turned upright by their EXIF orientation, 'orient': True.
     """
 
     classes: tuple[str, ...]
@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 def open_split(data: ConfigDict, split: str) -> Source:
-    """Opens one split of the data that a config describes, and checks that all of it is there.
+    """Open one split of the data of a config, and check that all of it exists.
 
     Args:
         data: the fields
@@ -35,18 +35,21 @@ def open_split(data: ConfigDict, split: str) -> Source:
             root: the folder with the data; '~' is expanded.
             image_dir: folder of the images under `root`, '' for `root` itself (json).
             name: name of the dataset, such as 'stanford_dogs' (tfds), or of the task (vtab, scenes).
-            splits: for each of train, val and test the stem of its JSON file, its folder or its TFDS split such as
-                'train[:90%]', or of how many scenes, 'train[:500]', or one of train800, val200, train800val200 and test (vtab);
-                '' where the data has no such split.
-            split_file: a list of the images of train800 and val200, see `vtab_published`; '' for the slices of `vtab_tasks`.
+            splits: for each of train, val and test the stem of its JSON file, its folder, its TFDS split such as 'train[:90%]',
+                a number of scenes such as 'train[:500]', or one of train800, val200, train800val200 and test (vtab); '' where
+                the data has no such split.
+            split_file: a list of the images of train800 and val200, see `vtab.published`; '' for the slices of `vtab.tasks`.
             resize, image_size: both the side of the image (vtab).
-            num_classes: 0 takes the number from the data; any other number must agree with the data.
+            num_classes: 0 takes the number from the data; any other number must agree with the data, unless the classes are
+                numbers below it: then these are the labels.
             labels: False for images without classes: JSON lists of paths, images anywhere under the split's folder, TFDS
-                features without 'label'. All get label 0 of the one class `UNLABELLED`; labels that are there are not read.
+                features without 'label'. All get label 0 of the class `UNLABELLED`; existing labels are not read.
+            exif_orientation: True turns images upright by their EXIF orientation (json, folder); without this field only
+                images in folders are turned.
         split: 'train', 'val' or 'test'.
 
     Raises:
-        InputError: the data is missing, incomplete, or not as the config says.
+        InputError: the data is missing, incomplete, or contradicts the config.
     """
     read = choose("config.data.format", data.format, READERS)
     if not data.splits[split]:

@@ -1,19 +1,20 @@
-"""Images of TFDS datasets that are prepared in a random-access format; TensorFlow is not needed to read them."""
+"""Images of TFDS datasets prepared in a random-access format; reading them needs no TensorFlow."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from toast_jax.data.images.files import UNLABELLED, existing_root
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, of_extra
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsRecords:
-    """Images in a split of a TFDS dataset that is prepared in a random-access format under `directory`."""
+    """The images in a split of the TFDS dataset prepared under `directory`."""
 
     directory: str
     split: str
@@ -33,14 +34,18 @@ class TfdsRecords:
         return records(self.directory, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files stay behind; the other process opens its own.
+        # Open files are not pickled; each process opens its own.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
-    """The records of a split that TFDS has prepared in a directory, with images as the bytes of their files."""
-    import tensorflow_datasets as tfds
+def library() -> ModuleType:
+    """Import TFDS, or raise InputError with the command that installs it."""
+    return of_extra("tensorflow_datasets", "vtab", "Reading prepared datasets")
 
+
+def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
+    """Open the records of a prepared split; images are the bytes of their files."""
+    tfds = library()
     builder = tfds.builder_from_directory(directory)
     features = builder.info.features.items()
     encoded = {key: tfds.decode.SkipDecoding() for key, value in features if isinstance(value, tfds.features.Image)}
@@ -48,9 +53,8 @@ def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
 
 
 def read(data: ConfigDict, split: str) -> TfdsRecords:
-    """Opens a split of the builder `data.name` prepared under `data.root`; raises InputError with the command to prepare it."""
-    import tensorflow_datasets as tfds
-
+    """Open a split of the builder `data.name` under `data.root`; InputError with the command that prepares it."""
+    tfds = library()
     root = existing_root(data)
     try:
         builder = tfds.builder(data.name, data_dir=root)

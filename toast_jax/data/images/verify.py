@@ -1,4 +1,4 @@
-"""A look at every image before training, so that a bad file shows now and not in the middle of a run."""
+"""Decoding every image once before training, so that damaged files are reported before the first step."""
 
 import concurrent.futures
 import dataclasses
@@ -33,17 +33,17 @@ class Subset:
 
 
 def verify(source: Source, *, skip_corrupt: bool) -> Source:
-    """Decodes every image once, so that a bad file shows before training and not in the middle of it.
+    """Decode every image of a source once.
 
     Args:
         source: the images to check.
-        skip_corrupt: leave out what cannot be decoded, with a warning, instead of raising.
+        skip_corrupt: leave out images that cannot be decoded, with a warning, instead of raising.
 
     Returns:
         The source, without its corrupt images.
 
     Raises:
-        InputError: a label is outside the classes, or some image cannot be decoded, or a class would be left with none.
+        InputError: a label is outside the classes, an image cannot be decoded, or a class would lose all of its images.
     """
     log.info("Decoding %d images once to verify them.", len(source))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -67,10 +67,21 @@ def verify(source: Source, *, skip_corrupt: bool) -> Source:
     return Subset(source, tuple(index for index, (_, _, readable) in enumerate(checks) if readable))
 
 
+def fault(source: Source, index: int) -> str | None:
+    """Say why an image cannot be read or decoded, in a few words; None if it can."""
+    try:
+        pixels.decode_example(source[index])
+    except pixels.Undecodable as error:
+        return error.reason
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def _check_image(source: Source, index: int) -> tuple[str, int, bool]:
     example = source[index]
     try:
-        pixels.decode(example["image"], example["name"])
+        pixels.decode_example(example)
     except InputError:
         return example["name"], example["label"], False
     return example["name"], example["label"], True

@@ -1,4 +1,4 @@
-"""Batches of token sequences for training and evaluation, on Grain; batch k depends on source, seed and k alone."""
+"""Batches of token sequences for training and evaluation; batch k depends on the source, the seed and k alone."""
 
 import functools
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from toast_jax.data.images.batches import Batch, iterate, rows_of_a_host, steps_per_epoch
+from toast_jax.data.loader import Batch, iterate, rows_per_host, steps_per_epoch
 from toast_jax.data.text.sequences import Sequences
 
 
@@ -20,26 +20,27 @@ def train_batches(
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Shuffled batches of what `source[i]` has, and their `index` int32 `[b]`, i.
+    """Iterate over shuffled batches; each epoch has its own order and drops its last incomplete batch.
 
-    Each epoch has its own order and drops its last incomplete batch.
+    Args: as in `images.batches.train_batches`.
 
-    Args: as of `batches.train_batches`, as far as they are here.
+    Returns:
+      An iterator of dicts of the arrays of `source[i]`, stacked, and `index` int32 `[b]`, the position i.
     """
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()
     dataset = dataset[: steps_per_epoch(source, batch_size) * batch_size].repeat(epochs)
-    rows = rows_of_a_host(batch_size, shard)
+    rows = rows_per_host(batch_size, shard)
     return iterate(dataset.map(functools.partial(_item, source)).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
 
 
 def eval_batches(source: Sequences, *, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-    """Every sequence once, in order, with its `index`; the last batch is filled up with zeros and index -1.
+    """Iterate over every sequence once, in order; the last batch is padded with zeros and index -1.
 
-    Args: as of `batches.eval_batches`, as far as they are here.
+    Args, returns: as in `train_batches`.
     """
     steps = -(-len(source) // batch_size)
     dataset = grain.MapDataset.range(steps * batch_size).map(functools.partial(_item, source))
-    return iterate(dataset.batch(rows_of_a_host(batch_size, shard))[shard[0] :: shard[1]], workers)
+    return iterate(dataset.batch(rows_per_host(batch_size, shard))[shard[0] :: shard[1]], workers)
 
 
 def _item(source, index):

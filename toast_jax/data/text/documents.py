@@ -1,6 +1,6 @@
-"""Texts of files, as what is read and what is to be predicted of it.
+"""Documents of text files, split into the text to read and the text to predict.
 
-A document is a list of turns. Of a turn, what comes before `answer` is read, and the rest is predicted.
+A document is a list of turns. The part of a turn before `answer` is read only; the rest is predicted.
 """
 
 import json
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Turn(NamedTuple):
-    """A text, where in it prediction begins (in characters), and whether the token that ends a document follows it."""
+    """A text, the character where prediction begins, and whether the end-of-document token follows."""
 
     text: str
     answer: int = 0
@@ -24,7 +24,7 @@ class Turn(NamedTuple):
 
 Document = list[Turn]
 
-# Of Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca), with an input and without one.
+# Stanford Alpaca's prompts (https://github.com/tatsu-lab/stanford_alpaca), with and without an input.
 _INSTRUCTED = "Below is an instruction that describes a task"
 _ALPACA = (
     _INSTRUCTED + ", paired with an input that provides further context. Write a response that appropriately completes the "
@@ -32,67 +32,84 @@ _ALPACA = (
     _INSTRUCTED + ". Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:",
 )
-# Of Vicuna 1.1 (https://github.com/lm-sys/FastChat): what a conversation begins with, and who speaks.
+# The system prompt and the roles of Vicuna 1.1 (https://github.com/lm-sys/FastChat).
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
     "answers to the user's questions. "
 )
 _ROLES = {"human": "USER", "gpt": "ASSISTANT"}
-_EMPTY = "\u200b"  # stands for an answer that was lost
+_LOST_ANSWER = "\u200b"  # ShareGPT's placeholder
+
+
+def _text(record: Any, field: str) -> str:
+    """Read a field that must hold text; in an f-string, None or a list would become words to learn."""
+    value = record[field]
+    if not isinstance(value, str):
+        raise TypeError(f"{field} is {value!r:.40}, not text")
+    return value
 
 
 def plain(record: Any) -> list[Document]:
-    """A document of `{"text": ...}`; nothing ends it, as in the release."""
-    return [[Turn(record["text"], ends=False)]] if record["text"].strip() else []
+    """Make a document of `{"text": ...}`, without an end token, as in the release."""
+    text = _text(record, "text")
+    return [[Turn(text, ends=False)]] if text.strip() else []
 
 
 def instruction(record: Any) -> list[Document]:
-    """Alpaca's `{"instruction", "input", "output"}`, or self-instruct's with several of the latter two as `instances`."""
-    pairs = record.get("instances", [record])
-    return [_answered(instruct(record["instruction"], pair.get("input", "")), pair["output"]) for pair in pairs]
+    """Make documents of Alpaca's `{"instruction", "input", "output"}` or self-instruct's `instances` of the latter two.
+
+    A missing or null input counts as empty.
+    """
+    return [
+        _answered(
+            instruct(_text(record, "instruction"), "" if pair.get("input") is None else _text(pair, "input")),
+            _text(pair, "output"),
+        )
+        for pair in record.get("instances", [record])
+    ]
 
 
 def instruct(text: str, context: str = "") -> str:
-    """Alpaca's prompt for an instruction, with or without an input."""
+    """Write Alpaca's prompt for an instruction, with or without an input."""
     return _ALPACA[0 if context else 1].format(instruction=text, input=context)
 
 
 def prompt(record: Any) -> list[Document]:
-    """`{"prompt", "response"}`, as they are."""
-    return [_answered(record["prompt"], record["response"])]
+    """Make a document of `{"prompt", "response"}`, with nothing added."""
+    return [_answered(_text(record, "prompt"), _text(record, "response"))]
 
 
-def _answered(asked, answer):
-    return [Turn(asked + answer, len(asked))]
+def _answered(question: str, answer: str) -> Document:
+    return [Turn(question + answer, len(question))]
 
 
 def conversation(record: Any) -> list[Document]:
-    """ShareGPT's `{"conversations": [{"from": "human" or "gpt", "value"}, ...]}`, in Vicuna's words.
+    """Make a document of ShareGPT's `{"conversations": [{"from": "human" or "gpt", "value"}, ...]}` with Vicuna's prompts.
 
-    As in the release, one with another speaker or of less than two turns is left out; a first turn that is not the human's is
-    dropped, so is a lost answer with its question; and it ends before two turns of the same speaker.
+    As in the release, a conversation with another speaker or fewer than two turns is left out. A first turn by the assistant is
+    dropped, and so is a lost answer with its question. The conversation ends before two turns of the same speaker.
     """
-    said = record["conversations"]
-    if len(said) < 2 or any(one["from"] not in _ROLES for one in said):
+    turns = record["conversations"]
+    if len(turns) < 2 or any(turn["from"] not in _ROLES for turn in turns):
         return []
-    said = said[1:] if said[0]["from"] != "human" else said
-    lost = {i for i, one in enumerate(said) if one["from"] == "gpt" and one["value"] == _EMPTY}
-    said = [one for i, one in enumerate(said) if not {i, i + 1} & lost]
-    turns = []
-    for asked, answer in zip(said[::2], said[1::2], strict=False):
-        if (asked["from"], answer["from"]) != ("human", "gpt"):
+    turns = turns[1:] if turns[0]["from"] != "human" else turns
+    lost = {i for i, turn in enumerate(turns) if turn["from"] == "gpt" and turn["value"] == _LOST_ANSWER}
+    turns = [turn for i, turn in enumerate(turns) if not {i, i + 1} & lost]
+    document = []
+    for question, answer in zip(turns[::2], turns[1::2], strict=False):
+        if (question["from"], answer["from"]) != ("human", "gpt"):
             break
-        text = converse(asked["value"], first=not turns)
-        turns.append(Turn(f"{text} {answer['value']}", len(text) + 1))
-    return [turns] if turns else []
+        text = converse(_text(question, "value"), first=not document)
+        document.append(Turn(f"{text} {_text(answer, 'value')}", len(text) + 1))
+    return [document] if document else []
 
 
 def converse(text: str, first: bool = True) -> str:
-    """What a conversation looks like when the assistant's answer to a text is to come."""
+    """Write Vicuna's prompt for a message, up to where the assistant's answer begins."""
     return f"{_SYSTEM if first else ''}{_ROLES['human']}: {text} {_ROLES['gpt']}:"
 
 
-# By `config.data.format`: what is made of a record.
+# By `config.data.format`: makes documents of a record.
 FORMATS: dict[str, Callable[[Any], list[Document]]] = {
     "text": plain,
     "instructions": instruction,
@@ -102,10 +119,14 @@ FORMATS: dict[str, Callable[[Any], list[Document]]] = {
 
 
 def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document]:
-    """All documents of a file: a `.txt`, which is one record, a `.json` with a list of records, or a `.jsonl` of one a line.
+    """Read all documents of a file.
+
+    Args:
+      path: a `.txt`, which is one record, a `.json` with a list of records, or a `.jsonl` with one record per line.
+      of_record: a value of `FORMATS`.
 
     Raises:
-      InputError: there is no such file, it holds other things, or no document is left.
+      InputError: the file does not exist, a record has another format, or no document is left.
     """
     file = Path(path).expanduser()
     documents, left_out = [], 0
@@ -121,45 +142,48 @@ def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document
         documents += made
         left_out += not made
     if left_out:
-        log.warning("%s: %d records left out, which have no text or are no conversations of two speakers.", file, left_out)
+        log.warning("%s: %d records left out (empty, or not a conversation of two speakers).", file, left_out)
     if not documents:
         raise InputError(f"{file} has no text to learn from; give another file.")
     return documents
 
 
 def records(file: Path) -> list[tuple[str, Any]]:
-    """What a file holds, each with its place in words.
+    """Read the records of a file, each with a phrase that says where it is.
 
     Raises:
-      InputError: there is no such file, or it is no JSON.
+      InputError: the file does not exist or is not JSON.
     """
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
     if file.suffix == ".txt":
         return [("The text", {"text": content})]
     if file.suffix == ".json":
         try:
-            found = json.loads(content)
+            listing = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON ({error}); correct it, or name a file of lines .jsonl.") from error
-        if not isinstance(found, list):
+        if not isinstance(listing, list):
             raise InputError(f"{file} holds no list of records; correct it, or name a file of lines .jsonl.")
-        return [(f"Record {i}", record) for i, record in enumerate(found, start=1)]
+        return [(f"Record {i}", record) for i, record in enumerate(listing, start=1)]
     if file.suffix == ".jsonl":
         return _lines(file, content)
     raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file.")
 
 
-def _lines(file, content):
-    bad, found = [], []
+def _lines(file: Path, content: str) -> list[tuple[str, Any]]:
+    malformed, parsed = [], []
     for number, line in enumerate(content.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # of a file that was appended to another
         if line.strip():
             try:
-                found.append((f"Line {number}", json.loads(line)))
+                parsed.append((f"Line {number}", json.loads(line)))
             except (ValueError, RecursionError):
-                bad.append(number)
-    if bad:
-        raise InputError(f"{file} has {len(bad)} lines that are not JSON, the first is line {bad[0]}; correct or remove them.")
-    return found
+                malformed.append(number)
+    if malformed:
+        raise InputError(
+            f"{file} has {len(malformed)} lines that are not JSON, the first is line {malformed[0]}; correct or remove them."
+        )
+    return parsed

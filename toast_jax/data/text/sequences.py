@@ -1,4 +1,4 @@
-"""Sequences of tokens of one length: documents that are packed, or one a row.
+"""Token sequences of equal length: documents packed together, or one per row.
 
 Letters in shapes: N tokens of a sequence.
 """
@@ -18,28 +18,28 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """A random-access source.
+    """A random-access source of token sequences.
 
-    `source[i]` has what `losses` and `llama.places` read: `tokens`, `segments` and `label` int32 `[N]`, `weight` float32 `[N]`
-    and `mask` float32, the number of predicted tokens.
+    `source[i]` is a dict of `tokens`, `segments` and `label` (the next token) int32 `[N]`, `weight` float32 `[N]`, which sums
+    to 1 over the predicted tokens, and `mask` float32, their number.
 
     Attributes:
-      tokens, segments: int32 `[count, N]`; segments are negative where a row is padded.
-      answers: bool `[count, N]`, whether a token is to be predicted from what is before it.
+      tokens, segments: int32 `[count, N]`; a segment is a document, negative in padding.
+      answers: bool `[count, N]`, whether a token is predicted from those before it.
     """
 
     tokens: np.ndarray
     segments: np.ndarray
     answers: np.ndarray
 
-    classes = ()  # as sources of images have
+    classes = ()  # part of the interface of sources
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         tokens, segments = self.tokens[index], self.segments[index]
-        # What comes next, if it is of the same document; the last token of a row has nothing to predict.
+        # The next token, if it belongs to the same document; the last token of a row predicts nothing.
         predicted = np.append(self.answers[index][1:] & (segments[1:] == segments[:-1]), False).astype(np.float32)
         mask = predicted.sum()
         label = np.append(tokens[1:], 0).astype(np.int32)
@@ -48,9 +48,10 @@ class Sequences:
 
 
 def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Tokens of a document, the one that begins it included, and which of them are answers.
+    """Encode a document, with its begin token, and mark the answer tokens.
 
-    A token is one if any of its characters is (a word's token may begin with the space before it), so is one that ends a turn.
+    A token is an answer if any of its characters is, because a word's token may begin with the space before it. The token that
+    ends a turn is an answer.
     """
     ids = [] if tokenizer.begin is None else [tokenizer.begin]
     answers = [False] * len(ids)
@@ -65,7 +66,7 @@ def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bo
 
 
 def packed(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Sequences:
-    """Documents one after the other, cut into rows of `length` tokens; what is left at the end is dropped, as in the release.
+    """Concatenate documents and cut them into rows of `length` tokens; the incomplete last row is dropped, as in the release.
 
     Raises:
       InputError: there is not enough text for one row.
@@ -81,21 +82,21 @@ def packed(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> 
 
 
 def padded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Sequences:
-    """A row for each document, cut off at `length` tokens; those with no answer before it are left out.
+    """Make a row of each document, truncated to `length` tokens; documents whose answers lie beyond are left out.
 
     Raises:
-      InputError: none is left.
+      InputError: no document is left.
     """
     encoded = [encode(document, tokenizer) for document in documents]
-    kept = [(ids, flags) for ids, flags in encoded if any(flags[:length])]
-    cut, lost = sum(len(ids) > length for ids, _ in kept), len(encoded) - len(kept)
-    if cut or lost:
-        log.warning("%d texts are cut off at %d tokens; %d are left out, as no answer begins before it.", cut, length, lost)
-    if not kept:
+    rows = [(ids, flags) for ids, flags in encoded if any(flags[:length])]
+    cut, dropped = sum(len(ids) > length for ids, _ in rows), len(encoded) - len(rows)
+    if cut or dropped:
+        log.warning("%d texts are cut off at %d tokens; %d are left out, as no answer begins before it.", cut, length, dropped)
+    if not rows:
         raise InputError(f"No answer begins within {length} tokens; set --config.data.length to more.")
-    shape = (len(kept), length)
+    shape = (len(rows), length)
     tokens, segments, answers = np.zeros(shape, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, bool)
-    for row, (ids, flags) in enumerate(kept):
+    for row, (ids, flags) in enumerate(rows):
         size = min(len(ids), length)
         tokens[row, :size], segments[row, :size], answers[row, :size] = ids[:size], 1, flags[:size]
     return Sequences(tokens, segments, answers)

@@ -1,4 +1,4 @@
-"""Text as tokens, and back: the tokenizers of LLaMAs, from the files that come with them."""
+"""Tokenizers of LLaMA models, read from the files that come with them."""
 
 import heapq
 import importlib
@@ -10,24 +10,24 @@ import numpy as np
 
 from toast_jax.errors import InputError
 
-# How the files name the tokens that begin and end a document.
+# The names of the tokens that begin and end a document.
 _BEGINS, _ENDS = ("<s>", "<|begin_of_text|>"), ("</s>", "<|end_of_text|>")
 
 
 class Encoded(NamedTuple):
-    """Tokens, and for each the number of characters of the text up to its end."""
+    """Tokens, and for each the number of characters of the text before its end."""
 
     ids: list[int]
     ends: list[int]
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer offers.
+    """The interface of all tokenizers.
 
     Attributes:
       vocabulary: number of tokens.
       begin: the token before a document, or None.
-      end: the token after one.
+      end: the token after a document.
     """
 
     vocabulary: int
@@ -40,28 +40,33 @@ class Tokenizer(Protocol):
 
 
 def load(path: str) -> Tokenizer:
-    """Opens `tokenizer.model` (sentencepiece), `tokenizer.json` (tokenizers) or `tok*.bin` (llama2.c), or a folder with one.
+    """Open a tokenizer file, or the first one in a folder.
+
+    Args:
+      path: `tokenizer.model` (sentencepiece), `tokenizer.json` (tokenizers), `tok*.bin` (llama2.c) or a folder.
 
     Raises:
-      InputError: there is no such file, it is damaged, or the library that reads it is not installed.
+      InputError: the file does not exist or is damaged, or the library that reads it is not installed.
     """
     if not path:
         raise InputError("config.data.tokenizer is empty; give a tokenizer.model or tokenizer.json, or a folder with one.")
     file = Path(path).expanduser()
     if file.is_dir():
-        found = [one for pattern in ("tokenizer.json", "tokenizer.model", "tok*.bin") for one in sorted(file.glob(pattern))]
-        file = found[0] if found else file
+        patterns = ("tokenizer.json", "tokenizer.model", "tok*.bin")
+        file = next((match for pattern in patterns for match in sorted(file.glob(pattern))), file)
     if not file.is_file():
         raise InputError(f"There is no tokenizer.json, tokenizer.model or tok*.bin at {file}; correct --config.data.tokenizer.")
     return {".json": _Json, ".bin": _Llama2c}.get(file.suffix, _SentencePiece)(file)
 
 
 def _library(name: str, file: Path):
-    """Imported where a file makes it necessary and nowhere else."""
+    """Import an optional library when a file needs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"Reading {file} needs {name}; `pip install -r requirements-language.txt`.") from error
+        raise InputError(
+            f'Reading {file} needs {name}; `pip install -r requirements-language.txt` or `pip install "toast_jax[language]"`.'
+        ) from error
 
 
 class _SentencePiece:
@@ -71,7 +76,7 @@ class _SentencePiece:
             self._model = _library("sentencepiece", file).SentencePieceProcessor(model_file=str(file))
         except InputError:
             raise
-        except Exception as error:  # nearly any, when bytes are damaged
+        except Exception as error:  # damaged bytes can raise nearly anything
             raise InputError(f"{file} is no model of sentencepiece; download it again.") from error
         self._piece = self._model.id_to_piece
         self.vocabulary = self._model.vocab_size()
@@ -82,33 +87,35 @@ class _SentencePiece:
 
     def encode(self, text: str) -> Encoded:
         ids = self._model.encode(text)
-        # What the library tells about offsets differs from version to version; the pieces are the text, after one space.
-        sizes = [1 if self._model.is_byte(one) else len(self._piece(one).replace("▁", " ").encode()) for one in ids]
-        if ids and sum(sizes) != 1 + len(text.encode()):
+        # Offsets of the library differ between its versions; the pieces spell the text after one space, in which U+2581 is a
+        # space too.
+        spelled = text.replace("▁", " ")
+        sizes = [1 if self._model.is_byte(token) else len(self._piece(token).replace("▁", " ").encode()) for token in ids]
+        if ids and sum(sizes) != 1 + len(spelled.encode()):
             raise InputError(f"{self._file} rewrites text before it splits it ({text[:40]!r}); give the tokenizer of a LLaMA.")
-        return Encoded(ids, _ends(text, sizes))
+        return Encoded(ids, _ends(spelled, sizes))
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
 
 
 def _ends(text: str, sizes: list[int]) -> list[int]:
-    """The characters of a text up to the end of each of its pieces, which have so many bytes; a space is before the text."""
+    """The characters of a text before the end of each piece; the pieces have `sizes` bytes and spell one space first."""
     ends = np.cumsum([-1, *sizes])[1:]
     starts = np.cumsum([0, *(len(character.encode()) for character in text)])
     return np.searchsorted(starts[:-1], ends).tolist()
 
 
 class _Llama2c:
-    """The tokenizer of llama2.c (https://github.com/karpathy/llama2.c), byte-pair encoding as sentencepiece does it."""
+    """The tokenizer of llama2.c (https://github.com/karpathy/llama2.c): sentencepiece's byte-pair encoding."""
 
     begin, end = 1, 2
     _SPECIAL = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
-    _FIRST_BYTE = len(_SPECIAL)  # 256 tokens for bytes that are in no other one
+    _FIRST_BYTE = len(_SPECIAL)  # of 256 tokens for bytes that no other token covers
 
     def __init__(self, file: Path):
         self._pieces, self._tokens = [], {}
-        content, place = file.read_bytes(), 4  # after the length of the longest token
+        content, place = file.read_bytes(), 4  # skips the length of the longest token
         try:
             while place < len(content):
                 score, size = struct.unpack_from("<fi", content, place)
@@ -126,13 +133,13 @@ class _Llama2c:
 
     def encode(self, text: str) -> Encoded:
         ids = []
-        for piece in self._merged([one.encode() for one in f" {text}"]) if text else []:
-            found = self._tokens.get(piece)
-            ids += [self._FIRST_BYTE + byte for byte in piece] if found is None else [found[1]]
-        return Encoded(ids, _ends(text, [len(self._pieces[one]) for one in ids]))
+        for piece in self._merged([character.encode() for character in f" {text}"]) if text else []:
+            token = self._tokens.get(piece)
+            ids += [self._FIRST_BYTE + byte for byte in piece] if token is None else [token[1]]
+        return Encoded(ids, _ends(text, [len(self._pieces[token]) for token in ids]))
 
     def _merged(self, pieces: list[bytes]) -> list[bytes]:
-        """Merges neighbours, those of the highest score first and of these the leftmost, until no two make a token."""
+        """Merge neighbors, highest score first and then leftmost, until no two form a token."""
         before, after = list(range(-1, len(pieces) - 1)), list(range(1, len(pieces) + 1))
         possible = []
 
@@ -148,16 +155,16 @@ class _Llama2c:
             _, left, joined = heapq.heappop(possible)
             right = after[left]
             if not pieces[left] or right >= len(pieces) or pieces[left] + pieces[right] != joined:
-                continue  # one of them is part of another token by now
+                continue  # a neighbor has been merged into another token
             pieces[left], pieces[right], after[left] = joined, b"", after[right]
             if after[left] < len(pieces):
                 before[after[left]] = left
             offer(before[left])
             offer(left)
-        return [one for one in pieces if one]
+        return [piece for piece in pieces if piece]
 
     def decode(self, ids: list[int]) -> str:
-        text = b"".join(self._pieces[one] for one in ids if one >= self._FIRST_BYTE).decode(errors="replace")
+        text = b"".join(self._pieces[token] for token in ids if token >= self._FIRST_BYTE).decode(errors="replace")
         return text.removeprefix(" ")
 
 
@@ -167,8 +174,13 @@ class _Json:
             self._model = _library("tokenizers", file).Tokenizer.from_file(str(file))
         except InputError:
             raise
-        except Exception as error:  # the library raises no other kind
+        except Exception as error:  # the only class that the library raises
             raise InputError(f"{file} is no tokenizer.json ({error}); download it again.") from error
+        # Files that were saved after training or batching keep this state, which cuts, fills or randomly splits text.
+        self._model.no_truncation()
+        self._model.no_padding()
+        if getattr(self._model.model, "dropout", None):
+            self._model.model.dropout = None
         self.vocabulary = self._model.get_vocab_size(with_added_tokens=True)
         self.begin, self.end = (
             next((token for name in names if (token := self._model.token_to_id(name)) is not None), None)

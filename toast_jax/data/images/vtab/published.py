@@ -1,7 +1,7 @@
-"""VPT's published list of the images of VTAB-1k: the names of 800 to train on and 200 to select by, for 14 of the 19 tasks.
+"""VPT's published list of the images of VTAB-1k: 800 training and 200 validation names for 14 of the 19 tasks.
 
-It is a JSON file, task -> 'train' and 'val' -> names, that its authors offer for download (`vtab_trainval_splits.json`, in the
-data release of github.com/KMnP/vpt). Where the slices of `vtab_tasks` hold the same names, they are what the list says.
+The list is a JSON file (task -> 'train' and 'val' -> names) in the data release of github.com/KMnP/vpt,
+`vtab_trainval_splits.json`. If the slices of `vtab.tasks` hold the same names, they match the list.
 """
 
 import collections
@@ -15,24 +15,24 @@ from toast_jax.errors import InputError, listed
 
 log = logging.getLogger(__name__)
 
-# What the list calls the parts of a split.
+# The list's names for the parts of a split.
 _PARTS = {"train800": ("train",), "val200": ("val",), "train800val200": ("train", "val")}
 
 
 def exact(
     open_slice: Callable, file: str, split: str, *, task: Task, slices: dict[str, str]
 ) -> tuple[str, tuple[int, ...] | None]:
-    """Where the images of the list are: a TFDS split and positions in it, None for all of them.
+    """Find the images of the list: a TFDS split and positions in it, None for the whole split.
 
     Args:
-        open_slice: from a TFDS split to its source, which can tell the `name` of an image.
+        open_slice: from a TFDS split to its source, which has the method `name`.
         file: the list.
         split: 'train800', 'val200' or 'train800val200'.
         task: the task.
-        slices: TFDS splits by name, see `vtab_tasks.slices`.
+        slices: TFDS splits by name, see `vtab.tasks.slices`.
 
     Raises:
-        InputError: the list cannot be read, has not this task, or names an image that is not there or that several share.
+        InputError: the list cannot be read, lacks this task, or has a name that no image or several images have.
     """
     names = [name for part in _PARTS[split] for name in _names_of(file, task)[part]]
     source, wanted = open_slice(split=slices[split]), collections.Counter(names)
@@ -43,7 +43,7 @@ def exact(
             f"{file} lists {repeated[0]} {wanted[repeated[0]]} times, so its names do not tell images apart, and "
             f"{source.split} of {source.directory} has others: leave --config.data.split_file empty for this task."
         )
-    log.info("%s of %s is not what %s lists; searching for the names.", source.split, source.directory, file)
+    log.info("%s of %s differs from the list %s; searching for its names.", source.split, source.directory, file)
     whole = {"train": "train", "val": BUILDERS[task.builder].val[0]}
     source = open_slice(split="+".join(dict.fromkeys(whole[part] for part in _PARTS[split])))
     places = collections.defaultdict(list)
@@ -55,7 +55,7 @@ def exact(
             f"{len(missing)} of the {len(names)} images that {file} lists are not in {source.split} of {source.directory} "
             f"({listed(missing, most=3)}): prepare it again, or leave --config.data.split_file empty."
         )
-    if shared := [name for name, found in places.items() if len(found) > 1]:
+    if shared := [name for name, indices in places.items() if len(indices) > 1]:
         raise InputError(
             f"{len(places[shared[0]])} images of {source.directory} are called {shared[0]}, so {file} cannot tell them apart: "
             "leave --config.data.split_file empty for this task."
@@ -69,7 +69,7 @@ def _names_of(file: str, task: Task) -> dict[str, list[str]]:
     if not task.published:
         raise InputError(f"VPT's list has not this task ({task.builder}, {task.key}), whose images have no names; {without}.")
     try:
-        with open(path, encoding="utf-8") as opened:
+        with open(path, encoding="utf-8-sig") as opened:
             names = json.load(opened)[task.published]
         return {part: [str(name) for name in names[part]] for part in ("train", "val")}
     except OSError as error:

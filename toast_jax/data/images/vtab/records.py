@@ -1,4 +1,4 @@
-"""Images of VTAB-1k, from TFDS datasets that `configs/prepare.py` has prepared; TensorFlow is not needed to read them."""
+"""Images of VTAB-1k, from TFDS datasets prepared by `configs/prepare.py`; reading them needs no TensorFlow."""
 
 import concurrent.futures
 import dataclasses
@@ -15,21 +15,21 @@ from toast_jax.data.images import pixels, tfds_records
 from toast_jax.data.images.vtab import published, tasks
 from toast_jax.errors import InputError, choose, listed
 
-# Splits up to this size are kept in memory; the others are test splits, which are read once.
-KEPT = tasks.TRAIN + tasks.VAL
+# Splits up to this size are cached in memory; larger ones are test splits, which are read once.
+CACHED = tasks.TRAIN + tasks.VAL
 
 
 @dataclasses.dataclass(frozen=True)
 class VtabImages:
-    """Images of a task, as a source (see `sources.Source`); 'image' is uint8 [size, size, 3].
+    """A source (see `sources.Source`) of the images of a task; 'image' is uint8 [size, size, 3].
 
     Attributes:
-        task: row of `vtab_tasks.TASKS`.
-        directory: where TFDS has prepared the dataset.
+        task: key of `vtab.tasks.TASKS`.
+        directory: folder of the prepared dataset.
         split: the TFDS split, such as 'train[:800]'.
-        size: to how many pixels the images are stretched.
-        classes: their names.
-        indices: positions in the split, None for all of it.
+        size: side that images are stretched to, in pixels.
+        classes: names of the classes.
+        indices: positions in the split, None for the whole split.
     """
 
     task: str
@@ -43,10 +43,10 @@ class VtabImages:
         return len(self._records if self.indices is None else self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._kept[index] if len(self) <= KEPT else self._read(index)
+        return self._cached[index] if len(self) <= CACHED else self._read(index)
 
     def name(self, index: int) -> str:
-        """The name that the dataset gives to an image, or its place."""
+        """Return the name that the dataset gives to an image, or its position."""
         return self._name(index, self._record(index))
 
     def _name(self, index: int, record: dict[str, Any]) -> str:
@@ -68,7 +68,7 @@ class VtabImages:
         return {"image": pixels.stretch(image, self.size), "label": label, "name": name}
 
     @functools.cached_property
-    def _kept(self) -> tuple[dict[str, Any], ...]:
+    def _cached(self) -> tuple[dict[str, Any], ...]:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return tuple(pool.map(self._read, range(len(self))))
 
@@ -77,15 +77,15 @@ class VtabImages:
         return tfds_records.records(self.directory, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files and kept images stay behind; the other process reads its own.
+        # Open files and cached images are not pickled; each process reads its own.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def read(data: ConfigDict, split: str) -> VtabImages:
-    """Opens a split of the task `data.name`; those for training and validation are read and checked to the last image.
+    """Open a split of the task `data.name`; every image of a training or validation split is read and checked.
 
     Raises:
-        InputError: the dataset is not prepared, or not as it has to be.
+        InputError: the dataset is not prepared, damaged, or too small.
     """
     task = choose("config.data.name", data.name, tasks.TASKS)
     if data.resize != data.image_size:
@@ -98,18 +98,16 @@ def read(data: ConfigDict, split: str) -> VtabImages:
     directory = prepared(os.path.expanduser(data.root), task.builder)
     try:
         return _open(data, split, task, directory)
-    except (AttributeError, OSError, RuntimeError, ValueError) as error:  # what TFDS raises over damaged files
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:  # TFDS raises these for damaged files
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"{directory} is damaged ({reason}): remove it and prepare it again.") from error
 
 
 def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> VtabImages:
-    import tensorflow_datasets as tfds
-
-    info = tfds.builder_from_directory(directory).info
-    if gone := [str(path) for one in info.splits.values() for path in one.filepaths if not path.exists()]:
-        raise InputError(f"{directory} lacks {listed(gone, most=3)}: remove it and prepare it again.")
-    counts = {name: one.num_examples for name, one in info.splits.items()}
+    info = tfds_records.library().builder_from_directory(directory).info
+    if missing := [str(path) for part in info.splits.values() for path in part.filepaths if not path.exists()]:
+        raise InputError(f"{directory} lacks {listed(missing, most=3)}: remove it and prepare it again.")
+    counts = {name: part.num_examples for name, part in info.splits.items()}
     try:
         slices = tasks.slices(tasks.BUILDERS[task.builder], counts)
     except KeyError as error:
@@ -122,26 +120,26 @@ def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> Vta
     if data.split_file and data.splits[split] != "test":
         chosen, indices = published.exact(open_slice, data.split_file, data.splits[split], task=task, slices=slices)
         source = open_slice(split=chosen, indices=indices)
-    source[0]  # of splits that are kept, this reads all
+    source[0]  # reads all images of cached splits
     return source
 
 
 def prepared(root: str, builder: str) -> str:
-    """The folder of a prepared dataset, or InputError with the command that prepares it."""
+    """Find the folder of a prepared dataset; InputError with the command that prepares it."""
     if folder := find(root, builder):
         return str(folder)
     version = tasks.BUILDERS[builder].versions[0]
-    found = sorted(path.parent.name for path in (Path(root) / builder).glob("*/dataset_info.json"))
-    task = next(name for name, one in tasks.TASKS.items() if one.builder == builder)
+    others = sorted(path.parent.name for path in (Path(root) / builder).glob("*/dataset_info.json"))
+    task = next(name for name, row in tasks.TASKS.items() if row.builder == builder)
     raise InputError(
         f"TFDS dataset {builder}:{version} is not prepared under {root}"
-        f"{f' (version {found[-1]} is, which has other images)' if found else ''}: where TensorFlow is installed, run "
+        f"{f' (version {others[-1]} is, which has other images)' if others else ''}: where TensorFlow is installed, run "
         f"`python main.py --config=configs/prepare.py:task={task} --config.root={root}` once."
     )
 
 
 def find(root: str | Path, builder: str) -> Path | None:
-    """The folder of a prepared dataset, or None; InputError if it is in a format that only TensorFlow reads."""
+    """Find the folder of a prepared dataset, or None; InputError if only TensorFlow reads its format."""
     for version in tasks.BUILDERS[builder].versions:
         folder = Path(root) / builder / version
         if not (folder / "dataset_info.json").exists():

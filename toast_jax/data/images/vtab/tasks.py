@@ -1,6 +1,6 @@
-"""The 19 tasks of VTAB-1k (arXiv 1910.04867): where their images are, what their classes are, and which images are whose.
+"""The 19 tasks of VTAB-1k (arXiv 1910.04867): their datasets, classes and splits.
 
-The definitions are those of google-research/task_adaptation as VPT and TOAST use them. Nothing here reads data.
+The definitions are those of google-research/task_adaptation as VPT and TOAST use them. This module reads no data.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 
 NATURAL, SPECIALIZED, STRUCTURED = "natural", "specialized", "structured"
 
-# Images to train on and to select by.
+# Number of training and of validation images.
 TRAIN, VAL = 800, 200
 
 _KAGGLE = "https://www.kaggle.com/c/diabetic-retinopathy-detection/data"
@@ -23,13 +23,14 @@ class Builder:
     """A TFDS dataset.
 
     Attributes:
-        versions: those whose splits have the same images in the same order; the first is the one to prepare.
-        gigabytes: about what preparing takes on disk, with what is downloaded and unpacked.
-        val, test: the TFDS split that holds the images, and after how many percent of it they begin; training images are the
-            first of the split 'train'.
+        versions: versions with the same images in the same order; the first is the one to prepare.
+        gigabytes: approximate disk space for preparing, downloads and unpacked archives included.
+        val, test: a TFDS split and the percentage of it after which these images begin; training images are the first of the
+            split 'train'.
         filename: feature that names an image, '' for none.
-        scale: what the stored pixels are multiplied by.
-        manual: what has to be in the manual folder, and `source` where it is from.
+        scale: factor on the stored pixels.
+        manual: files that must be in the manual folder.
+        source: where to download the manual files.
     """
 
     versions: tuple[str, ...]
@@ -78,48 +79,51 @@ BUILDERS = {
 
 
 def count_objects(objects: Mapping[str, Any]) -> int:
-    """CLEVR: 3 to 10 objects."""
+    """Classify a CLEVR image by its number of objects, 3 to 10."""
     return len(objects["size"]) - 3
 
 
 def closest_object(objects: Mapping[str, Any]) -> int:
-    """CLEVR: the distance of the closest object, in six bins that each hold their upper edge."""
+    """Classify a CLEVR image by the distance of the closest object, in six bins that include their upper edges."""
     distances = np.reshape(objects["pixel_coords"], (-1, 3))[:, 2]
     return _bin(min(distances), (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0))
 
 
 def closest_vehicle(objects: Mapping[str, Any]) -> int:
-    """KITTI: metres ahead to the closest car, van or truck (types 0, 1 and 2), in three bins, and a fourth for none."""
+    """Classify a KITTI image by the distance ahead, in meters, of the closest car, van or truck (types 0, 1 and 2).
+
+    There are three bins, and a fourth for images without a vehicle.
+    """
     ahead = np.reshape(objects["location"], (-1, 3))[:, 2]
     vehicles = ahead[np.asarray(objects["type"]) < 3]
     return _bin(min(vehicles, default=1000.0), (-100.0, 8.0, 20.0, 999.0))
 
 
 def position_bin(position: int) -> int:
-    """dSprites: 32 positions, in pairs."""
+    """Classify a dSprites position, 0 to 31, in 16 pairs."""
     return position // 2
 
 
 def orientation_bin(orientation: int) -> int:
-    """dSprites: 40 orientations in 16 bins, which hold three and two of them in turn."""
+    """Classify a dSprites orientation, 0 to 39, in 16 bins of alternately three and two."""
     return int(orientation / 2.5)
 
 
 def _bin(value: float, edges: tuple[float, ...]) -> int:
-    """The last edge that is below the value; -1 if none is."""
+    """The index of the last edge below the value; -1 if there is none."""
     return int(np.searchsorted(edges, value, side="left")) - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One of the 19.
+    """A task of VTAB-1k.
 
     Attributes:
-        builder: name of a row of BUILDERS.
-        key: the feature that the class is made from.
+        builder: key of BUILDERS.
+        key: the feature that determines the class.
         label: from that feature to the class.
-        names: of the classes, where they are not those of the feature.
-        published: what VPT's list of training images calls the task, '' if it is not there.
+        names: names of the classes, if not those of the feature.
+        published: name of the task in VPT's list of training images, '' if the list lacks it.
     """
 
     group: str
@@ -166,17 +170,17 @@ TASKS = {
 
 
 def slices(builder: Builder, counts: Mapping[str, int]) -> dict[str, str]:
-    """The splits of VTAB-1k as slices of TFDS splits.
+    """Express the splits of VTAB-1k as slices of TFDS splits.
 
     Args:
-        builder: row of the dataset.
-        counts: how many images each of its TFDS splits has.
+        builder: the dataset.
+        counts: number of images by TFDS split.
 
     Returns:
-        For train800, val200, train800val200 and test what TFDS calls these images, such as 'train[:800]'.
+        For train800, val200, train800val200 and test the TFDS slice, such as 'train[:800]'.
 
     Raises:
-        KeyError: a TFDS split is not there.
+        KeyError: a TFDS split is missing.
     """
     first, (name, percent) = counts[builder.val[0]] * builder.val[1] // 100, builder.test
     train, val = f"train[:{TRAIN}]", f"{builder.val[0]}[{first}:{first + VAL}]"

@@ -1,0 +1,186 @@
+"""toast --config=fgvc:dataset=cub,method=toast --workdir=runs/cub --config.FIELD=VALUE
+
+In a clone of the repository: python main.py --config=configs/fgvc.py:dataset=cub,method=toast ...
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+import absl.logging
+from absl import app, flags
+from ml_collections import config_flags
+
+from toast_jax.config import files
+from toast_jax.errors import InputError, Interrupted, choose
+from toast_jax.fields import flat_fields
+
+# Modules of toast_jax/tasks, each with a field that its configs have.
+TASKS = {
+    "train": "method",
+    "evaluate": "method",
+    "sweep": "sweep",
+    "table": "sweeps",
+    "convert": "target",
+    "predict": "attention",
+    "visualize": "most",
+    "attention_metrics": "objects",
+    "corruptions": "severities",
+    "generate": "prompt",
+    "prepare_data": "datasets",
+    "demo": "attention_scenes",
+    "demo_language": "tales",
+}
+_WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
+_CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
+_YNN = "--xla_cpu_experimental_ynn_fusion_type"
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of the config, with its arguments after a colon.")
+FIELDS = flags.DEFINE_bool("fields", False, "Print the fields of the config (name, value, allowed, meaning), and exit.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a TPU pod slice or a Slurm job.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by default, NAME being the config's.")
+
+
+def cli() -> None:
+    """Run a task from `sys.argv`; an InputError ends the process with its sentence, status 2 and no traceback."""
+    _set_environment()
+    _set_logging()
+    # absl's --help prints the docstring of `__main__` and the flags registered for it.
+    sys.modules["__main__"].__doc__ = f"{__doc__}\nConfigs:\n{files.captions()}\n"
+    for flag in (CONFIG, FIELDS, DISTRIBUTED, WORKDIR):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
+    try:
+        if not {"--help", "--helpfull", "--helpshort"} & set(sys.argv):
+            check_arguments(sys.argv[1:])
+        app.run(_main, flags_parser=_parse)
+    except InputError as error:
+        _exit(2, f"error: {error}")
+    except Interrupted as message:  # by all processes
+        program = ["toast"] if Path(sys.argv[0]).stem == "toast" else ["python", sys.argv[0]]
+        print(f"{message} Go on with\n  {shlex.join([*program, *sys.argv[1:]])}", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _exit(130, "Interrupted.")
+    except Exception as error:
+        from toast_jax.workdir.run_folder import disk_fault, unwritable
+
+        if isinstance(error, OSError) and disk_fault(error):
+            _exit(2, f"error: {unwritable(error.filename or 'A file', error)}")
+        _exit(1, traceback.format_exc())
+
+
+def check_arguments(argv: list[str]) -> None:
+    """Refuse what config_flags would answer with a traceback: a missing config, no such file, an unknown field.
+
+    Raises:
+      InputError: with the names that come nearest.
+    """
+    config = next((match[2] for match in _CONFIG.finditer("\0".join(argv))), "")
+    if not config:
+        raise InputError(f"No config was given; add --config=FILE, FILE being one of\n{files.captions()}")
+    fields = list(flat_fields(files.read_config(config).to_dict()))
+    for arg in argv:
+        if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)) and match[1] not in fields:
+            near = difflib.get_close_matches(match[1], fields, n=3, cutoff=0.4)
+            raise InputError(f"The config has no field {match[1]}; the nearest are {', '.join(near) or ', '.join(fields)}.")
+
+
+def _main(argv: list[str]) -> None:
+    absl.logging.set_verbosity(absl.logging.WARNING)  # such as JAX's about falling back to the CPU
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of everything that it raises
+    if len(argv) > 1:
+        raise InputError(f"{argv[1]!r} is not understood; fields are set with --config.FIELD=VALUE.")
+    config = CONFIG.value
+    if choose("config.task", config.task, TASKS) not in config:
+        raise InputError(f"This config is not for the task {config.task}; see the captions of the configs.\n{files.captions()}")
+    if FIELDS.value:
+        from toast_jax.config import page
+
+        return print(page.table_of(config))
+    task = importlib.import_module(f"toast_jax.tasks.{config.task}")
+    folder = WORKDIR.value or f"runs/{config.name}"
+    if not DISTRIBUTED.value:
+        return _run(task, config, folder)
+    import jax
+
+    from toast_jax.devices import hosts
+
+    with hosts.joined():
+        if jax.process_index():
+            logging.getLogger("toast_jax").setLevel(logging.WARNING)
+        _run(task, config, folder)
+
+
+def _run(task, config, folder: str) -> None:
+    if config.task not in _WITHOUT_DEVICES:
+        logging.getLogger("toast_jax").info("%s", _devices())
+    task.run(config, folder)
+
+
+def _devices() -> str:
+    """Say what a run computes on, as in "1 cpu device (cpu), jax 0.10.2, XLA_FLAGS=..."."""
+    import jax
+
+    count, device = jax.device_count(), jax.devices()[0]
+    xla_flags = os.environ.get("XLA_FLAGS", "").strip()
+    text = f"{count} {device.platform} device{'s' * (count > 1)} ({device.device_kind}), jax {jax.__version__}"
+    return f"Running on {text}{f', XLA_FLAGS={xla_flags}' * bool(xla_flags)}."
+
+
+def _set_environment() -> None:
+    """Set what JAX reads when it is imported, which reading a config may do."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
+    # Fusions of YNNPACK slow the steps on CPUs and have known wrong results (jax issue 39103). An unknown flag would end the
+    # process, so it is set only between the first and the last jaxlib that was tried, and not for an accelerator's plugin.
+    jaxlib = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3])
+    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    if on_cpu and (0, 10, 2) <= jaxlib <= (0, 12, 0) and _YNN not in xla_flags:
+        os.environ["XLA_FLAGS"] = f"{xla_flags} {_YNN}=".strip()
+
+
+def _set_logging() -> None:
+    log = logging.getLogger("toast_jax")
+    log.setLevel(logging.INFO)
+    log.propagate = False  # absl's handler at the root would print every line again, with a prefix
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    logging.raiseExceptions = False  # a line that cannot be written to a full disk is no reason for a traceback
+    sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(event) -> None:
+    """Print an exception that nothing can catch, except TensorStore's after a failed write of Orbax."""
+    if str(event.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(event)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parse flags, the config's name replaced by its file; return the arguments that are left."""
+
+    def located(match: re.Match) -> str:
+        name, colon, arguments = match[2].partition(":")
+        return f"{match[1]}{files.find(name)}{colon}{arguments}"
+
+    try:
+        return flags.FLAGS(_CONFIG.sub(located, "\0".join(argv)).split("\0"))
+    except flags.Error as error:
+        raise InputError(f"{error}.") from error
+
+
+def _exit(status: int, message: str) -> None:
+    """End the process; with --distributed at once, because JAX would make all processes wait minutes for one another."""
+    print(message, file=sys.stderr)
+    if flags.FLAGS.is_parsed() and DISTRIBUTED.value:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
