@@ -33,7 +33,7 @@ class Row:
       tuned: parameters.
       accuracy: of the test split, `[seeds]`.
       inside: by map, the share that is inside the target's box, mean over scenes, `[seeds]`.
-      images_per_second: while training, `[seeds]`.
+      images_per_second: while training, of the seeds whose speed was measured (not of a run resumed just before its end).
       looked: what the first seed's network makes of the scenes.
     """
 
@@ -89,7 +89,7 @@ def _measured(results, folders, shown, boxes) -> Row:
         inside={
             name: np.array([localization.energy_inside(found[name], boxes).mean() for _, found in looks]) for name in of_first
         },
-        images_per_second=np.array([one["images_per_second"] for one in results]),
+        images_per_second=np.array([rate for result in results if (rate := result["images_per_second"])]),
         looked=comparison.Looked(
             named=tuple(runs[0].classes[one] for one in probabilities.argmax(axis=-1)),
             confidence=probabilities.max(axis=-1),
@@ -104,7 +104,7 @@ def _before(rows: dict[str, Row]) -> float:
 
 
 def _cells(name: str, row: Row) -> list[str]:
-    speed = f"{np.median(row.images_per_second):,.0f}"
+    speed = f"{np.median(row.images_per_second):,.0f}" if row.images_per_second.size else "-"
     inside = [report.percent(row.inside[one]) if one in row.inside else "-" for one in (maps.LAST, maps.SELECTION)]
     return [name, f"{row.tuned:,}", report.percent(row.accuracy), *inside, speed]
 
