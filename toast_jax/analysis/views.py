@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from toast_jax.data.images import batches, pixels
+from toast_jax.data.images import batches, chosen, pixels
 from toast_jax.data.images.sources import Source
+from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
 from toast_jax.train.saved_run import SavedRun
 
@@ -43,10 +44,23 @@ class Views:
             return {"image": np.zeros((self.size, self.size, 3), np.uint8), "label": 0, "name": ""}
 
 
+def choose(run: SavedRun, images: str, most: int) -> Source:
+    """Opens `images` (see `chosen.open_images`), at most `most` of them at even distances; all if `most` is 0."""
+    source, _ = chosen.open_images(run.config.data, images)
+    return Subset(source, chosen.spread(len(source), most or len(source)))
+
+
 def of_run(run: SavedRun, source: Source, batch_size: int, faults: dict[int, str] | None = None) -> Iterator[batches.Batch]:
     """Loads every image once, in order, resized and cropped as the run was evaluated; see `loaded`."""
     data = run.config.data
     return loaded(source, batch_size=batch_size, resize=data.resize, size=data.image_size, faults=faults)
+
+
+def all_of_run(run: SavedRun, source: Source, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Loads all images of a source as a run sees them, uint8 `[B, S, S, 3]`, and their labels `[B]`."""
+    loads = list(of_run(run, source, batch_size))
+    real = np.concatenate([batch["mask"] for batch in loads]) > 0
+    return tuple(np.concatenate([batch[key] for batch in loads])[real] for key in ("image", "label"))
 
 
 def loaded(
