@@ -34,7 +34,7 @@ class Looked:
 
     @property
     def difference(self) -> np.ndarray | None:
-        """Attention in the last look minus attention in the first, or None if the network looks once."""
+        """Attention in the last look minus the first; None if the network looks once."""
         return self.maps[maps.LAST] - self.maps[maps.FIRST] if maps.FIRST in self.maps else None
 
 

@@ -25,7 +25,7 @@ def matrix(run: SavedRun, source: Source) -> np.ndarray:
 
 
 def summary(counts: np.ndarray, classes: tuple[str, ...], most: int = 5) -> str:
-    """Lists the `most` confused pairs and the classes with the lowest recall, a few lines in all."""
+    """Lists the `most` confused pairs, and as many classes with the lowest recall."""
     totals = counts.sum(axis=1)
     wrong = counts - np.diag(np.diag(counts))
     pairs = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda pair: -wrong[pair])[:most]
@@ -41,7 +41,7 @@ def summary(counts: np.ndarray, classes: tuple[str, ...], most: int = 5) -> str:
 
 
 def write(path: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Writes the counts as CSV, a row per true class and a column per predicted class."""
+    """Writes the counts as CSV: a row per true class, a column per predicted class."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerow(["true class", *classes])
         csv.writer(file).writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))

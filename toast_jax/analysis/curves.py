@@ -38,7 +38,7 @@ def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the median over runs of equal length, then averages neighboring steps into at most `BINS` points."""
+    """Takes the median over runs of equal length, then averages steps into at most `BINS` points."""
     steps = runs[0][0]
     values = np.median([values[: len(steps)] for _, values in runs], axis=0)
     parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))

@@ -55,7 +55,7 @@ def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6, colour
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Enlarges an image by a whole factor, by repeating pixels, to at least `side` pixels wide."""
+    """Enlarges an image to at least `side` pixels wide, by repeating pixels."""
     times = -(-side // image.shape[1])
     return image.repeat(times, axis=0).repeat(times, axis=1)
 

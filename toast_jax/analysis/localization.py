@@ -45,9 +45,9 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def iou_at_thresholds(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
-    """Returns the IoU of the mask and the pixels where the interpolated map reaches a threshold: `[B, T]`.
+    """Returns the IoU of the mask and the thresholded map: `[B, T]`.
 
-    A threshold is a fraction of the map's range, from smallest to largest value; a constant map reaches every threshold.
+    Maps are interpolated first. A threshold is a fraction of the map's range, from smallest to largest value; a constant map reaches every threshold.
     """
     fine = _at_pixels(maps, masks)
     low, high = fine.min(axis=1, keepdims=True), fine.max(axis=1, keepdims=True)
@@ -56,7 +56,7 @@ def iou_at_thresholds(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarra
 
 
 def iou_of_highest(maps: np.ndarray, masks: np.ndarray, share: float) -> np.ndarray:
-    """Returns the IoU of the mask and the highest `share` of each map's pixels, ties at the lowest of them included."""
+    """Returns the IoU of the mask and the highest `share` of each map's pixels; ties at the cut are included."""
     fine = _at_pixels(maps, masks)
     count = max(1, round(share * fine.shape[1]))
     lowest = np.sort(fine, axis=1)[:, -count, None]
@@ -68,7 +68,7 @@ def _at_pixels(maps, masks):
 
 
 def _iou(region, masks):
-    """Returns the IoU of bools `[B, S * S]` and masks `[B, S, S]`, which are not empty."""
+    """Returns the IoU of regions `[B, S * S]` and non-empty masks `[B, S, S]`."""
     masks = masks.reshape(len(masks), -1)
     return (region & masks).sum(axis=1) / (region | masks).sum(axis=1)
 
@@ -79,7 +79,7 @@ def uniform(grid: int) -> np.ndarray:
 
 
 def centre_prior(grid: int) -> np.ndarray:
-    """Returns a centered Gaussian `[g, g]` with a standard deviation of a quarter of the side, the center-bias baseline."""
+    """Returns the center-bias baseline `[g, g]`: a Gaussian with a standard deviation of a quarter of the side."""
     offset = (np.arange(grid) + 0.5) / grid - 0.5
     along = np.exp(-0.5 * (offset / 0.25) ** 2)
     return along[:, None] * along

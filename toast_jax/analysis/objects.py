@@ -117,7 +117,7 @@ class SceneObjects:
 
 
 def open_objects(where: str, source: Source, root: str, only_annotated: bool = False) -> tuple[Source, Objects]:
-    """Opens the annotations of a source and checks that every image has one inside its bounds.
+    """Opens the annotations of a source and checks them against the images.
 
     Args:
         where: for images in files, a JSON file that maps image paths to boxes `[x0, y0, x1, y1]`, or a folder with a mask at
@@ -131,7 +131,7 @@ def open_objects(where: str, source: Source, root: str, only_annotated: bool = F
         The source without the skipped images, and its annotations.
 
     Raises:
-        InputError: `where` does not exist, or an image has no annotation or one that does not fit it.
+        InputError: `where` does not exist, or an image has no annotation, or one that exceeds its bounds.
     """
     if isinstance(source, scenes.Scenes):
         digits = ("target", "salient", "other")

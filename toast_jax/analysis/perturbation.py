@@ -32,7 +32,7 @@ def removed(ranks: np.ndarray, steps: int) -> np.ndarray:
 
 
 def area(curve: np.ndarray) -> np.ndarray:
-    """Integrates curves `[..., steps + 1]`, sampled evenly from 0 to 1, by the trapezoidal rule."""
+    """Integrates curves `[..., steps + 1]` over [0, 1] by the trapezoidal rule."""
     return (curve[..., 1:] + curve[..., :-1]).mean(axis=-1) / 2
 
 

@@ -85,7 +85,7 @@ def made_by(config: str, facts: dict) -> str:
 
 
 def percent(shares: np.ndarray) -> str:
-    """Formats the mean of shares over runs in percent, with the standard deviation if there are several."""
+    """Formats the mean over runs in percent; several runs add their standard deviation."""
     values = 100 * shares
     return f"{values.mean():.1f} +- {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 

@@ -125,7 +125,7 @@ def selection(config: ConfigDict, cell: Cell, folder: Path) -> dict[Point, Unit]
 
 
 def folder_of_all(units: Sequence[Unit]) -> Path:
-    """Returns the folder that runs of a selection share while they train as one program, unique to this set of runs."""
+    """Returns the folder for runs that train as one program; each set of runs has its own."""
     names = "\n".join(unit.name for unit in units)
     return units[0].folder.parent / f"together_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 

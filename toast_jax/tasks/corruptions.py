@@ -1,9 +1,9 @@
 """Evaluate runs on corrupted images: `--config=configs/corrupt.py:runs=A+B`."""
 
-import dataclasses
 import functools
+import itertools
 import logging
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import comparison, drawing, localization, report, views
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import chosen, corruptions, pixels
+from toast_jax.data.images import chosen, corruptions
 from toast_jax.data.images.sources import Source
 from toast_jax.errors import InputError
 from toast_jax.model.steered import apply
@@ -22,32 +22,6 @@ log = logging.getLogger(__name__)
 CLEAN, MEAN = "clean", "mean of corruptions"
 _SIDE = 128  # least width of a picture on the page, in pixels
 _PICTURES = 5  # per row
-
-
-@dataclasses.dataclass(frozen=True)
-class Corrupted:
-    """Applies a corruption to the views of a source (see `pixels.eval_view`); none if `name` is ""."""
-
-    source: Source
-    resize: int
-    size: int
-    name: str
-    severity: int
-    seed: int
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.source[index]
-        view = pixels.eval_view(pixels.decode(record["image"], record["name"]), resize=self.resize, size=self.size)
-        if self.name:
-            view = corruptions.corrupt(view, self.name, self.severity, self.seed, index)
-        return {**record, "image": view}
 
 
 def run(config: ConfigDict, folder: str) -> None:
@@ -63,13 +37,12 @@ def run(config: ConfigDict, folder: str) -> None:
     folder = run_folder.writable(folder)
     runs = comparison.open_runs(config, folder, log)
     first = next(iter(runs.values()))
-    source, data = views.choose(first, config.images, config.most), first.config.data
+    source = views.choose(first, config.images, config.most)
     if not chosen.labelled(source):
         raise InputError(f"The images {config.images} have no classes, so no accuracy; give a split: train, val or test.")
-    corrupted = functools.partial(Corrupted, source, data.resize, data.image_size, seed=config.seed)
-    correct = {CLEAN: _correct(config, runs, corrupted("", 0))}
+    correct = {CLEAN: _correct(config, runs, source)}
     for name in config.kinds:
-        by_severity = [_correct(config, runs, corrupted(name, severity)) for severity in config.severities]
+        by_severity = [_correct(config, runs, source, corruption(name, s, config.seed)) for s in config.severities]
         correct[name] = {run: np.stack([by_run[run] for by_run in by_severity]) for run in runs}
         log.info("%-18s %s", name, ", ".join(f"{run} {100 * values.mean():.1f}" for run, values in correct[name].items()))
     header, rows = ("accuracy, %", *runs), _rows(correct, runs, config)
@@ -80,17 +53,24 @@ def run(config: ConfigDict, folder: str) -> None:
     ]
     log.info("\n%s\n", report.columns(header, rows))
     (folder / "corruptions.md").write_text(report.markdown(header, rows) + "\n\n" + "\n".join(notes) + "\n")
-    (folder / "corruptions.html").write_text(_page(header, rows, notes, corrupted, config))
-    accuracy = {name: {run: values.mean(axis=-1).tolist() for run, values in runs.items()} for name, runs in correct.items()}
+    (folder / "corruptions.html").write_text(_page(header, rows, notes, source, first, config))
+    accuracy = {
+        name: {run: values.mean(axis=-1).tolist() for run, values in by_run.items()} for name, by_run in correct.items()
+    }
     result = {"images": len(source), "accuracy": accuracy, "severities": list(config.severities), "seed": config.seed}
     run_folder.write_json(folder / "corruptions.json", {**result, "config": config.to_dict(), **run_folder.circumstances()})
     log.info("The table is in %s.", (folder / "corruptions.html").resolve())
 
 
-def _correct(config, runs, source: Corrupted) -> dict[str, np.ndarray]:
+def corruption(name: str, severity: int, seed: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Returns a function that corrupts a view, given its index (see `corruptions.corrupt`)."""
+    return lambda view, index: corruptions.corrupt(view, name, severity, seed, index)
+
+
+def _correct(config, runs, source: Source, change: Callable | None = None) -> dict[str, np.ndarray]:
     """Returns for each run which images it classifies correctly, bool `[n]`."""
     correct = {name: [] for name in runs}
-    for batch in views.loaded(source, batch_size=config.batch_size, resize=source.size, size=source.size):
+    for batch in views.of_run(next(iter(runs.values())), source, config.batch_size, change=change):
         real = batch["mask"] > 0
         for name, run in runs.items():
             predicted = np.asarray(_logits(run.model, run.method, run.params, batch["image"])).argmax(axis=-1)
@@ -118,14 +98,13 @@ def _with_interval(values: np.ndarray, seed: int) -> str:
     return f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _page(header, rows, notes, corrupted, config) -> str:
-    """Renders the table, and the first image as the networks see it at the middle and the highest severity."""
+def _page(header, rows, notes, source, run, config) -> str:
+    """Renders the table, and views of the first image at the middle and the highest severity."""
     shown = sorted({sorted(config.severities)[len(config.severities) // 2], max(config.severities)})
-    drawn = [
-        report.picture(drawing.enlarged(corrupted(name, severity)[0]["image"], _SIDE), name.replace("_", " "))
-        for severity in shown
-        for name in config.kinds
-    ]
+    drawn, data = [], run.config.data
+    for severity, name in itertools.product(shown, config.kinds):
+        changed = views.Views(source, data.resize, data.image_size, {}, corruption(name, severity, config.seed))
+        drawn.append(report.picture(drawing.enlarged(changed[0]["image"], _SIDE), name.replace("_", " ")))
     rows_of_pictures = [drawn[i : i + _PICTURES] for i in range(0, len(drawn), _PICTURES)]
     return report.page(
         "Accuracy on corrupted images",

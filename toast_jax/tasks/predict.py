@@ -42,7 +42,7 @@ def run(config: ConfigDict, folder: str) -> None:
     count, faults, by_name = 0, {}, {}
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerow(("image", "class", "probability"))
-        for batch in views.of_run(saved, source, config.batch_size, faults):
+        for batch in views.of_run(saved, source, config.batch_size, faults=faults):
             probabilities, by_name = jax.device_get(look(saved.params, batch["image"]))
             for i in np.flatnonzero(batch["mask"]):
                 best, path = int(probabilities[i].argmax()), source.paths[batch["index"][i]]

@@ -27,7 +27,7 @@ _DIVERGED = "diverged.json"  # replaces the result of a diverged run
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Trains all runs of this process's shard, except finished runs and those that another process is training.
+    """Trains all runs of this shard that are neither finished nor locked by another process.
 
     Raises:
       InputError: nothing can start; or, at the end, some runs are not done (each is logged with its reason).
@@ -64,7 +64,7 @@ def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
 
 
 def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
-    """Opens the training images of every task and the weights of every method, to report missing files before any run."""
+    """Opens the data of every task and the weights of every method, so that missing files show before any run."""
     failed, num_classes, checked = {}, {}, set()
     with told_in(folder / "log.txt", but=log):
         for cell in work:
@@ -219,7 +219,7 @@ def _is_final(unit: Unit) -> bool:
 
 
 def _score(unit: Unit) -> float | None:
-    """Returns the final val accuracy of a selection run, NaN if it diverged, None if it is unfinished."""
+    """Returns a selection run's final val accuracy: NaN if diverged, None if unfinished."""
     if results := unit.results():
         return results[0]["val"]["accuracy"]
     return float("nan") if run_folder.recorded(unit.folder, unit.config, _DIVERGED) else None
