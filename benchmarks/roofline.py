@@ -2,9 +2,9 @@
 
     python -m benchmarks.roofline --backbone=vit_b16 --batch=128
 
-Each product of the compiled program takes the longer of two times: its operations at peak, or reading its operands and writing its result once, in
-bfloat16. Everything else (norms, softmax, GELU, the optimizer) counts as fused and free, so these are bounds, not predictions.
-Nothing is timed.
+Each product of the compiled program takes the longer of two times: its operations at peak, or reading its operands and writing
+its result once, in bfloat16. Everything else (norms, softmax, GELU, the optimizer) counts as fused and free, so these are
+bounds, not predictions. Nothing is timed.
 """
 
 import argparse

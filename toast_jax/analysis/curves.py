@@ -45,10 +45,13 @@ def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarra
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 
-def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int], metric: str) -> str:
-    """Draws the runs in `folder/ROW/seed_SEED`: a line per row, the median over seeds."""
-    lines = {row: median_of_runs([read(folder / row / f"seed_{seed}", metric) for seed in seeds]) for row in rows}
-    return svg(lines, metric.replace("/", " "))
+def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
+    """Draws loss and accuracy of the runs in `folder/ROW/seed_SEED`, as HTML: a line per row, the median over seeds."""
+    charts = []
+    for metric in ("train/loss", "train/accuracy"):
+        lines = {row: median_of_runs([read(folder / row / f"seed_{seed}", metric) for seed in seeds]) for row in rows}
+        charts.append(svg(lines, metric.replace("/", " ")))
+    return f'<div class="charts">{"".join(charts)}</div>'
 
 
 def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: str = "step") -> str:

@@ -47,7 +47,8 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 def iou_at_thresholds(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
     """Returns the IoU of the mask and the thresholded map: `[B, T]`.
 
-    Maps are interpolated first. A threshold is a fraction of the map's range, from smallest to largest value; a constant map reaches every threshold.
+    Maps are interpolated to pixels first. A threshold is a fraction of the map's range, from smallest to largest value; a
+    constant map reaches every threshold.
     """
     fine = _at_pixels(maps, masks)
     low, high = fine.min(axis=1, keepdims=True), fine.max(axis=1, keepdims=True)

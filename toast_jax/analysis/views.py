@@ -15,23 +15,19 @@ from toast_jax.train.saved_run import SavedRun
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Resizes and crops the images of a source as for evaluation; an image that cannot be decoded becomes a black one.
+    """Resizes and crops the images of a source as for evaluation.
 
     Attributes:
       resize, size: of `pixels.eval_view`.
-      faults: filled while images are read: what is wrong with each broken one, by its index.
-      change: applied to each view uint8 `[size, size, 3]` and its index, if given.
+      change: applied to each view uint8 `[size, size, 3]` and its index, if set.
+      faults: filled with the fault of each image that cannot be decoded, by index; its view is black.
     """
 
     source: Source
     resize: int
     size: int
-    faults: dict[int, str]
     change: Callable[[np.ndarray, int], np.ndarray] | None = None
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.source.classes
+    faults: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -39,12 +35,12 @@ class Views:
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             example = self.source[index]
-            image = pixels.decode(example["image"], example["name"])
-            view = pixels.eval_view(image, resize=self.resize, size=self.size)
-            return {**example, "image": self.change(view, index) if self.change else view}
+            view = pixels.decode(example["image"], example["name"])
+            view = pixels.eval_view(view, resize=self.resize, size=self.size)
         except InputError as error:
             self.faults[index] = str(error).rpartition(": ")[0]  # without its remedy, which may be a field of training
             return {"image": np.zeros((self.size, self.size, 3), np.uint8), "label": 0, "name": ""}
+        return {**example, "image": self.change(view, index) if self.change else view}
 
 
 def choose(run: SavedRun, images: str, most: int) -> Source:
@@ -53,29 +49,17 @@ def choose(run: SavedRun, images: str, most: int) -> Source:
     return Subset(source, chosen.spread(len(source), most or len(source)))
 
 
-def of_run(
-    run: SavedRun,
-    source: Source,
-    batch_size: int,
-    *,
-    faults: dict[int, str] | None = None,
-    change: Callable[[np.ndarray, int], np.ndarray] | None = None,
-) -> Iterator[batches.Batch]:
-    """Loads every image once, in the batches of `batches.eval_batches`, as the run was evaluated.
-
-    Args:
-      faults: filled with the faults of images that cannot be decoded, by index; their rows have mask 0. None raises instead.
-      change: see `Views`.
+def of_run(run: SavedRun, source: Source, batch_size: int, change=None, faults=None) -> Iterator[batches.Batch]:
+    """Loads every image once, in the batches of `batches.eval_batches`; `change` and `faults` are those of `Views`.
 
     Raises:
-      InputError: while iterating, an image cannot be decoded.
+      InputError: while iterating, an image cannot be decoded and `faults` is None.
     """
     size, noted = run.config.data.image_size, {} if faults is None else faults
-    views = Views(source, run.config.data.resize, size, noted, change)
+    views = Views(source, run.config.data.resize, size, change, noted)
     for batch in batches.eval_batches(views, batch_size=batch_size, resize=size, size=size):
-        if noted and faults is None:
+        if noted and faults is None:  # not raised by `Views`: Grain would append lines to the message
             raise InputError(f"{next(iter(noted.values()))}: download it again, or remove it.")
-        batch["mask"] = np.where(np.isin(batch["index"], list(noted)), 0, batch["mask"])
         yield batch
 
 

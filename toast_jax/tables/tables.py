@@ -32,12 +32,10 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Mean accuracy over seeds."""
         return statistics.fmean(self.accuracy)
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over seeds; None for one seed."""
         return statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else None
 
 
@@ -58,7 +56,6 @@ class Table:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Lists the tasks of the table."""
         return tuple(TASKS) if self.table == "vtab" else _FGVC
 
     @property

@@ -150,15 +150,11 @@ def _annotated(config, first: SavedRun, where: str) -> Annotated:
 
 def _maps_of(run: SavedRun, images: Annotated, config) -> dict[str, np.ndarray]:
     """Computes all maps of a run, `[n, g, g]` by name."""
-    look, parts = jax.jit(functools.partial(_close, run.model, run.method)), []
+    look, parts = jax.jit(lambda params, images: maps.look_closely(run.model, run.method, params, images)[1]), []
     for batch in views.of_run(run, images.source, config.batch_size):
         by_name, real = jax.device_get(look(run.params, batch["image"])), batch["mask"] > 0
         parts.append({name: values[real] for name, values in by_name.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in maps.ALL if name in parts[0]}
-
-
-def _close(model, method, params, images):
-    return maps.look_closely(model, method, params, images)[1]
 
 
 def _scores(values: np.ndarray, masks: np.ndarray, best: int, shares) -> dict[str, np.ndarray]:

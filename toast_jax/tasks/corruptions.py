@@ -103,7 +103,7 @@ def _page(header, rows, notes, source, run, config) -> str:
     shown = sorted({sorted(config.severities)[len(config.severities) // 2], max(config.severities)})
     drawn, data = [], run.config.data
     for severity, name in itertools.product(shown, config.kinds):
-        changed = views.Views(source, data.resize, data.image_size, {}, corruption(name, severity, config.seed))
+        changed = views.Views(source, data.resize, data.image_size, corruption(name, severity, config.seed))
         drawn.append(report.picture(drawing.enlarged(changed[0]["image"], _SIDE), name.replace("_", " ")))
     rows_of_pictures = [drawn[i : i + _PICTURES] for i in range(0, len(drawn), _PICTURES)]
     return report.page(

@@ -21,7 +21,7 @@ from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 
-_SCALE = 2  # picture pixels per scene pixel
+_SIDE = 96  # width of a picture in pixels, twice that of a scene
 HEADER = ("method", "tuned", "test accuracy, %", "attention inside, %", "selection inside, %", "images/s")
 
 
@@ -58,7 +58,8 @@ def run(config: ConfigDict, folder: str) -> None:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
             rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
             log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
-    before = _before(rows)
+    # Networks that look twice share the first look, which tuning does not change.
+    before = float(next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean())
     table = [_cells(name, row) for name, row in rows.items()]
     notes = [
         f"Accuracy: mean +- standard deviation of seeds {', '.join(map(str, config.seeds))}.",
@@ -99,32 +100,22 @@ def _measured(results, folders, shown, boxes) -> Row:
     )
 
 
-def _before(rows: dict[str, Row]) -> float:
-    """Returns the share of attention inside the boxes before tuning: the first look of any network that looks twice."""
-    return float(next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean())
-
-
 def _cells(name: str, row: Row) -> list[str]:
     speed = f"{np.median(row.images_per_second):,.0f}" if row.images_per_second.size else "-"
     inside = [report.percent(row.inside[name]) if name in row.inside else "-" for name in (maps.LAST, maps.SELECTION)]
     return [name, f"{row.tuned:,}", report.percent(row.accuracy), *inside, speed]
 
 
-def _large(image: np.ndarray) -> np.ndarray:
-    return image.repeat(_SCALE, axis=0).repeat(_SCALE, axis=1)
-
-
 def _figure(rows: dict[str, Row], shown: list[scenes.Scene]) -> np.ndarray:
     """Draws scenes from left to right; below each, the first look, the selection and the last look of `toast`."""
     columns, by_name = [], rows["toast"].looked.maps
     for i, scene in enumerate(shown):
-        image = _large(scene.image)
+        image = drawing.enlarged(scene.image, _SIDE)
         columns.append(drawing.stacked([image, *(drawing.overlay(image, by_name[name][i]) for name in maps.ORDER)]))
     return drawing.side_by_side(columns)
 
 
 def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
-    charts = [curves.of_rows(folder, config.rows, config.seeds, metric) for metric in ("train/loss", "train/accuracy")]
     return [
         report.heading("TOAST: look, select, look again", 1),
         report.paragraph(
@@ -142,14 +133,14 @@ def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
         ),
         _picture_grid(rows, shown[: config.shown_scenes]),
         report.heading("Learning curves"),
-        f'<div class="charts">{"".join(charts)}</div>',
+        curves.of_rows(folder, config.rows, config.seeds),
         report.made_by("configs/demo.py", facts),
     ]
 
 
 def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
     truths = [str(scene.labels["target"]) for scene in shown]
-    images, captions = [_large(scene.image) for scene in shown], [f"green digit: {truth}" for truth in truths]
+    images, captions = [drawing.enlarged(scene.image, _SIDE) for scene in shown], [f"green digit: {truth}" for truth in truths]
     return comparison.grid(images, captions, truths, {name: row.looked for name, row in rows.items()}, maps.ORDER)
 
 
@@ -163,10 +154,5 @@ def _result(config, rows, before, facts) -> dict:
         }
         for name, row in rows.items()
     }
-    return {
-        "rows": measured,
-        "attention_inside_before": before,
-        "seeds": list(config.seeds),
-        "config": config.to_dict(),
-        **facts,
-    }
+    result = {"rows": measured, "attention_inside_before": before, "seeds": list(config.seeds)}
+    return {**result, "config": config.to_dict(), **facts}

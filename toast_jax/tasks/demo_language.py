@@ -160,7 +160,6 @@ def _cells(name: str, row: Row, expected: tuple[str, ...]) -> list[str]:
 
 
 def _story(config, rows, held_out, table, note, folder, facts) -> list[str]:
-    charts = [curves.of_rows(folder, config.rows, config.seeds, metric) for metric in ("train/loss", "train/accuracy")]
     asked = [
         [f"{tale.text} {tale.question}", *(_verdict(row.answers[0][i], tale.answer) for row in rows.values())]
         for i, tale in enumerate(held_out[: config.shown])
@@ -178,7 +177,7 @@ def _story(config, rows, held_out, table, note, folder, facts) -> list[str]:
         report.paragraph(f"The first {len(asked)} held-out tales, not hand-picked, and the first seed's answers."),
         report.texts(["tale and question", *(name.replace("_", " ") for name in rows)], asked),
         report.heading("Learning curves"),
-        f'<div class="charts">{"".join(charts)}</div>',
+        curves.of_rows(folder, config.rows, config.seeds),
         report.made_by("configs/demo_language.py", facts),
     ]
 

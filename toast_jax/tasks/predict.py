@@ -44,7 +44,7 @@ def run(config: ConfigDict, folder: str) -> None:
         csv.writer(file).writerow(("image", "class", "probability"))
         for batch in views.of_run(saved, source, config.batch_size, faults=faults):
             probabilities, by_name = jax.device_get(look(saved.params, batch["image"]))
-            for i in np.flatnonzero(batch["mask"]):
+            for i in np.flatnonzero((batch["mask"] > 0) & ~np.isin(batch["index"], list(faults))):
                 best, path = int(probabilities[i].argmax()), source.paths[batch["index"][i]]
                 row = (path, saved.classes[best], f"{probabilities[i, best]:.4f}")
                 csv.writer(file).writerow(row)
