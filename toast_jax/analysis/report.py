@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -46,23 +47,18 @@ def heading(text: str, level: int = 2) -> str:
     return f"<h{level}>{escape(text)}</h{level}>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Renders a table of numbers: the first column left-aligned, the others right-aligned."""
-    return _table("", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
-
-
-def texts(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Renders a table of sentences: every column left-aligned and wrapped."""
-    return _table("texts", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """Renders a table of numbers: the first column left-aligned, the others right-aligned; of sentences if kind is "texts"."""
+    return _table(kind, header, [[escape(cell) for cell in row] for row in rows])
 
 
 def pictures(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Renders a grid of cells made by `picture`."""
-    return _table("pictures", [escape(cell) for cell in header], rows)
+    return _table("pictures", header, rows)
 
 
 def _table(kind, header, rows):
-    head = "".join(f"<th>{cell}</th>" for cell in header)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
@@ -88,6 +84,20 @@ def percent(shares: np.ndarray) -> str:
     """Formats the mean over runs in percent; several runs add their standard deviation."""
     values = 100 * shares
     return f"{values.mean():.1f} +- {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """Formats a share and its interval in percent."""
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def write(
+    folder: Path, name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], *parts: str
+) -> None:
+    """Writes a table and its notes as `NAME.md` and `NAME.html`; the page ends with `parts`, which are HTML."""
+    (folder / f"{name}.md").write_text(markdown(header, rows) + "\n\n" + "\n".join(notes) + "\n", encoding="utf-8")
+    parts = [heading(title, 1), table(header, rows), *map(paragraph, notes), *parts]
+    (folder / f"{name}.html").write_text(page(title, *parts), encoding="utf-8")
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

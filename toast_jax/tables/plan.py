@@ -64,15 +64,10 @@ class Unit:
         Raises:
           InputError: a folder holds a run of another config.
         """
-        pairs = zip(self.folders.values(), self._configs(), strict=True)
-        results = [run_folder.recorded(folder, config) for folder, config in pairs]
+        results, config = [], self.config.copy_and_resolve_references()
+        for config.seed, folder in self.folders.items():
+            results.append(run_folder.recorded(folder, config))
         return None if None in results else results
-
-    def _configs(self):
-        for seed in self.folders:
-            config = self.config.copy_and_resolve_references()
-            config.seed = seed
-            yield config
 
 
 def cells(config: ConfigDict) -> list[Cell]:

@@ -66,14 +66,15 @@ def run(config: ConfigDict, folder: str) -> None:
     rows, notes, facts = (_on_objects if config.objects else _without_objects)(config, runs, next(iter(runs.values())))
     summaries = [_summary(row, config.seed) for row in rows]
     header = ("method", "map", *(f"{name}, %" for name in summaries[0]))
-    cells = [[row.method, row.map, *map(_cell, summary.values())] for row, summary in zip(rows, summaries, strict=True)]
+    cells = [
+        [row.method, row.map, *(report.with_interval(score["mean"], *score["interval"]) for score in summary.values())]
+        for row, summary in zip(rows, summaries, strict=True)
+    ]
     log.info("\n%s\n", report.columns(header, cells))
     for note in notes:
         log.info("%s", note)
-    (folder / "attention_metrics.md").write_text(report.markdown(header, cells) + "\n\n" + "\n".join(notes) + "\n")
     title = "How much attention is on the object" if config.objects else "Does the prediction depend on where attention is?"
-    parts = [report.heading(title, 1), report.table(header, cells), *map(report.paragraph, notes)]
-    (folder / "attention_metrics.html").write_text(report.page(title, *parts))
+    report.write(folder, "attention_metrics", title, header, cells, notes)
     measured = [{"method": row.method, "map": row.map, **summary} for row, summary in zip(rows, summaries, strict=True)]
     result = {"rows": measured, **facts, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
     run_folder.write_json(folder / "attention_metrics.json", result)
@@ -210,8 +211,3 @@ def _summary(row: Row, seed: int) -> dict:
         name: {"mean": float(np.mean(values)), "interval": localization.interval(values, seed)}
         for name, values in row.scores.items()
     }
-
-
-def _cell(summary: dict) -> str:
-    low, high = summary["interval"]
-    return f"{100 * summary['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

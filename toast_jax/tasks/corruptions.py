@@ -52,8 +52,8 @@ def run(config: ConfigDict, folder: str) -> None:
         "the numbers are not comparable with those on the images of ImageNet-C.",
     ]
     log.info("\n%s\n", report.columns(header, rows))
-    (folder / "corruptions.md").write_text(report.markdown(header, rows) + "\n\n" + "\n".join(notes) + "\n")
-    (folder / "corruptions.html").write_text(_page(header, rows, notes, source, first, config))
+    pictures = _pictures(source, first, config)
+    report.write(folder, "corruptions", "Accuracy on corrupted images", header, rows, notes, *pictures)
     accuracy = {
         name: {run: values.mean(axis=-1).tolist() for run, values in by_run.items()} for name, by_run in correct.items()
     }
@@ -94,23 +94,16 @@ def _rows(correct, runs, config) -> list[list[str]]:
 
 
 def _with_interval(values: np.ndarray, seed: int) -> str:
-    low, high = localization.interval(values, seed)
-    return f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return report.with_interval(values.mean(), *localization.interval(values, seed))
 
 
-def _page(header, rows, notes, source, run, config) -> str:
-    """Renders the table, and views of the first image at the middle and the highest severity."""
+def _pictures(source, run, config) -> tuple[str, str]:
+    """Renders views of the first image at the middle and the highest severity, with a heading."""
     shown = sorted({sorted(config.severities)[len(config.severities) // 2], max(config.severities)})
     drawn, data = [], run.config.data
     for severity, name in itertools.product(shown, config.kinds):
         changed = views.Views(source, data.resize, data.image_size, corruption(name, severity, config.seed))
         drawn.append(report.picture(drawing.enlarged(changed[0]["image"], _SIDE), name.replace("_", " ")))
-    rows_of_pictures = [drawn[i : i + _PICTURES] for i in range(0, len(drawn), _PICTURES)]
-    return report.page(
-        "Accuracy on corrupted images",
-        report.heading("Accuracy on corrupted images", 1),
-        report.table(header, rows),
-        *map(report.paragraph, notes),
-        report.heading(f"The first image, at severity {' and '.join(map(str, shown))}"),
-        report.pictures([""] * min(_PICTURES, len(drawn)), rows_of_pictures),
-    )
+    rows = [drawn[i : i + _PICTURES] for i in range(0, len(drawn), _PICTURES)]
+    title = report.heading(f"The first image, at severity {' and '.join(map(str, shown))}")
+    return title, report.pictures([""] * min(_PICTURES, len(drawn)), rows)

@@ -175,7 +175,7 @@ def _story(config, rows, held_out, table, note, folder, facts) -> list[str]:
         report.paragraph(note, "small"),
         report.heading("What the networks answer"),
         report.paragraph(f"The first {len(asked)} held-out tales, not hand-picked, and the first seed's answers."),
-        report.texts(["tale and question", *(name.replace("_", " ") for name in rows)], asked),
+        report.table(["tale and question", *(name.replace("_", " ") for name in rows)], asked, kind="texts"),
         report.heading("Learning curves"),
         curves.of_rows(folder, config.rows, config.seeds),
         report.made_by("configs/demo_language.py", facts),
