@@ -65,7 +65,8 @@ class Unit:
           InputError: a folder holds a run of another config.
         """
         results, config = [], self.config.copy_and_resolve_references()
-        for config.seed, folder in self.folders.items():
+        for seed, folder in self.folders.items():
+            config.seed = seed
             results.append(run_folder.recorded(folder, config))
         return None if None in results else results
 
