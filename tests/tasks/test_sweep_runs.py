@@ -109,7 +109,7 @@ def test_a_sweep_that_is_killed_again_and_again_makes_the_same_table(vtab_root, 
     command += ["--config.sweep.grid.toast.lr=0.1,1.0", "--config.sweep.grid.toast.weight_decay=0.01,0.0"]
     command += ["--config.sweep.seeds=1,2", "--config.checkpoint_every=1", "--config.data.root=" + str(vtab_root)]
     # Of the images that were made, as many as the table has.
-    script = "import main, sys; from toast_jax.data import vtab_tasks as v; v.TRAIN, v.VAL = 32, 8; main.cli()"
+    script = "import main, sys; from toast_jax.data.images.vtab import tasks as v; v.TRAIN, v.VAL = 32, 8; main.cli()"
     command[1:2] = ["-c", script]
     env = {**os.environ, "XLA_FLAGS": "", "XDG_CACHE_HOME": str(tmp_path)}
     run = functools.partial(subprocess.Popen, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
