@@ -1,10 +1,10 @@
-"""Times train steps over the size of images, the size of batches and the depth of the network, and draws what an image costs.
+"""Time train steps by image size, batch size and depth, and draw them.
 
     python -m benchmarks.costs --rounds=2 --folder=benchmarks/plots
 
-One of the three varies, the others stay as they are for ViT-Ti/16: 224 pixels, batch 16, 12 blocks. All steps of a picture are
-compiled first, then they take turns of three, the first of them not counted; pictures have medians. Temporary memory is what
-the compiler plans for a step.
+One of the three varies; the others keep the values of ViT-Ti/16: 224 pixels, batch 16, 12 blocks. All steps of a chart are
+compiled first, then take turns of three steps, the first not counted; charts show medians. Temporary memory is the compiler's
+plan for a step. Charts are per image.
 """
 
 import argparse
@@ -31,34 +31,32 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/plots"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    found = {what: _costs(what, args) for what in VARIED}
-    for what, lines in found.items():
-        for place, label in enumerate(("ms an image", "MB of temporary memory an image")):
-            drawn = {name: (np.array(VARIED[what]), np.array(line)[:, place]) for name, line in lines.items()}
-            path = args.folder / f"{label.split()[0].lower()}_{what.replace(' ', '_')}.svg"
-            path.write_text(curves.svg(drawn, label, what))
-    run_folder.write_json(args.folder / "costs.json", {"varied": VARIED, "found": found, **run_folder.circumstances()})
+    costs = {varied: _costs(varied, args) for varied in VARIED}
+    for varied, lines in costs.items():
+        for column, label in enumerate(("ms per image", "MB of temporary memory per image")):
+            drawn = {name: (np.array(VARIED[varied]), np.array(line)[:, column]) for name, line in lines.items()}
+            path = args.folder / f"{label.split()[0].lower()}_{varied.replace(' ', '_')}.svg"
+            path.write_text(curves.svg(drawn, label, varied))
+    run_folder.write_json(args.folder / "costs.json", {"varied": VARIED, "found": costs, **run_folder.circumstances()})
 
 
-def _costs(what: str, args) -> dict[str, list[tuple[float, float]]]:
-    """For each method, milliseconds and MB an image at every value of what varies."""
-    settings = [{**USUAL, what: value} for value in VARIED[what]]
-    batches = [steps.images(one["batch"], one["image size"]) for one in settings]
+def _costs(varied: str, args) -> dict[str, list[tuple[float, float]]]:
+    """Measures milliseconds and MB per image, for each method at every value of `varied`."""
+    settings = [{**USUAL, varied: value} for value in VARIED[varied]]
+    batches = [steps.images(setting["batch"], setting["image size"]) for setting in settings]
     cases = {}
     for name in args.methods:
-        for place, one in enumerate(settings):
-            size = dataclasses.replace(vit.SIZES["Ti"], depth=one["depth"])
+        for i, setting in enumerate(settings):
+            size = dataclasses.replace(vit.SIZES["Ti"], depth=setting["depth"])
             with mock.patch.dict(vit.SIZES, {"Ti": size}):
-                cases[name, place] = steps.Case(name, "vit_ti16", batches[place])
+                cases[name, i] = steps.Case(name, "vit_ti16", batches[i])
     for _ in range(args.rounds):
-        for (_, place), case in cases.items():
-            case.time_in_a_row(batches[place], 2)
-    return {
-        name: [_of_an_image(cases[name, place], one["batch"]) for place, one in enumerate(settings)] for name in args.methods
-    }
+        for (_, i), case in cases.items():
+            case.time_in_a_row(batches[i], 2)
+    return {name: [_per_image(cases[name, i], setting["batch"]) for i, setting in enumerate(settings)] for name in args.methods}
 
 
-def _of_an_image(case, batch):
+def _per_image(case, batch):
     return 1e3 * statistics.median(case.train_seconds) / batch, case.temporary / 2**20 / batch
 
 

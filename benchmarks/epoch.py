@@ -1,10 +1,10 @@
-"""Times whole epochs of a run, from JPEG files to checkpoints, beside its steps alone.
+"""Time whole epochs of a run, from JPEG files to checkpoints, and its steps alone.
 
     python -m benchmarks.epoch --backbone=vit_ti16 --methods linear lora toast
 
-It makes folders of photographs' size (JPEG, 500 x 375) and runs `main.py` on them with random weights. Steps on a batch that
-is in memory are timed before and after the run; what training loses to them is what its input costs. An epoch is timed from
-one evaluation's end to the next one's.
+Writes photo-sized JPEG files (500 x 375) and runs `main.py` on them with random weights. Steps on a batch in memory are timed
+before and after the run; the difference from training is the cost of the input pipeline. An epoch is timed from the end of one
+evaluation to the end of the next.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--backbone", default="vit_ti16")
     parser.add_argument("--methods", nargs="*", default=["linear", "lora", "toast"])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--images", type=int, default=512, help="for training; an eighth as many are evaluated")
-    parser.add_argument("--epochs", type=int, default=3, help="that are timed, after one that is not")
+    parser.add_argument("--images", type=int, default=512, help="training images; an eighth as many are evaluated")
+    parser.add_argument("--epochs", type=int, default=3, help="timed epochs, after one that is not timed")
     args = parser.parse_args()
     batch, rows = steps.images(args.batch), []
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _run(args, method: str, folder: Path) -> tuple[float, float]:
-    """Images a second of the training steps, and the median seconds of an epoch."""
+    """Runs training; returns images per second of its steps, and the median seconds of an epoch."""
     config = f"--config={ROOT}/configs/folder.py:method={method},backbone={args.backbone}"
     fields = {"data.root": folder / "data", "data.splits.test": "", "backbone.weights": "random", "batch_size": args.batch}
     fields |= {"epochs": args.epochs + 1, "eval_every": 1, "checkpoint_every": 1, "warmup_epochs": 0, "confusion": False}

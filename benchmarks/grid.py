@@ -1,10 +1,10 @@
-"""Times the grid of a VTAB-1k task: its runs one by one and as one program (toast_jax/train/grid.py), each in its own process.
+"""Time the grid of a VTAB-1k task: its runs one by one, and as one program (toast_jax/train/grid.py).
 
     python -m benchmarks.grid --root=data/tfds --task=dsprites_location --method=toast --image-size=64 --epochs=2
 
-The runs are those of a sweep's selection: train800, then val200. Weights are random unless a file is given, and nothing is read
-from a compilation cache. Start-up is what passes before the first step is done: opening the data, weights, compilation. With
-`--drop-path=0` views are fixed and their frozen features are cached together, but not one by one, which shares nothing.
+The runs are those of a sweep's selection: train800, then val200. Each way has its own process. Weights are random unless a file
+is named, and no compilation cache is read. Start-up lasts until the first step is done: opening the data, loading weights,
+compilation. With `--drop-path=0` views are fixed; the grid then caches their frozen features, the single runs do not.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--drop-path", type=float, default=0.1)
-    parser.add_argument("--points", type=int, help="the first of the grid alone")
+    parser.add_argument("--points", type=int, help="how many of the grid's first points to run")
     parser.add_argument("--at-once", type=int, default=0)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS)
     parser.add_argument("--out", type=Path, help="JSON file with every number")
@@ -59,7 +59,7 @@ def main() -> None:
     if len(rows) == 2:
         alone, grid = rows.values()
         worst = np.max(np.abs(np.array(alone["loss"]) / np.array(grid["loss"]) - 1))
-        print(f"step: {alone['step'] / grid['step']:.2f} times as fast; losses on val differ by {worst:.1e} at most")
+        print(f"speedup of a step: {alone['step'] / grid['step']:.2f}; val losses differ by at most {worst:.1e}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         run_folder.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **run_folder.circumstances()})
@@ -86,18 +86,18 @@ def _measured(args) -> dict:
             results = fit_grid(configs, folders, Path(folder) / "all", args.at_once)
             start = results[0]["seconds_to_first_step"]
         else:
-            results = [_fit(*one) for one in zip(configs, folders, strict=True)]
-            start = sum(one["seconds_to_first_step"] for one in results if one)
+            results = list(map(_fit, configs, folders))
+            start = sum(result["seconds_to_first_step"] for result in results if result)
         seconds = time.perf_counter() - started
-    results = [one for one in results if one and not isinstance(one, Diverged)]
+    results = [result for result in results if result and not isinstance(result, Diverged)]
     return {
         "points": len(units),
         "seconds": seconds,
         "start": start,
-        "step": config.batch_size / float(np.median([one["images_per_second"] for one in results])),
+        "step": config.batch_size / float(np.median([result["images_per_second"] for result in results])),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "accuracy": [one["val"]["accuracy"] for one in results],
-        "loss": [one["val"]["loss"] for one in results],
+        "accuracy": [result["val"]["accuracy"] for result in results],
+        "loss": [result["val"]["loss"] for result in results],
     }
 
 

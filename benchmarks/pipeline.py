@@ -1,9 +1,9 @@
-"""Times the input pipeline alone: images a second from files to batches, as training asks for them.
+"""Time the input pipeline alone: images per second from files to training batches.
 
     python -m benchmarks.pipeline --workers 0 1 2
 
-It makes a folder of photographs' size (JPEG, 500 x 375) and takes batches from it as fast as they come: with the FGVC recipe
-(resize, crop, flip) and with RandAugment, on the threads of one process (0 workers) and on worker processes.
+Writes photo-sized JPEG files (500 x 375) and loads batches as fast as possible: with the FGVC recipe (resize, crop, flip) and
+with RandAugment, on the threads of one process (0 workers) and on worker processes.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="times that all cases take their turns")
-    parser.add_argument("--batches", type=int, default=16, help="timed in a round, after two that are not")
+    parser.add_argument("--rounds", type=int, default=3, help="turns per case")
+    parser.add_argument("--batches", type=int, default=16, help="timed batches per round, after two that are not timed")
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # worker processes read absl flags
@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def write(root: Path, count: int) -> None:
-    """Writes JPEG files of photographs' size in two class folders."""
+    """Writes photo-sized JPEG files to two class folders."""
     rng = np.random.default_rng(0)
     for i in range(count):
-        place = root / "ab"[i % 2]
-        place.mkdir(parents=True, exist_ok=True)
+        folder = root / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(place / f"{i}.jpg", quality=90)
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
 
 
 def _rate(root: str, args, changes: dict, workers: int) -> float:

@@ -1,7 +1,7 @@
-"""Counts the multiplications and additions of matrix products in a compiled step.
+"""Count the floating-point operations of matrix products in a compiled step.
 
-XLA's own cost analysis counts the body of a loop once, so this reads the optimised program: what is computed in it, after what
-the compiler has removed and merged, as many times as its loops run.
+XLA's cost analysis counts the body of a loop once. This module reads the optimized program instead, after the compiler has
+removed and merged operations, and multiplies by the trip counts of loops.
 """
 
 import math
@@ -16,13 +16,13 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def flops(program: str) -> int:
-    """Floating-point operations of all matrix products, two for a multiplication and an addition.
+    """Counts the operations of all matrix products, two per multiply-add.
 
     Args:
       program: `compiled.as_text()`.
 
     Raises:
-      ValueError: a loop that has a product in it, and says not how often it runs.
+      ValueError: a loop with a matrix product has no known trip count.
     """
     return sum(product.flops * times for product, times in listed(program).items())
 
@@ -31,9 +31,9 @@ class Product(NamedTuple):
     """A kind of matrix product.
 
     Attributes:
-      flops: operations of one.
-      numbers: in its two operands and its result.
-      batched: whether it is many products, as those of attention are.
+      flops: operations of one product.
+      numbers: elements of its two operands and its result.
+      batched: whether it has batch dimensions, as in attention.
     """
 
     flops: int
@@ -42,7 +42,7 @@ class Product(NamedTuple):
 
 
 def listed(program: str) -> Counter[Product]:
-    """How often each kind of matrix product is computed; arguments and errors are those of `flops`."""
+    """Counts the executions of each kind of matrix product; arguments and errors as in `flops`."""
     computations, entry = {}, ""
     for line in program.splitlines():
         if match := _COMPUTATION.match(line):
@@ -56,8 +56,8 @@ def listed(program: str) -> Counter[Product]:
         if name not in counted:
             shapes = {instruction: _shape(kind) for instruction, kind, _, _ in computations[name]}
             counted[name] = Counter()
-            for one in computations[name]:
-                counted[name].update(called(*one) if one[2] != "dot" else [_product(*one, shapes)])
+            for parts in computations[name]:
+                counted[name].update(called(*parts) if parts[2] != "dot" else [_product(*parts, shapes)])
         return counted[name]
 
     def called(instruction, kind, operation, rest):
@@ -65,7 +65,7 @@ def listed(program: str) -> Counter[Product]:
         if operation != "while" or not inside:
             return inside
         if not (trips := _TRIPS.search(rest)):
-            raise ValueError(f"the loop {instruction} has products in it, and says not how often it runs")
+            raise ValueError(f"the loop {instruction} has matrix products and no known trip count")
         return Counter({product: times * int(trips[1]) for product, times in inside.items()})
 
     return count(entry)
@@ -80,17 +80,17 @@ def _product(instruction, kind, operation, rest, shapes):
     left, right = (shapes[name] for name in re.findall(r"%([\w.-]+)", rest)[:2])
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)[1]
     result = math.prod(_shape(kind))
-    made = 2 * result * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
-    return Product(made, (math.prod(left), math.prod(right), result), "lhs_batch_dims" in rest)
+    operations = 2 * result * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
+    return Product(operations, (math.prod(left), math.prod(right), result), "lhs_batch_dims" in rest)
 
 
 def minimum(method: str, *, width: int, depth: int, tokens: int, classes: int, patch: int = 16) -> int | None:
-    """What a train step of a ViT cannot do without, in the same operations for one image; None for a method not worked out.
+    """Derives the least operations of a ViT's train step for one image; None for a method without a derivation.
 
-    Products are counted in units of tokens x width^2: 12 in a block (4 of attention, 8 of the MLP), beside two products of
-    queries, keys and values that grow with tokens^2 x width. The last block of the look that is read needs keys and values of
-    all tokens, and the rest of the class token alone. Backward, a block takes as much again for the gradient of its input, with
-    twice the products of attention, and once more for that of its kernels.
+    Multiply-adds of a block: 12 x tokens x width^2 (4 of attention, 8 of the MLP), and two products of tokens^2 x width. The
+    last block of the classified look needs keys and values of all tokens, but the rest for the class token only. Backward, a
+    block costs the same again for the gradient of its input, with twice the products of tokens^2 x width, and 12 x tokens x
+    width^2 once more for the gradient of its kernels.
     """
     n, d = tokens, width
     block, attention = 12 * n * d * d, 2 * n * n * d
@@ -98,7 +98,7 @@ def minimum(method: str, *, width: int, depth: int, tokens: int, classes: int, p
     embedding = (n - 1) * 3 * patch**2 * d
     forward = embedding + (depth - 1) * (block + attention) + last + last_attention + d * classes
     back = (depth - 1) * (block + 2 * attention) + last + 2 * last_attention + d * classes
-    feedback = n * d * d  # each of the two layers of a block, and the transform
+    feedback = n * d * d  # one layer; each block has two, and the transform is one more
     if method == "linear":
         products = forward + d * classes
     elif method == "finetune":
@@ -106,7 +106,7 @@ def minimum(method: str, *, width: int, depth: int, tokens: int, classes: int, p
     elif method == "toast":
         first = depth * (block + attention)
         signal = (2 * depth + 1) * feedback
-        # The first block's input is fixed: its signal enters by the values, and no gradient is needed of queries and keys.
+        # The first block's input is fixed and its signal enters through the values: queries and keys need no gradient.
         not_needed = 2 * n * d * d + 3 * n * n * d
         products = first + signal + forward + back - not_needed + signal + 2 * depth * feedback + d * classes
     else:

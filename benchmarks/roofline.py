@@ -1,10 +1,10 @@
-"""What accelerators could make of a train step at best, from the products of its compiled program.
+"""Bound the speed of train steps on accelerators by their matrix products.
 
     python -m benchmarks.roofline --backbone=vit_b16 --batch=128
 
-Every product takes the time of its operations at the peak of the matrix units, or that of reading its operands and writing its
-result once, in bfloat16, if that is longer. All else (norms, softmax, GELU, the optimizer) is left out, as if it were fused
-with products, so these are bounds and no predictions. Nothing is timed.
+Each product of the compiled program takes the longer of two times: its operations at peak, or reading its operands and writing
+its result once, in bfloat16. Everything else (norms, softmax, GELU, the optimizer) counts as fused and free, so these are
+bounds, not predictions. Nothing is timed.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from benchmarks import products, scaling
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Peaks of one chip, as its maker gives them: operations a second in bfloat16 (dense), bytes a second of its memory."""
+    """Peaks of one chip by its vendor: operations per second in dense bfloat16, memory bytes per second."""
 
     flops: float
     bandwidth: float
@@ -31,42 +31,42 @@ CHIPS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="vit_b16")
-    parser.add_argument("--batch", type=int, default=128, help="images in a step of one chip")
+    parser.add_argument("--batch", type=int, default=128, help="images per step on one chip")
     parser.add_argument("--methods", nargs="*", default=["linear", "toast", "toast_lite", "lora", "finetune"])
     args = parser.parse_args()
     print("| method | | FLOP a byte |" + "".join(f" {name}, images/s | of its peak |" for name in CHIPS))
     print("|---|---|---|" + "---|---|" * len(CHIPS))
     for name in args.methods:
         _, program = scaling.compiled(name, args.backbone, args.batch)
-        made = products.listed(program)
-        flops = sum(product.flops * times for product, times in made.items())
+        counts = products.listed(program)
+        flops = sum(product.flops * times for product, times in counts.items())
         for fused in (False, True):
             cells = [
                 name,
                 "attention fused" if fused else "",
-                f"{flops / sum(_bytes(p, fused) * n for p, n in made.items()):,.0f}",
+                f"{flops / sum(_bytes(p, fused) * n for p, n in counts.items()):,.0f}",
             ]
             for chip in CHIPS.values():
-                seconds = least_seconds(made, chip, fused)
+                seconds = least_seconds(counts, chip, fused)
                 cells += [f"{args.batch / seconds:,.0f}", f"{flops / chip.flops / seconds:.0%}"]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def least_seconds(made: dict[products.Product, int], chip: Chip, fused: bool = False) -> float:
-    """Seconds that products take on a chip, if each is bound by one of its two peaks.
+def least_seconds(counts: dict[products.Product, int], chip: Chip, fused: bool = False) -> float:
+    """Sums the seconds of products on a chip, each bound by compute or by memory.
 
     Args:
-      made: `products.listed`.
+      counts: of `products.listed`.
       fused: whether attention keeps its weights on the chip, as in FlashAttention (arXiv 2205.14135).
     """
     return sum(
-        times * max(product.flops / chip.flops, _bytes(product, fused) / chip.bandwidth) for product, times in made.items()
+        times * max(product.flops / chip.flops, _bytes(product, fused) / chip.bandwidth) for product, times in counts.items()
     )
 
 
 def _bytes(product, fused):
     first, second, largest = sorted(product.numbers)
-    is_weights = product.batched and first == second < largest  # beside queries and keys, or values and what they give
+    is_weights = product.batched and first == second < largest  # the others are queries and keys, or values and outputs
     return 2 * (first + second + (0 if fused and is_weights else largest))
 
 

@@ -1,9 +1,9 @@
-"""What a train step costs on 1, 2, 4 and 8 devices: products on each, and what they tell each other. Nothing is timed.
+"""Count a step's matrix products and all-reduced bytes on 1 to 8 devices. Nothing is timed.
 
     python -m benchmarks.scaling --backbone=vit_b16 --methods toast lora finetune
 
-Steps are compiled from shapes for virtual CPU devices, in a process for each number of them, and the compiled programs read:
-with a batch of 64 shared by all devices (strong scaling), and with 8 images for each (weak scaling).
+Steps are compiled from shapes for virtual CPU devices, one process per number of devices, and the compiled programs are read:
+with a batch of 64 over all devices (strong scaling), and with 8 images per device (weak scaling).
 """
 
 import argparse
@@ -38,14 +38,14 @@ def main() -> None:
         print(json.dumps({name: _rows(name, args.backbone) for name in args.methods}))
         return
     counted = {devices: _counted(devices) for devices in DEVICES}
-    print(f"\n{args.backbone}; GFLOP of products on each device, and MB that each tells the others, in a step")
+    print(f"\n{args.backbone}; per step and device: GFLOP of matrix products, MB all-reduced")
     print("| method | tuned, MB | scaling |" + "".join(f" {devices} |" for devices in DEVICES))
     print("|---|---|---|" + "---|" * len(DEVICES))
     for name in args.methods:
         for kind in ("strong", "weak"):
             cells = [counted[devices][name][kind] for devices in DEVICES]
-            told = "".join(f" {flops / 1e9:,.0f}, {moved / 1e6:,.2f} |" for flops, moved in cells)
-            print(f"| {name} | {counted[1][name]['tuned'] * 4 / 1e6:,.2f} | {kind} |{told}")
+            line = "".join(f" {flops / 1e9:,.0f}, {reduced / 1e6:,.2f} |" for flops, reduced in cells)
+            print(f"| {name} | {counted[1][name]['tuned'] * 4 / 1e6:,.2f} | {kind} |{line}")
 
 
 def _counted(devices: int) -> dict:
@@ -65,7 +65,7 @@ def _rows(name: str, backbone: str) -> dict:
 
 
 def compiled(name: str, backbone: str, batch_size: int) -> tuple[int, str]:
-    """How many parameters a method tunes, and the optimised program of its train step, from shapes."""
+    """Compiles a train step from shapes; returns the number of tuned parameters and the optimized program."""
     network, method, mask, tx, step = timed(name, backbone)
     tuned, frozen = trees.split(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), mask)
     state = jax.eval_shape(lambda: init_state(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tuned), tx, seed=0))
@@ -79,7 +79,7 @@ def compiled(name: str, backbone: str, batch_size: int) -> tuple[int, str]:
 
 
 def reduced_bytes(program: str) -> int:
-    """Bytes that a device puts into the reductions over all devices."""
+    """Sums the bytes that one device contributes to all-reduces."""
     kinds = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     shapes = (shape for kind in kinds for shape in re.findall(r"(\w+)\[([\d,]*)\]", kind))
     return sum(_BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size) for dtype, sizes in shapes)

@@ -1,8 +1,9 @@
-"""Times a run from the command line to its first step, whole process, with an empty and with a filled compilation cache.
+"""Time a run from the command line to its first step.
 
     python -m benchmarks.start --backbone=vit_b16 --batch=8
 
-It makes a small folder of images, runs `main.py` on it with random weights, and stops the run after its first step.
+Writes a small folder of images, runs `main.py` on it with random weights, and stops the process after the first step: once with
+an empty compilation cache, once with a filled one.
 """
 
 import argparse

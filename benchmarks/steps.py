@@ -1,10 +1,10 @@
-"""Times the train and the evaluation step of every method.
+"""Time the train and the evaluation step of every method.
 
     python -m benchmarks.steps --backbone=vit_ti16 --batch=32 --rounds=10 --out=benchmarks/results/steps_vit_ti16.json
 
-Weights are random and inputs are noise, images or 256 tokens: neither changes the time. All methods are compiled first, then
-they take turns, one step each a round, so that a slow minute of the machine hits all of them; the table has medians. Nothing is
-read from a compilation cache.
+Weights are random and inputs are noise (images, or sequences of 256 tokens); neither changes the time. All methods are compiled
+first, without a compilation cache. Then they take turns, one step per round, so that a slow minute of the machine hits all of
+them; the table has medians.
 """
 
 import argparse
@@ -36,10 +36,10 @@ TOKENS = 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default="vit_ti16", help="such as convnext_t or stories15m too")
-    parser.add_argument("--batch", type=int, default=32, help="images or sequences in a step, over all devices")
+    parser.add_argument("--backbone", default="vit_ti16", help="any backbone, such as convnext_t or stories15m")
+    parser.add_argument("--batch", type=int, default=32, help="images or sequences per step, over all devices")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--methods", nargs="*", help="all that the backbone has, if none are named")
+    parser.add_argument("--methods", nargs="*", help="all methods of the backbone by default")
     parser.add_argument("--out", type=Path, help="JSON file with every time")
     args = parser.parse_args()
     if args.batch % jax.device_count():
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 class Case:
-    """One method: its compiled steps, its state, the times they took, and the products of a train step on one device."""
+    """One method: its compiled steps, state and times, and the FLOPs of a train step on one device."""
 
     def __init__(self, name: str, backbone: str, batch: dict):
         network, method, mask, tx, step = timed(name, backbone, image_size=batch["image"].shape[-2] if "image" in batch else 0)
@@ -85,24 +85,26 @@ class Case:
         print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)
 
     def time_train(self, batch: dict) -> None:
+        """Times one train step."""
         started = time.perf_counter()
         self.state, metrics = self.train(self.state, self.frozen, batch)
         jax.block_until_ready((self.state, metrics))
         self.train_seconds.append(time.perf_counter() - started)
 
     def time_in_a_row(self, batch: dict, count: int) -> None:
-        """Times so many train steps after one that is not counted, as it finds memory cold."""
+        """Times `count` consecutive train steps, after an uncounted one that warms the caches."""
         for _ in range(count + 1):
             self.time_train(batch)
         del self.train_seconds[-count - 1]
 
     def time_evaluation(self, batch: dict) -> None:
+        """Times one evaluation step."""
         started = time.perf_counter()
         jax.block_until_ready(self.evaluation(self.state.tuned, self.frozen, batch))
         self.evaluation_seconds.append(time.perf_counter() - started)
 
     def row(self, count: int) -> dict:
-        """What the tables and files hold; a step counts for so many images or tokens."""
+        """Summarizes the times, for tables and files; `count` is the number of images or tokens in a step."""
         return {
             "tuned": self.tuned,
             "train": count / statistics.median(self.train_seconds),
@@ -116,7 +118,7 @@ class Case:
 
 
 def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
-    """What all benchmarks time of a method: its network, its row, what is tuned, the optimizer and the train step."""
+    """Builds what all benchmarks time: network, method, mask of tuned parameters, optimizer and train step."""
     parts, no_decay = {}, ("head/bias",)
     if _reads_text(backbone):
         config = language(name="timed", method=name, backbone=backbone)
@@ -158,7 +160,7 @@ def _minimum(method, backbone):
 
 
 def images(size: int, image_size: int = 224) -> dict:
-    """A batch of noise, on its devices."""
+    """Places a batch of noise images on the devices."""
     rng = np.random.default_rng(0)
     return parallel.shard(
         {
@@ -170,7 +172,7 @@ def images(size: int, image_size: int = 224) -> dict:
 
 
 def texts(backbone: str, size: int) -> dict:
-    """Sequences of 256 tokens of noise, on their devices; all of them are predicted."""
+    """Places a batch of noise sequences on the devices; every token is a target."""
     config = language(name="timed", method="toast", backbone=backbone)
     rng, vocabulary = np.random.default_rng(0), llama.SIZES[config.backbone.size].vocabulary
     tokens = rng.integers(0, vocabulary, (size, TOKENS + 1)).astype(np.int32)

@@ -8,31 +8,31 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_config
-from toast_jax.analysis import maps, rollout
+from toast_jax.analysis import maps
 from toast_jax.model import steered
 
 WEIGHTS = np.random.default_rng(0).dirichlet(np.ones(7), (3, 2, 4, 7)).astype(np.float32)  # L, B, H, N; two prompts
 
 
 def test_map_of_the_class_token_is_its_row_of_the_last_block():
-    ours = rollout.of_class_token(jnp.asarray(WEIGHTS), grid=2)
+    ours = maps.of_class_token(jnp.asarray(WEIGHTS), grid=2)
     expected = WEIGHTS[2, :, :, 0, 3:].mean(axis=1)
     np.testing.assert_allclose(ours, expected.reshape(2, 2, 2), rtol=1e-6)
-    heads = rollout.of_heads(jnp.asarray(WEIGHTS), grid=2)
+    heads = maps.of_heads(jnp.asarray(WEIGHTS), grid=2)
     np.testing.assert_array_equal(heads[1, 3], WEIGHTS[2, 1, 3, 0, 3:].reshape(2, 2))
 
 
 def test_rollout_is_the_product_over_blocks():
     mean = 0.5 * WEIGHTS.mean(axis=2) + 0.5 * np.eye(7, dtype=np.float32)
     expected = (mean[2] @ mean[1] @ mean[0])[:, 0, 3:].reshape(2, 2, 2)
-    np.testing.assert_allclose(rollout.rollout(jnp.asarray(WEIGHTS), 2), expected, rtol=1e-5)
+    np.testing.assert_allclose(maps.rollout(jnp.asarray(WEIGHTS), 2), expected, rtol=1e-5)
 
 
 def test_rollout_does_not_follow_prompts_that_are_replaced():
     mean = 0.5 * WEIGHTS.mean(axis=2) + 0.5 * np.eye(7, dtype=np.float32)
     mean[:, :, :, 1:3] = 0
     expected = (mean[2] @ mean[1] @ mean[0])[:, 0, 3:].reshape(2, 2, 2)
-    np.testing.assert_allclose(rollout.rollout(jnp.asarray(WEIGHTS), 2, replaced=2), expected, rtol=1e-5)
+    np.testing.assert_allclose(maps.rollout(jnp.asarray(WEIGHTS), 2, replaced=2), expected, rtol=1e-5)
 
 
 def looked(method, backbone="vit_ti8"):
@@ -68,7 +68,7 @@ def test_closer_look_of_one_that_looks_once():
     _, apply, images, _, (_, found, parts) = looked("vpt")
     assert set(found) == {maps.LAST, maps.ROLLOUT} and parts.top_down == [] == parts.first_heads
     _, out = jax.device_get(apply(images, call="explain"))
-    with_prompts, without = (rollout.rollout(out["look"]["attention"], 2, replaced=count) for count in (0, 2))
+    with_prompts, without = (maps.rollout(out["look"]["attention"], 2, replaced=count) for count in (0, 2))
     np.testing.assert_allclose(found[maps.ROLLOUT], without, rtol=1e-4)
     assert np.abs(with_prompts - without).max() > 0.01
 

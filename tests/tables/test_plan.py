@@ -273,7 +273,7 @@ def test_crash_is_tried_once_more(runs, folder, caplog):
     name = "toast/dtd/selection/lr_0.1_wd_0.0"
     runs.raises[name] = [RuntimeError("out of memory\nand more")]
     task.run(small(), str(folder))
-    assert runs.made.count(name) == 2 and f"{name}: RuntimeError: out of memory; once more." in caplog.text
+    assert runs.made.count(name) == 2 and f"{name}: RuntimeError: out of memory; retrying." in caplog.text
     assert "Traceback" in (folder / name / "log.txt").read_text()
 
 

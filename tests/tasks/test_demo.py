@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -16,15 +17,21 @@ from toast_jax.train.setup import load_network
 from toast_jax.weights import parameters
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Two rows, two seeds, a few scenes, run twice."""
+def small_config():
+    """Two rows, two seeds, a few scenes."""
     config = demo_config.get_config()
     config.seeds, config.attention_scenes, config.shown_scenes = (1, 2), 8, 2
     config.rows = ("linear", "toast")
     for run in config.runs.values():
         run.data.splits.update({"train": "train[:32]", "val": "val[:16]", "test": "test[:24]"})
         run.batch_size = 16
+    return config
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The small demo, run twice."""
+    config = small_config()
     folder = tmp_path_factory.mktemp("demo")
     told, log = [], logging.getLogger("toast_jax")
     handler = logging.Handler()
@@ -81,6 +88,20 @@ def test_again_repeats_nothing(small):
     folder, first, _ = small
     assert json.loads((folder / "result.json").read_text()) == first
     assert (folder / "log.txt").read_text().count("finished already") == 4
+
+
+def test_a_run_resumed_just_before_its_end_has_no_speed(small, tmp_path):
+    """Speed is measured over windows of steps; a run with less than one left writes null."""
+    folder = shutil.copytree(small[0], tmp_path / "demo")
+    for row, seeds in (("linear", (1, 2)), ("toast", (2,))):
+        for seed in seeds:
+            path = folder / f"{row}/seed_{seed}/result.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "images_per_second": None}))
+    demo.run(small_config(), str(folder))
+    linear, toast = ((folder / "table.md").read_text().splitlines()[line].split(" | ") for line in (2, 3))
+    assert linear[-1] == "- |" and float(toast[-1].rstrip(" |").replace(",", "")) > 0
+    rates = [row["images_per_second"] for row in json.loads((folder / "result.json").read_text())["rows"].values()]
+    assert [len(rate) for rate in rates] == [0, 1]
 
 
 @pytest.mark.slow

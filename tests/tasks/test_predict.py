@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -69,6 +70,35 @@ def test_one_image_will_do(tuned, image_folder, tmp_path):
     path = image_folder / "test" / CLASSES[0] / "0.jpg"
     (row,) = predicted(tuned[0], path, tmp_path)
     assert row["image"] == str(path)
+
+
+@pytest.mark.parametrize("attention_too", [True, False])
+def test_a_broken_image_is_named_and_the_others_are_predicted(tuned, image_folder, tmp_path, attention_too):
+    images = tmp_path / "images"
+    shutil.copytree(image_folder / "test" / CLASSES[0], images)
+    (images / "1: b.jpg").write_bytes((images / "0.jpg").read_bytes()[:500])
+    (images / "z.jpg").write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        predicted(tuned[0], images, tmp_path / "out", batch_size=2, attention=attention_too)
+    message = str(error.value)
+    assert message.startswith("2 of 5 images were left out: Image ") and "skip_corrupt" not in message
+    assert f"{images}/1: b.jpg cannot be decoded (" in message and f"{images}/z.jpg cannot be decoded (" in message
+    assert message.endswith(f"The predictions of the others are in {tmp_path}/out/predictions.csv.")
+    others = predicted(tuned[0], image_folder / "test" / CLASSES[0], tmp_path / "whole", attention=attention_too)
+    assert [row["probability"] for row in rows(tmp_path / "out")] == [row["probability"] for row in others]
+    assert len(list((tmp_path / "out/attention").glob("*.png"))) == (3 if attention_too else 0)
+
+
+def test_rows_are_written_as_they_come(tuned, image_folder, tmp_path, monkeypatch):
+    written, draw = [], predict._draw
+
+    def draw_and_count(folder, *args):
+        written.append(len(rows(tmp_path)))
+        draw(folder, *args)
+
+    monkeypatch.setattr(predict, "_draw", draw_and_count)
+    predicted(tuned[0], image_folder / "test", tmp_path, batch_size=3)
+    assert written == [0, 0, 0, 3, 3, 3, 6, 6, 6]
 
 
 @pytest.mark.parametrize(

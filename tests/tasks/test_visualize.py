@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from configs import attention as metrics_config
 from configs import visualize as visualize_config
 from tests.conftest import CLASSES, COUNTS, TINY_CONVNEXT, tiny_config
-from toast_jax.analysis import comparison, localization, maps, perturbation
+from toast_jax.analysis import comparison, localization, maps, perturbation, views
 from toast_jax.data.images import chosen
 from toast_jax.errors import InputError
 from toast_jax.model import steered
@@ -136,6 +137,14 @@ def test_pictures_of_a_folder_have_no_truth(there, image_folder, tmp_path):
     assert " wrong<" not in (tmp_path / "comparison.html").read_text()
 
 
+def test_a_broken_image_is_refused_with_advice_that_these_tasks_can_follow(there, image_folder, tmp_path):
+    images = shutil.copytree(image_folder / "test/owl", tmp_path / "images")
+    (images / "z.jpg").write_bytes((images / "0.jpg").read_bytes()[:500])
+    for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics)):
+        with pytest.raises(InputError, match=r"^Image .*/z.jpg cannot be decoded \(.*\): download it again, or remove it\.$"):
+            task.run(configured(module, f"runs=runs/vpt,images={images}", batch_size=2), str(tmp_path / "out"))
+
+
 def test_panels_of_a_picture(runs):
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     looked = comparison.look_closely(runs["toast"], images, batch_size=3)
@@ -191,7 +200,7 @@ def test_metrics_are_those_of_the_maps(there, runs, boxes, tmp_path):
     assert set(rows) == {(name, one) for name, found in every.items() for one in found}
     assert told["images"] == IMAGES and told["threshold_split"] == "val" and told["cropped_away"] == 0
     source, _ = chosen.open_images(runs["toast"].config.data, "test")
-    images, _ = comparison.views(source, runs["toast"], 32)
+    images, _ = views.all_of_run(runs["toast"], source, 32)
     found = comparison.look_closely(runs["toast"], images, 32).maps
     mask = np.zeros((IMAGES, 16, 16), bool)
     mask[:, :, :8] = True  # 48 x 40 -> 21 x 18, of which the crop takes columns 2 to 18; the box ends at 10.5

@@ -1,4 +1,4 @@
-"""Which classes a tuned network takes for which others."""
+"""Confusion matrix of a tuned run: its counts, a summary, and a CSV file."""
 
 import csv
 import functools
@@ -7,25 +7,25 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from toast_jax.data.images import batches
+from toast_jax.analysis import views
 from toast_jax.data.images.sources import Source
 from toast_jax.model.steered import apply
 from toast_jax.train.saved_run import SavedRun
 
 
 def matrix(run: SavedRun, source: Source) -> np.ndarray:
-    """Counts `[C, C]` over a labelled source: row i, column j holds the images of class i that are named j."""
+    """Counts predictions over a labelled source: `[C, C]`, true class by predicted class."""
     logits = jax.jit(functools.partial(apply, run.model, run.method))
-    data, counts = run.config.data, np.zeros((len(run.classes),) * 2, np.int64)
-    for batch in batches.eval_batches(source, batch_size=run.config.batch_size, resize=data.resize, size=data.image_size):
-        named = np.asarray(logits(run.params, batch["image"])).argmax(axis=-1)
+    counts = np.zeros((len(run.classes),) * 2, np.int64)
+    for batch in views.of_run(run, source, run.config.batch_size):
+        predicted = np.asarray(logits(run.params, batch["image"])).argmax(axis=-1)
         real = batch["mask"] > 0
-        np.add.at(counts, (batch["label"][real], named[real]), 1)
+        np.add.at(counts, (batch["label"][real], predicted[real]), 1)
     return counts
 
 
 def summary(counts: np.ndarray, classes: tuple[str, ...], most: int = 5) -> str:
-    """A few lines: the pairs that are confused most often, and the classes that are recognised least."""
+    """Lists the `most` confused pairs, and as many classes with the lowest recall."""
     totals = counts.sum(axis=1)
     wrong = counts - np.diag(np.diag(counts))
     pairs = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda pair: -wrong[pair])[:most]
@@ -41,7 +41,7 @@ def summary(counts: np.ndarray, classes: tuple[str, ...], most: int = 5) -> str:
 
 
 def write(path: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Saves the counts as CSV, a row for each true class and a column for each named one."""
+    """Writes the counts as CSV: a row per true class, a column per predicted class."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerow(["true class", *classes])
         csv.writer(file).writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))

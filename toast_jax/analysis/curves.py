@@ -1,8 +1,8 @@
-"""Learning curves of runs, as an SVG picture.
+"""Learning curves of runs, as an SVG chart.
 
     python -m toast_jax.curves train/task_loss curves.svg both=runs/a,runs/b cross-entropy=runs/c
 
-draws one number of `metrics.jsonl` over the steps: a line for each name, the median over its runs, in bins.
+draws one metric of `metrics.jsonl` over the steps: a line per name, the median over its runs, averaged in bins.
 """
 
 import json
@@ -15,16 +15,16 @@ import numpy as np
 from toast_jax.errors import InputError
 
 WIDTH, HEIGHT = 640, 360
-BINS = 30  # points of a line, each the mean of its steps
+BINS = 30  # points of a line, each the mean over its steps
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 150, 20, 50
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 
 
 def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric of a run.
+    """Reads the steps and values of one metric of a run.
 
     Raises:
-      InputError: the folder holds no metrics, or not this one.
+      InputError: the folder has no `metrics.jsonl`, or the file does not have this metric.
     """
     path = Path(folder) / "metrics.jsonl"
     try:
@@ -38,21 +38,24 @@ def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """The median over runs of one length, with neighbouring steps averaged into at most `BINS` points."""
+    """Takes the median over runs of equal length, then averages steps into at most `BINS` points."""
     steps = runs[0][0]
     values = np.median([values[: len(steps)] for _, values in runs], axis=0)
     parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 
-def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int], metric: str) -> str:
-    """A chart of the runs in `folder/ROW/seed_SEED`: the median over seeds, a line for each row."""
-    lines = {row: median_of_runs([read(folder / row / f"seed_{seed}", metric) for seed in seeds]) for row in rows}
-    return svg(lines, metric.replace("/", " "))
+def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
+    """Draws loss and accuracy of the runs in `folder/ROW/seed_SEED`, as HTML: a line per row, the median over seeds."""
+    charts = []
+    for metric in ("train/loss", "train/accuracy"):
+        lines = {row: median_of_runs([read(folder / row / f"seed_{seed}", metric) for seed in seeds]) for row in rows}
+        charts.append(svg(lines, metric.replace("/", " ")))
+    return f'<div class="charts">{"".join(charts)}</div>'
 
 
 def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: str = "step") -> str:
-    """A chart of `{name: (steps, values)}`; `label` names the values, and `x_label` what they are drawn over."""
+    """Draws a chart of `{name: (x, y)}`; `label` and `x_label` are the titles of the axes."""
     every_x, every_y = (np.concatenate([line[axis] for line in lines.values()]) for axis in (0, 1))
     x_ticks, y_ticks = _ticks(0, every_x.max()), _ticks(min(0, every_y.min()), every_y.max())
     to_x = lambda x: _LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - _LEFT - _RIGHT)  # noqa: E731
@@ -79,16 +82,16 @@ def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: st
 
 
 def _ticks(low: float, high: float) -> np.ndarray:
-    """About five round numbers that enclose a range."""
+    """Returns about five round numbers that enclose a range."""
     raw = max(high - low, 1e-9) / 5
     power = 10 ** np.floor(np.log10(raw))
-    step = next(one * power for one in (1, 2, 5, 10) if one * power >= raw)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
     first = np.floor(low / step)
     return np.arange(first, max(np.ceil(high / step), first + 1) + 1) * step
 
 
 def main(args: list[str]) -> None:
-    """Reads the arguments of the command above, and writes the picture."""
+    """Runs the command above: reads its arguments and writes the chart."""
     if len(args) < 3 or not all("=" in arg for arg in args[2:]):
         raise InputError("Write: python -m toast_jax.curves METRIC FILE.svg NAME=RUN,RUN ...")
     metric, path, *named = args

@@ -1,7 +1,7 @@
-"""Maps over images, as pixels, and panels with titles.
+"""Draw maps over images, and panels with titles.
 
-Colours keep their order for the colour-blind: viridis, which keeps it in grey too, for maps from little to much, and
-ColorBrewer's PuOr, purple to orange, for differences.
+The color maps are safe for color-blind readers: viridis for maps from low to high (its order also survives in grayscale), and
+ColorBrewer's PuOr, purple to orange, for signed differences.
 """
 
 import textwrap
@@ -17,33 +17,33 @@ _LINE = 15  # pixels from one line of a title to the next
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
-    """Colours for a map `[H, W]`, its smallest value dark blue and its largest yellow: uint8 `[H, W, 3]`."""
+    """Colors a map `[H, W]` from its smallest value, dark blue, to its largest, yellow: uint8 `[H, W, 3]`."""
     low, high = values.min(), values.max()
     return _at((values - low) / max(high - low, 1e-12), _VIRIDIS)
 
 
 def coloured_difference(values: np.ndarray) -> np.ndarray:
-    """Colours for a map `[H, W]` with a sign: zero is white, more is orange, less is purple, as strong at the same distance."""
+    """Colors a signed map `[H, W]`: zero white, positive orange, negative purple, on one symmetric scale."""
     return _at(0.5 + 0.5 * values / max(np.abs(values).max(), 1e-12), _PURPLE_ORANGE)
 
 
-def _at(place, colours):
-    """Colours `[..., 3]` at places from 0 to 1 along a list of them."""
+def _at(positions, colours):
+    """Interpolates a list of colors at positions `[...]` from 0 to 1: uint8 `[..., 3]`."""
     anchors = np.linspace(0, 1, len(colours))
-    return np.stack([np.interp(place, anchors, colours[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
+    return np.stack([np.interp(positions, anchors, colours[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
 
 
 def interpolated(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A coarse map `[h, w]` on the pixels of an image: float32 `[height, width]`, bilinear between the centres of its cells."""
+    """Resizes a coarse map `[h, w]` to an image: float32 `[height, width]`, bilinear between cell centers."""
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6, colours: Callable = coloured) -> np.ndarray:
-    """Lays a coarse map `[h, w]` over an image.
+    """Blends a coarse map `[h, w]` over an image.
 
     Args:
       image: uint8 `[H, W, 3]`.
-      values: one number for each patch, interpolated to the image.
+      values: one number per patch, interpolated to the image.
       strength: 0 shows the image alone, 1 the map alone.
       colours: `coloured` or `coloured_difference`.
 
@@ -55,33 +55,33 @@ def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6, colour
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Repeats pixels, as often as makes the image at least `side` wide."""
+    """Enlarges an image to at least `side` pixels wide, by repeating pixels."""
     times = -(-side // image.shape[1])
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def titled(panel: np.ndarray, title: str, lines: int = 2) -> np.ndarray:
-    """A panel with black text on white above it, in as many lines for every text; what does not fit is cut off."""
+    """Puts a title of a fixed number of lines above a panel, black on white; text that does not fit is cut off."""
     width = panel.shape[1]
     strip = Image.new("RGB", (width, lines * _LINE + 2), "white")
     drawn, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
-    for letters in range(width // 4, 3, -1):  # as many in a line as fit
+    for letters in range(width // 4, 3, -1):  # the longest lines that fit
         wrapped = textwrap.wrap(title, letters, max_lines=lines, placeholder="...")
         if all(font.getlength(line) < width - 2 for line in wrapped):
             break
-    for i, line in enumerate(wrapped, start=lines - len(wrapped)):  # next to the panel
+    for i, line in enumerate(wrapped, start=lines - len(wrapped)):  # the last line is next to the panel
         drawn.text((1, i * _LINE), line, fill="black", font=font)
     return np.concatenate([np.asarray(strip), panel])
 
 
 def side_by_side(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Panels next to each other, with a white gap; lower ones are filled up with white."""
+    """Places panels in a row with white gaps; shorter ones are padded with white."""
     return stacked([panel.transpose(1, 0, 2) for panel in panels]).transpose(1, 0, 2)
 
 
 def stacked(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Panels below each other, with a white gap; narrower ones are filled up with white."""
+    """Places panels in a column with white gaps; narrower ones are padded with white."""
     widest = max(panel.shape[1] for panel in panels)
     gap = np.full((_GAP, widest, 3), 255, np.uint8)
-    filled = [np.pad(one, ((0, 0), (0, widest - one.shape[1]), (0, 0)), constant_values=255) for one in panels]
-    return np.concatenate([part for panel in filled for part in (gap, panel)][1:])
+    padded = [np.pad(panel, ((0, 0), (0, widest - panel.shape[1]), (0, 0)), constant_values=255) for panel in panels]
+    return np.concatenate([part for panel in padded for part in (gap, panel)][1:])

@@ -1,7 +1,7 @@
-"""Where the object of an image is: boxes and masks that come beside the images.
+"""Object annotations of images: boxes and masks, read as boolean masks.
 
-Every kind is a sequence as long as the source, `objects[i]` being bool `[H, W]` over the pixels of image i as it is decoded.
-`view` takes it through the same resize and crop as the image.
+Every kind is a sequence as long as the source; `objects[i]` is bool `[H, W]` over the pixels of image i as decoded. `view`
+applies the resize and crop of the image to it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _TFDS = ("bbox", "segmentation_mask")
 
 
 class Objects(Protocol):
-    """What every kind offers."""
+    """Interface of every kind of annotation."""
 
     def __len__(self) -> int: ...
 
@@ -35,9 +35,9 @@ class Objects(Protocol):
 
 
 def view(mask: np.ndarray, *, resize: int, size: int) -> np.ndarray:
-    """The mask bool `[size, size]` of the view that `images.eval_view` makes of the image.
+    """Resizes and crops a mask as `pixels.eval_view` does the image: bool `[size, size]`.
 
-    A pixel belongs to it if the object covers more than half of what it was made of.
+    A pixel is set if the object covers more than half of its area.
     """
     grey = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1)
     return pixels.eval_view(grey, resize=resize, size=size)[..., 0] > 127
@@ -45,7 +45,7 @@ def view(mask: np.ndarray, *, resize: int, size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Boxes:
-    """Boxes `(x0, y0, x1, y1)` in pixels: x0 <= x < x1, y0 <= y < y1."""
+    """Masks of boxes `(x0, y0, x1, y1)` in pixels: x0 <= x < x1, y0 <= y < y1."""
 
     source: Files
     boxes: tuple[tuple[float, ...], ...]
@@ -63,7 +63,7 @@ class Boxes:
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """Pictures of masks: an object is where one is brighter than half of its brightest pixel."""
+    """Masks in image files: the pixels brighter than half of the brightest one."""
 
     paths: tuple[str, ...]
 
@@ -77,7 +77,7 @@ class Masks:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsObjects:
-    """The feature `bbox` (shares of the sides: ymin, xmin, ymax, xmax) or `segmentation_mask` of TFDS records."""
+    """Masks from TFDS records: the feature `bbox` (ymin, xmin, ymax, xmax, as fractions) or `segmentation_mask`."""
 
     directory: str
     split: str
@@ -104,7 +104,7 @@ class TfdsObjects:
 
 @dataclasses.dataclass(frozen=True)
 class SceneObjects:
-    """The box around one of the digits of the demo's scenes."""
+    """Box masks around one of the digits in the demo's scenes."""
 
     source: scenes.Scenes
     digit: str
@@ -117,21 +117,21 @@ class SceneObjects:
 
 
 def open_objects(where: str, source: Source, root: str, only_annotated: bool = False) -> tuple[Source, Objects]:
-    """Opens the objects of a source, and checks that each image has one that lies in it.
+    """Opens the annotations of a source and checks them against the images.
 
     Args:
-        where: a JSON file with an object from image path to box `[x0, y0, x1, y1]`; a folder of masks, each at the path of its
-            image but as .png; of TFDS records the feature 'bbox' or 'segmentation_mask'; of scenes the digit 'target',
-            'salient' or 'other'.
+        where: for images in files, a JSON file that maps image paths to boxes `[x0, y0, x1, y1]`, or a folder with a mask at
+            each image's path, as .png. For TFDS records, the feature 'bbox' or 'segmentation_mask'. For scenes, the digit
+            'target', 'salient' or 'other'.
         source: the images.
-        root: what image paths are relative to, for a JSON file and a folder of masks.
-        only_annotated: leave out images without a box or a mask, instead of raising.
+        root: the folder that image paths are relative to, for a JSON file and a folder of masks.
+        only_annotated: skip images without a box or a mask instead of raising.
 
     Returns:
-        the source, less what was left out, and its objects.
+        The source without the skipped images, and its annotations.
 
     Raises:
-        InputError: there is no such thing, an image has none, or it does not fit its image.
+        InputError: `where` does not exist, or an image has no annotation, or one that exceeds its bounds.
     """
     if isinstance(source, scenes.Scenes):
         digits = ("target", "salient", "other")
@@ -197,7 +197,7 @@ def _is_box(box, width, height):
 def _masks(folder, source, root, only_annotated):
     names = _relative(source, root)
     paths = [os.path.join(folder, os.path.splitext(name)[0] + ".png") for name in names]
-    source, kept = _annotated(source, names, [os.path.isfile(one) for one in paths], f"no mask in {folder}", only_annotated)
+    source, kept = _annotated(source, names, list(map(os.path.isfile, paths)), f"no mask in {folder}", only_annotated)
     paths = tuple(paths[i] for i in kept)
     for i, path in enumerate(paths):
         try:
@@ -217,9 +217,9 @@ def _relative(source, root):
 
 
 def _annotated(source, names, has, lack, only_annotated):
-    """The source and the indices of images that have something."""
-    missing = [name for name, one in zip(names, has, strict=True) if not one]
-    kept = [i for i, one in enumerate(has) if one]
+    """Keeps the images that `has` marks: the smaller source and their indices."""
+    missing = [name for name, kept in zip(names, has, strict=True) if not kept]
+    kept = np.flatnonzero(has).tolist()
     if (missing and not only_annotated) or not kept:
         raise InputError(
             f"{len(missing)} of {len(names)} images have {lack} ({listed(missing, most=1)}): add them under these paths, or "
@@ -230,7 +230,7 @@ def _annotated(source, names, has, lack, only_annotated):
 
 
 def _size(source, index):
-    """Width and height of an image as it is decoded, from the head of its file."""
+    """Reads the decoded width and height of an image from the header of its file."""
     try:
         return pixels.size_of(source.paths[index], orient=source.orient)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Deletion and insertion: does the class hang on where a map is high? (Petsiuk et al., arXiv 1806.07421.)
+"""Deletion and insertion: does the prediction depend on where a map is high? (Petsiuk et al., arXiv 1806.07421.)
 
-For images without boxes. Cells of the image are removed, highest first, and the probability of the class should fall soon; or
-they are put back into a blurred image, and it should rise soon. The score is the area under the curve.
+These scores need no annotated objects. Deletion removes the cells of an image, highest first: the class probability should fall
+early. Insertion restores them in a blurred image: it should rise early. The score is the area under the curve.
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from PIL import Image, ImageFilter
 
 from toast_jax.data.images.pixels import MEAN
 
-_GREY = np.round(255 * np.array(MEAN)).astype(np.uint8)  # zero after normalisation
-_BLUR = 5 / 224  # deviation of the blur, as a share of the side
+_GREY = np.round(255 * np.array(MEAN)).astype(np.uint8)  # zero after normalization
+_BLUR = 5 / 224  # standard deviation, as a fraction of the side
 
 
 def order(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The rank of each cell of a map `[g, g]`, 0 for the highest; equal ones in random order, as are all of a uniform map."""
+    """Ranks the cells of a map `[g, g]`, 0 the highest, ties in random order."""
     flat = values.ravel()
     by_height = np.lexsort((rng.random(flat.size), -flat))
     ranks = np.empty(flat.size, int)
@@ -26,28 +26,28 @@ def order(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def removed(ranks: np.ndarray, steps: int) -> np.ndarray:
-    """Cells `[steps + 1, g, g]` that are taken after each step, as equal in number as can be: none at first, all at the end."""
+    """Returns which cells are changed after each step: bool `[steps + 1, g, g]`, none at first and all at the end."""
     counts = np.round(np.arange(steps + 1) / steps * ranks.size)
     return ranks < counts[:, None, None]
 
 
 def area(curve: np.ndarray) -> np.ndarray:
-    """Under curves `[..., steps + 1]` over steps of equal length from 0 to 1, by trapezoids."""
+    """Integrates curves `[..., steps + 1]` over [0, 1] by the trapezoidal rule."""
     return (curve[..., 1:] + curve[..., :-1]).mean(axis=-1) / 2
 
 
 def blurred(image: np.ndarray) -> np.ndarray:
-    """An image uint8 `[S, S, 3]` without its details."""
+    """Blurs away the details of an image uint8 `[S, S, 3]`."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(_BLUR * image.shape[0])))
 
 
 def deletion(image: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """The image with cells `[K, g, g]` made grey: uint8 `[K, S, S, 3]`."""
+    """Grays out cells `[K, g, g]` of an image: uint8 `[K, S, S, 3]`."""
     return np.where(_on_pixels(taken, image), _GREY, image)
 
 
 def insertion(image: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """The blurred image with cells `[K, g, g]` of the sharp one: uint8 `[K, S, S, 3]`."""
+    """Restores cells `[K, g, g]` of an image in its blurred copy: uint8 `[K, S, S, 3]`."""
     return np.where(_on_pixels(taken, image), image, blurred(image))
 
 
@@ -59,16 +59,16 @@ def _on_pixels(taken, image):
 def areas(
     probabilities: Callable, image: np.ndarray, values: np.ndarray, *, steps: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Area under the curves of deletion (low is good) and insertion (high is good) of one image and map: `[2]`.
+    """Returns the deletion (low is good) and insertion (high is good) areas of one image and map: `[2]`.
 
     Args:
-      probabilities: from uint8 `[steps + 1, S, S, 3]` to `[steps + 1, C]`; the class is that of the whole image.
+      probabilities: maps uint8 `[steps + 1, S, S, 3]` to `[steps + 1, C]`; the class is the one predicted for the intact image.
       image: uint8 `[S, S, 3]`.
       values: the map `[g, g]`, S a multiple of g.
-      steps: of removal; more than cells make no difference.
-      rng: of the order of equal cells.
+      steps: number of steps from none to all cells; at most the number of cells is useful.
+      rng: orders tied cells.
     """
     taken = removed(order(values, rng), steps)
-    falling, rising = (jax.device_get(probabilities(one(image, taken))) for one in (deletion, insertion))
-    named = falling[0].argmax()
-    return area(np.stack([falling[:, named], rising[:, named]]))
+    falling, rising = (jax.device_get(probabilities(change(image, taken))) for change in (deletion, insertion))
+    predicted = falling[0].argmax()
+    return area(np.stack([falling[:, predicted], rising[:, predicted]]))

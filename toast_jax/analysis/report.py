@@ -1,4 +1,4 @@
-"""Tables of results as text of many kinds, and pages: one HTML file each, with its pictures inside, for any screen."""
+"""Tables as text, Markdown, LaTeX, CSV and HTML, and self-contained HTML pages with embedded pictures."""
 
 import base64
 import csv as csv_module
@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -30,43 +31,40 @@ th:first-child, td:first-child { text-align: left; }
 
 
 def page(title: str, *parts: str) -> str:
-    """A whole page; `parts` are HTML."""
+    """Renders a whole page from parts of HTML."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
 
 
 def paragraph(text: str, kind: str = "") -> str:
+    """Renders a paragraph; `kind` is its CSS class."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def heading(text: str, level: int = 2) -> str:
+    """Renders a heading."""
     return f"<h{level}>{escape(text)}</h{level}>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Numbers: the first column to the left, the others to the right."""
-    return _table("", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
-
-
-def texts(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Sentences: every column to the left, in as many lines as they need."""
-    return _table("texts", [escape(cell) for cell in header], [[escape(cell) for cell in row] for row in rows])
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """Renders a table of numbers: the first column left-aligned, the others right-aligned; of sentences if kind is "texts"."""
+    return _table(kind, header, [[escape(cell) for cell in row] for row in rows])
 
 
 def pictures(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A grid of cells made by `picture`."""
-    return _table("pictures", [escape(cell) for cell in header], rows)
+    """Renders a grid of cells made by `picture`."""
+    return _table("pictures", header, rows)
 
 
 def _table(kind, header, rows):
-    head = "".join(f"<th>{cell}</th>" for cell in header)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:
-    """A picture, uint8 `[H, W, 3]`, with a line below it."""
+    """Embeds a picture, uint8 `[H, W, 3]`, with a caption below it."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
@@ -76,20 +74,34 @@ def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:
 
 
 def made_by(config: str, facts: dict) -> str:
-    """A last line: the config's file, and of `run_folder.circumstances()` the device and some versions."""
+    """Renders a page's last line: the config file, and device and versions from `run_folder.circumstances()`."""
     device, versions = facts["device"], facts["versions"]
-    told = ", ".join(f"{name} {versions[name]}" for name in ("toast_jax", "jax", "flax", "python"))
-    return paragraph(f"Made by {config} on {device['count']} x {device['kind']}; {told}", "small")
+    listing = ", ".join(f"{name} {versions[name]}" for name in ("toast_jax", "jax", "flax", "python"))
+    return paragraph(f"Made by {config} on {device['count']} x {device['kind']}; {listing}", "small")
 
 
 def percent(shares: np.ndarray) -> str:
-    """Mean of shares over runs, and their standard deviation if there are several."""
+    """Formats the mean over runs in percent; several runs add their standard deviation."""
     values = 100 * shares
     return f"{values.mean():.1f} +- {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
+def with_interval(share: float, low: float, high: float) -> str:
+    """Formats a share and its interval in percent."""
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def write(
+    folder: Path, name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], *parts: str
+) -> None:
+    """Writes a table and its notes as `NAME.md` and `NAME.html`; the page ends with `parts`, which are HTML."""
+    (folder / f"{name}.md").write_text(markdown(header, rows) + "\n\n" + "\n".join(notes) + "\n", encoding="utf-8")
+    parts = [heading(title, 1), table(header, rows), *map(paragraph, notes), *parts]
+    (folder / f"{name}.html").write_text(page(title, *parts), encoding="utf-8")
+
+
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table as plain text."""
+    """Renders the same table as plain text."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     aligned = (
         [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
@@ -99,13 +111,13 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table as Markdown."""
+    """Renders the same table as Markdown."""
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table as LaTeX, without packages."""
+    """Renders the same table as LaTeX that needs no packages."""
     lines = [" & ".join(map(_latex_text, line)) + r" \\" for line in [header, *rows]]
     body = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]
     return "\n".join([*body, r"\end{tabular}"])
@@ -117,7 +129,7 @@ def _latex_text(text: str) -> str:
 
 
 def csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Values for other programs."""
+    """Renders values as CSV, for other programs."""
     file = io.StringIO()
     csv_module.writer(file, lineterminator="\n").writerows([header, *rows])
     return file.getvalue()

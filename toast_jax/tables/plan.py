@@ -1,4 +1,4 @@
-"""A sweep: which runs a table is made of, where each of them is, and which point of the grid is selected. Trains nothing."""
+"""Plan a sweep: the runs of a table, their folders, and how a grid point is selected. Trains nothing."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ FILE = "sweep.json"  # in the folder of every sweep
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One method on one task: a number of the table."""
+    """One method on one task: one entry of the table."""
 
     method: str
     task: str
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Of the grid."""
+    """A point of the grid of hyperparameters."""
 
     lr: float
     weight_decay: float
@@ -44,11 +44,11 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Runs that one process makes in a row, as they share all but the seed.
+    """Runs that differ in the seed only; one process trains them one after the other.
 
     Attributes:
       name: such as toast/cifar100/selection/lr_0.5_wd_0.001.
-      config: of the run; its seed is the first.
+      config: of the run with the first seed.
       folder: of the unit.
       folders: of its runs, by seed.
     """
@@ -59,25 +59,20 @@ class Unit:
     folders: dict[int, Path]
 
     def results(self) -> list[dict] | None:
-        """The results of all runs, or None while one is missing.
+        """Reads the results of all runs; None if one is missing.
 
         Raises:
           InputError: a folder holds a run of another config.
         """
-        found = [
-            run_folder.recorded(folder, config) for folder, config in zip(self.folders.values(), self._configs(), strict=True)
-        ]
-        return None if None in found else found
-
-    def _configs(self):
-        for seed in self.folders:
-            config = self.config.copy_and_resolve_references()
+        results, config = [], self.config.copy_and_resolve_references()
+        for seed, folder in self.folders.items():
             config.seed = seed
-            yield config
+            results.append(run_folder.recorded(folder, config))
+        return None if None in results else results
 
 
 def cells(config: ConfigDict) -> list[Cell]:
-    """All methods by all tasks, in the order of the config.
+    """Lists all pairs of method and task, in the order of the config.
 
     Raises:
       InputError: the config has no grid for a method or no recipe for a task, or a field of the sweep is out of range.
@@ -90,23 +85,23 @@ def cells(config: ConfigDict) -> list[Cell]:
     return [Cell(method, task) for method in config.sweep.methods for task in config.sweep.tasks]
 
 
-def shard(everything: Sequence[Cell], text: str) -> list[Cell]:
-    """The share `i/n` of the cells: each n-th, from the i-th on. Selection and seeds of a cell are in the same share.
+def shard(cells: Sequence[Cell], text: str) -> list[Cell]:
+    """Returns shard `i/n` of the cells: every n-th, from index i. Selection and seeds of a cell stay together.
 
     Raises:
-      InputError: it is not of that form, or there is no such share.
+      InputError: `text` does not have this form, or i is not less than n.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or int(match[1]) >= int(match[2]):
         raise InputError(f"config.sweep.shard is {text!r}; write i/n, i being one of 0 to n - 1.")
-    return list(everything[int(match[1]) :: int(match[2])])
+    return list(cells[int(match[1]) :: int(match[2])])
 
 
 def points(config: ConfigDict, cell: Cell) -> list[Point]:
-    """The grid of a method; where it names no value, the one of the task's recipe is taken.
+    """Lists the grid of a method; an axis without values takes the value of the task's recipe.
 
     Raises:
-      InputError: neither names one.
+      InputError: the recipe does not set it either.
     """
     grid, recipe = config.sweep.grid[cell.method], config.sweep.recipes[cell.task].get("optimizer", {})
     axes = [tuple(grid[name]) or tuple([recipe[name]] if name in recipe else []) for name in ("lr", "weight_decay")]
@@ -117,7 +112,7 @@ def points(config: ConfigDict, cell: Cell) -> list[Point]:
 
 
 def selection(config: ConfigDict, cell: Cell, folder: Path) -> dict[Point, Unit]:
-    """A run for each point of the grid, with the first seed, that sees no test image; none if there is nothing to select."""
+    """Plans a run per grid point, with the first seed and without the test split; empty if the grid has one point."""
     grid = points(config, cell)
     if len(grid) == 1:
         return {}
@@ -126,49 +121,47 @@ def selection(config: ConfigDict, cell: Cell, folder: Path) -> dict[Point, Unit]
 
 
 def folder_of_all(units: Sequence[Unit]) -> Path:
-    """What runs of a selection that train together share; other runs share another one."""
+    """Returns the folder for runs that train as one program; each set of runs has its own."""
     names = "\n".join(unit.name for unit in units)
     return units[0].folder.parent / f"together_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
 def final(config: ConfigDict, cell: Cell, point: Point, folder: Path) -> Unit:
-    """The runs that are tested, one for each seed, with the point that was selected."""
+    """Plans the tested runs of the selected point, one per seed."""
     return _unit(config, cell, "final", point, folder, "final", tuple(config.sweep.seeds))
 
 
 def best(scores: Mapping[Point, float | None]) -> Point | None:
-    """The point with the highest score; ties go to the smaller learning rate, then to the smaller weight decay.
+    """Returns the point with the highest score; ties go to the smaller learning rate, then the smaller weight decay.
 
-    A point without a finite score, whose run has diverged, is never taken; None if there is no other.
+    Points without a finite score (diverged runs) are skipped; None if no point is left.
     """
-    able = [
-        (-score, point.lr, point.weight_decay) for point, score in scores.items() if score is not None and math.isfinite(score)
-    ]
-    return Point(*min(able)[1:]) if able else None
+    finite = {point: score for point, score in scores.items() if score is not None and math.isfinite(score)}
+    return min(finite, key=lambda point: (-finite[point], point.lr, point.weight_decay), default=None)
 
 
 def claim(config: ConfigDict, path: str | Path) -> Path:
-    """Creates the folder of a sweep, or checks that it is of the same table and backbone, which is all that its runs share.
+    """Creates the folder of a sweep; an existing sweep there must have the same table and backbone.
 
     Raises:
-      InputError: it cannot be written or is another sweep's.
+      InputError: the folder cannot be written or belongs to another sweep.
     """
     folder = run_folder.writable(path)
-    ours = {"table": config.sweep.table, "backbone": config.sweep.backbone}
-    if (folder / FILE).exists() and (theirs := opened(folder)) != ours:
+    facts = {"table": config.sweep.table, "backbone": config.sweep.backbone}
+    if (folder / FILE).exists() and (saved := opened(folder)) != facts:
         raise InputError(
-            f"{folder} is a sweep of {theirs['table']} with {theirs['backbone']}, not of {ours['table']} with "
-            f"{ours['backbone']}; give another --workdir."
+            f"{folder} is a sweep of {saved['table']} with {saved['backbone']}, not of {facts['table']} with "
+            f"{facts['backbone']}; give another --workdir."
         )
-    run_folder.write_json(folder / FILE, ours)
+    run_folder.write_json(folder / FILE, facts)
     return folder
 
 
 def opened(folder: str | Path) -> dict[str, str]:
-    """Table and backbone of a sweep.
+    """Reads the table and backbone of a sweep.
 
     Raises:
-      InputError: the folder is no sweep.
+      InputError: the folder is not a sweep.
     """
     path = Path(folder).expanduser() / FILE
     try:
@@ -185,7 +178,7 @@ def _unit(config, cell, phase, point, folder, place, seeds) -> Unit:
 
 
 def _run_config(config, cell, phase, point, seed) -> ConfigDict:
-    """The config of one run, the same as of a single one by configs/vtab.py or configs/fgvc.py but for its name."""
+    """Builds the config of one run; only its name differs from that of a run by configs/vtab.py or configs/fgvc.py."""
     run = config.copy_and_resolve_references()
     changes = config.sweep.recipes[cell.task].to_dict()
     if root := changes["data"].get("root"):

@@ -1,4 +1,4 @@
-"""The paper's tables: what sweeps have measured beside what is published. The published numbers are in published.json."""
+"""The paper's tables: results of sweeps beside the published numbers (published.json)."""
 
 import dataclasses
 import json
@@ -18,12 +18,12 @@ _FGVC = ("cub", "nabirds", "flowers", "dogs", "cars")
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One method on one task.
+    """Results of one method on one task.
 
     Attributes:
-      accuracy: on test, in percent, one for each seed.
-      tuned: parameters without the head.
-      hours: of training steps at their median speed, those of the selection included.
+      accuracy: on test, in percent, by seed.
+      tuned: number of tuned parameters, without the head.
+      hours: time in training steps at their median speed, selection included.
     """
 
     accuracy: tuple[float, ...]
@@ -41,12 +41,12 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What sweeps have measured and what is published.
+    """Measured and published results of one table.
 
     Attributes:
       table, backbone: of the sweeps.
-      measured: by method and task; pairs without a result are left out.
-      published: an entry of published.json, or one without rows where none is for this table and backbone.
+      measured: by method and task; pairs without a result are absent.
+      published: the entry of published.json for this table and backbone; without rows if nothing is published.
     """
 
     table: str
@@ -60,29 +60,32 @@ class Table:
 
     @property
     def methods(self) -> list[str]:
-        """Those that are measured or published."""
-        return [
-            name for name in METHODS if name in self.published["rows"] or any(name == method for method, _ in self.measured)
-        ]
+        """Lists the methods that are measured or published."""
+        measured = {method for method, _ in self.measured}
+        return [name for name in METHODS if name in self.published["rows"] or name in measured]
 
-    def ours(self, method: str) -> dict[str, float]:
-        return {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
+    def measured_means(self, method: str) -> dict[str, float]:
+        """Returns the measured mean of every task that has one, and the averages over tasks."""
+        by_task = {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
+        return by_task | means(self.table, by_task)
 
-    def theirs(self, method: str) -> dict[str, float]:
-        return dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
+    def published_means(self, method: str) -> dict[str, float]:
+        """Returns the published number of every task that has one, and the averages over tasks."""
+        by_task = dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
+        return by_task | means(self.table, by_task)
 
 
 def collect(folders: Sequence[str | Path]) -> Table:
     """Reads the results of sweeps, finished or not.
 
     Raises:
-      InputError: a folder is no sweep; they differ in table or backbone; two hold the same runs; a result is damaged.
+      InputError: a folder is not a sweep; the sweeps differ in table or backbone; two have the same runs; a result is damaged.
     """
     if not folders:
         raise InputError("There is no sweep to read; write --config=configs/table.py:from=FOLDER.")
     facts = {str(folder): plan.opened(folder) for folder in folders}
     first = facts[str(folders[0])]
-    if other := next((name for name, one in facts.items() if one != first), None):
+    if other := next((name for name, own in facts.items() if own != first), None):
         raise InputError(
             f"{folders[0]} is a sweep of {first['table']} with {first['backbone']} and {other} one of {facts[other]['table']} "
             f"with {facts[other]['backbone']}; make a table of each."
@@ -90,17 +93,17 @@ def collect(folders: Sequence[str | Path]) -> Table:
     measured, where = {}, {}
     for folder in map(str, folders):
         for method, task in ((method, task) for method in METHODS for task in (*TASKS, *_FGVC)):
-            if one := _measured(Path(folder).expanduser() / method / task):
+            if result := _measured(Path(folder).expanduser() / method / task):
                 if (method, task) in measured:
                     raise InputError(f"Both {where[method, task]} and {folder} hold {method} on {task}; leave one of them out.")
-                measured[method, task], where[method, task] = one, folder
+                measured[method, task], where[method, task] = result, folder
     return Table(first["table"], first["backbone"], measured, _published(**first))
 
 
 def _published(table: str, backbone: str) -> dict:
     entries = json.loads(Path(__file__).with_name("published.json").read_text())
     nothing = {"source": "", "columns": [], "rows": {}, "tuned": {}, "notes": []}
-    return next((one for one in entries if (one["table"], one["backbone"]) == (table, backbone)), nothing)
+    return next((entry for entry in entries if (entry["table"], entry["backbone"]) == (table, backbone)), nothing)
 
 
 def _measured(folder: Path) -> Measured | None:
@@ -108,7 +111,7 @@ def _measured(folder: Path) -> Measured | None:
     if not tested:
         return None
     hours = sum(map(_hours, tested + [_read(path) for path in folder.glob("selection/*/result.json")]))
-    accuracy = tuple(100 * one["test"]["accuracy"] for one in tested)
+    accuracy = tuple(100 * result["test"]["accuracy"] for result in tested)
     return Measured(accuracy, tested[0]["tuned_parameters"]["without_head"], hours)
 
 
@@ -125,7 +128,7 @@ def _hours(result: dict) -> float:
 
 
 def means(table: str, values: Mapping[str, float]) -> dict[str, float | None]:
-    """The averages of a row, by their labels; None where a task is missing."""
+    """Computes the averages of a row, by label; None if a task is missing."""
 
     def mean(names):
         return statistics.fmean(values[name] for name in names) if all(name in values for name in names) else None
@@ -141,7 +144,7 @@ def means(table: str, values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def cells(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: of every method ours, what is published, and the difference; rows become columns if that is narrower."""
+    """Formats header and rows: each method measured, published, and the difference; wide tables are transposed."""
     labels = list(means(table.table, {}))
     header = ["method", *table.tasks, *labels, "tuned, without head", "hours"]
     rows = [row for method in table.methods for row in _rows_of(table, method)]
@@ -152,31 +155,30 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def _rows_of(table: Table, method: str) -> list[list[str]]:
-    ours, theirs = table.ours(method), table.theirs(method)
-    ours |= means(table.table, ours)
-    theirs |= means(table.table, theirs)
+    measured, published = table.measured_means(method), table.published_means(method)
     columns = [*table.tasks, *means(table.table, {})]
     done = [table.measured[method, task] for task in table.tasks if (method, task) in table.measured]
-    tested = [_spread(table.measured.get((method, name)), ours.get(name)) for name in columns]
-    tuned, published = (done[0].tuned if done else None), table.published["tuned"].get(method)
-    rows = [[method, *tested, f"{tuned:,}" if done else NOTHING, f"{sum(one.hours for one in done):.1f}" if done else NOTHING]]
+    tested = [_spread(table.measured.get((method, name)), measured.get(name)) for name in columns]
+    costs = [f"{done[0].tuned:,}", f"{sum(result.hours for result in done):.1f}"] if done else [NOTHING, NOTHING]
+    rows = [[method, *tested, *costs]]
     if table.published["rows"].get(method):
-        printed = [_number(theirs.get(name)) for name in columns]
-        rows.append([f"{method}, published", *printed, f"{published:,}" if published else NOTHING, NOTHING])
-        both = [_number(_difference(ours.get(name), theirs.get(name)), "+") for name in columns]
-        rows.append([f"{method}, difference", *both, NOTHING, NOTHING])
+        printed, tuned = [_number(published.get(name)) for name in columns], table.published["tuned"].get(method)
+        rows.append([f"{method}, published", *printed, f"{tuned:,}" if tuned else NOTHING, NOTHING])
+        differences = [_number(_difference(measured.get(name), published.get(name)), "+") for name in columns]
+        rows.append([f"{method}, difference", *differences, NOTHING, NOTHING])
     return rows
 
 
-def _spread(one: Measured | None, mean: float | None) -> str:
-    """A task's mean, deviation and number of seeds; of an average the number alone."""
-    if one is None:
+def _spread(result: Measured | None, mean: float | None) -> str:
+    """Formats a task's mean, standard deviation and number of seeds; an average over tasks is a plain number."""
+    if result is None:
         return _number(mean)
-    return f"{one.mean:.1f} +- {one.std:.1f} ({len(one.accuracy)})" if one.std is not None else f"{one.mean:.1f} (1)"
+    spread = f" +- {result.std:.1f}" if result.std is not None else ""
+    return f"{result.mean:.1f}{spread} ({len(result.accuracy)})"
 
 
-def _difference(ours: float | None, theirs: float | None) -> float | None:
-    return None if ours is None or theirs is None else ours - theirs
+def _difference(measured: float | None, published: float | None) -> float | None:
+    return None if measured is None or published is None else measured - published
 
 
 def _number(value: float | None, sign: str = "") -> str:
@@ -184,38 +186,37 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def values(table: Table) -> list[list[object]]:
-    """A row of HEADER for each method and task, then for each average; '' where there is no number."""
+    """Lists a row of HEADER for each method and task, then for each average; '' for a missing number."""
     rows = []
     for method in table.methods:
-        ours, theirs = table.ours(method), table.theirs(method)
-        ours, theirs = ours | means(table.table, ours), theirs | means(table.table, theirs)
+        measured_means, published_means = table.measured_means(method), table.published_means(method)
         for name in (*table.tasks, *means(table.table, {})):
-            one, mean, published = table.measured.get((method, name)), ours.get(name), theirs.get(name)
-            facts = [one.std, len(one.accuracy)] if one else [None, None]
-            cost = [one.tuned, one.hours] if one else [None, None]
-            row = [mean, *facts, published, _difference(mean, published), *cost]
+            result, mean, published = table.measured.get((method, name)), measured_means.get(name), published_means.get(name)
+            spread = [result.std, len(result.accuracy)] if result else [None, None]
+            costs = [result.tuned, result.hours] if result else [None, None]
+            row = [mean, *spread, published, _difference(mean, published), *costs]
             rows.append([method, name, *("" if value is None else value for value in row)])
     return [[round(value, 4) if isinstance(value, float) else value for value in row] for row in rows]
 
 
 def notes(table: Table) -> list[str]:
-    """What a reader of the table has to know, what is missing first."""
-    told = []
-    seeds = {pair: len(one.accuracy) for pair, one in table.measured.items()}
+    """Lists the notes of the table, missing results first."""
+    lines = []
+    seeds = {pair: len(result.accuracy) for pair, result in table.measured.items()}
     for method in table.methods:
         missing = [task for task in table.tasks if (method, task) not in table.measured]
         if 0 < len(missing) < len(table.tasks):
             done = len(table.tasks) - len(missing)
-            told.append(f"Partial: of {method}, {done} of {len(table.tasks)} tasks are done; not {', '.join(missing)}.")
-    if idle := [name for name in table.methods if not table.ours(name)]:
-        told.append(f"Partial: not run yet: {', '.join(idle)}.")
+            lines.append(f"Partial: of {method}, {done} of {len(table.tasks)} tasks are done; not {', '.join(missing)}.")
+    if idle := [name for name in table.methods if not any(method == name for method, _ in table.measured)]:
+        lines.append(f"Partial: not run yet: {', '.join(idle)}.")
     if fewer := [f"{method} on {task}" for (method, task), count in seeds.items() if count < max(seeds.values())]:
-        told.append(f"Fewer seeds than the others: {', '.join(fewer)}.")
-    told.append("Top-1 on test after the last epoch, in percent: mean +- standard deviation (seeds).")
-    told.append("Hours: of training steps at their median speed, those of the selection included.")
+        lines.append(f"Fewer seeds than the others: {', '.join(fewer)}.")
+    lines.append("Top-1 on test after the last epoch, in percent: mean +- standard deviation (seeds).")
+    lines.append("Hours: time in training steps at their median speed, selection included.")
     if table.published["source"]:
-        told.append(f"Published: {table.published['source']}.")
-        told.append("Published means are computed here from their rows.")
+        lines.append(f"Published: {table.published['source']}.")
+        lines.append("Published means are computed here from their rows.")
     else:
-        told.append(f"Nothing is published here for {table.table} with {table.backbone}.")
-    return told + [f"{note[0].upper()}{note[1:]}." for note in table.published["notes"]]
+        lines.append(f"Nothing is published here for {table.table} with {table.backbone}.")
+    return lines + [f"{note[0].upper()}{note[1:]}." for note in table.published["notes"]]

@@ -1,6 +1,6 @@
-"""Attention metrics: `--config=configs/attention.py:runs=A+B,objects=boxes.json`: how much attention is on the object.
+"""Measure how much attention is on the object: `--config=configs/attention.py:runs=A+B,objects=boxes.json`.
 
-Without objects: deletion and insertion.
+Without `objects`, deletion and insertion are measured instead.
 """
 
 import dataclasses
@@ -11,32 +11,30 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax.analysis import comparison, localization, maps, objects, perturbation, report
+from toast_jax.analysis import comparison, localization, maps, objects, perturbation, report, views
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import batches, chosen
+from toast_jax.data.images import chosen
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
 from toast_jax.model.steered import apply
-from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.progress import told_in
 
 log = logging.getLogger(__name__)
 
-_GRID = 14  # cells along a side of the maps that look at nothing, where no map says how many
+_GRID = 14  # cells along a side of the baselines, if no network has a map
 BASELINES = {"uniform": localization.uniform, "centre prior": localization.centre_prior}
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """Images with objects, as the runs see them; where none of an object is left of the crop, the image is left out.
+    """Images with annotated objects, as the runs see them; images whose object the crop cuts off are skipped.
 
     Attributes:
       source: n images.
       masks: bool `[n, S, S]`.
-      cropped: how many were left out.
+      cropped: number of skipped images.
     """
 
     source: Source
@@ -46,7 +44,7 @@ class Annotated:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table: scores `[n]` of one map of one method, by the name of the score."""
+    """A row of the table: the scores `[n]` of one map of one method, by the name of the score."""
 
     method: str
     map: str
@@ -57,59 +55,57 @@ def run(config: ConfigDict, folder: str) -> None:
     """Writes `attention_metrics.json`, `.md` and `.html` to the folder.
 
     Raises:
-      InputError: no runs, some that cannot be compared (see `saved_run.load_compared`), no images, or objects that do not fit.
+      InputError: no runs, runs that cannot be compared (see `saved_run.load_compared`), no images, an image that cannot be
+        decoded, or objects that do not fit.
     """
     if not config.runs or not config.images:
         raise InputError("Nothing to measure; write --config=configs/attention.py:runs=RUN+RUN,objects=BOXES.json.")
     check_fields(config)
     folder = run_folder.writable(folder)
-    with told_in(folder / "log.txt", but=log):  # each network tells a dozen lines
-        runs = saved_run.load_compared(config.runs, config.weights)
-    one = next(iter(runs.values()))
-    rows, notes, facts = (_on_objects if config.objects else _without_objects)(config, runs, one)
-    numbers = [_numbers(row, config.seed) for row in rows]
-    header = ("method", "map", *(f"{name}, %" for name in numbers[0]))
-    lines = [[row.method, row.map, *map(_cell, one.values())] for row, one in zip(rows, numbers, strict=True)]
-    log.info("\n%s\n", report.columns(header, lines))
+    runs = comparison.open_runs(config, folder, log)
+    rows, notes, facts = (_on_objects if config.objects else _without_objects)(config, runs, next(iter(runs.values())))
+    summaries = [_summary(row, config.seed) for row in rows]
+    header = ("method", "map", *(f"{name}, %" for name in summaries[0]))
+    cells = [
+        [row.method, row.map, *(report.with_interval(score["mean"], *score["interval"]) for score in summary.values())]
+        for row, summary in zip(rows, summaries, strict=True)
+    ]
+    log.info("\n%s\n", report.columns(header, cells))
     for note in notes:
         log.info("%s", note)
-    (folder / "attention_metrics.md").write_text(report.markdown(header, lines) + "\n\n" + "\n".join(notes) + "\n")
-    title = "How much attention is on the object" if config.objects else "Does the class hang on where attention is?"
-    parts = [report.heading(title, 1), report.table(header, lines), *map(report.paragraph, notes)]
-    (folder / "attention_metrics.html").write_text(report.page(title, *parts))
-    measured = [{"method": row.method, "map": row.map, **one} for row, one in zip(rows, numbers, strict=True)]
-    told = {"rows": measured, **facts, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
-    run_folder.write_json(folder / "attention_metrics.json", told)
+    title = "How much attention is on the object" if config.objects else "Does the prediction depend on where attention is?"
+    report.write(folder, "attention_metrics", title, header, cells, notes)
+    measured = [{"method": row.method, "map": row.map, **summary} for row, summary in zip(rows, summaries, strict=True)]
+    result = {"rows": measured, **facts, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
+    run_folder.write_json(folder / "attention_metrics.json", result)
     log.info("The table is in %s.", (folder / "attention_metrics.html").resolve())
 
 
 # With objects.
 
 
-def _on_objects(config, runs, one) -> tuple[list[Row], list[str], dict]:
-    test = _annotated(config, one, config.images)
-    val = _threshold_images(config, one)
-    found = {name: _looked(saved, test, config.batch_size) for name, saved in runs.items()}
-    grid = next((values.shape[1] for by_map in found.values() for values in by_map.values()), _GRID)
-    every = [("-", name, np.stack([of(grid)] * len(test.masks))) for name, of in BASELINES.items()]
-    every += [(name, one, values) for name, by_map in found.items() for one, values in by_map.items()]
+def _on_objects(config, runs, first: SavedRun) -> tuple[list[Row], list[str], dict]:
+    test = _annotated(config, first, config.images)
+    val = _threshold_images(config, first)
+    on_test = {(name, label): values for name, run in runs.items() for label, values in _maps_of(run, test, config).items()}
+    grid = next((values.shape[1] for values in on_test.values()), _GRID)
+    on_test = _baselines(grid, len(test.masks)) | on_test
     if val is None:
-        picking = {(name, one): values for name, one, values in every}, test.masks
+        picked_on, masks = on_test, test.masks
     else:
-        on_val = {("-", name): np.stack([of(grid)] * len(val.masks)) for name, of in BASELINES.items()}
-        for name, saved in runs.items():
-            on_val |= {(name, one): values for one, values in _looked(saved, val, config.batch_size).items()}
-        picking = on_val, val.masks
+        picked_on, masks = _baselines(grid, len(val.masks)), val.masks
+        for name, run in runs.items():
+            picked_on |= {(name, label): values for label, values in _maps_of(run, val, config).items()}
     rows, thresholds = [], {}
-    for name, one, values in every:
-        best = int(localization.iou_at_thresholds(picking[0][name, one], picking[1]).mean(axis=0).argmax())
-        thresholds[f"{name}: {one}"] = float(localization.THRESHOLDS[best])
-        rows.append(Row(name, one, _scores(values, test.masks, best, config.shares)))
+    for (name, label), values in on_test.items():
+        best = int(localization.iou_at_thresholds(picked_on[name, label], masks).mean(axis=0).argmax())
+        thresholds[f"{name}: {label}"] = float(localization.THRESHOLDS[best])
+        rows.append(Row(name, label, _scores(values, test.masks, best, config.shares)))
     count = len(test.masks)
     area, cropped = test.masks.mean(), test.cropped
     notes = [
-        f"{count} images, of which objects cover {area:.1%}; mean and 95 % bootstrap interval over images, seed {config.seed}. "
-        f"{cropped} more were left out, as the crop cuts their objects off.",
+        f"{count} images, {area:.1%} of which are covered by objects; mean and 95 % bootstrap interval over images, seed "
+        f"{config.seed}. {cropped} more images were skipped, as the crop cuts their objects off.",
         "The best threshold is picked for each row "
         + (f"on the {len(val.masks)} images of {config.threshold_split}." if val else "on the same images, which flatters it."),
     ]
@@ -117,47 +113,49 @@ def _on_objects(config, runs, one) -> tuple[list[Row], list[str], dict]:
     return rows, notes, facts | {"threshold_split": config.threshold_split if val else None}
 
 
-def _threshold_images(config, one) -> Annotated | None:
-    """The images that the threshold is picked on, or None if it has to be those that it is measured on."""
+def _baselines(grid: int, count: int) -> dict[tuple[str, str], np.ndarray]:
+    """Returns the maps `[count, g, g]` that look at no image, of the method "-"."""
+    return {("-", label): np.stack([baseline(grid)] * count) for label, baseline in BASELINES.items()}
+
+
+def _threshold_images(config, first: SavedRun) -> Annotated | None:
+    """Opens the images to pick the threshold on; None if there are none but those to measure."""
     split = config.threshold_split
     if config.images not in chosen.SPLITS or split in ("", config.images):
         return None
-    if split not in chosen.SPLITS or not one.config.data.splits[split]:
+    if split not in chosen.SPLITS or not first.config.data.splits[split]:
         log.info("The data has no split %s to pick a threshold on.", split)
         return None
     try:
-        return _annotated(config, one, split)
+        return _annotated(config, first, split)
     except InputError as error:
         raise InputError(
             f"The threshold cannot be picked on {split}; --config.threshold_split= picks it on {config.images}: {error}"
         ) from error
 
 
-def _annotated(config, one: SavedRun, where: str) -> Annotated:
-    data = one.config.data
-    source, root = chosen.open_images(data, where, one.classes)
-    source, given = objects.open_objects(config.objects, source, root, config.only_annotated)
+def _annotated(config, first: SavedRun, where: str) -> Annotated:
+    data = first.config.data
+    source, root = chosen.open_images(data, where, first.classes)
+    source, annotations = objects.open_objects(config.objects, source, root, config.only_annotated)
     indices = chosen.spread(len(source), config.most or len(source))
-    seen = [objects.view(given[i], resize=data.resize, size=data.image_size) for i in indices]
-    kept = [k for k, mask in enumerate(seen) if mask.any()]
+    masks = [objects.view(annotations[i], resize=data.resize, size=data.image_size) for i in indices]
+    kept = [k for k, mask in enumerate(masks) if mask.any()]
     if not kept:
         raise InputError(
-            f"Of none of the {len(seen)} images of {where} is there an object within the crop: check {config.objects}."
+            f"Of none of the {len(masks)} images of {where} is there an object within the crop: check {config.objects}."
         )
-    return Annotated(Subset(source, tuple(indices[k] for k in kept)), np.stack([seen[k] for k in kept]), len(seen) - len(kept))
+    source = Subset(source, tuple(indices[k] for k in kept))
+    return Annotated(source, np.stack([masks[k] for k in kept]), len(masks) - len(kept))
 
 
-def _looked(saved: SavedRun, images: Annotated, batch_size: int) -> dict[str, np.ndarray]:
-    """All maps of a run, `[n, g, g]`."""
-    look, data, parts = jax.jit(functools.partial(_close, saved.model, saved.method)), saved.config.data, []
-    for batch in batches.eval_batches(images.source, batch_size=batch_size, resize=data.resize, size=data.image_size):
-        found, real = jax.device_get(look(saved.params, batch["image"])), batch["mask"] > 0
-        parts.append({name: values[real] for name, values in found.items()})
+def _maps_of(run: SavedRun, images: Annotated, config) -> dict[str, np.ndarray]:
+    """Computes all maps of a run, `[n, g, g]` by name."""
+    look, parts = jax.jit(lambda params, images: maps.look_closely(run.model, run.method, params, images)[1]), []
+    for batch in views.of_run(run, images.source, config.batch_size):
+        by_name, real = jax.device_get(look(run.params, batch["image"])), batch["mask"] > 0
+        parts.append({name: values[real] for name, values in by_name.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in maps.ALL if name in parts[0]}
-
-
-def _close(model, method, params, images):
-    return maps.look_closely(model, method, params, images)[1]
 
 
 def _scores(values: np.ndarray, masks: np.ndarray, best: int, shares) -> dict[str, np.ndarray]:
@@ -170,32 +168,33 @@ def _scores(values: np.ndarray, masks: np.ndarray, best: int, shares) -> dict[st
     }
 
 
-# Without.
+# Without objects.
 
 
-def _without_objects(config, runs, one) -> tuple[list[Row], list[str], dict]:
-    source, _ = chosen.open_images(one.config.data, config.images, one.classes)
-    source = Subset(source, chosen.spread(len(source), config.most or len(source)))
-    images, _ = comparison.views(source, one, config.batch_size)
+def _without_objects(config, runs, first: SavedRun) -> tuple[list[Row], list[str], dict]:
+    source = views.choose(first, config.images, config.most)
+    images, _ = views.all_of_run(first, source, config.batch_size)
     rows = []
-    for name, saved in runs.items():
-        looked = comparison.look_closely(saved, images, config.batch_size)
-        probabilities = functools.partial(jax.jit(functools.partial(_probabilities, saved.model, saved.method)), saved.params)
+    for name, run in runs.items():
+        looked = comparison.look_closely(run, images, config.batch_size)
+        probabilities = functools.partial(jax.jit(functools.partial(_probabilities, run.model, run.method)), run.params)
         grid = next((values.shape[1] for values in looked.maps.values()), _GRID)
-        every = {label: np.stack([of(grid)] * len(images)) for label, of in BASELINES.items()} | looked.maps
-        for label in (*BASELINES, *(one for one in maps.ALL if one in looked.maps)):
+        by_label = {label: values for (_, label), values in _baselines(grid, len(images)).items()}
+        by_label |= {label: looked.maps[label] for label in maps.ALL if label in looked.maps}
+        for label, values in by_label.items():
             areas = [
                 perturbation.areas(
-                    probabilities, image, every[label][i], steps=config.steps, rng=np.random.default_rng((config.seed, i))
+                    probabilities, image, values[i], steps=config.steps, rng=np.random.default_rng((config.seed, i))
                 )
                 for i, image in enumerate(images)
             ]
             rows.append(Row(name, label, dict(zip(("deletion", "insertion"), np.array(areas).T, strict=True))))
         log.info("%s is done.", name)
     notes = [
-        f"{len(images)} images; mean and 95 % bootstrap interval over images, seed {config.seed}. Area under the probability "
-        f"of the class that the network names, while {config.steps} equal shares of the cells are made grey, highest first "
-        "(deletion, low is good) or are put into a blurred image (insertion, high is good); of a uniform map in random order.",
+        f"{len(images)} images; mean and 95 % bootstrap interval over images, seed {config.seed}. Scores are areas under the "
+        f"probability of the predicted class while {config.steps} equal shares of the cells, highest first, are grayed out "
+        "(deletion, low is good) or restored in a blurred image (insertion, high is good). A uniform map takes the cells in "
+        "random order.",
     ]
     return rows, notes, {"images": len(images), "threshold_split": None}
 
@@ -207,13 +206,8 @@ def _probabilities(model, method, params, images):
 # The table.
 
 
-def _numbers(row: Row, seed: int) -> dict:
+def _summary(row: Row, seed: int) -> dict:
     return {
         name: {"mean": float(np.mean(values)), "interval": localization.interval(values, seed)}
         for name, values in row.scores.items()
     }
-
-
-def _cell(number: dict) -> str:
-    low, high = number["interval"]
-    return f"{100 * number['mean']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

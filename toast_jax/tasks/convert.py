@@ -1,4 +1,4 @@
-"""Convert weights to the names of the PyTorch release: `--config=configs/convert.py:from=...,to=...`."""
+"""Convert weights to the parameter names of the PyTorch release: `--config=configs/convert.py:from=...,to=...`."""
 
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Reads `config.source`, writes `config.target` and logs a table of what was mapped; `folder` is not used."""
+    """Converts `config.source` to `config.target` and logs a table of the renamed arrays; `folder` is unused."""
     if not config.source or not config.target:
         raise InputError("Nothing to convert; write --config=configs/convert.py:from=SOURCE,to=FILE.")
     check_fields(config)
@@ -36,7 +36,7 @@ def run(config: ConfigDict, folder: str) -> None:
         key = "model_state_dict"
     write(config.target, state, header, key=key)
     log.info("%s", table(arrays, family))
-    log.info("%s -> %s: %d arrays, %s numbers.", config.source, config.target, len(state), f"{trees.count(state):,}")
+    log.info("%s -> %s: %d arrays, %s values.", config.source, config.target, len(state), f"{trees.count(state):,}")
 
 
 def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
@@ -52,9 +52,9 @@ def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
 
 def _of_run(folder: Path, weights: str) -> tuple[Family, Arrays, dict[str, str]]:
     saved = saved_run.load(folder, weights, dtype="float32")
-    log.info("%s is read at step %d.", folder, saved.step)
+    log.info("Read %s at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
-        log.warning("This network pools by mean; the release would read its class token.")
+        log.warning("This network uses mean pooling; the release would classify its class token.")
     header = module_file.header(saved.params, saved.config)
     flat = trees.flat(saved.params)
     family = families.of_config(saved.config)

@@ -1,4 +1,4 @@
-"""The demo: `--config=configs/demo.py`. Every row of its table is a run like any other, repeated with several seeds."""
+"""Run the demo: `--config=configs/demo.py`. Each row of its table is an ordinary run, repeated with several seeds."""
 
 import dataclasses
 import functools
@@ -17,24 +17,24 @@ from toast_jax.data.images import scenes
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit_seeds
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.progress import told_in
+from toast_jax.workdir.progress import log_to_file
 
 log = logging.getLogger(__name__)
 
-_ENLARGED = 2  # pixels of a picture per pixel of a scene
+_SIDE = 96  # width of a picture in pixels, twice that of a scene
 HEADER = ("method", "tuned", "test accuracy, %", "attention inside, %", "selection inside, %", "images/s")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one row of the table has measured.
+    """Measurements of one row of the table.
 
     Attributes:
-      tuned: parameters.
-      accuracy: of the test split, `[seeds]`.
-      inside: by map, the share that is inside the target's box, mean over scenes, `[seeds]`.
-      images_per_second: while training, `[seeds]`.
-      looked: what the first seed's network makes of the scenes.
+      tuned: number of tuned parameters.
+      accuracy: on the test split, `[seeds]`.
+      inside: by map, the share inside the target's box, averaged over scenes, `[seeds]`.
+      images_per_second: of training. Runs that resumed just before their end have no speed and are left out.
+      looked: predictions and maps of the first seed's network.
     """
 
     tuned: int
@@ -45,25 +45,26 @@ class Row:
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Tunes everything, prints the table and writes `report.html` and `figure.png`; what is done already is not repeated."""
+    """Tunes all rows, logs the table and writes `report.html` and `figure.png`; finished runs are not repeated."""
     started = time.perf_counter()
     check_fields(config)
     folder = run_folder.writable(folder)
     shown = [scenes.scene("test", i) for i in range(config.attention_scenes)]
-    boxes = np.stack([localization.box_of(one.masks["target"]) for one in shown])
-    log.info("%d runs; what each of them tells is in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
+    boxes = np.stack([localization.box_of(scene.masks["target"]) for scene in shown])
+    log.info("%d runs; their logs are in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     rows = {}
-    with told_in(folder / "log.txt", but=log):
+    with log_to_file(folder / "log.txt", but=log):
         for name in config.rows:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
             rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
-            log.info("%-20s %s %% of the test scenes named rightly", name, report.percent(rows[name].accuracy))
-    before = _before(rows)
+            log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
+    # Networks that look twice share the first look, which tuning does not change.
+    before = float(next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean())
     table = [_cells(name, row) for name, row in rows.items()]
     notes = [
         f"Accuracy: mean +- standard deviation of seeds {', '.join(map(str, config.seeds))}.",
-        f"Attention: of the class token in the last look, the share inside the green digit's box; {before:.1%} before "
-        f"tuning, {boxes.mean():.1%} if it were uniform. Selection: the same share of the mask of what is fed back.",
+        f"Attention: the class token's, in the last look; the share inside the green digit's box, {before:.1%} before "
+        f"tuning, {boxes.mean():.1%} if it were uniform. Selection: the same share of the mask that selects the feedback.",
     ]
     log.info("\n%s\n", report.columns(HEADER, table))
     for note in notes:
@@ -78,79 +79,69 @@ def run(config: ConfigDict, folder: str) -> None:
 
 
 def _measured(results, folders, shown, boxes) -> Row:
-    runs = [saved_run.load(one) for one in folders]
-    images = np.stack([one.image for one in shown])
+    runs = [saved_run.load(folder) for folder in folders]
+    images = np.stack([scene.image for scene in shown])
     look = jax.jit(functools.partial(maps.look, runs[0].model, runs[0].method))
-    looks = [jax.device_get(look(one.params, images)) for one in runs]
-    probabilities, of_first = looks[0]
+    looks = [jax.device_get(look(run.params, images)) for run in runs]
+    probabilities, first_maps = looks[0]
     return Row(
         tuned=results[0]["tuned_parameters"]["all"],
-        accuracy=np.array([one["test"]["accuracy"] for one in results]),
+        accuracy=np.array([result["test"]["accuracy"] for result in results]),
         inside={
-            name: np.array([localization.energy_inside(found[name], boxes).mean() for _, found in looks]) for name in of_first
+            name: np.array([localization.energy_inside(by_name[name], boxes).mean() for _, by_name in looks])
+            for name in first_maps
         },
-        images_per_second=np.array([one["images_per_second"] for one in results]),
+        images_per_second=np.array([rate for result in results if (rate := result["images_per_second"])]),
         looked=comparison.Looked(
-            named=tuple(runs[0].classes[one] for one in probabilities.argmax(axis=-1)),
+            named=tuple(runs[0].classes[label] for label in probabilities.argmax(axis=-1)),
             confidence=probabilities.max(axis=-1),
-            maps=of_first,
+            maps=first_maps,
         ),
     )
 
 
-def _before(rows: dict[str, Row]) -> float:
-    """The share of attention inside the boxes while nothing is tuned: the first look of any network that looks twice."""
-    return float(next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean())
-
-
 def _cells(name: str, row: Row) -> list[str]:
-    speed = f"{np.median(row.images_per_second):,.0f}"
-    inside = [report.percent(row.inside[one]) if one in row.inside else "-" for one in (maps.LAST, maps.SELECTION)]
+    speed = f"{np.median(row.images_per_second):,.0f}" if row.images_per_second.size else "-"
+    inside = [report.percent(row.inside[name]) if name in row.inside else "-" for name in (maps.LAST, maps.SELECTION)]
     return [name, f"{row.tuned:,}", report.percent(row.accuracy), *inside, speed]
 
 
-def _large(image: np.ndarray) -> np.ndarray:
-    return image.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
-
-
 def _figure(rows: dict[str, Row], shown: list[scenes.Scene]) -> np.ndarray:
-    """Scenes from left to right; below each, the first look, the selection and the last look of `toast`."""
-    columns = []
+    """Draws scenes from left to right; below each, the first look, the selection and the last look of `toast`."""
+    columns, by_name = [], rows["toast"].looked.maps
     for i, scene in enumerate(shown):
-        image = _large(scene.image)
-        found = [drawing.overlay(image, rows["toast"].looked.maps[name][i]) for name in (maps.FIRST, maps.SELECTION, maps.LAST)]
-        columns.append(drawing.stacked([image, *found]))
+        image = drawing.enlarged(scene.image, _SIDE)
+        columns.append(drawing.stacked([image, *(drawing.overlay(image, by_name[name][i]) for name in maps.ORDER)]))
     return drawing.side_by_side(columns)
 
 
 def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
-    charts = [curves.of_rows(folder, config.rows, config.seeds, metric) for metric in ("train/loss", "train/accuracy")]
     return [
         report.heading("TOAST: look, select, look again", 1),
         report.paragraph(
-            "A small network was trained to name the brightest digit of a scene. Here it is tuned, in seven ways, to name the "
-            "green one, which is always dimmer. The same scenes, the same number of steps, the same test digits, none of which "
-            "was seen in training."
+            "A small network was trained to classify the brightest digit of a scene. Here it is tuned, in seven ways, to "
+            "classify the green digit, which is always dimmer. All methods get the same scenes and the same number of steps, "
+            "and are tested on the same digits, none of which is in the training set."
         ),
         report.table(HEADER, table),
         *(report.paragraph(note, "small") for note in notes),
-        report.heading("Where it looks"),
+        report.heading("Where the networks look"),
         report.paragraph(
-            f"The first {config.shown_scenes} test scenes, not chosen. First look: attention of the class token before tuning. "
-            "Selection: which tokens TOAST feeds back. Last look: attention of the tuned network. Yellow is high, dark blue is "
-            "low, within each picture. Below: the digit that the tuned network names, and whether that is right."
+            f"The first {config.shown_scenes} test scenes, not hand-picked. First look: attention of the class token before "
+            "tuning. Selection: which tokens TOAST feeds back. Last look: attention of the tuned network. Yellow is high and "
+            "dark blue is low, scaled for each picture. Below: the tuned network's prediction, and whether it is right."
         ),
         _picture_grid(rows, shown[: config.shown_scenes]),
         report.heading("Learning curves"),
-        f'<div class="charts">{"".join(charts)}</div>',
+        curves.of_rows(folder, config.rows, config.seeds),
         report.made_by("configs/demo.py", facts),
     ]
 
 
 def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
-    wanted = [str(scene.labels["target"]) for scene in shown]
-    images, captions = [_large(scene.image) for scene in shown], [f"green digit: {one}" for one in wanted]
-    return comparison.grid(images, captions, wanted, {name: row.looked for name, row in rows.items()}, maps.ORDER)
+    truths = [str(scene.labels["target"]) for scene in shown]
+    images, captions = [drawing.enlarged(scene.image, _SIDE) for scene in shown], [f"green digit: {truth}" for truth in truths]
+    return comparison.grid(images, captions, truths, {name: row.looked for name, row in rows.items()}, maps.ORDER)
 
 
 def _result(config, rows, before, facts) -> dict:
@@ -158,15 +149,10 @@ def _result(config, rows, before, facts) -> dict:
         name: {
             "tuned_parameters": row.tuned,
             "test_accuracy": row.accuracy.tolist(),
-            "inside": {one: shares.tolist() for one, shares in row.inside.items()},
+            "inside": {label: shares.tolist() for label, shares in row.inside.items()},
             "images_per_second": row.images_per_second.tolist(),
         }
         for name, row in rows.items()
     }
-    return {
-        "rows": measured,
-        "attention_inside_before": before,
-        "seeds": list(config.seeds),
-        "config": config.to_dict(),
-        **facts,
-    }
+    result = {"rows": measured, "attention_inside_before": before, "seeds": list(config.seeds)}
+    return {**result, "config": config.to_dict(), **facts}

@@ -1,4 +1,4 @@
-"""The demo of language: `--config=configs/demo_language.py`. Every row of its table is a run like any other."""
+"""Run the language demo: `--config=configs/demo_language.py`. Each row of its table is an ordinary run."""
 
 import dataclasses
 import json
@@ -21,14 +21,14 @@ from toast_jax.train.evaluation import evaluate, mapped
 from toast_jax.train.loop import fit, fit_seeds
 from toast_jax.train.setup import load_network, scores_of
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.progress import told_in
+from toast_jax.workdir.progress import log_to_file
 
 log = logging.getLogger(__name__)
 
 HEADER = ("method", "tuned", "perplexity", "answered rightly, %", "tokens/s")
 NOT_TUNED = "not_tuned"
 
-# The smallest network that tells stories, and its tokenizer.
+# A small model of children's stories, and its tokenizer.
 FILES = (
     "https://huggingface.co/karpathy/tinyllamas/resolve/main/stories15M.bin",
     "https://github.com/karpathy/llama2.c/raw/master/tokenizer.bin",
@@ -37,13 +37,13 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one row of the table has measured.
+    """Measurements of one row of the table.
 
     Attributes:
-      tuned: parameters.
-      perplexity: of the answers to the held-out questions, `[seeds]`.
-      answers: of each seed, what the network said to each of them.
-      tokens_per_second: while training, padding too, `[seeds]`.
+      tuned: number of tuned parameters.
+      perplexity: of the correct answers to the held-out questions, `[seeds]`.
+      answers: the network's answer to each question, by seed.
+      tokens_per_second: of training, padding included. Runs that resumed just before their end have no speed and are left out.
     """
 
     tuned: int
@@ -51,36 +51,38 @@ class Row:
     answers: tuple[tuple[str, ...], ...]
     tokens_per_second: np.ndarray = dataclasses.field(default_factory=lambda: np.array([]))
 
-    def right(self, wanted: tuple[str, ...]) -> np.ndarray:
-        """The share of questions that are answered to the letter, `[seeds]`."""
-        return np.array([np.mean([one == other for one, other in zip(said, wanted, strict=True)]) for said in self.answers])
+    def right(self, expected: tuple[str, ...]) -> np.ndarray:
+        """Returns the share of questions whose answer matches exactly, `[seeds]`."""
+        return np.array([np.mean([a == b for a, b in zip(answers, expected, strict=True)]) for answers in self.answers])
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Pre-tunes, tunes, asks, prints the table and writes `report.html`; what is done already is not repeated.
+    """Pre-tunes, tunes and questions every row, logs the table and writes `report.html`; finished runs are not repeated.
 
     Raises:
-      InputError: there is no language model where the config says.
+      InputError: the folder of the language model does not exist.
     """
     started = time.perf_counter()
     check_fields(config)
     _check_weights(config.weights)
     folder = run_folder.writable(folder)
-    log.info("%d runs; what each of them tells is in %s.", 1 + len(config.rows) * len(config.seeds), folder / "log.txt")
+    log.info("%d runs; their logs are in %s.", 1 + len(config.rows) * len(config.seeds), folder / "log.txt")
     held_out = [tales.tale("test", i) for i in range(config.tales.test)]
-    wanted = tuple(one.answer for one in held_out)
+    expected = tuple(tale.answer for tale in held_out)
     rows = {}
-    with told_in(folder / "log.txt", but=log):
+    with log_to_file(folder / "log.txt", but=log):
         files = run_folder.writable(folder / "tales")
         tales.write(files, dict(config.tales))
         fit(_placed(config.pretune, config, folder), folder / "pretune")
         for name in (NOT_TUNED, *config.rows):
             rows[name] = _not_tuned(config, folder) if name == NOT_TUNED else _tuned(name, config, folder)
-            log.info("%-20s %s %% of the held-out questions answered rightly", name, report.percent(rows[name].right(wanted)))
-    table = [_cells(name, row, wanted) for name, row in rows.items()]
+            log.info(
+                "%-20s %s %% of the held-out questions answered correctly", name, report.percent(rows[name].right(expected))
+            )
+    table = [_cells(name, row, expected) for name, row in rows.items()]
     note = (
-        f"{len(wanted)} held-out questions. Perplexity: of the right answers, by token. Answered rightly: to the letter, with "
-        f"the likeliest token at each place. Tokens/s: while training, padding too. Seeds: {', '.join(map(str, config.seeds))}."
+        f"{len(expected)} held-out questions. Perplexity: per token of the correct answers. Answered rightly: exact match of "
+        f"greedy decoding. Tokens/s: training, padding included. Seeds: {', '.join(map(str, config.seeds))}."
     )
     log.info("\n%s\n", report.columns(HEADER, table))
     log.info("%s", textwrap.fill(note, 100))
@@ -88,7 +90,7 @@ def run(config: ConfigDict, folder: str) -> None:
     facts = run_folder.circumstances()
     story = _story(config, rows, held_out, table, note, folder, facts)
     (folder / "report.html").write_text(report.page("TOAST for language in a few minutes", *story), encoding="utf-8")
-    run_folder.write_json(folder / "result.json", _result(config, rows, wanted, facts))
+    run_folder.write_json(folder / "result.json", _result(config, rows, expected, facts))
     log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
 
 
@@ -101,7 +103,7 @@ def _check_weights(weights: str):
 
 
 def _placed(run: ConfigDict, config: ConfigDict, folder: Path) -> ConfigDict:
-    """A run with the files that it reads, which the config names as they stand in the demo's folder."""
+    """Resolves the files that a run reads; the config names those of the demo relative to its folder."""
     run = run.copy_and_resolve_references()
     run.backbone.weights = run.data.tokenizer = config.weights
     run.data.splits = {name: str(folder / path) if path else "" for name, path in run.data.splits.items()}
@@ -114,14 +116,14 @@ def _tuned(name: str, config: ConfigDict, folder: Path) -> Row:
     results = fit_seeds(_placed(config.runs[name], config, folder), folders)
     return Row(
         tuned=results[0]["tuned_parameters"]["all"],
-        perplexity=np.array([one["test"]["perplexity"] for one in results]),
-        answers=tuple(_answers(config, folder, one, run=str(one)) for one in folders.values()),
-        tokens_per_second=np.array([rate for one in results if (rate := one["tokens_per_second"])]),
+        perplexity=np.array([result["test"]["perplexity"] for result in results]),
+        answers=tuple(_answers(config, folder, path, run=str(path)) for path in folders.values()),
+        tokens_per_second=np.array([rate for result in results if (rate := result["tokens_per_second"])]),
     )
 
 
 def _not_tuned(config: ConfigDict, folder: Path) -> Row:
-    """The language model as it is."""
+    """Measures the language model without tuning."""
     run, here = _placed(config.not_tuned, config, folder), run_folder.writable(folder / NOT_TUNED)
     if not (saved := run_folder.recorded(here, run)):
         network = load_network(run, 0)
@@ -135,62 +137,61 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
 
 
 def _answers(config: ConfigDict, folder: Path, of_run: Path, **speaker) -> tuple[str, ...]:
-    """What a network says to the held-out questions, kept in `answers.jsonl`; `speaker` are fields of `configs/generate.py`."""
+    """Answers the held-out questions, cached in `answers.jsonl`; `speaker` holds fields of `configs/generate.py`."""
     asked = folder / "tales" / tales.QUESTIONS
     file = of_run / "answers.jsonl"
     try:
         answers = _lines(file)
-    except (OSError, ValueError):  # not there, or not whole
+    except (OSError, ValueError):  # missing or incomplete
         answers = []
-    if [one["question"] for one in answers] != [one["question"] for one in _lines(asked)]:
+    if [line["question"] for line in answers] != [line["question"] for line in _lines(asked)]:
         generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), of_run)
         answers = _lines(file)
-    return tuple(one["answer"].strip() for one in answers)
+    return tuple(line["answer"].strip() for line in answers)
 
 
 def _lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _cells(name: str, row: Row, wanted: tuple[str, ...]) -> list[str]:
+def _cells(name: str, row: Row, expected: tuple[str, ...]) -> list[str]:
     speed = f"{np.median(row.tokens_per_second):,.0f}" if row.tokens_per_second.size else "-"
-    return [name, f"{row.tuned:,}", f"{np.median(row.perplexity):.2f}", report.percent(row.right(wanted)), speed]
+    return [name, f"{row.tuned:,}", f"{np.median(row.perplexity):.2f}", report.percent(row.right(expected)), speed]
 
 
 def _story(config, rows, held_out, table, note, folder, facts) -> list[str]:
-    charts = [curves.of_rows(folder, config.rows, config.seeds, metric) for metric in ("train/loss", "train/accuracy")]
     asked = [
-        [f"{one.text} {one.question}", *(_verdict(row.answers[0][i], one.answer) for row in rows.values())]
-        for i, one in enumerate(held_out[: config.shown])
+        [f"{tale.text} {tale.question}", *(_verdict(row.answers[0][i], tale.answer) for row in rows.values())]
+        for i, tale in enumerate(held_out[: config.shown])
     ]
     return [
         report.heading("TOAST: read, select, read again", 1),
         report.paragraph(
-            "A small language model was trained to tell stories for small children. Here it is tuned, in several ways, to "
-            "answer a question about what it has read. The same tales, the same number of steps; no answer of a held-out tale "
-            "stands anywhere in the tales to learn from."
+            "A small language model was trained on stories for small children. Here it is tuned, in several ways, to answer a "
+            "question about a tale. All methods get the same tales and the same number of steps; no answer to a held-out tale "
+            "occurs anywhere in the training tales."
         ),
         report.table(HEADER, table),
         report.paragraph(note, "small"),
-        report.heading("What it answers"),
-        report.paragraph(f"The first {len(asked)} held-out tales, not chosen, and the answers of the first seed's networks."),
-        report.texts(["tale and question", *(name.replace("_", " ") for name in rows)], asked),
+        report.heading("What the networks answer"),
+        report.paragraph(f"The first {len(asked)} held-out tales, not hand-picked, and the first seed's answers."),
+        report.table(["tale and question", *(name.replace("_", " ") for name in rows)], asked, kind="texts"),
         report.heading("Learning curves"),
-        f'<div class="charts">{"".join(charts)}</div>',
+        curves.of_rows(folder, config.rows, config.seeds),
         report.made_by("configs/demo_language.py", facts),
     ]
 
 
-def _verdict(answer: str, wanted: str) -> str:
-    return f"{'✓' if answer == wanted else '✗'} {answer}"
+def _verdict(answer: str, expected: str) -> str:
+    return f"{'✓' if answer == expected else '✗'} {answer}"
 
 
-def _result(config, rows, wanted, facts) -> dict:
+def _result(config, rows, expected, facts) -> dict:
     measured = {
         name: {
             "tuned_parameters": row.tuned,
             "test_perplexity": row.perplexity.tolist(),
-            "answered_rightly": row.right(wanted).tolist(),
+            "answered_rightly": row.right(expected).tolist(),
             "tokens_per_second": row.tokens_per_second.tolist(),
         }
         for name, row in rows.items()

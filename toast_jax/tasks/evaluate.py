@@ -1,6 +1,6 @@
-"""Evaluate a checkpoint: `--config.task=evaluate`, with the config and `--workdir` it was trained with.
+"""Evaluate a checkpoint: `--config.task=evaluate`, with the config and `--workdir` of its training.
 
-With `--config.checkpoint=FILE.pth` it evaluates a network that was tuned with the PyTorch release instead.
+With `--config.checkpoint=FILE.pth`, evaluate a network tuned with the PyTorch release instead.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Logs accuracy and loss on every evaluation split, and saves them as `evaluation.json` in the folder."""
+    """Evaluates every evaluation split; logs the scores and writes `evaluation.json` to the folder."""
     check(config)
     saved = run_folder.writable(folder) / "evaluation.json"
     reads = domain(config)
@@ -47,5 +47,5 @@ def run(config: ConfigDict, folder: str) -> None:
         results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices))
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
     run_folder.write_json(saved, {**results, **facts})
-    for name, one in results.items():
-        log.info("%s: %s %s", origin, name, described(one, reads.UNIT))
+    for name, scores in results.items():
+        log.info("%s: %s %s", origin, name, described(scores, reads.UNIT))

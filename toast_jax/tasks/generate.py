@@ -1,4 +1,4 @@
-"""Generate text: `--config=configs/generate.py:run=FOLDER`, with a run that has tuned a language model."""
+"""Generate text with a tuned language model: `--config=configs/generate.py:run=FOLDER`."""
 
 import json
 import logging
@@ -21,8 +21,8 @@ from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
 
-# How a question is put to a network that was tuned on a format of `data.text`; the second argument is whether it is the first.
-_ASKED: dict[str, Callable[[str, bool], str]] = {
+# The prompt of a question, by the format of the tuning data; the flag is True for the first question of a conversation.
+_PROMPTS: dict[str, Callable[[str, bool], str]] = {
     "text": lambda question, first: question,
     "prompts": lambda question, first: question,
     "instructions": lambda question, first: documents.instruct(question),
@@ -31,9 +31,9 @@ _ASKED: dict[str, Callable[[str, bool], str]] = {
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Answers a file of questions, one prompt, or what is typed, in this order of what the config names.
+    """Answers `config.file`, else `config.prompt`, else the lines typed at the terminal.
 
-    Answers to a file go to `answers.jsonl` in the folder; everything else to the terminal, as it is drawn.
+    Answers to a file are written to `answers.jsonl` in the folder; all others are streamed to the terminal.
 
     Raises:
       InputError: no such run or backbone, a number out of range, or a question that does not fit the context.
@@ -49,7 +49,7 @@ def run(config: ConfigDict, folder: str) -> None:
 
 
 class Speaker:
-    """A network with its tokenizer, and how its config wants it to draw."""
+    """A network with its tokenizer, prompt format and sampling parameters."""
 
     def __init__(self, config: ConfigDict):
         if config.run:
@@ -68,16 +68,16 @@ class Speaker:
         self._most, self._seed, self._context = config.most, config.seed, self._network[0].backbone.context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
         self.format = config.format or of_run.data.format
-        self._asked = _ASKED[self.format]
+        self._prompt = _PROMPTS[self.format]
 
     def tokens(self, question: str, before: list[int] = ()) -> list[int]:
-        """What the network reads when it is asked; `before` is what was said until then.
+        """Encodes a question as a prompt; `before` holds the tokens of the conversation so far.
 
         Raises:
-          InputError: that and an answer do not fit the context.
+          InputError: the prompt is empty, or it and an answer do not fit the context.
         """
         begin = [] if self._tokenizer.begin is None or before else [self._tokenizer.begin]
-        ids = [*before, *begin, *self._tokenizer.encode(self._asked(question, not before)).ids]
+        ids = [*before, *begin, *self._tokenizer.encode(self._prompt(question, not before)).ids]
         if not ids:
             raise InputError("The prompt is empty, and this tokenizer begins a text with nothing; write a word at least.")
         if len(ids) + self._most > self._context:
@@ -88,22 +88,22 @@ class Speaker:
         return ids
 
     def stream(self, ids: list[int]) -> list[int]:
-        """Prints an answer as it is drawn; returns what was read and said, as tokens."""
-        said, shown = [], ""
-        for part in self._draw([ids], at_once=1):
-            said += part[0].tolist()
-            now = self._text(said)
-            if not now.endswith("\ufffd"):  # a character that is not whole yet
-                print(now[len(shown) :], end="", flush=True)
-                shown = now
-        print(self._text(said)[len(shown) :])
-        return [*ids, *generation.until_stop(np.array(said), self._sampling.stop), self._tokenizer.end]
+        """Prints an answer as it is sampled; returns the tokens of prompt and answer."""
+        answer, shown = [], ""
+        for part in self._sample([ids], at_once=1):
+            answer += part[0].tolist()
+            decoded = self._text(answer)
+            if not decoded.endswith("\ufffd"):  # an incomplete character
+                print(decoded[len(shown) :], end="", flush=True)
+                shown = decoded
+        print(self._text(answer)[len(shown) :])
+        return [*ids, *generation.until_stop(np.array(answer), self._sampling.stop), self._tokenizer.end]
 
     def answers(self, prompts: list[list[int]]) -> list[str]:
-        """The answers to several prompts at once."""
-        return [self._text(row) for row in np.concatenate(list(self._draw(prompts, at_once=16)), axis=1)]
+        """Answers several prompts at once."""
+        return [self._text(row) for row in np.concatenate(list(self._sample(prompts, at_once=16)), axis=1)]
 
-    def _draw(self, prompts, at_once) -> Iterator[np.ndarray]:
+    def _sample(self, prompts, at_once) -> Iterator[np.ndarray]:
         return generation.generate(
             *self._network, prompts, most=self._most, sampling=self._sampling, seed=self._seed, at_once=at_once
         )
@@ -122,9 +122,9 @@ def _answer_file(config, speaker, folder: Path) -> None:
     answered = folder / "answers.jsonl"
     with answered.open("w", encoding="utf-8") as file:
         for start in range(0, len(prompts), config.batch_size):
-            some = prompts[start : start + config.batch_size]
-            # Filled up, so that the last batch needs no program of its own.
-            answers = speaker.answers(some + some[:1] * (config.batch_size - len(some)))
+            batch = prompts[start : start + config.batch_size]
+            # Padded, so that the last batch runs the same compiled program.
+            answers = speaker.answers(batch + batch[:1] * (config.batch_size - len(batch)))
             for (_, record), answer in zip(questions[start : start + config.batch_size], answers, strict=False):
                 file.write(json.dumps({**record, "answer": answer}, ensure_ascii=False) + "\n")
             file.flush()
@@ -133,7 +133,7 @@ def _answer_file(config, speaker, folder: Path) -> None:
 
 
 def _converse(speaker) -> None:
-    """Answers every line that is typed, until the input ends; a conversation goes on until it does not fit any more."""
+    """Answers each line of the input until it ends; a conversation that outgrows the context starts over."""
     before = []
     while True:
         if sys.stdin.isatty():
@@ -148,8 +148,8 @@ def _converse(speaker) -> None:
         except InputError as message:
             if not before:
                 raise
-            log.warning("%s The conversation begins anew.", message)
+            log.warning("%s The conversation starts over.", message)
             before = []
             ids = speaker.tokens(line.rstrip("\n"))
-        said = speaker.stream(ids)
-        before = said if speaker.format == "conversations" else []
+        tokens = speaker.stream(ids)
+        before = tokens if speaker.format == "conversations" else []

@@ -1,4 +1,4 @@
-"""Prepare datasets for reading without TensorFlow: `--config=configs/prepare.py:task=...`."""
+"""Download and prepare datasets, to be read without TensorFlow: `--config=configs/prepare.py:task=...`."""
 
 import importlib.util
 import logging
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Downloads and prepares each of `config.datasets` under `config.root`; `folder` is not used.
+    """Downloads and prepares each of `config.datasets` under `config.root`; `folder` is unused.
 
-    One that fails is reported and the others go on; one that is prepared already is skipped.
+    Datasets that are already prepared are skipped. A failure is logged, and the others continue.
 
     Raises:
-      InputError: TensorFlow is missing, the folder cannot be written, or some dataset failed (with all of them and why).
+      InputError: TensorFlow is missing, the folder cannot be written, or some datasets failed (all are named, with reasons).
     """
     check_fields(config)
     _require_tensorflow()
@@ -37,8 +37,8 @@ def run(config: ConfigDict, folder: str) -> None:
     failures = {}
     for name in config.datasets:
         try:
-            if found := records.find(root, name):
-                log.info("%s is prepared already, in %s.", name, found)
+            if prepared := records.find(root, name):
+                log.info("%s is prepared already, in %s.", name, prepared)
                 continue
             if missing[name]:
                 raise InputError(_by_hand(name, missing[name], manual))
@@ -46,7 +46,7 @@ def run(config: ConfigDict, folder: str) -> None:
                 _check_disk(root, BUILDERS[name])
             _prepare(name, root, manual)
             log.info("%s is prepared.", name)
-        except Exception as error:  # builders raise nearly anything, and the others are to go on
+        except Exception as error:  # builders raise nearly anything, and the other datasets continue
             failures[name] = _reason(error)
             log.warning("%s is not prepared: %s", name, failures[name])
     if failures:
@@ -63,8 +63,8 @@ def _require_tensorflow() -> None:
             "Preparing data needs TensorFlow, which is not installed: run `pip install -r requirements-tfds.txt` or "
             '`pip install "toast_jax[prepare]"`.'
         )
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # ten lines for a host that does not answer
-    os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1")  # read when it is imported
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs ten lines for a host that does not respond
+    os.environ.update(TF_CPP_MIN_LOG_LEVEL="2", CUDA_VISIBLE_DEVICES="-1")  # read when TensorFlow is imported
 
 
 def _prepare(name: str, root: Path, manual: Path) -> None:

@@ -1,4 +1,4 @@
-"""Table: `--config=configs/table.py:from=FOLDER`, with the folder of a sweep or several."""
+"""Make a table of one sweep or several: `--config=configs/table.py:from=FOLDER`."""
 
 import logging
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Prints the table and writes `table.md`, `table.tex`, `table.html` and, for other programs, `table.csv`."""
+    """Logs the table and writes `table.md`, `table.tex`, `table.html` and, for other programs, `table.csv`."""
     check_fields(config)
     table = tables.collect(config.sweeps)
     folder = run_folder.writable(folder)

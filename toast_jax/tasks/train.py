@@ -1,4 +1,4 @@
-"""Train: pre-tune or tune, as the config says. `--config.task=train`, the default."""
+"""Train: pre-tune or tune a network, by `config.stage`. `--config.task=train`, the default."""
 
 import logging
 from pathlib import Path
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Trains, saves `result.json` in the folder and logs the result in one line.
+    """Trains a run, writes `result.json` to the folder and logs the result in one line.
 
-    With `config.confusion`, it also tells which classes of the last evaluation split are confused, and saves `confusion.csv`.
+    With `config.confusion`, also logs which classes are confused on the last evaluation split and writes `confusion.csv`.
     """
     result = fit(config, folder)
     scores = ", ".join(
@@ -28,7 +28,7 @@ def run(config: ConfigDict, folder: str) -> None:
     log.info("%s: %s; %s; seed %d; %s/result.json", config.name, scores or "done", tuned, config.seed, folder)
     split = next((name for name in ("test", "val") if name in result), None)
     if config.get("confusion") and split:
-        run = saved_run.load(folder)  # by every process, as checkpoints are opened together
+        run = saved_run.load(folder)  # on every process, as they open checkpoints together
         counts = confusion.matrix(run, domain(config).open_sources(config, verified=True)[1][split])
         path = Path(folder).expanduser() / "confusion.csv"
         if not jax.process_index():

@@ -15,7 +15,7 @@ log = logging.getLogger("toast_jax")
 
 
 @contextlib.contextmanager
-def told_in(path: str | Path, but: logging.Logger):
+def log_to_file(path: str | Path, but: logging.Logger):
     """Sends log messages to a file inside the block; those of the logger `but` go to the console too."""
     file = logging.FileHandler(path)
     shown = lambda record: record.name == but.name  # noqa: E731

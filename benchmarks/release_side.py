@@ -1,4 +1,4 @@
-"""The PyTorch release's side of `against_release`; nothing of JAX is imported."""
+"""The side of the PyTorch release in `against_release`; imports no JAX."""
 
 import importlib
 import importlib.abc
@@ -19,7 +19,7 @@ SIZES = {"vit_b16": "base", "vit_l16": "large"}
 
 
 class Release:
-    """The release's network, loss and optimizer, as its trainer puts them together; each step returns its seconds."""
+    """The release's network, loss and optimizer, assembled as in its trainer; each step returns its seconds."""
 
     def __init__(self, *, method: str, backbone: str, batch: int, folder: str, release: str):
         _stand_in_for_torchvision()
@@ -34,7 +34,7 @@ class Release:
         self.network = network(config, load_pretrain=False)
         with np.load(f"{folder}/weights.npz") as state:
             missing = self.network.load_state_dict({name: torch.from_numpy(state[name]) for name in state.files}, strict=False)
-        # Its own classifier, and what is of ImageNet.
+        # All but the backbone's own ImageNet classifier has to be loaded.
         left = [name for name in missing.missing_keys if not name.startswith(("enc.head.", "enc.fc_norm"))]
         assert not left and not missing.unexpected_keys, (left, missing.unexpected_keys)
         groups = [
@@ -55,6 +55,7 @@ class Release:
             return self.network(self.images)[0]
 
     def train(self) -> float:
+        """Times a train step."""
         started = time.perf_counter()
         self.network.train()
         logits, _ = self.network(self.images)
@@ -66,12 +67,13 @@ class Release:
         return time.perf_counter() - started
 
     def evaluate(self) -> float:
+        """Times an evaluation step."""
         started = time.perf_counter()
         self._logits()
         return time.perf_counter() - started
 
     def product_rate(self) -> float:
-        """GFLOP/s of a product by itself, which bounds a step."""
+        """Measures the GFLOP/s of one matrix product alone, an upper bound for a step."""
         x, kernel = self.operands
         x, kernel, seconds = torch.from_numpy(x), torch.from_numpy(kernel.T.copy()), []
         for _ in range(50):
@@ -81,14 +83,16 @@ class Release:
         return 2e-9 * x.nelement() * len(kernel) / statistics.median(seconds)
 
     def peak_memory(self) -> int:
+        """Reads the peak memory of this process in bytes."""
         return against_release.peak_memory()
 
     def versions(self) -> dict:
+        """Returns the versions of the libraries."""
         return {name: importlib.import_module(name).__version__ for name in ("torch", "timm")}
 
 
 def _stand_in_for_torchvision() -> None:
-    """The release and timm import it, but the networks here use nothing of it; where there is no build of it, this will do."""
+    """Installs a stub if torchvision is missing: the release and timm import it, but these networks do not use it."""
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
@@ -96,7 +100,7 @@ def _stand_in_for_torchvision() -> None:
 
 
 class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds empty modules, of which every name is an empty class."""
+    """Imports empty modules of torchvision, in which every name is an empty class."""
 
     def find_spec(self, name, path, target=None):
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
@@ -111,7 +115,7 @@ class _Torchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _Empty(type):
-    """Of classes that have every attribute: its name."""
+    """Metaclass whose classes return the name of any attribute as its value."""
 
     def __getattr__(cls, name):
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Our side of `against_release`."""
+"""The side of this package in `against_release`."""
 
 import functools
 import statistics
@@ -20,8 +20,8 @@ from toast_jax.weights import rename
 from toast_jax.workdir import run_folder
 
 
-class Ours:
-    """A network of ours with its optimizer, and a batch that is on the host; each step returns its seconds."""
+class Jax:
+    """A network with its optimizer, and a batch on the host; each step returns its seconds."""
 
     def __init__(self, *, method: str, backbone: str, batch: int, folder: str, release: str):
         network, row, mask, tx, step = timed(method, backbone)
@@ -31,26 +31,27 @@ class Ours:
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
-        self.features_of, self.cached = feature_cache.features_of(network, row), None
+        self.features_of, self.features = feature_cache.features_of(network, row), None
         params = trees.merge(self.state.tuned, self.frozen)
         state = rename.to_torch({path: np.array(leaf) for path, leaf in trees.flat(params).items()})
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
         np.savez(f"{folder}/weights.npz", **state)
-        np.save(f"{folder}/ours.npy", jax.jit(functools.partial(steered.apply, network, row))(params, self.images))
+        np.save(f"{folder}/jax.npy", jax.jit(functools.partial(steered.apply, network, row))(params, self.images))
 
     def train(self) -> float:
+        """Times a train step on new views."""
         return self._train({"image": self.images, "label": self.labels})
 
-    def can_keep(self) -> bool:
-        """Whether a part of the step is the same in every epoch if views are."""
+    def has_fixed_features(self) -> bool:
+        """Returns whether fixed views allow a part of the step to be cached."""
         return self.features_of is not None
 
     def train_fixed(self) -> float:
-        """With cached frozen features, as in runs whose views are fixed; drop-path is off in the first look then."""
-        if self.cached is None:
-            self.cached = jax.tree.map(np.asarray, jax.jit(self.features_of)(self.frozen, {"image": self.images}, None))
-        batch = {"image": self.images, "label": self.labels, "features": self.cached}
-        return self._train({name: value for name, value in batch.items() if name != "image" or "pooled" not in self.cached})
+        """Runs a step on cached features, as with fixed views; drop-path is then off in the first look."""
+        if self.features is None:
+            self.features = jax.tree.map(np.asarray, jax.jit(self.features_of)(self.frozen, {"image": self.images}, None))
+        batch = {"image": self.images, "label": self.labels, "features": self.features}
+        return self._train({name: value for name, value in batch.items() if name != "image" or "pooled" not in self.features})
 
     def _train(self, batch):
         started = time.perf_counter()
@@ -59,13 +60,14 @@ class Ours:
         return time.perf_counter() - started
 
     def evaluate(self) -> float:
+        """Times an evaluation step."""
         started = time.perf_counter()
         batch = {"image": self.images, "label": self.labels, "mask": np.ones(len(self.labels), np.float32)}
         jax.block_until_ready(self.eval_step(self.state.tuned, self.frozen, parallel.shard(batch)))
         return time.perf_counter() - started
 
     def product_rate(self) -> float:
-        """GFLOP/s of a product by itself, which bounds a step."""
+        """Measures the GFLOP/s of one matrix product alone, an upper bound for a step."""
         x, kernel = map(jnp.asarray, self.operands)
         product, seconds = jax.jit(jnp.matmul), []
         for _ in range(50):
@@ -75,11 +77,13 @@ class Ours:
         return 2e-9 * x.size * kernel.shape[1] / statistics.median(seconds)
 
     def peak_memory(self) -> int:
+        """Reads the peak memory of this process in bytes."""
         return against_release.peak_memory()
 
     def versions(self) -> dict:
+        """Returns the versions of the libraries."""
         return run_folder.circumstances()["versions"]
 
 
 if __name__ == "__main__":
-    against_release.serve(Ours)
+    against_release.serve(Jax)

@@ -1,0 +1,69 @@
+"""Load images as a tuned run sees them, and report files that cannot be decoded."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from toast_jax.data.images import batches, chosen, pixels
+from toast_jax.data.images.sources import Source
+from toast_jax.data.images.verify import Subset
+from toast_jax.errors import InputError
+from toast_jax.train.saved_run import SavedRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Resizes and crops the images of a source as for evaluation.
+
+    Attributes:
+      resize, size: of `pixels.eval_view`.
+      change: applied to each view uint8 `[size, size, 3]` and its index, if set.
+      faults: filled with the fault of each image that cannot be decoded, by index; its view is black.
+    """
+
+    source: Source
+    resize: int
+    size: int
+    change: Callable[[np.ndarray, int], np.ndarray] | None = None
+    faults: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            example = self.source[index]
+            view = pixels.eval_view(pixels.decode_example(example), resize=self.resize, size=self.size)
+        except InputError as error:
+            self.faults[index] = str(error).rpartition(": ")[0]  # without its remedy, which may be a field of training
+            return {"image": np.zeros((self.size, self.size, 3), np.uint8), "label": 0, "name": ""}
+        return {**example, "image": self.change(view, index) if self.change else view}
+
+
+def choose(run: SavedRun, images: str, most: int) -> Source:
+    """Opens `images` (see `chosen.open_images`), at most `most` of them at even distances; all if `most` is 0."""
+    source, _ = chosen.open_images(run.config.data, images, run.classes)
+    return Subset(source, chosen.spread(len(source), most or len(source)))
+
+
+def of_run(run: SavedRun, source: Source, batch_size: int, change=None, faults=None) -> Iterator[batches.Batch]:
+    """Loads every image once, in the batches of `batches.eval_batches`; `change` and `faults` are those of `Views`.
+
+    Raises:
+      InputError: while iterating, an image cannot be decoded and `faults` is None.
+    """
+    size, noted = run.config.data.image_size, {} if faults is None else faults
+    views = Views(source, run.config.data.resize, size, change, noted)
+    for batch in batches.eval_batches(views, batch_size=batch_size, resize=size, size=size):
+        if noted and faults is None:  # not raised by `Views`: Grain would append lines to the message
+            raise InputError(f"{next(iter(noted.values()))}: download it again, or remove it.")
+        yield batch
+
+
+def all_of_run(run: SavedRun, source: Source, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Loads all images of a source at once: uint8 `[B, S, S, 3]`, and labels `[B]`."""
+    loaded = list(of_run(run, source, batch_size))
+    real = np.concatenate([batch["mask"] for batch in loaded]) > 0
+    return tuple(np.concatenate([batch[key] for batch in loaded])[real] for key in ("image", "label"))
