@@ -116,7 +116,7 @@ def test_a_sweep_that_is_killed_again_and_again_makes_the_same_table(vtab_root, 
     run = functools.partial(subprocess.Popen, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     with run([*command, f"--workdir={tmp_path}/whole"]) as process:
         assert process.wait() == 0, process.stderr.read().decode()
-    killed, seconds = 0, 6.0
+    killed, seconds = 0, 4.0
     while True:
         with run([*command, f"--workdir={tmp_path}/parts"]) as process:
             try:
@@ -124,7 +124,7 @@ def test_a_sweep_that_is_killed_again_and_again_makes_the_same_table(vtab_root, 
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
-        killed, seconds = killed + 1, seconds + 1.5
+        killed, seconds = killed + 1, seconds + 1.0
     assert process.returncode == 0 and killed > 3
     tables_of = [tables.collect([tmp_path / name]).measured[("toast", "cifar100")] for name in ("whole", "parts")]
     assert tables_of[0].accuracy == tables_of[1].accuracy
