@@ -1,5 +1,6 @@
 """Configs: whatever is wrong in one is told at once, in sentences, before data is touched."""
 
+import dataclasses
 import importlib
 import re
 
@@ -229,7 +230,8 @@ def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():
 @pytest.fixture
 def toy(monkeypatch):
     """A config of a family that only a record describes."""
-    record = families.Family(
+    record = dataclasses.replace(
+        families.FAMILIES["convnext"],
         title="Toy",
         reads="images",
         sizes={"S": vit.SIZES["S"]},
