@@ -33,12 +33,6 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _MAX_RESIZED = 2**24
 
 
-class Undecodable(InputError):
-    """An image file is damaged, or its pixels have no defined color; `reason` says which in a few words."""
-
-    reason = ""
-
-
 def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.ndarray:
     """Decode an image file of any format and color mode that Pillow reads, whatever its name.
 
@@ -53,7 +47,7 @@ def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.n
         uint8 [H, W, 3], RGB.
 
     Raises:
-        Undecodable: the file is empty, truncated, far too large, no image, or its values have no defined brightness.
+        InputError: the file is empty, truncated, far too large, no image, or its values have no defined brightness.
     """
     if isinstance(data, np.ndarray):
         return data
@@ -66,12 +60,10 @@ def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.n
             return np.asarray(rgb)
     # A damaged file can raise nearly anything: OSError, SyntaxError, ValueError, struct.error, DecompressionBombError.
     except Exception as error:
-        undecodable = Undecodable(
+        raise InputError(
             f"Image {name} cannot be decoded ({_reason(data, error)}): download it again, "
             "or leave such images out with --config.data.skip_corrupt=True."
-        )
-        undecodable.reason = _reason(data, error)
-        raise undecodable from error
+        ) from error
 
 
 def decode_example(example: dict[str, Any]) -> np.ndarray:
@@ -137,8 +129,7 @@ def train_view(
         crop = _random_resized_crop(image, rng, size, min_crop_area)
     else:
         height, width = _resized_shape(image, resize)
-        top = rng.integers(height - size + 1)
-        left = rng.integers(width - size + 1)
+        top, left = (int(rng.integers(side - size + 1)) for side in (height, width))
         crop = _crop_of_resized(image, (height, width), top, left, size)
     return crop[:, ::-1] if flip and rng.random() < 0.5 else crop
 
@@ -207,7 +198,7 @@ def _crop_of_resized(image: np.ndarray, shape: tuple[int, int], top: int, left: 
     return _resize(image, (size, size), (left * along, top * down, (left + size) * along, (top + size) * down))
 
 
-def _resize(image: np.ndarray, shape: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
+def _resize(image: np.ndarray, shape: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR, box=box))
 
 

@@ -67,17 +67,6 @@ def verify(source: Source, *, skip_corrupt: bool) -> Source:
     return Subset(source, tuple(index for index, (_, _, readable) in enumerate(checks) if readable))
 
 
-def fault(source: Source, index: int) -> str | None:
-    """Say why an image cannot be read or decoded, in a few words; None if it can."""
-    try:
-        pixels.decode_example(source[index])
-    except pixels.Undecodable as error:
-        return error.reason
-    except InputError as error:
-        return str(error)
-    return None
-
-
 def _check_image(source: Source, index: int) -> tuple[str, int, bool]:
     example = source[index]
     try:
