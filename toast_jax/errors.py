@@ -25,9 +25,9 @@ class Interrupted(Exception):
     """A run was asked to end and has saved where it is; giving the same command again goes on from there."""
 
 
-def choose(what: str, name: str, options: Mapping[str, T]) -> T:
+def choose(what: str, name: object, options: Mapping[str, T]) -> T:
     """Returns `options[name]`, or raises InputError with the nearest valid names and all of them."""
-    if name in options:
+    if isinstance(name, str) and name in options:
         return options[name]
     near = difflib.get_close_matches(str(name), list(options), n=1)
     hint = f" (the nearest is {near[0]!r})" if near else ""
