@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from toast_jax import trees
+from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
 
 
@@ -68,7 +69,7 @@ class Shared:
 
         return jax.tree.map(split_array, batch)
 
-    def sharded(self, batches: Generator[dict]) -> Iterator[dict]:
+    def sharded(self, batches: Generator[Batch]) -> Iterator[dict]:
         """Splits each batch with `shard`; see `parallel.sharded`."""
         with contextlib.closing(batches):
             yield from map(self.shard, batches)

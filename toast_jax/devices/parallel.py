@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from toast_jax.data.loader import Batch
+
 AXIS = "data"
 
 
@@ -45,7 +47,7 @@ def shard(batch: dict) -> dict:
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def sharded(batches: Generator[dict]) -> Iterator[dict]:
+def sharded(batches: Generator[Batch]) -> Iterator[dict]:
     """Splits each batch with `shard`; closes `batches`, which stops its threads, at the end.
 
     Dispatch is asynchronous, so the next batch is made and copied while the devices compute.

@@ -67,8 +67,10 @@ class Unit:
         results, config = [], self.config.copy_and_resolve_references()
         for seed, folder in self.folders.items():
             config.seed = seed
-            results.append(run_folder.recorded(folder, config))
-        return None if None in results else results
+            if not (result := run_folder.recorded(folder, config)):
+                return None
+            results.append(result)
+        return results
 
 
 def cells(config: ConfigDict) -> list[Cell]:

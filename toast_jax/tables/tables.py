@@ -64,12 +64,12 @@ class Table:
         measured = {method for method, _ in self.measured}
         return [name for name in METHODS if name in self.published["rows"] or name in measured]
 
-    def measured_means(self, method: str) -> dict[str, float]:
+    def measured_means(self, method: str) -> dict[str, float | None]:
         """Returns the measured mean of every task that has one, and the averages over tasks."""
         by_task = {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
         return by_task | means(self.table, by_task)
 
-    def published_means(self, method: str) -> dict[str, float]:
+    def published_means(self, method: str) -> dict[str, float | None]:
         """Returns the published number of every task that has one, and the averages over tasks."""
         by_task = dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
         return by_task | means(self.table, by_task)
@@ -90,7 +90,8 @@ def collect(folders: Sequence[str | Path]) -> Table:
             f"{folders[0]} is a sweep of {first['table']} with {first['backbone']} and {other} one of {facts[other]['table']} "
             f"with {facts[other]['backbone']}; make a table of each."
         )
-    measured, where = {}, {}
+    measured: dict[tuple[str, str], Measured] = {}
+    where: dict[tuple[str, str], str] = {}
     for folder in map(str, folders):
         for method, task in ((method, task) for method in METHODS for task in (*TASKS, *_FGVC)):
             if result := _measured(Path(folder).expanduser() / method / task):
@@ -135,7 +136,7 @@ def means(table: str, values: Mapping[str, float]) -> dict[str, float | None]:
 
     if table != "vtab":
         return {"mean": mean(_FGVC)}
-    groups = {}
+    groups: dict[str, list[str]] = {}
     for name, task in TASKS.items():
         groups.setdefault(task.group, []).append(name)
     by_group = {group: mean(names) for group, names in groups.items()}

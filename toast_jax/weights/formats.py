@@ -24,6 +24,8 @@ class Row(NamedTuple):
     layout: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
 
+_KEEP = Row(r"(?s:.*)", r"\g<0>")
+
 # Hugging Face transformers: ViTModel, models that contain one, and Dinov2Model. Version 5 renamed layers (`layers.0`, `q_proj`,
 # `mlp.fc1`): https://github.com/huggingface/transformers/pull/41693.
 _LAYER, _PARAM = r"(?:encoder\.layer|layers)\.(\d+)\.", r"\.(weight|bias)"
@@ -150,7 +152,7 @@ def known_names(state: Arrays) -> Arrays:
     Raises:
       ValueError: an array has other axes than its name implies, or two names mean the same array.
     """
-    dropped = []
+    dropped: list[str] = []
     for sign, rows in _FORMATS:
         if any(re.fullmatch(sign, name) for name in state):
             state = _renamed(state, rows, dropped)
@@ -170,15 +172,15 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
 def _renamed(state: Arrays, rows: Sequence[Row], dropped: list[str]) -> Arrays:
     out = {}
     for name, array in state.items():
-        match, row = next(((m, row) for row in rows if (m := re.fullmatch(row.regex, name))), (None, None))
-        if row and row.known is None:
+        match, row = next((match, row) for row in (*rows, _KEEP) if (match := re.fullmatch(row.regex, name)))
+        if row.known is None:
             dropped.append(name)
             continue
-        new = match.expand(row.known) if row else name
+        new = match.expand(row.known)
         if new in out:
             raise ValueError(f"{name} is not the only name for {new}")
         try:
-            out[new] = row.layout(array) if row else array
+            out[new] = row.layout(array)
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{name} is {array.shape}, which no network here has") from error
     return out

@@ -4,6 +4,7 @@ Reads files of Hugging Face (`.safetensors`, single or sharded with an index, be
 https://github.com/karpathy/llama2.c), and of PyTorch, which are read at once.
 """
 
+import functools
 import json
 import logging
 import math
@@ -98,7 +99,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
         return _of_safetensors(path)
     if path.suffix == ".bin" and not _is_torch(path):
         return _of_llama2c(path)
-    return {name: Tensor(array.shape, lambda a=array: a) for name, array in known_names(read(str(path))).items()}
+    return {
+        name: Tensor(array.shape, functools.partial(np.asarray, array)) for name, array in known_names(read(str(path))).items()
+    }
 
 
 def _of_shards(index: Path) -> dict[str, Tensor]:
@@ -110,7 +113,7 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
         raise InputError(f"{index} is no index of shards; download it again.") from error
     if outside:
         raise InputError(f"{index} names the shard {outside[0]!r}, which is not beside it; download it again.")
-    out = {}
+    out: dict[str, Tensor] = {}
     for shard in shards:
         if not (index.parent / shard).is_file():
             raise InputError(f"{index} names the shard {shard}, which is not beside it; download it.")
@@ -134,7 +137,7 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
         tensor = file.get_slice(name)
         if tensor.get_dtype() not in _FLOATS:
             raise InputError(f"{path} holds {name} as {tensor.get_dtype()}; give weights as float32, float16 or bfloat16.")
-        out[name] = Tensor(tuple(tensor.get_shape()), lambda name=name: file.get_tensor(name))
+        out[name] = Tensor(tuple(tensor.get_shape()), functools.partial(file.get_tensor, name))
     return out
 
 
@@ -174,10 +177,10 @@ def _of_llama2c(path: Path) -> dict[str, Tensor]:
     out, data, start = {}, np.memmap(path, np.float32, "r", offset=28), 0
     for (name, shape), count in zip(shapes.items(), sizes, strict=True):
         array, start = data[start : start + count].reshape(shape), start + count
-        turn = name.endswith(("q_proj", "k_proj"))
+        turn = functools.partial(_halved, head=head) if name.endswith(("q_proj", "k_proj")) else np.asarray
         for i in range(depth if "{i}" in name else 1):
-            layer = array[i] if "{i}" in name else array
-            out[f"{name.format(i=i)}.weight"] = Tensor(layer.shape, lambda a=layer, turn=turn: _halved(a, head) if turn else a)
+            values = array[i] if "{i}" in name else array
+            out[f"{name.format(i=i)}.weight"] = Tensor(values.shape, functools.partial(turn, values))
     del out["rotations.weight"]
     return out
 

@@ -46,7 +46,8 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
 
 def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     """Renames as `from_torch` does, but with a path for every layer: `backbone/blocks/3/x`."""
-    left, layers = dict(state), {}
+    left = dict(state)
+    layers: Arrays = {}
     for row in kind_of_torch(state).names.table:
         for i in _layers(row.torch[0], left):
             names = [name.format(i=i) for name in row.torch]
@@ -73,7 +74,8 @@ def to_torch(arrays: Arrays, family: Family | None = None) -> Arrays:
 
 def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
     """Undoes `rename`, from a path for every layer; `family` as in `to_torch`."""
-    left, state = dict(layers), {}
+    left = dict(layers)
+    state: Arrays = {}
     for row in (family or kind(layers)).names.table:
         for i in _layers(row.paths[0], left):
             paths = [path.format(i=i) for path in row.paths]
@@ -149,7 +151,7 @@ def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
     """Undoes `stack`; `family` as in `to_torch`."""
     names = (family or kind(arrays)).names
     stacked = max((len(array) for path, array in arrays.items() if re.match(f"{names.last_stack}/", path)), default=0)
-    out = {}
+    out: Arrays = {}
     for path, array in arrays.items():
         if match := re.fullmatch(rf"(?P<stack>{names.stacks})(?P<rest>/.*)?", path):
             out |= {f"{match['stack']}/{i}{match['rest'] or ''}": layer for i, layer in enumerate(array)}
@@ -182,7 +184,8 @@ def _stage(match: re.Match) -> str:
 
 
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    names, depths = list(names), {}
+    names = list(names)
+    depths: dict[str, int] = {}
     layer = _layer(kind(names))
     for name in names:
         if match := re.fullmatch(layer, name):

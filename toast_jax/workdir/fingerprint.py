@@ -31,7 +31,7 @@ def _hashed(source) -> "hashlib._Hash":
         if dataclasses.is_dataclass(value):
             digest.update(_hashed(value).digest())
         else:
-            digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else repr(value).encode())
+            digest.update(np.ascontiguousarray(value).data if isinstance(value, np.ndarray) else repr(value).encode())
     if directory := getattr(source, "directory", None):
         digest.update((Path(directory) / "dataset_info.json").read_bytes())
     return digest

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -147,7 +148,8 @@ class Writer:
     """
 
     def __init__(self, workdir: str | Path, start_step: int):
-        self._files, self._has_failed = (), False
+        self._files: tuple[BinaryIO, ...] = ()
+        self._has_failed = False
         if jax.process_index():
             return
         path = Path(workdir) / "metrics.jsonl"

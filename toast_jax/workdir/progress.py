@@ -45,8 +45,9 @@ class Progress:
 
     def __init__(self, batch_size: int, unit: str, start: int, steps: int, started: float):
         self._batch_size, self._unit, self._steps, self._started = batch_size, unit, steps, started
-        self._rates, self._since = [], started
-        self.first_step = None  # seconds from the start of the run to the end of its first step
+        self._rates: list[float] = []
+        self._since = started
+        self.first_step: float | None = None  # seconds from the start of the run to the end of its first step
         self._open = contextlib.ExitStack()
         self._bar = None
         if sys.stdout.isatty() and not jax.process_index():
