@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from toast_jax.analysis import drawing, maps, report
+from toast_jax.analysis.maps import Parts
 from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.workdir.progress import log_to_file
@@ -24,13 +26,13 @@ class Looked:
       named: the predicted class of each image.
       confidence: its probability, `[B]`.
       maps: `[B, g, g]` by name, see `maps.look`.
-      parts: details of `maps.look_closely`, or None.
+      parts: details of `maps.look_closely`, empty without it.
     """
 
     named: tuple[str, ...]
     confidence: np.ndarray
     maps: dict[str, np.ndarray]
-    parts: maps.Parts | None = None
+    parts: Parts = Parts([], [], [])
 
     @property
     def difference(self) -> np.ndarray | None:
@@ -66,15 +68,18 @@ def verdict(named: str, truth: str) -> str:
 
 
 def grid(
-    images: np.ndarray, captions: Sequence[str], truths: Sequence[str], looked: dict[str, Looked], shown: Sequence[str]
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    truths: Sequence[str],
+    looked: dict[str, Looked],
+    shown: Sequence[str],
 ) -> str:
     """Renders a table of pictures: per image a row with the maps `shown` of each network, and its prediction below the last.
 
     The first look stands once, before the networks, if all networks that look twice share it; otherwise each shows its own.
     """
-    firsts = {network: look.maps[maps.FIRST] for network, look in looked.items() if maps.FIRST in look.maps}
-    first = next(iter(firsts.values()), None)
-    shared = maps.FIRST in shown and bool(firsts) and all(_same(other, first) for other in firsts.values())
+    firsts = [look.maps[maps.FIRST] for look in looked.values() if maps.FIRST in look.maps]
+    shared = maps.FIRST in shown and bool(firsts) and all(_same(other, firsts[0]) for other in firsts)
     names = {network: [name for name in shown if name in look.maps] for network, look in looked.items()}
     if shared:
         names = {network: [name for name in own if name != maps.FIRST] for network, own in names.items()}
@@ -83,7 +88,7 @@ def grid(
     for i, image in enumerate(images):
         row = [report.picture(image, captions[i])]
         if shared:
-            row.append(report.picture(drawing.overlay(image, first[i]), alt=maps.FIRST))
+            row.append(report.picture(drawing.overlay(image, firsts[0][i]), alt=maps.FIRST))
         for network, name in columns.values():
             prediction = verdict(looked[network].named[i], truths[i])
             below = prediction if name == names[network][-1] else ""
@@ -93,7 +98,7 @@ def grid(
     return report.pictures(["image", *([maps.FIRST] if shared else []), *columns], rows)
 
 
-def differences(images: np.ndarray, captions: Sequence[str], looked: dict[str, Looked]) -> str:
+def differences(images: Sequence[np.ndarray], captions: Sequence[str], looked: dict[str, Looked]) -> str:
     """Renders a table of pictures: last look minus first; "" if no network looks twice."""
     by_network = {network: look.difference for network, look in looked.items() if look.difference is not None}
     rows = []
@@ -133,6 +138,6 @@ def row_of(image: np.ndarray, looked: Looked, i: int, title: str = "image") -> n
 _PANELS = 6  # in a row
 
 
-def _rows(image: np.ndarray, titled_maps: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
-    panels = [drawing.titled(drawing.overlay(image, values), title) for title, values in titled_maps]
+def _rows(image: np.ndarray, titled_maps: Sequence[tuple[str, ArrayLike]]) -> list[np.ndarray]:
+    panels = [drawing.titled(drawing.overlay(image, np.asarray(values)), title) for title, values in titled_maps]
     return [drawing.side_by_side(panels[i : i + _PANELS]) for i in range(0, len(panels), _PANELS)]

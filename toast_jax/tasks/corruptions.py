@@ -69,7 +69,7 @@ def corruption(name: str, severity: int, seed: int) -> Callable[[np.ndarray, int
 
 def _correct(config, runs, source: Source, change: Callable | None = None) -> dict[str, np.ndarray]:
     """Returns for each run which images it classifies correctly, bool `[n]`."""
-    correct = {name: [] for name in runs}
+    correct: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     for batch in views.of_run(next(iter(runs.values())), source, config.batch_size, change=change):
         real = batch["mask"] > 0
         for name, run in runs.items():

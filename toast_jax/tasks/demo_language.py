@@ -145,7 +145,7 @@ def _answers(config: ConfigDict, folder: Path, of_run: Path, **speaker) -> tuple
     except (OSError, ValueError):  # missing or incomplete
         answers = []
     if [line["question"] for line in answers] != [line["question"] for line in _lines(asked)]:
-        generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), of_run)
+        generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), str(of_run))
         answers = _lines(file)
     return tuple(line["answer"].strip() for line in answers)
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +65,13 @@ class Speaker:
         if config.tokenizer:
             of_run.data.tokenizer = config.tokenizer
         self._tokenizer = text.open_tokenizer(of_run)
-        self._most, self._seed, self._context = config.most, config.seed, self._network[0].backbone.context
+        self._most, self._seed = config.most, config.seed
+        self._context = families.of_config(of_run).sizes[of_run.backbone.size].context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
         self.format = config.format or of_run.data.format
         self._prompt = _PROMPTS[self.format]
 
-    def tokens(self, question: str, before: list[int] = ()) -> list[int]:
+    def tokens(self, question: str, before: Sequence[int] = ()) -> list[int]:
         """Encodes a question as a prompt; `before` holds the tokens of the conversation so far.
 
         Raises:
@@ -134,7 +135,7 @@ def _answer_file(config, speaker, folder: Path) -> None:
 
 def _converse(speaker) -> None:
     """Answers each line of the input until it ends; a conversation that outgrows the context starts over."""
-    before = []
+    before: list[int] = []
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)

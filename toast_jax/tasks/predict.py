@@ -39,7 +39,8 @@ def run(config: ConfigDict, folder: str) -> None:
     source = files.unlabelled(config.images)
     saved = saved_run.load_tuned(config.run, config.weights)
     look = jax.jit(functools.partial(maps.look if config.attention else _classified, saved.model, saved.method))
-    count, faults, by_name = 0, {}, {}
+    count, by_name = 0, {}
+    faults: dict[int, str] = {}
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerow(("image", "class", "probability"))
         for batch in views.of_run(saved, source, config.batch_size, faults=faults):

@@ -41,7 +41,7 @@ def run(config: ConfigDict, folder: str) -> None:
     try:
         with interrupt.asked() as interrupted:
             _check(config, [cell for cell in cells if not _is_done(config, cell, folder)], folder)
-            undone = {}
+            undone: dict[str, str] = {}
             for cell in cells:
                 undone |= _fill(config, cell, folder, interrupted)
     except KeyboardInterrupt as error:  # a second signal
@@ -51,7 +51,7 @@ def run(config: ConfigDict, folder: str) -> None:
             f"Not done: {listed(list(undone), most=6)}; mend or await what is said above and give the same command again, "
             "which repeats nothing that is done."
         )
-    log.info("All is done. The table: python main.py --config=configs/table.py:from=%s", folder)
+    log.info("All is done. The table: python main.py --config=configs/table.py:from=%s", str(folder).replace("+", "++"))
 
 
 def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
@@ -86,7 +86,8 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
 
 def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[], bool]) -> dict[str, str]:
     """Selects a point and trains the final seeds of one cell; returns undone runs with reasons, by name."""
-    units, undone = plan.selection(config, cell, folder), {}
+    units = plan.selection(config, cell, folder)
+    undone: dict[str, str] = {}
     _train_together(config, [unit for unit in units.values() if _score(unit) is None], interrupted)
     for number, unit in enumerate(units.values(), start=1):
         undone |= _ensure(unit, f"{number}/{len(units)}", interrupted)
@@ -94,7 +95,8 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
         log.info("%s/final waits for %d runs of its selection.", cell, len(undone))
         return {**undone, f"{cell}/final": "waits"}
     if units:
-        point = _selected({point: _score(unit) for point, unit in units.items()}, folder / str(cell))
+        scores = {point: score for point, unit in units.items() if (score := _score(unit)) is not None}
+        point = _selected(scores, folder / str(cell))
     else:
         point = plan.points(config, cell)[0]
     if point is None:

@@ -27,7 +27,7 @@ from toast_jax.train import text as text_run
 from toast_jax.weights.rename import to_torch
 
 FORWARD, BACKWARD = 1e-5, 1e-4
-SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip": 0.0}
+_sgd_optimizer = functools.partial(optim.optimizer, name="sgd", momentum=0.9, weight_decay=0.01, clip=0.0)
 SGD_LR, SGD_STEPS = 0.05, 6
 
 
@@ -137,9 +137,9 @@ def _compare(recorded: Recording, tree, prefix) -> list[Check]:
 def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
     """Runs six steps of the train step on one device; every second one takes `recorded.turned`."""
     no_decay = ("head/bias",) if "head" in recorded.params else ()
-    tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay, **SGD)
-    augment = {"augment": text_run.by_token} if "weight" in recorded.batch else {}
-    one_step = functools.partial(step.train_step, scores=scores, tx=tx, **augment)
+    tx = _sgd_optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay)
+    augment = text_run.by_token if "weight" in recorded.batch else lambda batch, rng: batch
+    one_step = functools.partial(step.train_step, scores=scores, tx=tx, augment=augment)
     # A vmap of size one stands in for `pmap` on one device.
     one_step = jax.vmap(one_step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)
     state = step.init_state(tuned, tx, seed=0)

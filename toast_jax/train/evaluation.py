@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import trees
+from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
 
 
@@ -26,7 +27,7 @@ def mapped(scores: Callable, devices=parallel) -> Callable:
     return devices.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
 
 
-def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices=parallel) -> dict[str, float]:
+def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[Batch], devices=parallel) -> dict[str, float]:
     """Runs `step` over all batches and returns the means of the scores and `count`.
 
     `accuracy` is a fraction, `loss` is in nats. If the step evaluates several networks, the means are arrays `[networks]`.

@@ -97,7 +97,8 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
         return jax.tree.map(lambda a: jax.lax.all_gather(a, parallel.AXIS, tiled=True), features(frozen, batch))
 
     step, views = parallel.replicate(gathered, num_replicated=1), max(1, config.data.views)
-    count, row, arrays = len(source) * views, 0, {}
+    count, row = len(source) * views, 0
+    arrays: dict[str, np.ndarray] = {}
     labels = np.empty(len(source), np.int32)
     with contextlib.closing(images.fixed_views(config, source)) as loader:
         for batch in loader:
@@ -105,9 +106,10 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
             computed = parallel.fetch(step(frozen, parallel.shard(batch)))
             if not arrays:
                 shapes = {name: ((count, *array.shape[1:]), array.dtype) for name, array in computed.items()}
-                arrays = _room(shapes, folder)
-                if arrays is None:
+                room = _room(shapes, folder)
+                if room is None:
                     return None
+                arrays = room
             for name, array in computed.items():
                 arrays[name][row : row + len(array)] = array[: count - row]
             row += config.batch_size

@@ -5,7 +5,7 @@ The module `text` has the same functions for text; the step and the loop work wi
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.data.images import batches, sources
 from toast_jax.data.images.verify import verify
+from toast_jax.data.loader import Batch
 from toast_jax.train.augment import augment
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source,
 
 def train_batches(
     config: ConfigDict, source: sources.Source, start_step: int, labels: np.ndarray | None = None
-) -> Iterator[dict]:
+) -> Generator[Batch]:
     """Returns this host's share of the training batches from a step on; with `labels` of all examples, without images."""
     shard = (jax.process_index(), jax.process_count())
     epochs, views = config.epochs, config.data.views
@@ -44,7 +45,7 @@ def train_batches(
     )
 
 
-def fixed_views(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
+def fixed_views(config: ConfigDict, source: sources.Source) -> Generator[Batch]:
     """Returns batches of every fixed view of every image, in order."""
     return batches.fixed_views(source, views=max(1, config.data.views), **_loading(config))
 
@@ -58,7 +59,7 @@ def _loading(config):
     }
 
 
-def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
+def eval_batches(config: ConfigDict, source: sources.Source) -> Generator[Batch]:
     """Returns this host's share of the batches of an evaluation split."""
     data, shard = config.data, (jax.process_index(), jax.process_count())
     return batches.eval_batches(

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -38,7 +38,7 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
     return fit_seeds(config, {config.seed: folder})[0]
 
 
-def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
+def fit_seeds(config: ConfigDict, folders: Mapping[int, str | Path]) -> list[dict]:
     """Runs `fit` for several seeds, each in its folder; they share data and compiled steps."""
     run, results = None, []
     for seed, folder in folders.items():
@@ -140,10 +140,10 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     ]
 
 
-def _train_batches(run: Run, start: int) -> Iterator[dict]:
+def _train_batches(run: Run, start: int) -> Generator[dict]:
     """This host's share of every batch from step `start` on, with its frozen features if they are cached."""
     config, cache = run.config, None
-    if start < run.steps and feature_cache.is_cached(config, run.features):
+    if start < run.steps and run.features and feature_cache.is_cached(config, run.features):
         cache = feature_cache.build(config, run.features, run.frozen, run.train, run.folder)
     labels = {"labels": cache.labels} if cache and cache.replaces_images else {}
     with contextlib.closing(domain(config).train_batches(config, run.train, start, **labels)) as loader:

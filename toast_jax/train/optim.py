@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -47,7 +48,14 @@ OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
 def optimizer(
-    *, name: str, schedule: Callable, mask: dict, momentum: float, weight_decay: float, no_decay: tuple[str, ...], clip: float
+    *,
+    name: str,
+    schedule: Callable,
+    mask: dict,
+    momentum: float,
+    weight_decay: float | jax.Array,
+    no_decay: tuple[str, ...],
+    clip: float,
 ) -> optax.GradientTransformation:
     """Builds the optimizer of the tuned parameters.
 

@@ -202,5 +202,5 @@ def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
 def scores_of(config, network) -> Callable:
     """Returns the scores of the stage, whose `loss` is minimised (see `losses`)."""
     weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
-    stages = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
+    stages: dict[str, Callable] = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
     return stages[config.stage](network.model, network.method)

@@ -5,13 +5,14 @@ The module `images` has the same functions for images; the step and the loop wor
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from toast_jax.data.loader import Batch
 from toast_jax.data.text import batches, documents, sequences, tokenizer
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import parallel
@@ -32,10 +33,10 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."
         )
-    ends = {"end": opened.end, "begin": opened.begin}
-    opened.end = ends[config.data.get("end", "end")]  # runs of earlier versions have no such field
-    if opened.end is None:
+    end = {"end": opened.end, "begin": opened.begin}[config.data.get("end", "end")]  # earlier versions have no such field
+    if end is None:
         raise InputError("config.data.end is 'begin', and this tokenizer begins a document with nothing; set it to end.")
+    opened.end = end
     return opened
 
 
@@ -63,7 +64,7 @@ def _held_out(documents, share):
     return [documents[i] for i in order[:border]], [documents[i] for i in order[border:]]
 
 
-def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Iterator[dict]:
+def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Generator[Batch]:
     """Returns this host's share of the training batches from a step on."""
     return batches.train_batches(
         source,
@@ -76,7 +77,7 @@ def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Ite
     )
 
 
-def eval_batches(config: ConfigDict, source: Sequences) -> Iterator[dict]:
+def eval_batches(config: ConfigDict, source: Sequences) -> Generator[Batch]:
     """Returns this host's share of the batches of an evaluation split."""
     shard = (jax.process_index(), jax.process_count())
     return batches.eval_batches(source, batch_size=config.batch_size, workers=config.data.workers, shard=shard)
