@@ -144,7 +144,7 @@ class Field:
       allowed: the rule for its values.
       meaning: one short phrase for the table of fields.
       may_change: NEVER; TO_EVALUATE if the checkpoint of a run may be evaluated with another value; TO_RESUME if the run may
-        also resume with one, because the field changes when and how, not what is computed.
+        also resume with one, because the field does not change the result.
     """
 
     default: Any

@@ -41,13 +41,13 @@ class Looked:
 
 
 def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str, SavedRun]:
-    """Loads `config.runs` as `saved_run.load_compared`; the dozen lines that each network logs go to `log.txt` alone."""
+    """Load `config.runs` as `saved_run.load_compared`; the dozen lines that each network logs go to `log.txt` alone."""
     with log_to_file(folder / "log.txt", but=log):
         return saved_run.load_compared(config.runs, config.weights)
 
 
 def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
-    """Runs `maps.look_closely` on images uint8 `[B, S, S, 3]`, in batches of one size."""
+    """Run `maps.look_closely` on images uint8 `[B, S, S, 3]`, in batches of one size."""
     look = jax.jit(functools.partial(maps.look_closely, run.model, run.method))
     looks = [jax.device_get(look(run.params, batch)) for batch in padded(images, batch_size)]
     probabilities, by_name, parts = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *looks)
@@ -56,14 +56,14 @@ def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
 
 
 def padded(values: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Yields batches of one size, so that one program is compiled; zeros fill up the last."""
+    """Yield batches of one size, so that one program is compiled; zeros fill up the last."""
     for start in range(0, len(values), size):
         batch = values[start : start + size]
         yield np.pad(batch, ((0, size - len(batch)), *[(0, 0)] * (values.ndim - 1)))
 
 
 def verdict(named: str, truth: str) -> str:
-    """Appends right or wrong to the predicted class, unless the truth is unknown ("")."""
+    """Append right or wrong to the predicted class, unless the truth is unknown ("")."""
     return f"{named} {'right' if named == truth else 'wrong'}" if truth else named
 
 
@@ -74,7 +74,7 @@ def grid(
     looked: dict[str, Looked],
     shown: Sequence[str],
 ) -> str:
-    """Renders a table of pictures: per image a row with the maps `shown` of each network, and its prediction below the last.
+    """Render a table of pictures: per image a row with the maps `shown` of each network, and its prediction below the last.
 
     The first look stands once, before the networks, if all networks that look twice share it; otherwise each shows its own.
     """
@@ -99,7 +99,7 @@ def grid(
 
 
 def differences(images: Sequence[np.ndarray], captions: Sequence[str], looked: dict[str, Looked]) -> str:
-    """Renders a table of pictures: last look minus first; "" if no network looks twice."""
+    """Render a table of pictures: last look minus first; "" if no network looks twice."""
     by_network = {network: look.difference for network, look in looked.items() if look.difference is not None}
     rows = []
     for i, image in enumerate(images):
@@ -117,7 +117,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def picture_of(image: np.ndarray, title: str, looked: Looked, i: int) -> np.ndarray:
-    """Draws everything about image i, with titles: maps, attention by head, norms of the top-down input."""
+    """Draw everything about image i, with titles: maps, attention by head, norms of the top-down input."""
     rows, parts = [row_of(image, looked, i)], looked.parts
     for name, heads in ((maps.FIRST, parts.first_heads), (maps.LAST, parts.last_heads)):
         rows += _rows(image, [(f"{name}, head {k}", values[i]) for k, values in enumerate(heads, start=1)])
@@ -127,7 +127,7 @@ def picture_of(image: np.ndarray, title: str, looked: Looked, i: int) -> np.ndar
 
 
 def row_of(image: np.ndarray, looked: Looked, i: int, title: str = "image") -> np.ndarray:
-    """Draws the image and its maps in a row, each with its name above."""
+    """Draw the image and its maps in a row, each with its name above."""
     panels = [drawing.titled(image, title)]
     panels += [drawing.titled(drawing.overlay(image, looked.maps[name][i]), name) for name in maps.ALL if name in looked.maps]
     if looked.difference is not None:

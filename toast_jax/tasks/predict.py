@@ -24,7 +24,7 @@ SHOWN = 20  # lines on the console
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Writes `predictions.csv` (image, class, probability) and, with `config.attention`, `attention/*.png` to the folder.
+    """Write `predictions.csv` (image, class, probability) and, with `config.attention`, `attention/*.png` to the folder.
 
     Rows are written batch by batch. A picture shows the image as the network sees it, beside the maps of `maps.look`.
 
@@ -70,7 +70,7 @@ def run(config: ConfigDict, folder: str) -> None:
 
 
 def _classified(model, method, params, images):
-    """The probabilities of `maps.look`, without its maps."""
+    """Return the probabilities of `maps.look`, without its maps."""
     return jax.nn.softmax(apply(model, method, params, images)), {}
 
 

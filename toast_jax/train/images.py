@@ -22,7 +22,7 @@ UNIT = "images"  # of counts and speed
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
-    """Opens the training source and, by name, the evaluation sources of a config.
+    """Open the training source and, by name, the evaluation sources of a config.
 
     If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already.
     """
@@ -37,7 +37,7 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source,
 def train_batches(
     config: ConfigDict, source: sources.Source, start_step: int, labels: np.ndarray | None = None
 ) -> Generator[Batch]:
-    """Returns this host's share of the training batches from a step on; with `labels` of all examples, without images."""
+    """Return this host's share of the training batches from a step on; with `labels` of all examples, without images."""
     shard = (jax.process_index(), jax.process_count())
     epochs, views = config.epochs, config.data.views
     return batches.train_batches(
@@ -46,7 +46,7 @@ def train_batches(
 
 
 def fixed_views(config: ConfigDict, source: sources.Source) -> Generator[Batch]:
-    """Returns batches of every fixed view of every image, in order."""
+    """Return batches of every fixed view of every image, in order."""
     return batches.fixed_views(source, views=max(1, config.data.views), **_loading(config))
 
 
@@ -60,7 +60,7 @@ def _loading(config):
 
 
 def eval_batches(config: ConfigDict, source: sources.Source) -> Generator[Batch]:
-    """Returns this host's share of the batches of an evaluation split."""
+    """Return this host's share of the batches of an evaluation split."""
     data, shard = config.data, (jax.process_index(), jax.process_count())
     return batches.eval_batches(
         source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=shard
@@ -68,7 +68,7 @@ def eval_batches(config: ConfigDict, source: sources.Source) -> Generator[Batch]
 
 
 def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
-    """Returns the augmentation on the device, `(batch, rng) -> batch`."""
+    """Return the augmentation on the device, `(batch, rng) -> batch`."""
     fields = config.augment
     return functools.partial(
         augment,
@@ -81,10 +81,10 @@ def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
 
 
 def examples(config: ConfigDict) -> int:
-    """Returns how many images a batch has."""
+    """Return how many images a batch has."""
     return config.batch_size
 
 
 def summary(scores: dict[str, float]) -> dict[str, float]:
-    """Returns the scores of a split; nothing is derived from them."""
+    """Return the scores of a split; nothing is derived from them."""
     return scores

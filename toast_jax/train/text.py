@@ -25,7 +25,7 @@ UNIT = "tokens"  # of counts and speed
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
-    """Opens the tokenizer of a config, checks it against the backbone and sets the token that ends a document."""
+    """Open the tokenizer of a config, check it against the backbone and set the token that ends a document."""
     opened = tokenizer.load(config.data.tokenizer)
     vocabulary = families.of_config(config).sizes[config.backbone.size].vocabulary
     if opened.vocabulary != vocabulary:
@@ -41,7 +41,7 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict[str, Sequences]]:
-    """Opens the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
+    """Open the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
     data, words = config.data, open_tokenizer(config)
     names = ["train"] + [name for name in ("val", "test") if data.splits[name]]
     texts = {name: documents.read(data.splits[name], documents.FORMATS[data.format]) for name in names}
@@ -56,7 +56,7 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict
 
 
 def _held_out(documents, share):
-    """Splits conversations like the release, by NumPy's permutation with seed 0."""
+    """Split conversations like the release, by NumPy's permutation with seed 0."""
     order = np.random.RandomState(0).permutation(len(documents))
     border = int(len(order) * (1 - share))
     if not 0 < border < len(order):
@@ -65,7 +65,7 @@ def _held_out(documents, share):
 
 
 def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Generator[Batch]:
-    """Returns this host's share of the training batches from a step on."""
+    """Return this host's share of the training batches from a step on."""
     return batches.train_batches(
         source,
         batch_size=config.batch_size,
@@ -78,28 +78,28 @@ def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Gen
 
 
 def eval_batches(config: ConfigDict, source: Sequences) -> Generator[Batch]:
-    """Returns this host's share of the batches of an evaluation split."""
+    """Return this host's share of the batches of an evaluation split."""
     shard = (jax.process_index(), jax.process_count())
     return batches.eval_batches(source, batch_size=config.batch_size, workers=config.data.workers, shard=shard)
 
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:
-    """Returns what the device does to a training batch, `(batch, rng) -> batch`: it weights examples by their tokens."""
+    """Return the augmentation on the device, `(batch, rng) -> batch`, which weights examples by their tokens."""
     return by_token
 
 
 def examples(config: ConfigDict) -> int:
-    """Returns how many tokens a batch has, padding included."""
+    """Return how many tokens a batch has, padding included."""
     return config.batch_size * config.data.length
 
 
 def summary(scores: dict[str, float]) -> dict[str, float]:
-    """Returns the scores of a split and its perplexity, the exponential of the cross-entropy."""
+    """Return the scores of a split and its perplexity, the exponential of the cross-entropy."""
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
 
 
 def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Scales the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
+    """Scale the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
     share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
     return {**batch, "weight": batch["weight"] * share[:, None]}

@@ -139,7 +139,7 @@ _OTHER_NETWORKS = {
 
 
 def known_names(state: Arrays) -> Arrays:
-    """Converts the arrays of another framework to names and layouts that `rename` reads.
+    """Convert the arrays of another framework to names and layouts that `rename` reads.
 
     The LayerScale of a ViT is folded into the layer before it.
 
@@ -162,7 +162,7 @@ def known_names(state: Arrays) -> Arrays:
 
 
 def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Returns the kind of network that has these unexpected names, and the names that identify it."""
+    """Return the kind of network that has these unexpected names, and the names that identify it."""
     for regex, kind in _OTHER_NETWORKS.items():
         if telling := [name for name in unexpected if re.fullmatch(regex, name)]:
             return kind, telling
@@ -201,7 +201,7 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
 
 
 def _without_layer_scale(state: Arrays) -> Arrays:
-    """Folds LayerScale: `gamma * (W x + b)` is `(gamma * W) x + gamma * b`, with `W [out, in]`."""
+    """Fold LayerScale: `gamma * (W x + b)` is `(gamma * W) x + gamma * b`, with `W [out, in]`."""
     out = dict(state)
     for name, gamma in state.items():
         if match := re.fullmatch(r"(blocks\.\d+)\.ls([12])\.gamma", name):

@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
 
 
 def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> dict[str, jax.Array]:
-    """Reads the backbone.
+    """Read the backbone.
 
     Args:
       path: a folder or a file.
@@ -84,7 +84,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """Lists all tensors of a folder or a file, by Hugging Face's names."""
+    """List all tensors of a folder or a file, by Hugging Face's names."""
     if path.is_dir():
         files = [file for name in (INDEX, "model.safetensors") if (file := path / name).is_file()][:1]
         files = files or [file for file in path.glob("*.bin") if not file.name.startswith("tok")]
@@ -147,7 +147,7 @@ def _is_torch(path: Path) -> bool:
 
 
 def _of_llama2c(path: Path) -> dict[str, Tensor]:
-    """Reads version 0: seven integers, then float32 arrays in this order, each for all layers."""
+    """Read version 0: seven integers, then float32 arrays in this order, each for all layers."""
     numbers = np.fromfile(path, np.int32, count=7).astype(np.int64)
     if len(numbers) < 7 or (np.delete(numbers, 5) < 1).any() or numbers[0] % (2 * numbers[3]) or numbers[3] % numbers[4]:
         raise InputError(f"{path} is neither a PyTorch file nor one of llama2.c (version 0); give it as .safetensors.")
@@ -186,13 +186,13 @@ def _of_llama2c(path: Path) -> dict[str, Tensor]:
 
 
 def _halved(weight: np.ndarray, head: int) -> np.ndarray:
-    """Reorders the rows of a head from pairs 2i, 2i + 1 to pairs i, i + K / 2 (see `llama.rotate`)."""
+    """Reorder the rows of a head from pairs 2i, 2i + 1 to pairs i, i + K / 2 (see `llama.rotate`)."""
     rows, width = weight.shape
     return weight.reshape(rows // head, head // 2, 2, width).transpose(0, 2, 1, 3).reshape(rows, width)
 
 
 def _torch_names(name: str, shape: tuple[int, ...]) -> tuple[list[str], bool]:
-    """Returns the PyTorch names of a parameter's layers, and whether they are transposed."""
+    """Return the PyTorch names of a parameter's layers, and whether they are transposed."""
     pattern = name.replace("backbone/blocks/", "backbone/blocks/{i}/")
     row = next(row for row in NAMES.table if row.paths == (pattern,))
     turned = row.forward(np.empty((1, 2)))[0].shape == (2, 1)
@@ -204,7 +204,7 @@ def _of(model: LLaMA) -> str:
 
 
 def _check_config(folder: Path, model: LLaMA) -> None:
-    """Checks Hugging Face's `config.json` in a folder, if there is one, against the model.
+    """Check Hugging Face's `config.json` in a folder, if there is one, against the model.
 
     Raises:
       InputError: they differ, or the file is damaged.
@@ -238,7 +238,7 @@ def _check_config(folder: Path, model: LLaMA) -> None:
 
 
 def _scaling(rope: dict) -> RopeScaling | str | None:
-    """Reads the scaling of rotary frequencies from a `config.json`; returns the name of an unknown kind."""
+    """Read the scaling of rotary frequencies from a `config.json`; return the name of an unknown kind."""
     kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else "linear"))
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

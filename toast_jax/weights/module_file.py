@@ -21,7 +21,7 @@ from toast_jax.workdir.fingerprint import differing, moments
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
-    """Writes `params["top_down"]`, from the first process alone."""
+    """Write `params["top_down"]`, from the first process alone."""
     if jax.process_index():
         return
     flat = trees.flat(params)
@@ -30,7 +30,7 @@ def save(path: str | Path, params: dict, config: ConfigDict) -> None:
 
 
 def header(params: dict, config: ConfigDict) -> dict[str, str]:
-    """Builds the header: config, versions, device, and a fingerprint of `params["backbone"]`.
+    """Build the header: config, versions, device, and a fingerprint of `params["backbone"]`.
 
     `check_backbone` compares the fingerprint with the backbone that the module is used with.
     """
@@ -39,13 +39,13 @@ def header(params: dict, config: ConfigDict) -> dict[str, str]:
 
 
 def fingerprint(params: Mapping[str, ArrayLike]) -> dict[str, list[float]]:
-    """Computes mean and root mean square of every backbone parameter, except resized position embeddings."""
+    """Compute mean and root mean square of every backbone parameter, except resized position embeddings."""
     layers = unstack({name: np.asarray(array) for name, array in params.items() if name.startswith("backbone/")})
     return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
 
 
 def check_backbone(path: str, params: Mapping[str, ArrayLike]) -> None:
-    """Checks a module's recorded backbone against the one in `params`.
+    """Check a module's recorded backbone against the one in `params`.
 
     Raises:
       InputError: they differ, or the header is damaged.

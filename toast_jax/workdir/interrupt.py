@@ -1,4 +1,4 @@
-"""Stops a run on request: the first Ctrl-C or SIGTERM stops it after the current step, the second one at once.
+"""Stop a run on request: the first Ctrl-C or SIGTERM stops it after the current step, the second one at once.
 
 With several processes a SIGTERM to any one of them stops all after the same step.
 """
@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
-    """Turns the first signal into a request: inside the block the yielded function returns True once it came.
+    """Turn the first signal into a request: inside the block the yielded function returns True once it came.
 
     That signal, or the end of the block, restores the earlier handlers. Nested blocks (a run in a sweep) share the request.
     Each of several processes has to call the function once a step: JAX then handles SIGTERM and agrees on the last step.

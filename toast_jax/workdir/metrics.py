@@ -63,7 +63,7 @@ class Record(contextlib.ExitStack):
         return len(self.diverged) == len(self._members)
 
     def steps(self, fetched: Sequence[tuple[int, dict, np.ndarray]]) -> tuple[int, dict[str, float]]:
-        """Writes the metrics of consecutive training steps. All values are on the host.
+        """Write the metrics of consecutive training steps. All values are on the host.
 
         Args:
           fetched: of each step its number, its metrics, and which examples of the training data it saw.
@@ -98,7 +98,7 @@ class Record(contextlib.ExitStack):
         return metrics
 
     def evaluation(self, name: str, step: int, scores: dict) -> list[dict[str, float]]:
-        """Writes the scores of a split, and returns them for each member."""
+        """Write the scores of a split, and return them for each member."""
         rows = [self._reads.summary({**row, "count": int(row["count"])}) for row in self._by_member(scores)]
         for i, row in enumerate(rows):
             self._write(i, step, {f"{name}/{key}": value for key, value in row.items() if key != "count"})
@@ -111,7 +111,7 @@ class Record(contextlib.ExitStack):
         return rows
 
     def _by_member(self, metrics):
-        """One dict of floats for each member."""
+        """Return one dict of floats for each member."""
         rows = {name: np.broadcast_to(np.asarray(value), len(self._members)) for name, value in metrics.items()}
         return [{name: float(row[i]) for name, row in rows.items()} for i in range(len(self._members))]
 
@@ -161,7 +161,7 @@ class Writer:
         self.flush()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds the metrics of a step to the buffers; a number that is not finite is null in JSON."""
+        """Add the metrics of a step to the buffers; a number that is not finite is null in JSON."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, **finite}
         if not self._files or (step, frozenset(line)) in self._written:
@@ -172,7 +172,7 @@ class Writer:
                 file.write(record)
 
     def flush(self) -> None:
-        """Hands the buffers to the operating system; does not wait for the disk."""
+        """Hand the buffers to the operating system, without waiting for the disk."""
         for file in self._files:
             with self._logged_errors():
                 file.flush()
@@ -199,7 +199,7 @@ class Writer:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The complete lines of a file, without one that a kill cut off."""
+    """Return the complete lines of a file, without one that a kill cut off."""
     if not path.exists():
         return []
     lines = []
@@ -212,6 +212,6 @@ def _lines(path: Path) -> list[dict]:
 
 
 def described(scores: dict[str, float], unit: str) -> str:
-    """One line of text for a dict that `evaluate` returned, which counts in `unit`."""
+    """Return one line of text for a dict that `evaluate` returned, which counts in `unit`."""
     numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
     return f"{numbers} ({scores['count']} {unit})"

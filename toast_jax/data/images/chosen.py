@@ -70,7 +70,7 @@ def relabel(source: Source, classes: Sequence[str]) -> Source:
 
 
 def labelled(source: Source) -> bool:
-    """Tell whether a source has labels."""
+    """Return whether a source has labels."""
     return source.classes != (UNLABELLED,)
 
 

@@ -68,7 +68,7 @@ def suffixes() -> tuple[str, ...]:
 
 
 def is_image(path: str) -> bool:
-    """Tell by its name whether a file is an image; hidden files are not."""
+    """Return whether a file is named like an image; hidden files are not."""
     return path.lower().endswith(suffixes()) and not os.path.basename(path).startswith(".")
 
 
@@ -101,7 +101,7 @@ def _files(paths, labels, classes, orient) -> Files:
 
 
 def _orients(data: ConfigDict) -> bool:
-    """Whether EXIF orientation is honored: not for JSON splits, as the published results were computed without it."""
+    """Return whether EXIF orientation is honored: not for JSON splits, as the published results were computed without it."""
     return data.get("exif_orientation", data.format == "folder")
 
 
@@ -253,7 +253,7 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 
 def _loose_files(folder: str) -> list[str]:
-    """The files beside the class folders, which belong to no class."""
+    """Return the files beside the class folders, which belong to no class."""
     with os.scandir(folder) as entries:
         return sorted(entry.path for entry in entries if os.path.isfile(entry) and not entry.name.startswith("."))
 

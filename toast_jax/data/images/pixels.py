@@ -102,7 +102,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; damaged EXIF counts as upright, as in viewers."""
+    """Return the EXIF orientation, 1 to 8; damaged EXIF counts as upright, as in viewers."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata can raise nearly anything
@@ -166,7 +166,7 @@ def stretch(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int, min_area: float) -> np.ndarray:
-    """Szegedy et al., arXiv 1409.4842: a rectangle with sides in a ratio of 3/4 to 4/3; ten trials, then the central one."""
+    """Crop with sides in a ratio of 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842); after ten trials, the central crop."""
     height, width, _ = image.shape
     for _ in range(10):
         area = height * width * rng.uniform(min_area, 1)
@@ -182,7 +182,7 @@ def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int,
 
 
 def _resized_shape(image: np.ndarray, length: int) -> tuple[int, int]:
-    """Height and width after resizing the shorter side to `length`."""
+    """Return height and width after resizing the shorter side to `length`."""
     height, width, _ = image.shape
     # Truncated, not rounded, as torchvision does.
     longer = int(length * max(height, width) / min(height, width))
@@ -203,7 +203,7 @@ def _resize(image: np.ndarray, shape: tuple[int, int], box: tuple[float, float, 
 
 
 def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `size` points along `length` pixels: the pixel before each, the one after it, and the distance from the first."""
+    """Find the pixel before and after each of `size` points along `length` pixels, and the distance from the first."""
     centers = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(length / size) - 0.5
     before = np.floor(centers).astype(int)
     return before.clip(0, length - 1), (before + 1).clip(0, length - 1), centers - before.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Decoding every image once before training, so that damaged files are reported before the first step."""
+"""Decode every image once before training, so that damaged files are reported before the first step."""
 
 import concurrent.futures
 import dataclasses

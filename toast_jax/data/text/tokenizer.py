@@ -102,7 +102,7 @@ class _SentencePiece:
 
 
 def _ends(text: str, sizes: list[int]) -> list[int]:
-    """The characters of a text before the end of each piece; the pieces have `sizes` bytes and spell one space first."""
+    """Return the characters of a text before the end of each piece; the pieces have `sizes` bytes and spell one space first."""
     ends = np.cumsum([-1, *sizes])[1:]
     starts = np.cumsum([0, *(len(character.encode()) for character in text)])
     return np.searchsorted(starts[:-1], ends).tolist()
