@@ -68,11 +68,7 @@ def verdict(named: str, truth: str) -> str:
 
 
 def grid(
-    images: Sequence[np.ndarray],
-    captions: Sequence[str],
-    truths: Sequence[str],
-    looked: dict[str, Looked],
-    shown: Sequence[str],
+    images: list[np.ndarray], captions: Sequence[str], truths: Sequence[str], looked: dict[str, Looked], shown: Sequence[str]
 ) -> str:
     """Render a table of pictures: per image a row with the maps `shown` of each network, and its prediction below the last.
 
@@ -98,7 +94,7 @@ def grid(
     return report.pictures(["image", *([maps.FIRST] if shared else []), *columns], rows)
 
 
-def differences(images: Sequence[np.ndarray], captions: Sequence[str], looked: dict[str, Looked]) -> str:
+def differences(images: list[np.ndarray], captions: Sequence[str], looked: dict[str, Looked]) -> str:
     """Render a table of pictures: last look minus first; "" if no network looks twice."""
     by_network = {network: look.difference for network, look in looked.items() if look.difference is not None}
     rows = []

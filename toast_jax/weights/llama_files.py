@@ -99,9 +99,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
         return _of_safetensors(path)
     if path.suffix == ".bin" and not _is_torch(path):
         return _of_llama2c(path)
-    return {
-        name: Tensor(array.shape, functools.partial(np.asarray, array)) for name, array in known_names(read(str(path))).items()
-    }
+    arrays = known_names(read(str(path)))
+    return {name: Tensor(array.shape, functools.partial(np.asarray, array)) for name, array in arrays.items()}
 
 
 def _of_shards(index: Path) -> dict[str, Tensor]:
