@@ -9,8 +9,9 @@ test), or folders and images, joined by +. objects: a JSON file of boxes, a fold
 docs/attention.md describes the metrics and the file formats.
 """
 
-from toast_jax.config.arguments import arguments, joined
+from toast_jax.config.arguments import arguments
 from toast_jax.config.tasks import config_of
+from toast_jax.fields import joined
 
 
 def get_config(text: str | None = None):

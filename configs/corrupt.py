@@ -7,9 +7,10 @@ test). kinds: corruptions, joined by +, or all; toast_jax/data/images/corruption
 ImageNet-C. weights: the backbone of the runs, if its file has moved.
 """
 
-from toast_jax.config.arguments import arguments, joined
+from toast_jax.config.arguments import arguments
 from toast_jax.config.tasks import config_of
 from toast_jax.data.images.corruptions import CORRUPTIONS
+from toast_jax.fields import joined
 
 
 def get_config(text: str | None = None):

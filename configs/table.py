@@ -7,8 +7,9 @@ from: folders of configs/sweep.py, joined by +, all with the same table and back
 result is listed and shown as a dash. The table is written as Markdown, LaTeX, HTML and CSV.
 """
 
-from toast_jax.config.arguments import arguments, joined
+from toast_jax.config.arguments import arguments
 from toast_jax.config.tasks import config_of
+from toast_jax.fields import joined
 
 
 def get_config(text: str | None = None):

@@ -8,8 +8,9 @@ test), or folders, searched recursively, and images, joined by +. most: the maxi
 the backbone of the runs, if its file has moved. docs/attention.md explains the pictures.
 """
 
-from toast_jax.config.arguments import arguments, joined, whole
+from toast_jax.config.arguments import arguments, whole
 from toast_jax.config.tasks import config_of
+from toast_jax.fields import joined
 
 
 def get_config(text: str | None = None):

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used.
+    """Input of the user that cannot be used.
 
     The text is one sentence that names the thing, the place and the remedy. `cli.py` prints it without a traceback and exits
     with status 2, so raise it only where the user, not the programmer, can act on it.
@@ -18,16 +18,16 @@ class InputError(Exception):
 
 
 class Diverged(InputError):
-    """The loss of a run is not finite any more. With the same config it would be again."""
+    """The loss of a run became non-finite, and would again with the same config."""
 
 
 class Interrupted(Exception):
-    """A run was asked to end and has saved where it is; giving the same command again goes on from there."""
+    """A run was asked to stop and has saved its state; the same command resumes it."""
 
 
-def choose(what: str, name: str, options: Mapping[str, T]) -> T:
-    """Returns `options[name]`, or raises InputError with the nearest valid names and all of them."""
-    if name in options:
+def choose(what: str, name: object, options: Mapping[str, T]) -> T:
+    """Return `options[name]`, or raise InputError with the nearest valid names and all of them."""
+    if isinstance(name, str) and name in options:
         return options[name]
     near = difflib.get_close_matches(str(name), list(options), n=1)
     hint = f" (the nearest is {near[0]!r})" if near else ""
@@ -35,7 +35,7 @@ def choose(what: str, name: str, options: Mapping[str, T]) -> T:
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -144,7 +144,7 @@ class Field:
       allowed: the rule for its values.
       meaning: one short phrase for the table of fields.
       may_change: NEVER; TO_EVALUATE if the checkpoint of a run may be evaluated with another value; TO_RESUME if the run may
-        also resume with one, because the field changes when and how, not what is computed.
+        also resume with one, because the field does not change the result.
     """
 
     default: Any
@@ -153,9 +153,14 @@ class Field:
     may_change: str = NEVER
 
 
+def joined(text: str) -> tuple[str, ...]:
+    """Split text into the values that `+` joins; `++` is a plus within a value."""
+    return tuple(value.replace("\0", "+") for value in text.replace("++", "\0").split("+") if value)
+
+
 def flat_fields(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """`{"data": {"root": x}}` -> `{"data.root": x}`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
@@ -163,7 +168,7 @@ def flat_fields(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """`{"data.root": x}` -> `{"data": {"root": x}}`."""
-    tree = {}
+    tree: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")
         section = tree

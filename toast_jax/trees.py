@@ -15,27 +15,27 @@ def nested(tree: dict) -> dict:
 
 
 def split(tree: dict, mask: dict) -> tuple[dict, dict]:
-    """Splits a tree in two of the same structure: (where `mask` is True, where it is False), with None in the gaps."""
+    """Split a tree in two of the same structure: (where `mask` is True, where it is False), with None in the gaps."""
     chosen = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, tree)
     rest = jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, tree)
     return chosen, rest
 
 
 def merge(tree: dict, other: dict) -> dict:
-    """Undoes `split`."""
+    """Undo `split`."""
     return jax.tree.map(lambda a, b: b if a is None else a, tree, other, is_leaf=lambda leaf: leaf is None)
 
 
 def prune(tree: dict) -> dict:
-    """Drops the gaps that `split` left: a nested dict of arrays alone."""
+    """Drop the gaps that `split` left: a nested dict of arrays alone."""
     return nested({path: leaf for path, leaf in flat(tree).items() if leaf is not None})
 
 
 def count(tree) -> int:
-    """Number of scalars in all leaves; works on shapes as well as on arrays."""
+    """Count the scalars in all leaves; works on shapes as well as on arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def shapes(tree: dict) -> dict:
-    """`{path: shape}` of every leaf."""
+    """Return `{path: shape}` of every leaf."""
     return {path: tuple(leaf.shape) for path, leaf in flat(tree).items()}

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from configs import visualize
 from tests import small_tfds
 from toast_jax.analysis import objects
 from toast_jax.config.runs import base
@@ -201,6 +202,17 @@ def test_chosen_images(root):
         chosen.open_images(ConfigDict(), "nowhere")
     with pytest.raises(InputError, match="There are no images to look at"):
         chosen.open_images(ConfigDict(), "+")
+
+
+def test_a_folder_with_a_plus_in_its_name_is_written_with_two(tmp_path):
+    for name in ("dir a+b", "c"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "x.png")
+    where = f"{tmp_path}/dir a++b+{tmp_path}/c"
+    source, _ = chosen.open_images(ConfigDict(), where)
+    assert source.paths == (f"{tmp_path}/dir a+b/x.png", f"{tmp_path}/c/x.png")
+    config = visualize.get_config(f"runs=runs/a++b+runs/c,images={where}")
+    assert config.runs == ("runs/a+b", "runs/c") and config.images == where
 
 
 def test_spread_is_even():

@@ -101,7 +101,7 @@ def test_runs_that_cannot_be_compared(there, names, message):
 
 def test_language_models_see_no_images(runs, monkeypatch):
     config = runs["vpt"].config.copy_and_resolve_references()
-    del config.data["image_size"]
+    config.backbone.family = "llama"
     monkeypatch.setattr(saved_run, "load", lambda *_: dataclasses.replace(runs["vpt"], config=config))
     with pytest.raises(InputError, match="has tuned a language model, which sees no images"):
         saved_run.load_compared(["runs/words"])

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from toast_jax.analysis import drawing, maps, report
+from toast_jax.analysis.maps import Parts
 from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.workdir.progress import log_to_file
@@ -24,13 +26,13 @@ class Looked:
       named: the predicted class of each image.
       confidence: its probability, `[B]`.
       maps: `[B, g, g]` by name, see `maps.look`.
-      parts: details of `maps.look_closely`, or None.
+      parts: details of `maps.look_closely`, empty without it.
     """
 
     named: tuple[str, ...]
     confidence: np.ndarray
     maps: dict[str, np.ndarray]
-    parts: maps.Parts | None = None
+    parts: Parts = Parts([], [], [])
 
     @property
     def difference(self) -> np.ndarray | None:
@@ -39,13 +41,13 @@ class Looked:
 
 
 def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str, SavedRun]:
-    """Loads `config.runs` as `saved_run.load_compared`; the dozen lines that each network logs go to `log.txt` alone."""
+    """Load `config.runs` as `saved_run.load_compared`; the dozen lines that each network logs go to `log.txt` alone."""
     with log_to_file(folder / "log.txt", but=log):
         return saved_run.load_compared(config.runs, config.weights)
 
 
 def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
-    """Runs `maps.look_closely` on images uint8 `[B, S, S, 3]`, in batches of one size."""
+    """Run `maps.look_closely` on images uint8 `[B, S, S, 3]`, in batches of one size."""
     look = jax.jit(functools.partial(maps.look_closely, run.model, run.method))
     looks = [jax.device_get(look(run.params, batch)) for batch in padded(images, batch_size)]
     probabilities, by_name, parts = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *looks)
@@ -54,27 +56,26 @@ def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
 
 
 def padded(values: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Yields batches of one size, so that one program is compiled; zeros fill up the last."""
+    """Yield batches of one size, so that one program is compiled; zeros fill up the last."""
     for start in range(0, len(values), size):
         batch = values[start : start + size]
         yield np.pad(batch, ((0, size - len(batch)), *[(0, 0)] * (values.ndim - 1)))
 
 
 def verdict(named: str, truth: str) -> str:
-    """Appends right or wrong to the predicted class, unless the truth is unknown ("")."""
+    """Append right or wrong to the predicted class, unless the truth is unknown ("")."""
     return f"{named} {'right' if named == truth else 'wrong'}" if truth else named
 
 
 def grid(
-    images: np.ndarray, captions: Sequence[str], truths: Sequence[str], looked: dict[str, Looked], shown: Sequence[str]
+    images: list[np.ndarray], captions: Sequence[str], truths: Sequence[str], looked: dict[str, Looked], shown: Sequence[str]
 ) -> str:
-    """Renders a table of pictures: per image a row with the maps `shown` of each network, and its prediction below the last.
+    """Render a table of pictures: per image a row with the maps `shown` of each network, and its prediction below the last.
 
     The first look stands once, before the networks, if all networks that look twice share it; otherwise each shows its own.
     """
-    firsts = {network: look.maps[maps.FIRST] for network, look in looked.items() if maps.FIRST in look.maps}
-    first = next(iter(firsts.values()), None)
-    shared = maps.FIRST in shown and bool(firsts) and all(_same(other, first) for other in firsts.values())
+    firsts = [look.maps[maps.FIRST] for look in looked.values() if maps.FIRST in look.maps]
+    shared = maps.FIRST in shown and bool(firsts) and all(_same(other, firsts[0]) for other in firsts)
     names = {network: [name for name in shown if name in look.maps] for network, look in looked.items()}
     if shared:
         names = {network: [name for name in own if name != maps.FIRST] for network, own in names.items()}
@@ -83,7 +84,7 @@ def grid(
     for i, image in enumerate(images):
         row = [report.picture(image, captions[i])]
         if shared:
-            row.append(report.picture(drawing.overlay(image, first[i]), alt=maps.FIRST))
+            row.append(report.picture(drawing.overlay(image, firsts[0][i]), alt=maps.FIRST))
         for network, name in columns.values():
             prediction = verdict(looked[network].named[i], truths[i])
             below = prediction if name == names[network][-1] else ""
@@ -93,8 +94,8 @@ def grid(
     return report.pictures(["image", *([maps.FIRST] if shared else []), *columns], rows)
 
 
-def differences(images: np.ndarray, captions: Sequence[str], looked: dict[str, Looked]) -> str:
-    """Renders a table of pictures: last look minus first; "" if no network looks twice."""
+def differences(images: list[np.ndarray], captions: Sequence[str], looked: dict[str, Looked]) -> str:
+    """Render a table of pictures: last look minus first; "" if no network looks twice."""
     by_network = {network: look.difference for network, look in looked.items() if look.difference is not None}
     rows = []
     for i, image in enumerate(images):
@@ -112,7 +113,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def picture_of(image: np.ndarray, title: str, looked: Looked, i: int) -> np.ndarray:
-    """Draws everything about image i, with titles: maps, attention by head, norms of the top-down input."""
+    """Draw everything about image i, with titles: maps, attention by head, norms of the top-down input."""
     rows, parts = [row_of(image, looked, i)], looked.parts
     for name, heads in ((maps.FIRST, parts.first_heads), (maps.LAST, parts.last_heads)):
         rows += _rows(image, [(f"{name}, head {k}", values[i]) for k, values in enumerate(heads, start=1)])
@@ -122,7 +123,7 @@ def picture_of(image: np.ndarray, title: str, looked: Looked, i: int) -> np.ndar
 
 
 def row_of(image: np.ndarray, looked: Looked, i: int, title: str = "image") -> np.ndarray:
-    """Draws the image and its maps in a row, each with its name above."""
+    """Draw the image and its maps in a row, each with its name above."""
     panels = [drawing.titled(image, title)]
     panels += [drawing.titled(drawing.overlay(image, looked.maps[name][i]), name) for name in maps.ALL if name in looked.maps]
     if looked.difference is not None:
@@ -133,6 +134,6 @@ def row_of(image: np.ndarray, looked: Looked, i: int, title: str = "image") -> n
 _PANELS = 6  # in a row
 
 
-def _rows(image: np.ndarray, titled_maps: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
-    panels = [drawing.titled(drawing.overlay(image, values), title) for title, values in titled_maps]
+def _rows(image: np.ndarray, titled_maps: Sequence[tuple[str, ArrayLike]]) -> list[np.ndarray]:
+    panels = [drawing.titled(drawing.overlay(image, np.asarray(values)), title) for title, values in titled_maps]
     return [drawing.side_by_side(panels[i : i + _PANELS]) for i in range(0, len(panels), _PANELS)]

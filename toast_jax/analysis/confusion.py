@@ -14,7 +14,7 @@ from toast_jax.train.saved_run import SavedRun
 
 
 def matrix(run: SavedRun, source: Source) -> np.ndarray:
-    """Counts predictions over a labelled source: `[C, C]`, true class by predicted class."""
+    """Count predictions over a labelled source: `[C, C]`, true class by predicted class."""
     logits = jax.jit(functools.partial(apply, run.model, run.method))
     counts = np.zeros((len(run.classes),) * 2, np.int64)
     for batch in views.of_run(run, source, run.config.batch_size):
@@ -25,7 +25,7 @@ def matrix(run: SavedRun, source: Source) -> np.ndarray:
 
 
 def summary(counts: np.ndarray, classes: tuple[str, ...], most: int = 5) -> str:
-    """Lists the `most` confused pairs, and as many classes with the lowest recall."""
+    """List the `most` confused pairs, and as many classes with the lowest recall."""
     totals = counts.sum(axis=1)
     wrong = counts - np.diag(np.diag(counts))
     pairs = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda pair: -wrong[pair])[:most]
@@ -41,7 +41,7 @@ def summary(counts: np.ndarray, classes: tuple[str, ...], most: int = 5) -> str:
 
 
 def write(path: Path, counts: np.ndarray, classes: tuple[str, ...]) -> None:
-    """Writes the counts as CSV: a row per true class, a column per predicted class."""
+    """Write the counts as CSV: a row per true class, a column per predicted class."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerow(["true class", *classes])
         csv.writer(file).writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))

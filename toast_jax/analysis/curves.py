@@ -21,7 +21,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 
 def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the steps and values of one metric of a run.
+    """Read the steps and values of one metric of a run.
 
     Raises:
       InputError: the folder has no `metrics.jsonl`, or the file does not have this metric.
@@ -38,7 +38,7 @@ def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Takes the median over runs of equal length, then averages steps into at most `BINS` points."""
+    """Take the median over runs of equal length, then average steps into at most `BINS` points."""
     steps = runs[0][0]
     values = np.median([values[: len(steps)] for _, values in runs], axis=0)
     parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
@@ -46,7 +46,7 @@ def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarra
 
 
 def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
-    """Draws loss and accuracy of the runs in `folder/ROW/seed_SEED`, as HTML: a line per row, the median over seeds."""
+    """Draw loss and accuracy of the runs in `folder/ROW/seed_SEED`, as HTML: a line per row, the median over seeds."""
     charts = []
     for metric in ("train/loss", "train/accuracy"):
         lines = {row: median_of_runs([read(folder / row / f"seed_{seed}", metric) for seed in seeds]) for row in rows}
@@ -55,7 +55,7 @@ def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
 
 
 def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: str = "step") -> str:
-    """Draws a chart of `{name: (x, y)}`; `label` and `x_label` are the titles of the axes."""
+    """Draw a chart of `{name: (x, y)}`; `label` and `x_label` are the titles of the axes."""
     every_x, every_y = (np.concatenate([line[axis] for line in lines.values()]) for axis in (0, 1))
     x_ticks, y_ticks = _ticks(0, every_x.max()), _ticks(min(0, every_y.min()), every_y.max())
     to_x = lambda x: _LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - _LEFT - _RIGHT)  # noqa: E731
@@ -82,7 +82,7 @@ def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: st
 
 
 def _ticks(low: float, high: float) -> np.ndarray:
-    """Returns about five round numbers that enclose a range."""
+    """Return about five round numbers that enclose a range."""
     raw = max(high - low, 1e-9) / 5
     power = 10 ** np.floor(np.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
@@ -91,7 +91,7 @@ def _ticks(low: float, high: float) -> np.ndarray:
 
 
 def main(args: list[str]) -> None:
-    """Runs the command above: reads its arguments and writes the chart."""
+    """Run the command above: read its arguments and write the chart."""
     if len(args) < 3 or not all("=" in arg for arg in args[2:]):
         raise InputError("Write: python -m toast_jax.curves METRIC FILE.svg NAME=RUN,RUN ...")
     metric, path, *named = args

@@ -17,29 +17,29 @@ _LINE = 15  # pixels from one line of a title to the next
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
-    """Colors a map `[H, W]` from its smallest value, dark blue, to its largest, yellow: uint8 `[H, W, 3]`."""
+    """Color a map `[H, W]` from its smallest value, dark blue, to its largest, yellow: uint8 `[H, W, 3]`."""
     low, high = values.min(), values.max()
     return _at((values - low) / max(high - low, 1e-12), _VIRIDIS)
 
 
 def coloured_difference(values: np.ndarray) -> np.ndarray:
-    """Colors a signed map `[H, W]`: zero white, positive orange, negative purple, on one symmetric scale."""
+    """Color a signed map `[H, W]`: zero white, positive orange, negative purple, on one symmetric scale."""
     return _at(0.5 + 0.5 * values / max(np.abs(values).max(), 1e-12), _PURPLE_ORANGE)
 
 
 def _at(positions, colours):
-    """Interpolates a list of colors at positions `[...]` from 0 to 1: uint8 `[..., 3]`."""
+    """Interpolate a list of colors at positions `[...]` from 0 to 1: uint8 `[..., 3]`."""
     anchors = np.linspace(0, 1, len(colours))
     return np.stack([np.interp(positions, anchors, colours[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
 
 
 def interpolated(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes a coarse map `[h, w]` to an image: float32 `[height, width]`, bilinear between cell centers."""
+    """Resize a coarse map `[h, w]` to an image: float32 `[height, width]`, bilinear between cell centers."""
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6, colours: Callable = coloured) -> np.ndarray:
-    """Blends a coarse map `[h, w]` over an image.
+    """Blend a coarse map `[h, w]` over an image.
 
     Args:
       image: uint8 `[H, W, 3]`.
@@ -55,13 +55,13 @@ def overlay(image: np.ndarray, values: np.ndarray, strength: float = 0.6, colour
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Enlarges an image to at least `side` pixels wide, by repeating pixels."""
+    """Enlarge an image to at least `side` pixels wide, by repeating pixels."""
     times = -(-side // image.shape[1])
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def titled(panel: np.ndarray, title: str, lines: int = 2) -> np.ndarray:
-    """Puts a title of a fixed number of lines above a panel, black on white; text that does not fit is cut off."""
+    """Put a title of a fixed number of lines above a panel, black on white; text that does not fit is cut off."""
     width = panel.shape[1]
     strip = Image.new("RGB", (width, lines * _LINE + 2), "white")
     drawn, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
@@ -75,12 +75,12 @@ def titled(panel: np.ndarray, title: str, lines: int = 2) -> np.ndarray:
 
 
 def side_by_side(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Places panels in a row with white gaps; shorter ones are padded with white."""
+    """Place panels in a row with white gaps; shorter ones are padded with white."""
     return stacked([panel.transpose(1, 0, 2) for panel in panels]).transpose(1, 0, 2)
 
 
 def stacked(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Places panels in a column with white gaps; narrower ones are padded with white."""
+    """Place panels in a column with white gaps; narrower ones are padded with white."""
     widest = max(panel.shape[1] for panel in panels)
     gap = np.full((_GAP, widest, 3), 255, np.uint8)
     padded = [np.pad(panel, ((0, 0), (0, widest - panel.shape[1]), (0, 0)), constant_values=255) for panel in panels]

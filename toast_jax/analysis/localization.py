@@ -12,7 +12,7 @@ THRESHOLDS = np.arange(20) / 20  # as fractions of a map's range
 
 
 def box_of(mask: np.ndarray) -> np.ndarray:
-    """Returns the smallest upright box around a mask `[H, W]`, as a mask."""
+    """Return the smallest upright box around a mask `[H, W]`, as a mask."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     box = np.zeros_like(mask, bool)
     if len(rows):
@@ -21,7 +21,7 @@ def box_of(mask: np.ndarray) -> np.ndarray:
 
 
 def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Returns the share of each map's sum inside the mask; each cell's value is spread evenly over its pixels.
+    """Return the share of each map's sum inside the mask; each cell's value is spread evenly over its pixels.
 
     A uniform map, or a map of zeros, scores the mask's share of the image.
     """
@@ -33,7 +33,7 @@ def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Scores whether the center of the highest cell is inside the mask (Zhang et al., arXiv 1608.00507, without a tolerance).
+    """Score whether the center of the highest cell is inside the mask (Zhang et al., arXiv 1608.00507, without a tolerance).
 
     Ties score the chance that a randomly drawn highest cell hits. A uniform map scores the share of cells whose centers the
     mask covers.
@@ -45,7 +45,7 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def iou_at_thresholds(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
-    """Returns the IoU of the mask and the thresholded map: `[B, T]`.
+    """Return the IoU of the mask and the thresholded map: `[B, T]`.
 
     Maps are interpolated to pixels first. A threshold is a fraction of the map's range, from smallest to largest value; a
     constant map reaches every threshold.
@@ -57,7 +57,7 @@ def iou_at_thresholds(maps: np.ndarray, masks: np.ndarray, thresholds: np.ndarra
 
 
 def iou_of_highest(maps: np.ndarray, masks: np.ndarray, share: float) -> np.ndarray:
-    """Returns the IoU of the mask and the highest `share` of each map's pixels; ties at the cut are included."""
+    """Return the IoU of the mask and the highest `share` of each map's pixels; ties at the cut are included."""
     fine = _at_pixels(maps, masks)
     count = max(1, round(share * fine.shape[1]))
     lowest = np.sort(fine, axis=1)[:, -count, None]
@@ -69,25 +69,25 @@ def _at_pixels(maps, masks):
 
 
 def _iou(region, masks):
-    """Returns the IoU of regions `[B, S * S]` and non-empty masks `[B, S, S]`."""
+    """Return the IoU of regions `[B, S * S]` and non-empty masks `[B, S, S]`."""
     masks = masks.reshape(len(masks), -1)
     return (region & masks).sum(axis=1) / (region | masks).sum(axis=1)
 
 
 def uniform(grid: int) -> np.ndarray:
-    """Returns a constant map `[g, g]`, the baseline without information."""
+    """Return a constant map `[g, g]`, the baseline without information."""
     return np.ones((grid, grid))
 
 
 def centre_prior(grid: int) -> np.ndarray:
-    """Returns the center-bias baseline `[g, g]`: a Gaussian with a standard deviation of a quarter of the side."""
+    """Return the center-bias baseline `[g, g]`: a Gaussian with a standard deviation of a quarter of the side."""
     offset = (np.arange(grid) + 0.5) / grid - 0.5
     along = np.exp(-0.5 * (offset / 0.25) ** 2)
     return along[:, None] * along
 
 
 def interval(values: np.ndarray, seed: int, resamples: int = 10_000, level: float = 0.95) -> tuple[float, float]:
-    """Returns the percentile bootstrap interval of the mean of `values [B]`, resampled over images."""
+    """Return the percentile bootstrap interval of the mean of `values [B]`, resampled over images."""
     values, rng = np.asarray(values, float), np.random.default_rng(seed)
     means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)])
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])

@@ -33,7 +33,7 @@ class Parts:
 
 
 def look(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Classifies images `[B, S, S, 3]` (see `Steered`) and maps where the network looks.
+    """Classify images `[B, S, S, 3]` (see `Steered`) and map where the network looks.
 
     Returns:
       probabilities `[B, C]`, and maps `[B, g, g]` by name: `LAST`, the attention of the class token in the last look; for
@@ -45,38 +45,39 @@ def look(model: Steered, method: Method, params: dict, images: jax.Array) -> tup
 
 
 def look_closely(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict, Parts]:
-    """As `look`, with the details and one expensive map: `ROLLOUT` of a ViT's last look, or `GRAD_CAM` of a ConvNeXt's.
+    """Run `look`, with the details and one expensive map: `ROLLOUT` of a ViT's last look, or `GRAD_CAM` of a ConvNeXt's.
 
     `GRAD_CAM` follows Selvaraju et al. (arXiv 1610.02391) on the last feature map, which a mean and a LayerNorm follow: each
     channel is weighted by the mean gradient of the predicted class's logit, and negative evidence is clipped to zero.
     """
     logits, out = apply(model, method, params, images, call="explain")
-    maps, first_heads, last_heads = _maps(model, out), [], []
+    maps = _maps(model, out)
+    first_heads: list[jax.Array] = []
+    last_heads: list[jax.Array] = []
     if "attention" in out["look"]:
-        grid, last = model.backbone.grid, out["look"]["attention"]
+        grid, last = maps[LAST].shape[-1], out["look"]["attention"]
         deep_prompts = model.prompts.num if model.prompts is not None and model.prompts.layers > 1 else 0
         maps[ROLLOUT] = rollout(last, grid, replaced=deep_prompts)
         first_heads = _heads(out["first_look"]["attention"], grid) if "first_look" in out else []
         last_heads = _heads(last, grid)
     else:
         maps[GRAD_CAM] = _grad_cam(model, method, params, out["look"]["hidden"][-1], logits.argmax(axis=-1))
-    norms = [model.backbone.on_grid(jnp.linalg.norm(td, axis=-1)) for td in out.get("td", ())]
-    return jax.nn.softmax(logits), maps, Parts(first_heads, last_heads, norms)
+    return jax.nn.softmax(logits), maps, Parts(first_heads, last_heads, _norms(model, out))
 
 
 def of_class_token(attention: jax.Array, grid: int) -> jax.Array:
-    """Averages the class token's attention to each patch in the last block over heads: `[B, grid, grid]`, of sum at most 1."""
+    """Average the class token's attention to each patch in the last block over heads: `[B, grid, grid]`, of sum at most 1."""
     return of_heads(attention, grid).mean(axis=1)
 
 
 def of_heads(attention: jax.Array, grid: int) -> jax.Array:
-    """Returns the class token's attention to each patch in the last block, by head: `[B, H, grid, grid]`."""
+    """Return the class token's attention to each patch in the last block, by head: `[B, H, grid, grid]`."""
     weights = attention[-1, :, :, 0, -grid * grid :]
     return weights.reshape(*weights.shape[:2], grid, grid)
 
 
 def rollout(attention: jax.Array, grid: int, replaced: int = 0) -> jax.Array:
-    """Computes attention rollout (Abnar & Zuidema, arXiv 2005.00928): each patch's share in the final class token.
+    """Compute attention rollout (Abnar & Zuidema, arXiv 2005.00928): each patch's share in the final class token.
 
     A block mixes each token half from itself and half from its attention, `0.5 I + 0.5 A` with A the mean over heads; rollout
     is the class token's row of the product over blocks.
@@ -108,6 +109,10 @@ def _maps(model, out):
     if attends:
         maps[LAST] = of_class_token(out["look"]["attention"], backbone.grid)
     return maps
+
+
+def _norms(model, out):
+    return [model.backbone.on_grid(jnp.linalg.norm(td, axis=-1)) for td in out.get("td", ())]
 
 
 def _heads(weights, grid):

@@ -35,7 +35,7 @@ class Objects(Protocol):
 
 
 def view(mask: np.ndarray, *, resize: int, size: int) -> np.ndarray:
-    """Resizes and crops a mask as `pixels.eval_view` does the image: bool `[size, size]`.
+    """Resize and crop a mask as `pixels.eval_view` does the image: bool `[size, size]`.
 
     A pixel is set if the object covers more than half of its area.
     """
@@ -117,7 +117,7 @@ class SceneObjects:
 
 
 def open_objects(where: str, source: Source, root: str, only_annotated: bool = False) -> tuple[Source, Objects]:
-    """Opens the annotations of a source and checks them against the images.
+    """Open the annotations of a source and check them against the images.
 
     Args:
         where: for images in files, a JSON file that maps image paths to boxes `[x0, y0, x1, y1]`, or a folder with a mask at
@@ -217,7 +217,7 @@ def _relative(source, root):
 
 
 def _annotated(source, names, has, lack, only_annotated):
-    """Keeps the images that `has` marks: the smaller source and their indices."""
+    """Keep the images that `has` marks: the smaller source and their indices."""
     missing = [name for name, kept in zip(names, has, strict=True) if not kept]
     kept = np.flatnonzero(has).tolist()
     if (missing and not only_annotated) or not kept:
@@ -230,7 +230,7 @@ def _annotated(source, names, has, lack, only_annotated):
 
 
 def _size(source, index):
-    """Reads the decoded width and height of an image from the header of its file."""
+    """Read the decoded width and height of an image from the header of its file."""
     try:
         return pixels.size_of(source.paths[index], orient=source.orient)
     except OSError as error:

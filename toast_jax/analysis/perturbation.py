@@ -17,7 +17,7 @@ _BLUR = 5 / 224  # standard deviation, as a fraction of the side
 
 
 def order(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ranks the cells of a map `[g, g]`, 0 the highest, ties in random order."""
+    """Rank the cells of a map `[g, g]`, 0 the highest, ties in random order."""
     flat = values.ravel()
     by_height = np.lexsort((rng.random(flat.size), -flat))
     ranks = np.empty(flat.size, int)
@@ -26,28 +26,28 @@ def order(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def removed(ranks: np.ndarray, steps: int) -> np.ndarray:
-    """Returns which cells are changed after each step: bool `[steps + 1, g, g]`, none at first and all at the end."""
+    """Return which cells are changed after each step: bool `[steps + 1, g, g]`, none at first and all at the end."""
     counts = np.round(np.arange(steps + 1) / steps * ranks.size)
     return ranks < counts[:, None, None]
 
 
 def area(curve: np.ndarray) -> np.ndarray:
-    """Integrates curves `[..., steps + 1]` over [0, 1] by the trapezoidal rule."""
+    """Integrate curves `[..., steps + 1]` over [0, 1] by the trapezoidal rule."""
     return (curve[..., 1:] + curve[..., :-1]).mean(axis=-1) / 2
 
 
 def blurred(image: np.ndarray) -> np.ndarray:
-    """Blurs away the details of an image uint8 `[S, S, 3]`."""
+    """Blur away the details of an image uint8 `[S, S, 3]`."""
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(_BLUR * image.shape[0])))
 
 
 def deletion(image: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Grays out cells `[K, g, g]` of an image: uint8 `[K, S, S, 3]`."""
+    """Gray out cells `[K, g, g]` of an image: uint8 `[K, S, S, 3]`."""
     return np.where(_on_pixels(taken, image), _GREY, image)
 
 
 def insertion(image: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Restores cells `[K, g, g]` of an image in its blurred copy: uint8 `[K, S, S, 3]`."""
+    """Restore cells `[K, g, g]` of an image in its blurred copy: uint8 `[K, S, S, 3]`."""
     return np.where(_on_pixels(taken, image), image, blurred(image))
 
 
@@ -59,7 +59,7 @@ def _on_pixels(taken, image):
 def areas(
     probabilities: Callable, image: np.ndarray, values: np.ndarray, *, steps: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns the deletion (low is good) and insertion (high is good) areas of one image and map: `[2]`.
+    """Return the deletion (low is good) and insertion (high is good) areas of one image and map: `[2]`.
 
     Args:
       probabilities: maps uint8 `[steps + 1, S, S, 3]` to `[steps + 1, C]`; the class is the one predicted for the intact image.

@@ -31,29 +31,29 @@ th:first-child, td:first-child { text-align: left; }
 
 
 def page(title: str, *parts: str) -> str:
-    """Renders a whole page from parts of HTML."""
+    """Render a whole page from parts of HTML."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """Renders a paragraph; `kind` is its CSS class."""
+    """Render a paragraph; `kind` is its CSS class."""
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
 
 
 def heading(text: str, level: int = 2) -> str:
-    """Renders a heading."""
+    """Render a heading."""
     return f"<h{level}>{escape(text)}</h{level}>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Renders a table of numbers: the first column left-aligned, the others right-aligned; of sentences if kind is "texts"."""
+    """Render a table of numbers: the first column left-aligned, the others right-aligned; of sentences if kind is "texts"."""
     return _table(kind, header, [[escape(cell) for cell in row] for row in rows])
 
 
 def pictures(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Renders a grid of cells made by `picture`."""
+    """Render a grid of cells made by `picture`."""
     return _table("pictures", header, rows)
 
 
@@ -64,7 +64,7 @@ def _table(kind, header, rows):
 
 
 def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:
-    """Embeds a picture, uint8 `[H, W, 3]`, with a caption below it."""
+    """Embed a picture, uint8 `[H, W, 3]`, with a caption below it."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
@@ -74,34 +74,34 @@ def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:
 
 
 def made_by(config: str, facts: dict) -> str:
-    """Renders a page's last line: the config file, and device and versions from `run_folder.circumstances()`."""
+    """Render a page's last line: the config file, and device and versions from `run_folder.circumstances()`."""
     device, versions = facts["device"], facts["versions"]
     listing = ", ".join(f"{name} {versions[name]}" for name in ("toast_jax", "jax", "flax", "python"))
     return paragraph(f"Made by {config} on {device['count']} x {device['kind']}; {listing}", "small")
 
 
 def percent(shares: np.ndarray) -> str:
-    """Formats the mean over runs in percent; several runs add their standard deviation."""
+    """Format the mean over runs in percent; several runs add their standard deviation."""
     values = 100 * shares
     return f"{values.mean():.1f} +- {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
 def with_interval(share: float, low: float, high: float) -> str:
-    """Formats a share and its interval in percent."""
+    """Format a share and its interval in percent."""
     return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def write(
     folder: Path, name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], *parts: str
 ) -> None:
-    """Writes a table and its notes as `NAME.md` and `NAME.html`; the page ends with `parts`, which are HTML."""
+    """Write a table and its notes as `NAME.md` and `NAME.html`; the page ends with `parts`, which are HTML."""
     (folder / f"{name}.md").write_text(markdown(header, rows) + "\n\n" + "\n".join(notes) + "\n", encoding="utf-8")
     parts = [heading(title, 1), table(header, rows), *map(paragraph, notes), *parts]
     (folder / f"{name}.html").write_text(page(title, *parts), encoding="utf-8")
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Renders the same table as plain text."""
+    """Render the same table as plain text."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     aligned = (
         [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
@@ -111,13 +111,13 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Renders the same table as Markdown."""
+    """Render the same table as Markdown."""
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Renders the same table as LaTeX that needs no packages."""
+    """Render the same table as LaTeX that needs no packages."""
     lines = [" & ".join(map(_latex_text, line)) + r" \\" for line in [header, *rows]]
     body = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]
     return "\n".join([*body, r"\end{tabular}"])
@@ -129,7 +129,7 @@ def _latex_text(text: str) -> str:
 
 
 def csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Renders values as CSV, for other programs."""
+    """Render values as CSV, for other programs."""
     file = io.StringIO()
     csv_module.writer(file, lineterminator="\n").writerows([header, *rows])
     return file.getvalue()

@@ -1,7 +1,7 @@
 """Load images as a tuned run sees them, and report files that cannot be decoded."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ class Views:
     change: Callable[[np.ndarray, int], np.ndarray] | None = None
     faults: dict[int, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -43,13 +47,13 @@ class Views:
 
 
 def choose(run: SavedRun, images: str, most: int) -> Source:
-    """Opens `images` (see `chosen.open_images`), at most `most` of them at even distances; all if `most` is 0."""
+    """Open `images` (see `chosen.open_images`), at most `most` of them at even distances; all if `most` is 0."""
     source, _ = chosen.open_images(run.config.data, images, run.classes)
     return Subset(source, chosen.spread(len(source), most or len(source)))
 
 
-def of_run(run: SavedRun, source: Source, batch_size: int, change=None, faults=None) -> Iterator[batches.Batch]:
-    """Loads every image once, in the batches of `batches.eval_batches`; `change` and `faults` are those of `Views`.
+def of_run(run: SavedRun, source: Source, batch_size: int, change=None, faults=None) -> Generator[batches.Batch]:
+    """Load every image once, in the batches of `batches.eval_batches`; `change` and `faults` are those of `Views`.
 
     Raises:
       InputError: while iterating, an image cannot be decoded and `faults` is None.
@@ -63,7 +67,8 @@ def of_run(run: SavedRun, source: Source, batch_size: int, change=None, faults=N
 
 
 def all_of_run(run: SavedRun, source: Source, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Loads all images of a source at once: uint8 `[B, S, S, 3]`, and labels `[B]`."""
+    """Load all images of a source at once: uint8 `[B, S, S, 3]`, and labels `[B]`."""
     loaded = list(of_run(run, source, batch_size))
     real = np.concatenate([batch["mask"] for batch in loaded]) > 0
-    return tuple(np.concatenate([batch[key] for batch in loaded])[real] for key in ("image", "label"))
+    images, labels = (np.concatenate([batch[key] for batch in loaded])[real] for key in ("image", "label"))
+    return images, labels

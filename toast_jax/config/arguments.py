@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from toast_jax.errors import InputError, choose
+from toast_jax.fields import joined
 
 
 def arguments(text: str | None, **defaults: str) -> dict[str, str]:
@@ -29,15 +30,10 @@ def whole(key: str, text: str) -> int:
     return int(text)
 
 
-def joined(text: str) -> tuple[str, ...]:
-    """Parse an argument whose values are joined by +."""
-    return tuple(filter(None, text.split("+")))
-
-
 def several(key: str, text: str, options: Iterable[str]) -> tuple[str, ...]:
     """Parse `NAME+NAME` or `all`, returned in the order of `options`."""
-    options = dict.fromkeys(options)
-    names = tuple(options) if text == "all" else text.split("+")
+    choices = dict.fromkeys(options)
+    names = tuple(choices) if text == "all" else joined(text) or ("",)
     for name in names:
-        choose(f"The config argument {key}", name, options)
-    return tuple(name for name in options if name in names)
+        choose(f"The config argument {key}", name, choices)
+    return tuple(name for name in choices if name in names)

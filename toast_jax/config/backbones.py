@@ -21,18 +21,18 @@ def of_images(name: str) -> dict[str, Any]:
     """Parse `vit_` + size + patch or `convnext_` + size, and a tag; return fields by dotted name."""
     vit = re.fullmatch(r"vit_(?P<size>mini|ti|s|b|l|h)(?P<patch>8|14|16|32)(_\w+)?", name)
     convnext = re.fullmatch(r"convnext_(?P<size>[tsbl])(_\w+)?", name)
-    if not vit and not convnext:
-        raise InputError(
-            f"The backbone {name!r} is not known; write vit_ + size (mini, ti, s, b, l, h) + patch (8, 14, 16, 32) + a tag, "
-            "such as vit_b16_in1k, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k."
-        )
-    fields = {"backbone.weights": f"weights/{name}.pth"}
+    fields: dict[str, Any] = {"backbone.weights": f"weights/{name}.pth"}
     if vit:
         fields |= {"backbone.family": "vit", "backbone.size": _VIT_SIZES[vit["size"]]}
         fields |= {"backbone.patch": int(vit["patch"]), "backbone.pool": "cls"}
         # The release leaves drop-path on while it tunes a ViT.
         return fields | {"backbone.drop_path": 0.1, "variational_weight": 0.1}
-    return fields | {"backbone.family": "convnext", "backbone.size": convnext["size"].upper()}
+    if convnext:
+        return fields | {"backbone.family": "convnext", "backbone.size": convnext["size"].upper()}
+    raise InputError(
+        f"The backbone {name!r} is not known; write vit_ + size (mini, ti, s, b, l, h) + patch (8, 14, 16, 32) + a tag, "
+        "such as vit_b16_in1k, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k."
+    )
 
 
 def of_text(name: str) -> dict[str, Any]:

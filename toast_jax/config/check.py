@@ -239,7 +239,7 @@ def _family(config) -> Family:
 
 
 def _able_families(config):
-    """The families to name as a remedy, as in ", or a ViT": those with the same data that support the method."""
+    """Return the families to name as a remedy, as in ", or a ViT": those with the same data that support the method."""
     able = [
         f", or a {family.title}"
         for family in FAMILIES.values()
@@ -258,7 +258,7 @@ def _has_transform(config):
 
 
 def _blocks(config):
-    """How many blocks method partial can tune."""
+    """Return how many blocks method partial can tune."""
     return _family(config).tunable_blocks(_family(config).sizes[config.backbone.size])
 
 
@@ -267,12 +267,12 @@ def _context(config):
 
 
 def _share(config):
-    """The number of examples of a batch on each device."""
+    """Return the number of examples of a batch on each device."""
     return config.batch_size // jax.device_count()
 
 
 def _batch_sizes(config):
-    """The nearest batch sizes that split evenly over all devices."""
+    """Return the nearest batch sizes that split evenly over all devices."""
     devices = jax.device_count()
     return sorted({max(1, config.batch_size // devices) * devices, -(-config.batch_size // devices) * devices})
 

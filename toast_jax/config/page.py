@@ -27,6 +27,9 @@ python main.py --config=configs/folder.py:method=lora --config.data.root=data/mi
 python main.py --config=configs/folder.py:method=lora --fields
 ```
 
+An argument or a field that takes several names or paths joins them by `+`; `++` is a plus within a path, as in
+`runs=runs/a++b+runs/c` for the folders `runs/a+b` and `runs/c`.
+
 The second command prints the fields of a config as a table, with the values of this config. The defaults below are those of the
 base config, which a file of `configs/` changes. The last column says whether a field may differ from the saved run in
 `--workdir`: to evaluate its checkpoint, or also to resume training. A field that the saved run does not have counts as its

@@ -30,7 +30,7 @@ FGVC = {
     "cars": Dataset(196, "", 0.02, 1e-4),
 }
 
-# The release's grid; for linear, the grid of VPT's code. None is published for partial and bias: this choice is ours.
+# The release's grid; for linear, the grid of VPT's code. No grid is published for partial and bias, so they take that of lora.
 _RATES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
 _HIGH_RATES = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
 VTAB_LR = {

@@ -32,7 +32,7 @@ def of_run(config: ConfigDict) -> dict[str, Field]:
     return of_family(config.backbone.get("family") if "backbone" in config else None)
 
 
-def of_family(family: str) -> dict[str, Field]:
+def of_family(family: str | None) -> dict[str, Field]:
     """Return the fields of a run whose backbone is of a family.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Sized
 
 import grain
 import grain.experimental
@@ -12,6 +12,7 @@ from absl import flags
 from toast_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
+Example = dict[str, np.ndarray | np.generic]  # a row of a batch
 
 # More decoding threads than this only contend for Python's global lock.
 MAX_THREADS = 16
@@ -41,7 +42,7 @@ def rows_per_host(batch_size: int, shard: tuple[int, int]) -> int:
     return batch_size // count
 
 
-def iterate(dataset: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def iterate(dataset: grain.MapDataset, workers: int) -> Generator[Batch]:
     """Iterate over a pipeline with threads, or with `workers` processes; closing the iterator stops them."""
     # One thread per worker process: more would contend for its lock.
     threads = 1 if workers else min(os.cpu_count() or 1, MAX_THREADS)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from toast_jax import trees
+from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
 
 
@@ -30,7 +31,7 @@ class Shared:
         self._mesh = Mesh(np.array(jax.devices()).reshape(-1, size), (parallel.AXIS, "fsdp"))
 
     def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
-        """Maps `step(*replicated, batch)`, see `parallel.replicate`; parameters may also come from `spread`."""
+        """Map `step(*replicated, batch)`, see `parallel.replicate`; parameters may also come from `spread`."""
         # Not `jax.shard_map` over "data" alone: the compiler rejects its collectives where that axis has one device.
         mapped = jax.vmap(
             step,
@@ -42,24 +43,24 @@ class Shared:
         return jax.jit(mapped, donate_argnums=donate, out_shardings=self._sharding(PartitionSpec()))
 
     def place(self, tree):
-        """Copies a tree to every device."""
+        """Copy a tree to every device."""
         return jax.device_put(tree, self._sharding(PartitionSpec()))
 
     def spread(self, tree: dict) -> dict:
-        """Places a tree of frozen parameters on every group, split as `partition` says."""
+        """Place a tree of frozen parameters on every group, split as `partition` says."""
         flat = trees.flat(tree)
         return trees.nested({path: None if leaf is None else self.put(path, leaf) for path, leaf in flat.items()})
 
     def put(self, path: str, array: np.ndarray) -> jax.Array:
-        """Places one parameter as `spread` does."""
+        """Place one parameter as `spread` does."""
         return jax.device_put(array, self.sharding(path))
 
     def sharding(self, path: str) -> NamedSharding:
-        """Returns the sharding of the frozen parameter at a path."""
+        """Return the sharding of the frozen parameter at a path."""
         return self._sharding(next(spec for regex, spec in self._partition if re.fullmatch(regex, path)))
 
     def shard(self, batch: dict) -> dict:
-        """Splits this host's batch over groups and within them, each array `[b, ...]` to `[groups, b / groups, ...]`."""
+        """Split this host's batch over groups and within them, each array `[b, ...]` to `[groups, b / groups, ...]`."""
         groups = self._mesh.shape[parallel.AXIS] // jax.process_count()
         split = self._sharding(PartitionSpec(parallel.AXIS, "fsdp"))
 
@@ -68,8 +69,8 @@ class Shared:
 
         return jax.tree.map(split_array, batch)
 
-    def sharded(self, batches: Generator[dict]) -> Iterator[dict]:
-        """Splits each batch with `shard`; see `parallel.sharded`."""
+    def sharded(self, batches: Generator[Batch]) -> Iterator[dict]:
+        """Split each batch with `shard`; see `parallel.sharded`."""
         with contextlib.closing(batches):
             yield from map(self.shard, batches)
 

@@ -20,7 +20,7 @@ class Lost(InputError):
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Joins the other hosts of the run for the duration of the block.
+    """Join the other hosts of the run for the duration of the block.
 
     Raises:
       InputError: no other hosts are found or reached.

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from toast_jax.data.loader import Batch
+
 AXIS = "data"
 
 
 def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
-    """Maps `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`.
+    """Map `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`.
 
     The first `num_replicated` arguments and all results must be the same on every device; the step ensures this with
     `lax.pmean` or `lax.psum` over the axis `parallel.AXIS`. Place these arguments with `place` first; calls are slow else.
@@ -21,7 +23,7 @@ def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ())
 
 
 def place(tree):
-    """Copies a tree to every local device, as `replicate`d steps expect it.
+    """Copy a tree to every local device, as `replicate`d steps expect it.
 
     The result may share memory with `tree`, so donating it to a step deletes `tree` too.
     """
@@ -29,24 +31,24 @@ def place(tree):
 
 
 def spread(tree):
-    """Places frozen parameters, here as `place` does; `fsdp` splits them."""
+    """Place frozen parameters, here as `place` does; `fsdp` splits them."""
     return place(tree)
 
 
 def put(path: str, array: np.ndarray) -> jax.Array:
-    """Puts the parameter at a path on a device, for `spread` to copy."""
+    """Put the parameter at a path on a device, for `spread` to copy."""
     return jnp.asarray(array)
 
 
 def shard(batch: dict) -> dict:
-    """Splits this host's batch over its devices, each array `[b, ...]` to `[devices, b / devices, ...]`."""
+    """Split this host's batch over its devices, each array `[b, ...]` to `[devices, b / devices, ...]`."""
     mesh = _mesh()
     split = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def sharded(batches: Generator[dict]) -> Iterator[dict]:
-    """Splits each batch with `shard`; closes `batches`, which stops its threads, at the end.
+def sharded(batches: Generator[Batch]) -> Iterator[dict]:
+    """Split each batch with `shard`; close `batches`, which stops its threads, at the end.
 
     Dispatch is asynchronous, so the next batch is made and copied while the devices compute.
     """
@@ -55,7 +57,7 @@ def sharded(batches: Generator[dict]) -> Iterator[dict]:
 
 
 def fetch(tree):
-    """Copies a replicated tree to the host as NumPy arrays."""
+    """Copy a replicated tree to the host as NumPy arrays."""
     return jax.tree.map(np.asarray, jax.device_get(tree))
 
 

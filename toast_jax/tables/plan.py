@@ -59,7 +59,7 @@ class Unit:
     folders: dict[int, Path]
 
     def results(self) -> list[dict] | None:
-        """Reads the results of all runs; None if one is missing.
+        """Read the results of all runs; None if one is missing.
 
         Raises:
           InputError: a folder holds a run of another config.
@@ -67,12 +67,14 @@ class Unit:
         results, config = [], self.config.copy_and_resolve_references()
         for seed, folder in self.folders.items():
             config.seed = seed
-            results.append(run_folder.recorded(folder, config))
-        return None if None in results else results
+            if not (result := run_folder.recorded(folder, config)):
+                return None
+            results.append(result)
+        return results
 
 
 def cells(config: ConfigDict) -> list[Cell]:
-    """Lists all pairs of method and task, in the order of the config.
+    """List all pairs of method and task, in the order of the config.
 
     Raises:
       InputError: the config has no grid for a method or no recipe for a task, or a field of the sweep is out of range.
@@ -86,7 +88,7 @@ def cells(config: ConfigDict) -> list[Cell]:
 
 
 def shard(cells: Sequence[Cell], text: str) -> list[Cell]:
-    """Returns shard `i/n` of the cells: every n-th, from index i. Selection and seeds of a cell stay together.
+    """Return shard `i/n` of the cells: every n-th, from index i. Selection and seeds of a cell stay together.
 
     Raises:
       InputError: `text` does not have this form, or i is not less than n.
@@ -98,7 +100,7 @@ def shard(cells: Sequence[Cell], text: str) -> list[Cell]:
 
 
 def points(config: ConfigDict, cell: Cell) -> list[Point]:
-    """Lists the grid of a method; an axis without values takes the value of the task's recipe.
+    """List the grid of a method; an axis without values takes the value of the task's recipe.
 
     Raises:
       InputError: the recipe does not set it either.
@@ -112,7 +114,7 @@ def points(config: ConfigDict, cell: Cell) -> list[Point]:
 
 
 def selection(config: ConfigDict, cell: Cell, folder: Path) -> dict[Point, Unit]:
-    """Plans a run per grid point, with the first seed and without the test split; empty if the grid has one point."""
+    """Plan a run per grid point, with the first seed and without the test split; empty if the grid has one point."""
     grid = points(config, cell)
     if len(grid) == 1:
         return {}
@@ -121,18 +123,18 @@ def selection(config: ConfigDict, cell: Cell, folder: Path) -> dict[Point, Unit]
 
 
 def folder_of_all(units: Sequence[Unit]) -> Path:
-    """Returns the folder for runs that train as one program; each set of runs has its own."""
+    """Return the folder for runs that train as one program; each set of runs has its own."""
     names = "\n".join(unit.name for unit in units)
     return units[0].folder.parent / f"together_{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
 def final(config: ConfigDict, cell: Cell, point: Point, folder: Path) -> Unit:
-    """Plans the tested runs of the selected point, one per seed."""
+    """Plan the tested runs of the selected point, one per seed."""
     return _unit(config, cell, "final", point, folder, "final", tuple(config.sweep.seeds))
 
 
 def best(scores: Mapping[Point, float | None]) -> Point | None:
-    """Returns the point with the highest score; ties go to the smaller learning rate, then the smaller weight decay.
+    """Return the point with the highest score; ties go to the smaller learning rate, then the smaller weight decay.
 
     Points without a finite score (diverged runs) are skipped; None if no point is left.
     """
@@ -141,7 +143,7 @@ def best(scores: Mapping[Point, float | None]) -> Point | None:
 
 
 def claim(config: ConfigDict, path: str | Path) -> Path:
-    """Creates the folder of a sweep; an existing sweep there must have the same table and backbone.
+    """Create the folder of a sweep; an existing sweep there must have the same table and backbone.
 
     Raises:
       InputError: the folder cannot be written or belongs to another sweep.
@@ -158,7 +160,7 @@ def claim(config: ConfigDict, path: str | Path) -> Path:
 
 
 def opened(folder: str | Path) -> dict[str, str]:
-    """Reads the table and backbone of a sweep.
+    """Read the table and backbone of a sweep.
 
     Raises:
       InputError: the folder is not a sweep.
@@ -178,7 +180,7 @@ def _unit(config, cell, phase, point, folder, place, seeds) -> Unit:
 
 
 def _run_config(config, cell, phase, point, seed) -> ConfigDict:
-    """Builds the config of one run; only its name differs from that of a run by configs/vtab.py or configs/fgvc.py."""
+    """Build the config of one run; only its name differs from that of a run by configs/vtab.py or configs/fgvc.py."""
     run = config.copy_and_resolve_references()
     changes = config.sweep.recipes[cell.task].to_dict()
     if root := changes["data"].get("root"):

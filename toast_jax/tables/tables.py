@@ -64,19 +64,19 @@ class Table:
         measured = {method for method, _ in self.measured}
         return [name for name in METHODS if name in self.published["rows"] or name in measured]
 
-    def measured_means(self, method: str) -> dict[str, float]:
-        """Returns the measured mean of every task that has one, and the averages over tasks."""
+    def measured_means(self, method: str) -> dict[str, float | None]:
+        """Return the measured mean of every task that has one, and the averages over tasks."""
         by_task = {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
         return by_task | means(self.table, by_task)
 
-    def published_means(self, method: str) -> dict[str, float]:
-        """Returns the published number of every task that has one, and the averages over tasks."""
+    def published_means(self, method: str) -> dict[str, float | None]:
+        """Return the published number of every task that has one, and the averages over tasks."""
         by_task = dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
         return by_task | means(self.table, by_task)
 
 
 def collect(folders: Sequence[str | Path]) -> Table:
-    """Reads the results of sweeps, finished or not.
+    """Read the results of sweeps, finished or not.
 
     Raises:
       InputError: a folder is not a sweep; the sweeps differ in table or backbone; two have the same runs; a result is damaged.
@@ -90,7 +90,8 @@ def collect(folders: Sequence[str | Path]) -> Table:
             f"{folders[0]} is a sweep of {first['table']} with {first['backbone']} and {other} one of {facts[other]['table']} "
             f"with {facts[other]['backbone']}; make a table of each."
         )
-    measured, where = {}, {}
+    measured: dict[tuple[str, str], Measured] = {}
+    where: dict[tuple[str, str], str] = {}
     for folder in map(str, folders):
         for method, task in ((method, task) for method in METHODS for task in (*TASKS, *_FGVC)):
             if result := _measured(Path(folder).expanduser() / method / task):
@@ -128,14 +129,14 @@ def _hours(result: dict) -> float:
 
 
 def means(table: str, values: Mapping[str, float]) -> dict[str, float | None]:
-    """Computes the averages of a row, by label; None if a task is missing."""
+    """Compute the averages of a row, by label; None if a task is missing."""
 
     def mean(names):
         return statistics.fmean(values[name] for name in names) if all(name in values for name in names) else None
 
     if table != "vtab":
         return {"mean": mean(_FGVC)}
-    groups = {}
+    groups: dict[str, list[str]] = {}
     for name, task in TASKS.items():
         groups.setdefault(task.group, []).append(name)
     by_group = {group: mean(names) for group, names in groups.items()}
@@ -144,7 +145,7 @@ def means(table: str, values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def cells(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Formats header and rows: each method measured, published, and the difference; wide tables are transposed."""
+    """Format header and rows: each method measured, published, and the difference; wide tables are transposed."""
     labels = list(means(table.table, {}))
     header = ["method", *table.tasks, *labels, "tuned, without head", "hours"]
     rows = [row for method in table.methods for row in _rows_of(table, method)]
@@ -170,7 +171,7 @@ def _rows_of(table: Table, method: str) -> list[list[str]]:
 
 
 def _spread(result: Measured | None, mean: float | None) -> str:
-    """Formats a task's mean, standard deviation and number of seeds; an average over tasks is a plain number."""
+    """Format a task's mean, standard deviation and number of seeds; an average over tasks is a plain number."""
     if result is None:
         return _number(mean)
     spread = f" +- {result.std:.1f}" if result.std is not None else ""
@@ -186,7 +187,7 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def values(table: Table) -> list[list[object]]:
-    """Lists a row of HEADER for each method and task, then for each average; '' for a missing number."""
+    """List a row of HEADER for each method and task, then for each average; '' for a missing number."""
     rows = []
     for method in table.methods:
         measured_means, published_means = table.measured_means(method), table.published_means(method)
@@ -200,7 +201,7 @@ def values(table: Table) -> list[list[object]]:
 
 
 def notes(table: Table) -> list[str]:
-    """Lists the notes of the table, missing results first."""
+    """List the notes of the table, missing results first."""
     lines = []
     seeds = {pair: len(result.accuracy) for pair, result in table.measured.items()}
     for method in table.methods:

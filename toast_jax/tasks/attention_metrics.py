@@ -52,7 +52,7 @@ class Row:
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Writes `attention_metrics.json`, `.md` and `.html` to the folder.
+    """Write `attention_metrics.json`, `.md` and `.html` to the folder.
 
     Raises:
       InputError: no runs, runs that cannot be compared (see `saved_run.load_compared`), no images, an image that cannot be
@@ -114,12 +114,12 @@ def _on_objects(config, runs, first: SavedRun) -> tuple[list[Row], list[str], di
 
 
 def _baselines(grid: int, count: int) -> dict[tuple[str, str], np.ndarray]:
-    """Returns the maps `[count, g, g]` that look at no image, of the method "-"."""
+    """Return the maps `[count, g, g]` that look at no image, of the method "-"."""
     return {("-", label): np.stack([baseline(grid)] * count) for label, baseline in BASELINES.items()}
 
 
 def _threshold_images(config, first: SavedRun) -> Annotated | None:
-    """Opens the images to pick the threshold on; None if there are none but those to measure."""
+    """Open the images to pick the threshold on; None if there are none but those to measure."""
     split = config.threshold_split
     if config.images not in chosen.SPLITS or split in ("", config.images):
         return None
@@ -150,7 +150,7 @@ def _annotated(config, first: SavedRun, where: str) -> Annotated:
 
 
 def _maps_of(run: SavedRun, images: Annotated, config) -> dict[str, np.ndarray]:
-    """Computes all maps of a run, `[n, g, g]` by name."""
+    """Compute all maps of a run, `[n, g, g]` by name."""
     look, parts = jax.jit(lambda params, images: maps.look_closely(run.model, run.method, params, images)[1]), []
     for batch in views.of_run(run, images.source, config.batch_size):
         by_name, real = jax.device_get(look(run.params, batch["image"])), batch["mask"] > 0

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Converts `config.source` to `config.target` and logs a table of the renamed arrays; `folder` is unused."""
+    """Convert `config.source` to `config.target` and log a table of the renamed arrays; `folder` is unused."""
     if not config.source or not config.target:
         raise InputError("Nothing to convert; write --config=configs/convert.py:from=SOURCE,to=FILE.")
     check_fields(config)

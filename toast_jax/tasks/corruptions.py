@@ -25,7 +25,7 @@ _PICTURES = 5  # per row
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Writes `corruptions.json`, `.md` and `.html` to the folder: accuracy by corruption, averaged over severities.
+    """Write `corruptions.json`, `.md` and `.html` to the folder: accuracy by corruption, averaged over severities.
 
     Raises:
       InputError: no runs, runs that cannot be compared (see `saved_run.load_compared`), no labeled images, an image that cannot
@@ -63,13 +63,13 @@ def run(config: ConfigDict, folder: str) -> None:
 
 
 def corruption(name: str, severity: int, seed: int) -> Callable[[np.ndarray, int], np.ndarray]:
-    """Returns a function that corrupts a view, given its index (see `corruptions.corrupt`)."""
+    """Return a function that corrupts a view, given its index (see `corruptions.corrupt`)."""
     return lambda view, index: corruptions.corrupt(view, name, severity, seed, index)
 
 
 def _correct(config, runs, source: Source, change: Callable | None = None) -> dict[str, np.ndarray]:
-    """Returns for each run which images it classifies correctly, bool `[n]`."""
-    correct = {name: [] for name in runs}
+    """Return for each run which images it classifies correctly, bool `[n]`."""
+    correct: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     for batch in views.of_run(next(iter(runs.values())), source, config.batch_size, change=change):
         real = batch["mask"] > 0
         for name, run in runs.items():
@@ -84,7 +84,7 @@ def _logits(model, method, params, images):
 
 
 def _rows(correct, runs, config) -> list[list[str]]:
-    """Formats the rows in percent: clean, the mean over corruptions, and each corruption."""
+    """Format the rows in percent: clean, the mean over corruptions, and each corruption."""
     means = {run: np.mean([correct[name][run].mean(axis=0) for name in config.kinds], axis=0) for run in runs}
     rows = [[CLEAN, *(_with_interval(correct[CLEAN][run], config.seed) for run in runs)]]
     rows.append([MEAN, *(_with_interval(means[run], config.seed) for run in runs)])
@@ -98,7 +98,7 @@ def _with_interval(values: np.ndarray, seed: int) -> str:
 
 
 def _pictures(source, run, config) -> tuple[str, str]:
-    """Renders views of the first image at the middle and the highest severity, with a heading."""
+    """Render views of the first image at the middle and the highest severity, with a heading."""
     shown = sorted({sorted(config.severities)[len(config.severities) // 2], max(config.severities)})
     drawn, data = [], run.config.data
     for severity, name in itertools.product(shown, config.kinds):

@@ -45,7 +45,7 @@ class Row:
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Tunes all rows, logs the table and writes `report.html` and `figure.png`; finished runs are not repeated."""
+    """Tune all rows, log the table and write `report.html` and `figure.png`; finished runs are not repeated."""
     started = time.perf_counter()
     check_fields(config)
     folder = run_folder.writable(folder)
@@ -107,7 +107,7 @@ def _cells(name: str, row: Row) -> list[str]:
 
 
 def _figure(rows: dict[str, Row], shown: list[scenes.Scene]) -> np.ndarray:
-    """Draws scenes from left to right; below each, the first look, the selection and the last look of `toast`."""
+    """Draw scenes from left to right; below each, the first look, the selection and the last look of `toast`."""
     columns, by_name = [], rows["toast"].looked.maps
     for i, scene in enumerate(shown):
         image = drawing.enlarged(scene.image, _SIDE)

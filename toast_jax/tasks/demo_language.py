@@ -52,7 +52,7 @@ class Row:
     tokens_per_second: np.ndarray = dataclasses.field(default_factory=lambda: np.array([]))
 
     def right(self, expected: tuple[str, ...]) -> np.ndarray:
-        """Returns the share of questions whose answer matches exactly, `[seeds]`."""
+        """Return the share of questions whose answer matches exactly, `[seeds]`."""
         return np.array([np.mean([a == b for a, b in zip(answers, expected, strict=True)]) for answers in self.answers])
 
 
@@ -103,7 +103,7 @@ def _check_weights(weights: str):
 
 
 def _placed(run: ConfigDict, config: ConfigDict, folder: Path) -> ConfigDict:
-    """Resolves the files that a run reads; the config names those of the demo relative to its folder."""
+    """Resolve the files that a run reads; the config names those of the demo relative to its folder."""
     run = run.copy_and_resolve_references()
     run.backbone.weights = run.data.tokenizer = config.weights
     run.data.splits = {name: str(folder / path) if path else "" for name, path in run.data.splits.items()}
@@ -123,7 +123,7 @@ def _tuned(name: str, config: ConfigDict, folder: Path) -> Row:
 
 
 def _not_tuned(config: ConfigDict, folder: Path) -> Row:
-    """Measures the language model without tuning."""
+    """Measure the language model without tuning."""
     run, here = _placed(config.not_tuned, config, folder), run_folder.writable(folder / NOT_TUNED)
     if not (saved := run_folder.recorded(here, run)):
         network = load_network(run, 0)
@@ -137,7 +137,7 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
 
 
 def _answers(config: ConfigDict, folder: Path, of_run: Path, **speaker) -> tuple[str, ...]:
-    """Answers the held-out questions, cached in `answers.jsonl`; `speaker` holds fields of `configs/generate.py`."""
+    """Answer the held-out questions, cached in `answers.jsonl`; `speaker` holds fields of `configs/generate.py`."""
     asked = folder / "tales" / tales.QUESTIONS
     file = of_run / "answers.jsonl"
     try:
@@ -145,7 +145,7 @@ def _answers(config: ConfigDict, folder: Path, of_run: Path, **speaker) -> tuple
     except (OSError, ValueError):  # missing or incomplete
         answers = []
     if [line["question"] for line in answers] != [line["question"] for line in _lines(asked)]:
-        generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), of_run)
+        generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), str(of_run))
         answers = _lines(file)
     return tuple(line["answer"].strip() for line in answers)
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Evaluates every evaluation split; logs the scores and writes `evaluation.json` to the folder."""
+    """Evaluate every evaluation split; log the scores and write `evaluation.json` to the folder."""
     check(config)
     saved = run_folder.writable(folder) / "evaluation.json"
     reads = domain(config)

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ _PROMPTS: dict[str, Callable[[str, bool], str]] = {
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Answers `config.file`, else `config.prompt`, else the lines typed at the terminal.
+    """Answer `config.file`, else `config.prompt`, else the lines typed at the terminal.
 
     Answers to a file are written to `answers.jsonl` in the folder; all others are streamed to the terminal.
 
@@ -65,13 +65,14 @@ class Speaker:
         if config.tokenizer:
             of_run.data.tokenizer = config.tokenizer
         self._tokenizer = text.open_tokenizer(of_run)
-        self._most, self._seed, self._context = config.most, config.seed, self._network[0].backbone.context
+        self._most, self._seed = config.most, config.seed
+        self._context = families.of_config(of_run).sizes[of_run.backbone.size].context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
         self.format = config.format or of_run.data.format
         self._prompt = _PROMPTS[self.format]
 
-    def tokens(self, question: str, before: list[int] = ()) -> list[int]:
-        """Encodes a question as a prompt; `before` holds the tokens of the conversation so far.
+    def tokens(self, question: str, before: Sequence[int] = ()) -> list[int]:
+        """Encode a question as a prompt; `before` holds the tokens of the conversation so far.
 
         Raises:
           InputError: the prompt is empty, or it and an answer do not fit the context.
@@ -88,7 +89,7 @@ class Speaker:
         return ids
 
     def stream(self, ids: list[int]) -> list[int]:
-        """Prints an answer as it is sampled; returns the tokens of prompt and answer."""
+        """Print an answer as it is sampled; return the tokens of prompt and answer."""
         answer, shown = [], ""
         for part in self._sample([ids], at_once=1):
             answer += part[0].tolist()
@@ -100,7 +101,7 @@ class Speaker:
         return [*ids, *generation.until_stop(np.array(answer), self._sampling.stop), self._tokenizer.end]
 
     def answers(self, prompts: list[list[int]]) -> list[str]:
-        """Answers several prompts at once."""
+        """Answer several prompts at once."""
         return [self._text(row) for row in np.concatenate(list(self._sample(prompts, at_once=16)), axis=1)]
 
     def _sample(self, prompts, at_once) -> Iterator[np.ndarray]:
@@ -133,8 +134,8 @@ def _answer_file(config, speaker, folder: Path) -> None:
 
 
 def _converse(speaker) -> None:
-    """Answers each line of the input until it ends; a conversation that outgrows the context starts over."""
-    before = []
+    """Answer each line of the input until it ends; a conversation that outgrows the context starts over."""
+    before: list[int] = []
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)

@@ -24,7 +24,7 @@ SHOWN = 20  # lines on the console
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Writes `predictions.csv` (image, class, probability) and, with `config.attention`, `attention/*.png` to the folder.
+    """Write `predictions.csv` (image, class, probability) and, with `config.attention`, `attention/*.png` to the folder.
 
     Rows are written batch by batch. A picture shows the image as the network sees it, beside the maps of `maps.look`.
 
@@ -39,7 +39,8 @@ def run(config: ConfigDict, folder: str) -> None:
     source = files.unlabelled(config.images)
     saved = saved_run.load_tuned(config.run, config.weights)
     look = jax.jit(functools.partial(maps.look if config.attention else _classified, saved.model, saved.method))
-    count, faults, by_name = 0, {}, {}
+    count, by_name = 0, {}
+    faults: dict[int, str] = {}
     with (folder / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerow(("image", "class", "probability"))
         for batch in views.of_run(saved, source, config.batch_size, faults=faults):
@@ -69,7 +70,7 @@ def run(config: ConfigDict, folder: str) -> None:
 
 
 def _classified(model, method, params, images):
-    """The probabilities of `maps.look`, without its maps."""
+    """Return the probabilities of `maps.look`, without its maps."""
     return jax.nn.softmax(apply(model, method, params, images)), {}
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Downloads and prepares each of `config.datasets` under `config.root`; `folder` is unused.
+    """Download and prepare each of `config.datasets` under `config.root`; `folder` is unused.
 
     Datasets that are already prepared are skipped. A failure is logged, and the others continue.
 

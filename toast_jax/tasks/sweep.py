@@ -27,7 +27,7 @@ _DIVERGED = "diverged.json"  # replaces the result of a diverged run
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Trains all runs of this shard that are neither finished nor locked by another process.
+    """Train all runs of this shard that are neither finished nor locked by another process.
 
     Raises:
       InputError: nothing can start; or, at the end, some runs are not done (each is logged with its reason).
@@ -41,7 +41,7 @@ def run(config: ConfigDict, folder: str) -> None:
     try:
         with interrupt.asked() as interrupted:
             _check(config, [cell for cell in cells if not _is_done(config, cell, folder)], folder)
-            undone = {}
+            undone: dict[str, str] = {}
             for cell in cells:
                 undone |= _fill(config, cell, folder, interrupted)
     except KeyboardInterrupt as error:  # a second signal
@@ -51,11 +51,11 @@ def run(config: ConfigDict, folder: str) -> None:
             f"Not done: {listed(list(undone), most=6)}; mend or await what is said above and give the same command again, "
             "which repeats nothing that is done."
         )
-    log.info("All is done. The table: python main.py --config=configs/table.py:from=%s", folder)
+    log.info("All is done. The table: python main.py --config=configs/table.py:from=%s", str(folder).replace("+", "++"))
 
 
 def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
-    """Returns whether a cell has all its results; raises InputError if one is of another config."""
+    """Return whether a cell has all its results; raise InputError if one is of another config."""
     scores = {point: _score(unit) for point, unit in plan.selection(config, cell, folder).items()}
     if None in scores.values():
         return False
@@ -64,7 +64,7 @@ def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
 
 
 def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
-    """Opens the data of every task and the weights of every method, so that missing files show before any run."""
+    """Open the data of every task and the weights of every method, so that missing files show before any run."""
     failed, num_classes, checked = {}, {}, set()
     with log_to_file(folder / "log.txt", but=log):
         for cell in work:
@@ -85,8 +85,9 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
 
 
 def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[], bool]) -> dict[str, str]:
-    """Selects a point and trains the final seeds of one cell; returns undone runs with reasons, by name."""
-    units, undone = plan.selection(config, cell, folder), {}
+    """Select a point and train the final seeds of one cell; return undone runs with reasons, by name."""
+    units = plan.selection(config, cell, folder)
+    undone: dict[str, str] = {}
     _train_together(config, [unit for unit in units.values() if _score(unit) is None], interrupted)
     for number, unit in enumerate(units.values(), start=1):
         undone |= _ensure(unit, f"{number}/{len(units)}", interrupted)
@@ -94,7 +95,8 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
         log.info("%s/final waits for %d runs of its selection.", cell, len(undone))
         return {**undone, f"{cell}/final": "waits"}
     if units:
-        point = _selected({point: _score(unit) for point, unit in units.items()}, folder / str(cell))
+        scores = {point: score for point, unit in units.items() if (score := _score(unit)) is not None}
+        point = _selected(scores, folder / str(cell))
     else:
         point = plan.points(config, cell)[0]
     if point is None:
@@ -104,7 +106,7 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
 
 
 def _train_together(config: ConfigDict, units: list[Unit], interrupted: Callable[[], bool]) -> None:
-    """Trains runs of a selection as one program, or as several of `sweep.together` runs each.
+    """Train runs of a selection as one program, or as several of `sweep.together` runs each.
 
     Failures are tolerated: `_ensure` reports every run afterwards and trains the unfinished ones alone.
     """
@@ -119,7 +121,7 @@ def _train_together(config: ConfigDict, units: list[Unit], interrupted: Callable
 
 
 def _lock(unit: Unit, stack: contextlib.ExitStack) -> bool:
-    """Locks an unfinished run until the stack closes; False if another process has the lock or has finished the run."""
+    """Lock an unfinished run until the stack closes; False if another process has the lock or has finished the run."""
     try:
         stack.enter_context(locks.lock(unit.folder / "lock"))
     except locks.Held:
@@ -147,7 +149,7 @@ def _fit_grid(config: ConfigDict, units: list[Unit]) -> None:
 
 
 def _ensure(unit: Unit, place: str, interrupted: Callable[[], bool]) -> dict[str, str]:
-    """Trains the runs of a unit unless they are finished; logs and returns the undone ones with reasons."""
+    """Train the runs of a unit unless they are finished; log and return the undone ones with reasons."""
     if _log_outcome(unit, place):
         return {}
     if interrupted():
@@ -168,7 +170,7 @@ def _ensure(unit: Unit, place: str, interrupted: Callable[[], bool]) -> dict[str
 
 
 def _fit(unit: Unit) -> dict[str, str]:
-    """Trains the runs of a unit. After a crash, retries each seed alone once; returns the seeds that crash again.
+    """Train the runs of a unit. After a crash, retry each seed alone once; return the seeds that crash again.
 
     An InputError is final, as the same config would raise it again, except that a diverged seed does not stop the others.
     """
@@ -200,7 +202,7 @@ def _fit(unit: Unit) -> dict[str, str]:
 
 
 def _give_up(unit: Unit, error: InputError) -> dict[str, str]:
-    """Returns a failed unit with its reason; a diverged run of the selection is instead recorded as finished."""
+    """Return a failed unit with its reason; a diverged run of the selection is instead recorded as finished."""
     if isinstance(error, Diverged) and not _is_final(unit):
         run_folder.write_json(unit.folder / _DIVERGED, {"error": str(error)})
         _drop_checkpoints(unit)
@@ -209,7 +211,7 @@ def _give_up(unit: Unit, error: InputError) -> dict[str, str]:
 
 
 def _drop_checkpoints(unit: Unit) -> None:
-    """Deletes the checkpoints of a selection run: nothing resumes from them, and a grid of them fills a disk."""
+    """Delete the checkpoints of a selection run: nothing resumes from them, and a grid of them fills a disk."""
     if not _is_final(unit):
         shutil.rmtree(unit.folder / "checkpoints", ignore_errors=True)
 
@@ -219,14 +221,14 @@ def _is_final(unit: Unit) -> bool:
 
 
 def _score(unit: Unit) -> float | None:
-    """Returns a selection run's final val accuracy: NaN if diverged, None if unfinished."""
+    """Return a selection run's final val accuracy: NaN if diverged, None if unfinished."""
     if results := unit.results():
         return results[0]["val"]["accuracy"]
     return float("nan") if run_folder.recorded(unit.folder, unit.config, _DIVERGED) else None
 
 
 def _selected(scores: dict[Point, float], folder: Path) -> Point | None:
-    """Selects the best point and writes it with all scores to `selected.json`."""
+    """Select the best point and write it with all scores to `selected.json`."""
     point = plan.best(scores)
     grid = [
         {"lr": tried.lr, "weight_decay": tried.weight_decay, "val_accuracy": None if np.isnan(score) else score}
@@ -238,7 +240,7 @@ def _selected(scores: dict[Point, float], folder: Path) -> Point | None:
 
 
 def _log_outcome(unit: Unit, place: str) -> bool:
-    """Logs the outcome of a unit in one line; False if it is unfinished."""
+    """Log the outcome of a unit in one line; False if it is unfinished."""
     if not _is_final(unit):
         score = _score(unit)
         if score is not None:

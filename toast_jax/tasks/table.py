@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Logs the table and writes `table.md`, `table.tex`, `table.html` and, for other programs, `table.csv`."""
+    """Log the table and write `table.md`, `table.tex`, `table.html` and, for other programs, `table.csv`."""
     check_fields(config)
     table = tables.collect(config.sweeps)
     folder = run_folder.writable(folder)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Trains a run, writes `result.json` to the folder and logs the result in one line.
+    """Train a run, write `result.json` to the folder and log the result in one line.
 
     With `config.confusion`, also logs which classes are confused on the last evaluation split and writes `confusion.csv`.
     """

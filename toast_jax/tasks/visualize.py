@@ -34,7 +34,7 @@ _DIFFERENCE = (
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Writes `comparison.html`, and for each run a folder with a picture of every image and `contact_sheet.png`.
+    """Write `comparison.html`, and for each run a folder with a picture of every image and `contact_sheet.png`.
 
     Raises:
       InputError: no runs, runs that cannot be compared (see `saved_run.load_compared`), no images, or an image that cannot be
@@ -66,7 +66,7 @@ def run(config: ConfigDict, folder: str) -> None:
 
 
 def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], truths: list[str], looked) -> str:
-    """Draws each image, and a contact sheet of all; returns a line to log."""
+    """Draw each image, and a contact sheet of all; return a line to log."""
     folder.mkdir(exist_ok=True)
     rows = []
     for i, image in enumerate(images):

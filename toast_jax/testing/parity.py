@@ -27,7 +27,7 @@ from toast_jax.train import text as text_run
 from toast_jax.weights.rename import to_torch
 
 FORWARD, BACKWARD = 1e-5, 1e-4
-SGD = {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "clip": 0.0}
+_sgd_optimizer = functools.partial(optim.optimizer, name="sgd", momentum=0.9, weight_decay=0.01, clip=0.0)
 SGD_LR, SGD_STEPS = 0.05, 6
 
 
@@ -45,7 +45,7 @@ class Check:
 
 
 def relative_error(value, recorded) -> float:
-    """Computes `max|value - recorded| / max|recorded|`; infinite if shapes differ or a value is not finite."""
+    """Compute `max|value - recorded| / max|recorded|`; infinite if shapes differ or a value is not finite."""
     value, recorded = np.asarray(value, np.float64), np.asarray(recorded, np.float64)
     if value.shape != recorded.shape or not np.isfinite(value).all():
         return float("inf")
@@ -53,7 +53,7 @@ def relative_error(value, recorded) -> float:
 
 
 def replay(path: str) -> list[Check]:
-    """Compares every quantity of a recording."""
+    """Compare every quantity of a recording."""
     recorded = recording.load(path)
     model, method, arrays = recorded.model, recorded.method, recorded.arrays
     mask = tuned_mask(recorded.params, method)
@@ -85,7 +85,7 @@ def _loss(recorded: Recording, scores):
 
 
 def _weighed(batch):
-    """Weighs the tokens of a batch as a step on one device does, without `pmap`."""
+    """Weigh the tokens of a batch as a step on one device does, without `pmap`."""
     if "weight" not in batch:
         return batch
     weigh = jax.vmap(lambda batch: text_run.by_token(batch, None), axis_name=parallel.AXIS)
@@ -109,7 +109,7 @@ def _forward(recorded: Recording, scores) -> list[Check]:
 
 
 def _intermediates(out, transform) -> dict:
-    """Returns intermediates by the names of the recordings, which put the channels of maps first."""
+    """Return intermediates by the names of the recordings, which put the channels of maps first."""
     first = out["first_look"]["fed_back"]
     selected = out["selection"] * first @ transform
     if first.ndim == 3:
@@ -135,11 +135,11 @@ def _compare(recorded: Recording, tree, prefix) -> list[Check]:
 
 
 def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
-    """Runs six steps of the train step on one device; every second one takes `recorded.turned`."""
+    """Run six steps of the train step on one device; every second one takes `recorded.turned`."""
     no_decay = ("head/bias",) if "head" in recorded.params else ()
-    tx = optim.optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay, **SGD)
-    augment = {"augment": text_run.by_token} if "weight" in recorded.batch else {}
-    one_step = functools.partial(step.train_step, scores=scores, tx=tx, **augment)
+    tx = _sgd_optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay)
+    augment = text_run.by_token if "weight" in recorded.batch else lambda batch, rng: batch
+    one_step = functools.partial(step.train_step, scores=scores, tx=tx, augment=augment)
     # A vmap of size one stands in for `pmap` on one device.
     one_step = jax.vmap(one_step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)
     state = step.init_state(tuned, tx, seed=0)
@@ -153,7 +153,7 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
 
 
 def _generate(recorded: Recording) -> list[Check]:
-    """Generates greedily, and compares with the release's texts with and without its cache."""
+    """Generate greedily, and compare with the release's texts with and without its cache."""
     prompt, *texts = (recorded.arrays[f"generate/{name}"] for name in ("prompt", "greedy_with_cache", "greedy_no_cache"))
     most = texts[0].shape[1] - prompt.shape[1]
     run = functools.partial(generation.generate, recorded.model, recorded.method, recorded.params)
@@ -163,7 +163,7 @@ def _generate(recorded: Recording) -> list[Check]:
 
 
 def main(paths: list[str]) -> int:
-    """Prints a line per quantity and returns the exit status."""
+    """Print a line per quantity and return the exit status."""
     if not paths or any(re.match("-", path) for path in paths):
         print(__doc__)
         return 2

@@ -45,13 +45,13 @@ class Recording:
     pretuning: bool
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
-        """Returns the arrays under a prefix by the rest of their names, without `enc.`."""
+        """Return the arrays under a prefix by the rest of their names, without `enc.`."""
         names = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
         return {name.removeprefix("enc."): value for name, value in names.items()}
 
 
 def load(path: str) -> Recording:
-    """Reads a recording.
+    """Read a recording.
 
     Raises:
       InputError: the file is missing, or not a recording of a supported network.
@@ -83,7 +83,7 @@ def _images(arrays) -> tuple[dict, dict]:
 
 
 def _text(arrays) -> tuple[dict, dict]:
-    """Builds batches of text: labels are shifted by one, padding belongs to the document before it (`llama.places`)."""
+    """Build batches of text: labels are shifted by one, padding belongs to the document before it (`llama.places`)."""
     ids, wanted, real = (arrays[f"input/{name}"].astype(np.int32) for name in ("ids", "labels", "attention_mask"))
     label = np.concatenate([wanted[:, 1:], np.full_like(wanted[:, :1], IGNORED)], axis=1)
     predicted = (label != IGNORED).astype(np.float32)
@@ -102,7 +102,7 @@ _BATCHES = {"images": _images, "text": _text}
 
 
 def _row(state, trainable, family) -> tuple[str, Method, dict]:
-    """Finds the method whose created and tuned parameters are the recorded ones.
+    """Find the method whose created and tuned parameters are the recorded ones.
 
     Returns:
       its name, its row, and the parameters by path.

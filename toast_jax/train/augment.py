@@ -1,4 +1,4 @@
-"""Augments training batches on the device: random erasing, mixup, CutMix and label smoothing.
+"""Augment training batches on the device: random erasing, mixup, CutMix and label smoothing.
 
 Order and noise are those of DeiT's training: normalise, erase, mix, smooth. Every example has its own random key and images are
 mixed with a neighbour, so the result does not depend on the number of devices.
@@ -15,7 +15,7 @@ from toast_jax.model.layers.normalize import normalize
 def augment(
     batch: dict, rng: jax.Array, *, num_classes: int, erasing: float, mixup: float, cutmix: float, smoothing: float
 ) -> dict:
-    """Erases and mixes the images of a batch, and smooths its labels.
+    """Erase and mix the images of a batch, and smooth its labels.
 
     Args:
       batch: `image [B, S, S, 3]` and `label [B]`; mixing needs an even B.
@@ -46,7 +46,7 @@ def augment(
 
 
 def erase(image: jax.Array, rng: jax.Array, probability: float) -> jax.Array:
-    """Replaces a random rectangle by noise with some probability (Zhong et al., arXiv 1708.04896).
+    """Replace a random rectangle by noise with some probability (Zhong et al., arXiv 1708.04896).
 
     The rectangle covers 2 to 33 percent of the image, with an aspect ratio between 0.3 and 1 / 0.3; it is clipped to the image.
 
@@ -67,7 +67,7 @@ def erase(image: jax.Array, rng: jax.Array, probability: float) -> jax.Array:
 
 
 def _mix(images, targets, rng, *, mixup, cutmix):
-    """Mixes a pair of images `[2, H, W, 3]` and its targets `[2, C]`; both keep the same share."""
+    """Mix a pair of images `[2, H, W, 3]` and its targets `[2, C]`; both keep the same share."""
     which, amount, place = jax.random.split(rng, 3)
     cut = jax.random.bernoulli(which, 0.5) if mixup and cutmix else cutmix > 0
     alpha = jnp.where(cut, cutmix, mixup)
@@ -79,7 +79,7 @@ def _mix(images, targets, rng, *, mixup, cutmix):
 
 
 def _paste(images, share, rng):
-    """CutMix: pastes a box of the other image around a random centre, clipped; returns the images and the share kept."""
+    """Paste a box of the other image around a random center, clipped (CutMix); return the images and the share kept."""
     size = jnp.array(images.shape[1:3])
     centre = jax.random.randint(rng, (2,), 0, size)
     half = (size * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
@@ -89,12 +89,12 @@ def _paste(images, share, rng):
 
 
 def _rectangle(shape, start, sides):
-    """A mask `[H, W, 1]` that is True on the rectangle."""
+    """Return a mask `[H, W, 1]` that is True on the rectangle."""
     rows, columns = (jnp.arange(length) for length in shape[:2])
     row_in, column_in = ((at >= start[axis]) & (at < start[axis] + sides[axis]) for axis, at in enumerate((rows, columns)))
     return row_in[:, None, None] & column_in[None, :, None]
 
 
 def _of_use(rng, index):
-    """Independent keys for erasing (0) and mixing (1), which the network does not use either."""
+    """Derive independent keys for erasing (0) and mixing (1), which the network does not use either."""
     return jax.vmap(lambda key: jax.random.fold_in(key, 100 + index))(rng)

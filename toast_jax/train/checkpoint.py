@@ -1,4 +1,4 @@
-"""Saves and restores checkpoints: tuned parameters and training state, never the frozen backbone.
+"""Save and restore checkpoints: tuned parameters and training state, never the frozen backbone.
 
 A checkpoint is a folder in `WORKDIR/checkpoints`, named by its step. Orbax writes it under a temporary name first, so
 an incomplete checkpoint is never read. Its items are `tuned` (the parameters, or their moving average if the run has one),
@@ -23,7 +23,7 @@ KEEP = 2
 
 @contextlib.contextmanager
 def manager(folder: str | Path, create: bool = False) -> Iterator[ocp.CheckpointManager]:
-    """Opens `WORKDIR/checkpoints` inside the block, whose end waits for the last write.
+    """Open `WORKDIR/checkpoints` inside the block, whose end waits for the last write.
 
     Raises:
       InputError: the folder does not exist and `create` is False, or its disk is full or fails.
@@ -56,7 +56,7 @@ def _disk_faults(folder):
 
 
 def save(checkpoints: ocp.CheckpointManager, state: State, meta: dict) -> None:
-    """Writes a checkpoint in the background. `state` holds NumPy arrays (`parallel.fetch`), `meta` JSON values.
+    """Write a checkpoint in the background. `state` holds NumPy arrays (`parallel.fetch`), `meta` JSON values.
 
     Raises:
       InputError: the disk is full or fails. Errors of the background write surface in the next `save`, in `check_written` or at
@@ -71,7 +71,7 @@ def save(checkpoints: ocp.CheckpointManager, state: State, meta: dict) -> None:
 
 
 def check_written(checkpoints: ocp.CheckpointManager) -> None:
-    """Raises InputError if a background write has failed; does not wait for one in progress.
+    """Raise InputError if a background write has failed, without waiting for one in progress.
 
     With several processes this does nothing, as asking for the status synchronises them; `save` reports the error later.
     """
@@ -81,7 +81,7 @@ def check_written(checkpoints: ocp.CheckpointManager) -> None:
 
 
 def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:
-    """Reads the latest checkpoint as a state of NumPy arrays, structured like `like`; None without a checkpoint."""
+    """Read the latest checkpoint as a state of NumPy arrays, structured like `like`; None without a checkpoint."""
     step = checkpoints.latest_step()
     if step is None:
         return None
@@ -100,7 +100,7 @@ def restore(checkpoints: ocp.CheckpointManager, like: State) -> State | None:
 
 
 def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, dict]:
-    """Reads the step and the tuned parameters of the latest checkpoint, with None where `like` has None.
+    """Read the step and the tuned parameters of the latest checkpoint, with None where `like` has None.
 
     Raises:
       InputError: there is no checkpoint, or its parameters are not those of `like`.
@@ -112,7 +112,7 @@ def restore_tuned(checkpoints: ocp.CheckpointManager, like: dict) -> tuple[int, 
 
 
 def read_meta(checkpoints: ocp.CheckpointManager) -> dict:
-    """Reads the `config`, `classes` and fingerprints (`data` and `frozen`) that the latest checkpoint was made with.
+    """Read the `config`, `classes` and fingerprints (`data` and `frozen`) that the latest checkpoint was made with.
 
     Raises:
       InputError: there is no checkpoint.
@@ -124,7 +124,7 @@ def read_meta(checkpoints: ocp.CheckpointManager) -> dict:
 
 
 def _items(state):
-    """The two array items. Optimizer leaves are numbered, as optax's nesting may change and has empty nodes."""
+    """Return the two array items. Optimizer leaves are numbered, as optax's nesting may change and has empty nodes."""
     opt_state = dict(zip(_numbered(state.opt_state), jax.tree.leaves(state.opt_state), strict=True))
     progress = {"step": state.step, "rng": state.rng, "opt_state": opt_state}
     if state.average is not None:
@@ -142,7 +142,7 @@ def _fill(like, pruned):
 
 
 def _read(checkpoints, step, **like):
-    """Reads items of a checkpoint, each with the structure and shapes that `like` has under its name."""
+    """Read items of a checkpoint, each with the structure and shapes that `like` has under its name."""
     # In NumPy arrays, which `parallel.place` can put on any number of devices.
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})

@@ -1,4 +1,4 @@
-"""Evaluates a network on a split; every example counts once."""
+"""Evaluate a network on a split; every example counts once."""
 
 import functools
 from collections.abc import Callable, Generator
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import trees
+from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
 
 
 def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> dict:
-    """Sums the scores of a batch (see `losses`) over all devices, weighted by `mask`; `count` is the sum of the weights.
+    """Sum the scores of a batch (see `losses`) over all devices, weighted by `mask`; `count` is the sum of the weights.
 
     The weight of an example is 1 for an image, the number of predicted tokens for a text, and 0 for padding.
     """
@@ -22,12 +23,12 @@ def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> di
 
 
 def mapped(scores: Callable, devices=parallel) -> Callable:
-    """Maps `eval_step` over all devices: `(tuned, frozen, batch) -> sums`; see `setup.devices_of`."""
+    """Map `eval_step` over all devices: `(tuned, frozen, batch) -> sums`; see `setup.devices_of`."""
     return devices.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
 
 
-def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices=parallel) -> dict[str, float]:
-    """Runs `step` over all batches and returns the means of the scores and `count`.
+def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[Batch], devices=parallel) -> dict[str, float]:
+    """Run `step` over all batches and return the means of the scores and `count`.
 
     `accuracy` is a fraction, `loss` is in nats. If the step evaluates several networks, the means are arrays `[networks]`.
     Sums stay on the device until the last batch; the host adds them up in float64, where counts are exact.

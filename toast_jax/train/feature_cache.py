@@ -1,4 +1,4 @@
-"""Caches the frozen features: once per step for a grid, once per run if views repeat."""
+"""Cache the frozen features: once per step for a grid, once per run if views repeat."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def features_of(model: Steered, method: Method) -> Callable | None:
-    """Returns the function that computes the features that tuning leaves as they are.
+    """Return the function that computes the features that tuning leaves as they are.
 
     Returns:
       `(frozen, batch, rng) -> dict`, see `Steered.frozen_features`; None for a method that tunes the backbone or its input.
@@ -41,12 +41,12 @@ def features_of(model: Steered, method: Method) -> Callable | None:
 
 
 def is_cached(config: ConfigDict, features: Callable | None) -> bool:
-    """Whether a run computes its frozen features before the first step, memory permitting."""
+    """Return whether a run computes its frozen features before the first step, memory permitting."""
     return bool(features and config.get("keep_known") and has_fixed_views(config) and jax.process_count() == 1)
 
 
 def has_fixed_views(config: ConfigDict) -> bool:
-    """Whether epochs repeat what the backbone sees: numbered or identical views of each image, and no drop-path."""
+    """Return whether epochs repeat what the backbone sees: numbered or identical views of each image, and no drop-path."""
     augment = config.augment
     varied = augment.flip, augment.min_crop_area < 1, augment.randaugment_ops
     # Images of VTAB are stretched to the square that is cropped.
@@ -75,13 +75,13 @@ class FeatureCache:
         return "pooled" in self.arrays
 
     def attached(self, batch: dict) -> dict:
-        """A batch of `batches.train_batches` with the features of its views, as `features`."""
+        """Return a batch of `batches.train_batches` with the features of its views, as `features`."""
         rows = batch["index"] * self.views + batch["view"]
         return {**batch, "features": {name: array[rows] for name, array in self.arrays.items()}}
 
 
 def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.Source, folder: Path) -> FeatureCache | None:
-    """Computes the features of every view of a source, in memory or in a file.
+    """Compute the features of every view of a source, in memory or in a file.
 
     Args:
       config: of a run for which `is_cached` is true.
@@ -97,7 +97,8 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
         return jax.tree.map(lambda a: jax.lax.all_gather(a, parallel.AXIS, tiled=True), features(frozen, batch))
 
     step, views = parallel.replicate(gathered, num_replicated=1), max(1, config.data.views)
-    count, row, arrays = len(source) * views, 0, {}
+    count, row = len(source) * views, 0
+    arrays: dict[str, np.ndarray] = {}
     labels = np.empty(len(source), np.int32)
     with contextlib.closing(images.fixed_views(config, source)) as loader:
         for batch in loader:
@@ -105,9 +106,10 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
             computed = parallel.fetch(step(frozen, parallel.shard(batch)))
             if not arrays:
                 shapes = {name: ((count, *array.shape[1:]), array.dtype) for name, array in computed.items()}
-                arrays = _room(shapes, folder)
-                if arrays is None:
+                room = _room(shapes, folder)
+                if room is None:
                     return None
+                arrays = room
             for name, array in computed.items():
                 arrays[name][row : row + len(array)] = array[: count - row]
             row += config.batch_size
@@ -115,7 +117,7 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
 
 
 def _room(shapes: dict, folder: Path) -> dict[str, np.ndarray] | None:
-    """Empty arrays of these shapes and dtypes, in memory or else in a file; None if both are short."""
+    """Return empty arrays of these shapes and dtypes, in memory or else in a file; None if both are short."""
     size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
     if size <= _free_memory() // 2:
         log.info("Frozen features are computed once for each view and cached in memory (%s MB).", f"{size >> 20:,}")
@@ -137,7 +139,7 @@ def _in_a_file(shape, dtype, folder):
 
 
 def _free_memory() -> int:
-    """Bytes of memory that can be used without swapping."""
+    """Return the bytes of memory that can be used without swapping."""
     try:
         with open("/proc/meminfo") as file:
             return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable"))

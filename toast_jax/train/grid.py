@@ -1,4 +1,4 @@
-"""Trains runs that differ only in learning rate and weight decay as one program, sharing data and frozen features."""
+"""Train runs that differ only in learning rate and weight decay as one program, sharing data and frozen features."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def prepare_grid(
     configs: Sequence[ConfigDict], folders: Sequence[str | Path], folder: str | Path, at_once: int
 ) -> tuple[Run, State]:
-    """`prepare` for runs that train together.
+    """Run `prepare` for runs that train together.
 
     Args:
       configs: equal except for `optimizer.lr` and `optimizer.weight_decay`.
@@ -76,7 +76,7 @@ def grid_step(
     ema: float,
     at_once: int,
 ):
-    """One `step.train_step` of every point with one batch; frozen features are computed once.
+    """Make one `step.train_step` of every point with one batch; frozen features are computed once.
 
     Args:
       state: its `tuned`, `opt_state` and `average` have the points as a leading axis.
@@ -101,14 +101,14 @@ def grid_step(
 
 
 def grid_eval_step(tuned: dict, frozen: dict, batch: dict, *, features: Callable, scores: Callable, at_once: int) -> dict:
-    """`evaluation.eval_step` of every point: sums `[points]`."""
+    """Run `evaluation.eval_step` for every point: sums `[points]`."""
     batch = {**batch, "features": features(frozen, batch, None)}
     step_of_point = functools.partial(eval_step, frozen=frozen, batch=batch, scores=scores)
     return jax.lax.map(step_of_point, tuned, batch_size=at_once)
 
 
 def _own(state):
-    """The part of a state that differs between points."""
+    """Return the part of a state that differs between points."""
     return state.tuned, state.opt_state, state.average
 
 
@@ -126,7 +126,7 @@ def _replicated(parts, at_once):
 
 
 def _at_once(parts, run, state, count, device) -> int:
-    """How many points to compute side by side: 1 keeps a CPU busy; on an accelerator, as many as fit in its memory."""
+    """Choose how many points to compute side by side: 1 keeps a CPU busy; on an accelerator, as many as fit in its memory."""
     if device.platform == "cpu":
         return 1
     stats = device.memory_stats()
@@ -139,7 +139,7 @@ def _at_once(parts, run, state, count, device) -> int:
 
 
 def _batch_of(run):
-    """Shapes and dtypes of a placed training batch, with cached features if the run has them."""
+    """Return shapes and dtypes of a placed training batch, with cached features if the run has them."""
     rows, size = run.config.batch_size // jax.device_count(), run.config.data.image_size
     batch = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8), "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
     if feature_cache.is_cached(run.config, run.features):
@@ -150,6 +150,6 @@ def _batch_of(run):
 
 
 def side_by_side(count: int, each: int, free: int) -> int:
-    """How many of `count` points to compute at once, `each` bytes a point, so that they use at most 80 % of `free` bytes."""
+    """Choose how many of `count` points, `each` bytes a point, to compute at once in at most 80 % of `free` bytes."""
     most = max(1, min(count, int(0.8 * free) // each))
     return -(-count // -(-count // most))  # in as many rounds, but of even size

@@ -5,7 +5,7 @@ The module `text` has the same functions for text; the step and the loop work wi
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.data.images import batches, sources
 from toast_jax.data.images.verify import verify
+from toast_jax.data.loader import Batch
 from toast_jax.train.augment import augment
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ UNIT = "images"  # of counts and speed
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
-    """Opens the training source and, by name, the evaluation sources of a config.
+    """Open the training source and, by name, the evaluation sources of a config.
 
     If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already.
     """
@@ -35,8 +36,8 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source,
 
 def train_batches(
     config: ConfigDict, source: sources.Source, start_step: int, labels: np.ndarray | None = None
-) -> Iterator[dict]:
-    """Returns this host's share of the training batches from a step on; with `labels` of all examples, without images."""
+) -> Generator[Batch]:
+    """Return this host's share of the training batches from a step on; with `labels` of all examples, without images."""
     shard = (jax.process_index(), jax.process_count())
     epochs, views = config.epochs, config.data.views
     return batches.train_batches(
@@ -44,8 +45,8 @@ def train_batches(
     )
 
 
-def fixed_views(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
-    """Returns batches of every fixed view of every image, in order."""
+def fixed_views(config: ConfigDict, source: sources.Source) -> Generator[Batch]:
+    """Return batches of every fixed view of every image, in order."""
     return batches.fixed_views(source, views=max(1, config.data.views), **_loading(config))
 
 
@@ -58,8 +59,8 @@ def _loading(config):
     }
 
 
-def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
-    """Returns this host's share of the batches of an evaluation split."""
+def eval_batches(config: ConfigDict, source: sources.Source) -> Generator[Batch]:
+    """Return this host's share of the batches of an evaluation split."""
     data, shard = config.data, (jax.process_index(), jax.process_count())
     return batches.eval_batches(
         source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=shard
@@ -67,7 +68,7 @@ def eval_batches(config: ConfigDict, source: sources.Source) -> Iterator[dict]:
 
 
 def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
-    """Returns the augmentation on the device, `(batch, rng) -> batch`."""
+    """Return the augmentation on the device, `(batch, rng) -> batch`."""
     fields = config.augment
     return functools.partial(
         augment,
@@ -80,10 +81,10 @@ def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
 
 
 def examples(config: ConfigDict) -> int:
-    """Returns how many images a batch has."""
+    """Return how many images a batch has."""
     return config.batch_size
 
 
 def summary(scores: dict[str, float]) -> dict[str, float]:
-    """Returns the scores of a split; nothing is derived from them."""
+    """Return the scores of a split; nothing is derived from them."""
     return scores

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def fit(config: ConfigDict, folder: str | Path) -> dict:
-    """Trains the network of a config and returns its result, which is also saved as `result.json`.
+    """Train the network of a config and return its result, which is also saved as `result.json`.
 
     A killed run resumes from its last checkpoint, bit for bit; a finished run only returns its result.
 
@@ -38,8 +38,8 @@ def fit(config: ConfigDict, folder: str | Path) -> dict:
     return fit_seeds(config, {config.seed: folder})[0]
 
 
-def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
-    """Runs `fit` for several seeds, each in its folder; they share data and compiled steps."""
+def fit_seeds(config: ConfigDict, folders: Mapping[int, str | Path]) -> list[dict]:
+    """Run `fit` for several seeds, each in its folder; they share data and compiled steps."""
     run, results = None, []
     for seed, folder in folders.items():
         started = time.perf_counter()
@@ -60,7 +60,7 @@ def fit_seeds(config: ConfigDict, folders: dict[int, str | Path]) -> list[dict]:
 def fit_grid(
     configs: Sequence[ConfigDict], folders: Sequence[str | Path], folder: str | Path, at_once: int = 0
 ) -> list[dict | Diverged]:
-    """Runs `fit` for configs that differ only in learning rate and weight decay, as one program.
+    """Run `fit` for configs that differ only in learning rate and weight decay, as one program.
 
     Args:
       configs, folders: of the runs.
@@ -79,7 +79,7 @@ def fit_grid(
 
 
 def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
-    """Trains from the folder's last checkpoint, or from `state`, to the end."""
+    """Train from the folder's last checkpoint, or from `state`, to the end."""
     with checkpoint.manager(run.folder, create=True) as checkpoints:
         meta = {"config": run.config.to_dict(), "classes": run.train.classes}
         meta |= {"data": fingerprint.of_source(run.train), "frozen": fingerprint.of_frozen(run.frozen)}
@@ -99,7 +99,7 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
 
 
 def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, started: float) -> list[dict | Diverged]:
-    """Runs steps, evaluations and checkpoints until the last epoch, or until every member has diverged."""
+    """Run steps, evaluations and checkpoints until the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
     state, pending, evaluated = run.devices.place(state), [], {}
     reads = domain(config)
@@ -140,10 +140,10 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     ]
 
 
-def _train_batches(run: Run, start: int) -> Iterator[dict]:
-    """This host's share of every batch from step `start` on, with its frozen features if they are cached."""
+def _train_batches(run: Run, start: int) -> Generator[dict]:
+    """Yield this host's share of every batch from step `start` on, with its frozen features if they are cached."""
     config, cache = run.config, None
-    if start < run.steps and feature_cache.is_cached(config, run.features):
+    if start < run.steps and run.features and feature_cache.is_cached(config, run.features):
         cache = feature_cache.build(config, run.features, run.frozen, run.train, run.folder)
     labels = {"labels": cache.labels} if cache and cache.replaces_images else {}
     with contextlib.closing(domain(config).train_batches(config, run.train, start, **labels)) as loader:
@@ -152,7 +152,7 @@ def _train_batches(run: Run, start: int) -> Iterator[dict]:
 
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:
-    """Evaluates every member on every evaluation split."""
+    """Evaluate every member on every evaluation split."""
     reads, results = domain(run.config), {}
     for name, source in run.evals.items():
         scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)

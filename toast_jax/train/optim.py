@@ -1,8 +1,9 @@
-"""Builds optimizers and learning-rate schedules; optax masks out frozen parameters."""
+"""Build optimizers and learning-rate schedules; optax masks out frozen parameters."""
 
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,7 +13,7 @@ from toast_jax.errors import InputError, choose
 
 
 def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
-    """Returns the release's schedule, constant within an epoch e: `e / warmup`, then half a cosine to zero.
+    """Return the release's schedule, constant within an epoch e: `e / warmup`, then half a cosine to zero.
 
     With a warm-up, the first epoch therefore has a learning rate of zero.
 
@@ -26,7 +27,7 @@ def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch
 
 
 def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
-    """Returns the usual schedule, which changes every step: linear from zero, then half a cosine to zero."""
+    """Return the usual schedule, which changes every step: linear from zero, then half a cosine to zero."""
     warmup, steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)
 
@@ -47,9 +48,16 @@ OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
 def optimizer(
-    *, name: str, schedule: Callable, mask: dict, momentum: float, weight_decay: float, no_decay: tuple[str, ...], clip: float
+    *,
+    name: str,
+    schedule: Callable,
+    mask: dict,
+    momentum: float,
+    weight_decay: float | jax.Array,
+    no_decay: tuple[str, ...],
+    clip: float,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of the tuned parameters.
+    """Build the optimizer of the tuned parameters.
 
     Args:
       name: "sgd" (as PyTorch's: decay is added to the gradient before momentum) or "adamw" (decoupled decay).

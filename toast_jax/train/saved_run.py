@@ -1,4 +1,4 @@
-"""Reads a run from its folder: its config, and its network at the latest checkpoint."""
+"""Read a run from its folder: its config, and its network at the latest checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class SavedRun:
 
 
 def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
-    """Reads a run; its backbone comes from the file that its config names, or from `weights`.
+    """Read a run; its backbone comes from the file that its config names, or from `weights`.
 
     Args:
       folder: of the run.
@@ -62,7 +62,7 @@ def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
 
 
 def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
-    """Reads a run like `load`; raises InputError unless it has tuned a network for images."""
+    """Read a run like `load`; raise InputError unless it has tuned a network for images."""
     saved = load(folder, weights)
     if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
@@ -72,7 +72,7 @@ def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
 
 
 def load_compared(folders: Sequence[str], weights: str = "") -> dict[str, SavedRun]:
-    """Reads runs with the same images and classes, by the part of their paths that differs.
+    """Read runs with the same images and classes, by the part of their paths that differs.
 
     Raises:
       InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size.
@@ -95,7 +95,7 @@ def load_compared(folders: Sequence[str], weights: str = "") -> dict[str, SavedR
 
 
 def short_names(folders: Sequence[str]) -> list[str]:
-    """Shortens paths to the parts that differ, without common beginnings and ends; a single path to its last part."""
+    """Shorten paths to the parts that differ, without common beginnings and ends; a single path to its last part."""
     parts = [Path(folder).expanduser().absolute().parts for folder in folders]  # links keep their names
     if len(parts) == 1:
         return [parts[0][-1]]

@@ -1,4 +1,4 @@
-"""Prepares a run from a config, and fails before the first step if anything is wrong."""
+"""Prepare a run from a config, and fail before the first step if anything is wrong."""
 
 import dataclasses
 import functools
@@ -85,7 +85,7 @@ class Run:
 
 
 def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
-    """Checks the config, opens and checks the data, loads the network and claims the folder, in this order.
+    """Check the config, open and check the data, load the network and claim the folder, in this order.
 
     Raises:
       InputError: any of these fails.
@@ -121,7 +121,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
 
 
 def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
-    """Prepares the same run with another seed in another folder, sharing data and compiled steps.
+    """Prepare the same run with another seed in another folder, sharing data and compiled steps.
 
     Raises:
       InputError: the folder cannot be written or holds another run.
@@ -140,17 +140,17 @@ _DOMAINS = {"images": images, "text": text}
 
 
 def domain(config: ConfigDict):
-    """Returns the module for what the backbone of the config reads, `train.images` or `train.text`."""
+    """Return the module of the data that the backbone reads, `train.images` or `train.text`."""
     return _DOMAINS[families.of_config(config).reads]
 
 
 def devices_of(config: ConfigDict):
-    """What places parameters and batches and maps steps: the module `parallel`, or `fsdp.Shared` if the config asks for it."""
+    """Return the module `parallel`, or `fsdp.Shared` if the config asks for it, to place arrays and map steps."""
     return fsdp.Shared(config.fsdp, families.of_config(config).partition) if config.get("fsdp", 1) > 1 else parallel
 
 
 def load_network(config: ConfigDict, num_classes: int) -> Network:
-    """Builds the network of a config, loads its weights, and tells what of it is tuned."""
+    """Build the network of a config, load its weights, and split tuned from frozen parameters."""
     network, method = steered.build(config, num_classes)
     params = parameters.start(
         network,
@@ -171,7 +171,7 @@ def load_network(config: ConfigDict, num_classes: int) -> Network:
 def optimizer(
     config: ConfigDict, schedule: Callable, mask: dict, weight_decay: jax.Array | None = None
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of a config; `weight_decay` overrides the config's."""
+    """Build the optimizer of a config; `weight_decay` overrides the config's."""
     fields = config.optimizer
     tx = optim.optimizer(
         name=fields.name,
@@ -186,7 +186,7 @@ def optimizer(
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
-    """Returns the learning rate of a config as a function of the step."""
+    """Return the learning rate of a config as a function of the step."""
     fields = config.optimizer
     lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
     return optim.SCHEDULES[fields.schedule](
@@ -195,12 +195,12 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
 
 
 def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
-    """Returns the learning rate of every step, `[steps]`, on the host, so that logging it costs no device time."""
+    """Return the learning rate of every step, `[steps]`, on the host, so that logging it costs no device time."""
     return np.asarray(jax.vmap(schedule(config, steps_per_epoch))(jnp.arange(config.epochs * steps_per_epoch)))
 
 
 def scores_of(config, network) -> Callable:
-    """Returns the scores of the stage, whose `loss` is minimised (see `losses`)."""
+    """Return the scores of the stage, whose `loss` is minimised (see `losses`)."""
     weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
-    stages = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
+    stages: dict[str, Callable] = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
     return stages[config.stage](network.model, network.method)

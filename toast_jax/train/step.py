@@ -12,8 +12,7 @@ from toast_jax import trees
 from toast_jax.devices.parallel import AXIS
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """The part of a run that training changes and a checkpoint holds; it excludes frozen parameters.
 
     Attributes:

@@ -5,13 +5,14 @@ The module `images` has the same functions for images; the step and the loop wor
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from toast_jax.data.loader import Batch
 from toast_jax.data.text import batches, documents, sequences, tokenizer
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import parallel
@@ -24,7 +25,7 @@ UNIT = "tokens"  # of counts and speed
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
-    """Opens the tokenizer of a config, checks it against the backbone and sets the token that ends a document."""
+    """Open the tokenizer of a config, check it against the backbone and set the token that ends a document."""
     opened = tokenizer.load(config.data.tokenizer)
     vocabulary = families.of_config(config).sizes[config.backbone.size].vocabulary
     if opened.vocabulary != vocabulary:
@@ -32,15 +33,15 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."
         )
-    ends = {"end": opened.end, "begin": opened.begin}
-    opened.end = ends[config.data.get("end", "end")]  # runs of earlier versions have no such field
-    if opened.end is None:
+    end = {"end": opened.end, "begin": opened.begin}[config.data.get("end", "end")]  # earlier versions have no such field
+    if end is None:
         raise InputError("config.data.end is 'begin', and this tokenizer begins a document with nothing; set it to end.")
+    opened.end = end
     return opened
 
 
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict[str, Sequences]]:
-    """Opens the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
+    """Open the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
     data, words = config.data, open_tokenizer(config)
     names = ["train"] + [name for name in ("val", "test") if data.splits[name]]
     texts = {name: documents.read(data.splits[name], documents.FORMATS[data.format]) for name in names}
@@ -55,7 +56,7 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict
 
 
 def _held_out(documents, share):
-    """Splits conversations like the release, by NumPy's permutation with seed 0."""
+    """Split conversations like the release, by NumPy's permutation with seed 0."""
     order = np.random.RandomState(0).permutation(len(documents))
     border = int(len(order) * (1 - share))
     if not 0 < border < len(order):
@@ -63,8 +64,8 @@ def _held_out(documents, share):
     return [documents[i] for i in order[:border]], [documents[i] for i in order[border:]]
 
 
-def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Iterator[dict]:
-    """Returns this host's share of the training batches from a step on."""
+def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Generator[Batch]:
+    """Return this host's share of the training batches from a step on."""
     return batches.train_batches(
         source,
         batch_size=config.batch_size,
@@ -76,29 +77,29 @@ def train_batches(config: ConfigDict, source: Sequences, start_step: int) -> Ite
     )
 
 
-def eval_batches(config: ConfigDict, source: Sequences) -> Iterator[dict]:
-    """Returns this host's share of the batches of an evaluation split."""
+def eval_batches(config: ConfigDict, source: Sequences) -> Generator[Batch]:
+    """Return this host's share of the batches of an evaluation split."""
     shard = (jax.process_index(), jax.process_count())
     return batches.eval_batches(source, batch_size=config.batch_size, workers=config.data.workers, shard=shard)
 
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:
-    """Returns what the device does to a training batch, `(batch, rng) -> batch`: it weights examples by their tokens."""
+    """Return the augmentation on the device, `(batch, rng) -> batch`, which weights examples by their tokens."""
     return by_token
 
 
 def examples(config: ConfigDict) -> int:
-    """Returns how many tokens a batch has, padding included."""
+    """Return how many tokens a batch has, padding included."""
     return config.batch_size * config.data.length
 
 
 def summary(scores: dict[str, float]) -> dict[str, float]:
-    """Returns the scores of a split and its perplexity, the exponential of the cross-entropy."""
+    """Return the scores of a split and its perplexity, the exponential of the cross-entropy."""
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
 
 
 def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Scales the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
+    """Scale the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
     share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
     return {**batch, "weight": batch["weight"] * share[:, None]}

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def local(address: str, sha256: str = "") -> Path:
-    """Returns a local path for an address, after copying a remote file to the cache.
+    """Return a local path for an address, after copying a remote file to the cache.
 
     Args:
       address: a path, or an address that `etils.epath` can open, such as gs://bucket/file.

@@ -16,7 +16,7 @@ _LARGE, _DENSE = 2**28, 20  # bytes, and the highest plausible ratio of compress
 
 
 def read(path: str) -> Arrays:
-    """Reads a .pth, .pt, .bin, .safetensors or .npz file as a flat dict of float32 arrays.
+    """Read a .pth, .pt, .bin, .safetensors or .npz file as a flat dict of float32 arrays.
 
     Dicts around the arrays (`model`, `model_state_dict`, `state_dict`, DINO's `teacher`) and the prefixes of modules around a
     backbone are removed. Pickles are read with `torch.load(weights_only=True)` alone, which cannot run code.
@@ -81,7 +81,7 @@ def _read_npz(file: Path) -> Arrays:
 
 
 def _check_sizes(file: Path) -> None:
-    """Raises InputError for a decompression bomb: a small file that unpacks to a size implausible for weights."""
+    """Raise InputError for a decompression bomb: a small file that unpacks to a size implausible for weights."""
     with zipfile.ZipFile(file) as content:
         packed, unpacked = file.stat().st_size, sum(entry.file_size for entry in content.infolist())
     if unpacked > _LARGE and unpacked > _DENSE * packed:
@@ -137,7 +137,7 @@ def _read_torch(file: Path) -> Arrays:
 
 
 def _torch(purpose: str):
-    """Imports PyTorch, which only .pth files need."""
+    """Import PyTorch, which only .pth files need."""
     try:
         import torch
     except ImportError as error:
@@ -150,7 +150,7 @@ def _torch(purpose: str):
 
 
 def read_header(path: str) -> dict[str, str]:
-    """Returns the metadata of a .safetensors file; {} for other files."""
+    """Return the metadata of a .safetensors file; {} for other files."""
     from safetensors import safe_open
 
     file = shipped.find(path)
@@ -161,7 +161,7 @@ def read_header(path: str) -> dict[str, str]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Checks that `write` can write a file: its ending, its folder, and PyTorch if needed.
+    """Check that `write` can write a file: its ending, its folder, and PyTorch if needed.
 
     Raises:
       InputError: it cannot.
@@ -176,7 +176,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "model") -> None:
-    """Writes a .safetensors or .pth file atomically.
+    """Write a .safetensors or .pth file atomically.
 
     Args:
       path: the file.

@@ -24,6 +24,8 @@ class Row(NamedTuple):
     layout: Callable[[np.ndarray], np.ndarray] = lambda array: array
 
 
+_KEEP = Row(r"(?s:.*)", r"\g<0>")
+
 # Hugging Face transformers: ViTModel, models that contain one, and Dinov2Model. Version 5 renamed layers (`layers.0`, `q_proj`,
 # `mlp.fc1`): https://github.com/huggingface/transformers/pull/41693.
 _LAYER, _PARAM = r"(?:encoder\.layer|layers)\.(\d+)\.", r"\.(weight|bias)"
@@ -137,7 +139,7 @@ _OTHER_NETWORKS = {
 
 
 def known_names(state: Arrays) -> Arrays:
-    """Converts the arrays of another framework to names and layouts that `rename` reads.
+    """Convert the arrays of another framework to names and layouts that `rename` reads.
 
     The LayerScale of a ViT is folded into the layer before it.
 
@@ -150,7 +152,7 @@ def known_names(state: Arrays) -> Arrays:
     Raises:
       ValueError: an array has other axes than its name implies, or two names mean the same array.
     """
-    dropped = []
+    dropped: list[str] = []
     for sign, rows in _FORMATS:
         if any(re.fullmatch(sign, name) for name in state):
             state = _renamed(state, rows, dropped)
@@ -160,7 +162,7 @@ def known_names(state: Arrays) -> Arrays:
 
 
 def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Returns the kind of network that has these unexpected names, and the names that identify it."""
+    """Return the kind of network that has these unexpected names, and the names that identify it."""
     for regex, kind in _OTHER_NETWORKS.items():
         if telling := [name for name in unexpected if re.fullmatch(regex, name)]:
             return kind, telling
@@ -170,15 +172,15 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
 def _renamed(state: Arrays, rows: Sequence[Row], dropped: list[str]) -> Arrays:
     out = {}
     for name, array in state.items():
-        match, row = next(((m, row) for row in rows if (m := re.fullmatch(row.regex, name))), (None, None))
-        if row and row.known is None:
+        match, row = next((match, row) for row in (*rows, _KEEP) if (match := re.fullmatch(row.regex, name)))
+        if row.known is None:
             dropped.append(name)
             continue
-        new = match.expand(row.known) if row else name
+        new = match.expand(row.known)
         if new in out:
             raise ValueError(f"{name} is not the only name for {new}")
         try:
-            out[new] = row.layout(array) if row else array
+            out[new] = row.layout(array)
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{name} is {array.shape}, which no network here has") from error
     return out
@@ -199,7 +201,7 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
 
 
 def _without_layer_scale(state: Arrays) -> Arrays:
-    """Folds LayerScale: `gamma * (W x + b)` is `(gamma * W) x + gamma * b`, with `W [out, in]`."""
+    """Fold LayerScale: `gamma * (W x + b)` is `(gamma * W) x + gamma * b`, with `W [out, in]`."""
     out = dict(state)
     for name, gamma in state.items():
         if match := re.fullmatch(r"(blocks\.\d+)\.ls([12])\.gamma", name):

@@ -4,6 +4,7 @@ Reads files of Hugging Face (`.safetensors`, single or sharded with an index, be
 https://github.com/karpathy/llama2.c), and of PyTorch, which are read at once.
 """
 
+import functools
 import json
 import logging
 import math
@@ -35,7 +36,7 @@ class Tensor(NamedTuple):
 
 
 def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> dict[str, jax.Array]:
-    """Reads the backbone.
+    """Read the backbone.
 
     Args:
       path: a folder or a file.
@@ -83,7 +84,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """Lists all tensors of a folder or a file, by Hugging Face's names."""
+    """List all tensors of a folder or a file, by Hugging Face's names."""
     if path.is_dir():
         files = [file for name in (INDEX, "model.safetensors") if (file := path / name).is_file()][:1]
         files = files or [file for file in path.glob("*.bin") if not file.name.startswith("tok")]
@@ -98,7 +99,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
         return _of_safetensors(path)
     if path.suffix == ".bin" and not _is_torch(path):
         return _of_llama2c(path)
-    return {name: Tensor(array.shape, lambda a=array: a) for name, array in known_names(read(str(path))).items()}
+    arrays = known_names(read(str(path)))
+    return {name: Tensor(array.shape, functools.partial(np.asarray, array)) for name, array in arrays.items()}
 
 
 def _of_shards(index: Path) -> dict[str, Tensor]:
@@ -110,7 +112,7 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
         raise InputError(f"{index} is no index of shards; download it again.") from error
     if outside:
         raise InputError(f"{index} names the shard {outside[0]!r}, which is not beside it; download it again.")
-    out = {}
+    out: dict[str, Tensor] = {}
     for shard in shards:
         if not (index.parent / shard).is_file():
             raise InputError(f"{index} names the shard {shard}, which is not beside it; download it.")
@@ -134,7 +136,7 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
         tensor = file.get_slice(name)
         if tensor.get_dtype() not in _FLOATS:
             raise InputError(f"{path} holds {name} as {tensor.get_dtype()}; give weights as float32, float16 or bfloat16.")
-        out[name] = Tensor(tuple(tensor.get_shape()), lambda name=name: file.get_tensor(name))
+        out[name] = Tensor(tuple(tensor.get_shape()), functools.partial(file.get_tensor, name))
     return out
 
 
@@ -144,7 +146,7 @@ def _is_torch(path: Path) -> bool:
 
 
 def _of_llama2c(path: Path) -> dict[str, Tensor]:
-    """Reads version 0: seven integers, then float32 arrays in this order, each for all layers."""
+    """Read version 0: seven integers, then float32 arrays in this order, each for all layers."""
     numbers = np.fromfile(path, np.int32, count=7).astype(np.int64)
     if len(numbers) < 7 or (np.delete(numbers, 5) < 1).any() or numbers[0] % (2 * numbers[3]) or numbers[3] % numbers[4]:
         raise InputError(f"{path} is neither a PyTorch file nor one of llama2.c (version 0); give it as .safetensors.")
@@ -174,22 +176,22 @@ def _of_llama2c(path: Path) -> dict[str, Tensor]:
     out, data, start = {}, np.memmap(path, np.float32, "r", offset=28), 0
     for (name, shape), count in zip(shapes.items(), sizes, strict=True):
         array, start = data[start : start + count].reshape(shape), start + count
-        turn = name.endswith(("q_proj", "k_proj"))
+        turn = functools.partial(_halved, head=head) if name.endswith(("q_proj", "k_proj")) else np.asarray
         for i in range(depth if "{i}" in name else 1):
-            layer = array[i] if "{i}" in name else array
-            out[f"{name.format(i=i)}.weight"] = Tensor(layer.shape, lambda a=layer, turn=turn: _halved(a, head) if turn else a)
+            values = array[i] if "{i}" in name else array
+            out[f"{name.format(i=i)}.weight"] = Tensor(values.shape, functools.partial(turn, values))
     del out["rotations.weight"]
     return out
 
 
 def _halved(weight: np.ndarray, head: int) -> np.ndarray:
-    """Reorders the rows of a head from pairs 2i, 2i + 1 to pairs i, i + K / 2 (see `llama.rotate`)."""
+    """Reorder the rows of a head from pairs 2i, 2i + 1 to pairs i, i + K / 2 (see `llama.rotate`)."""
     rows, width = weight.shape
     return weight.reshape(rows // head, head // 2, 2, width).transpose(0, 2, 1, 3).reshape(rows, width)
 
 
 def _torch_names(name: str, shape: tuple[int, ...]) -> tuple[list[str], bool]:
-    """Returns the PyTorch names of a parameter's layers, and whether they are transposed."""
+    """Return the PyTorch names of a parameter's layers, and whether they are transposed."""
     pattern = name.replace("backbone/blocks/", "backbone/blocks/{i}/")
     row = next(row for row in NAMES.table if row.paths == (pattern,))
     turned = row.forward(np.empty((1, 2)))[0].shape == (2, 1)
@@ -201,7 +203,7 @@ def _of(model: LLaMA) -> str:
 
 
 def _check_config(folder: Path, model: LLaMA) -> None:
-    """Checks Hugging Face's `config.json` in a folder, if there is one, against the model.
+    """Check Hugging Face's `config.json` in a folder, if there is one, against the model.
 
     Raises:
       InputError: they differ, or the file is damaged.
@@ -235,7 +237,7 @@ def _check_config(folder: Path, model: LLaMA) -> None:
 
 
 def _scaling(rope: dict) -> RopeScaling | str | None:
-    """Reads the scaling of rotary frequencies from a `config.json`; returns the name of an unknown kind."""
+    """Read the scaling of rotary frequencies from a `config.json`; return the name of an unknown kind."""
     kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else "linear"))
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

@@ -4,22 +4,24 @@ Arrays have the release's names, so that PyTorch code can read them too; the rec
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.weights.files import read_header, write
-from toast_jax.weights.rename import Arrays, kind, to_torch, unstack
+from toast_jax.weights.rename import kind, to_torch, unstack
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.fingerprint import differing, moments
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
-    """Writes `params["top_down"]`, from the first process alone."""
+    """Write `params["top_down"]`, from the first process alone."""
     if jax.process_index():
         return
     flat = trees.flat(params)
@@ -28,7 +30,7 @@ def save(path: str | Path, params: dict, config: ConfigDict) -> None:
 
 
 def header(params: dict, config: ConfigDict) -> dict[str, str]:
-    """Builds the header: config, versions, device, and a fingerprint of `params["backbone"]`.
+    """Build the header: config, versions, device, and a fingerprint of `params["backbone"]`.
 
     `check_backbone` compares the fingerprint with the backbone that the module is used with.
     """
@@ -36,14 +38,14 @@ def header(params: dict, config: ConfigDict) -> dict[str, str]:
     return {"toast_jax": json.dumps(facts)}
 
 
-def fingerprint(params: Arrays) -> dict[str, list[float]]:
-    """Computes mean and root mean square of every backbone parameter, except resized position embeddings."""
+def fingerprint(params: Mapping[str, ArrayLike]) -> dict[str, list[float]]:
+    """Compute mean and root mean square of every backbone parameter, except resized position embeddings."""
     layers = unstack({name: np.asarray(array) for name, array in params.items() if name.startswith("backbone/")})
     return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
 
 
-def check_backbone(path: str, params: Arrays) -> None:
-    """Checks a module's recorded backbone against the one in `params`.
+def check_backbone(path: str, params: Mapping[str, ArrayLike]) -> None:
+    """Check a module's recorded backbone against the one in `params`.
 
     Raises:
       InputError: they differ, or the header is damaged.

@@ -34,7 +34,7 @@ def start(
     tuned: str = "",
     put: Callable = parallel.put,
 ) -> dict:
-    """Loads or creates all parameters of a network.
+    """Load or create all parameters of a network.
 
     Frozen parameters are stored in the compute dtype, so that no step casts them; tuned ones, and those used in float32, are
     float32.
@@ -43,7 +43,7 @@ def start(
       model, method: from `steered.build`.
       seed: of all parameters that are created.
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
-      classifier: whether to start the head from the classifier in `weights`, that of the backbone's own task.
+      classifier: whether to start the head from the classifier of the backbone's own task in `weights`.
       top_down: file of a pre-tuned top-down module, or "". It takes precedence over the one in `weights`.
       tuned: a PyTorch file of a whole network tuned by this method, or ""; `weights` and `top_down` are then ignored.
       put: `(path, array) -> array`, places the weights of a language model on their devices as they are read.
@@ -79,13 +79,13 @@ _init = jax.jit(init, static_argnums=(0, 1))
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _create(model, method, key, dtypes):
-    """Creates the leaves of `init` at some paths; jit skips the others."""
+    """Create the leaves of `init` at some paths; jit skips the others."""
     leaves = trees.flat(_init(model, method, key))
     return {path: leaves[path].astype(dtype) for path, dtype in dtypes}
 
 
 def _dtypes(model, method, shapes):
-    """Returns the dtype that each parameter is stored in, by path."""
+    """Return the dtype that each parameter is stored in, by path."""
     return {
         path: jnp.float32 if tuned or re.fullmatch(_FLOAT32, path) else model.backbone.dtype
         for path, tuned in trees.flat(tuned_mask(shapes, method)).items()
@@ -117,7 +117,7 @@ def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
 
 
 def _check_same_backbone(file, module, loaded):
-    """Checks that a top-down module belongs to the loaded backbone, which released files hold too, to half precision."""
+    """Check that a top-down module belongs to the loaded backbone, which released files hold too, to half precision."""
     for path in [path for path in module if path.startswith("backbone/") and path in loaded]:
         if not np.allclose(module[path], loaded[path], rtol=1e-2, atol=1e-2):
             raise InputError(

@@ -29,7 +29,7 @@ _SIZED_BY = {
 
 
 def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: str = "") -> Arrays:
-    """Reads the parameters that a network needs from a file, and logs unused ones.
+    """Read the parameters that a network needs from a file, and log unused ones.
 
     Args:
       path: see `read`.
@@ -89,7 +89,7 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
 
 
 def layers(path: str) -> tuple[Family, Arrays, list[str]]:
-    """Reads a weights file of any known format, with a path for every layer (see `rename`).
+    """Read a weights file of any known format, with a path for every layer (see `rename`).
 
     Returns:
       the family (see `kind`), arrays by path, and the names of unusable classifiers of other tasks.
@@ -111,7 +111,7 @@ def layers(path: str) -> tuple[Family, Arrays, list[str]]:
 
 
 def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Interpolates a position embedding bicubically from `[1, 1 + g*g, D]` to `[1, num_tokens, D]`.
+    """Interpolate a position embedding bicubically from `[1, 1 + g*g, D]` to `[1, num_tokens, D]`.
 
     The class token keeps its embedding. The kernel is that of PyTorch's `F.interpolate(mode="bicubic", align_corners=False)`,
     as in DeiT's and MAE's fine-tuning.

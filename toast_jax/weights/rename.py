@@ -1,4 +1,4 @@
-"""Conversion between PyTorch's names and ours, by the tables of the families (`model.backbones.renaming`)."""
+"""Convert between PyTorch's names and paths of parameters, by the tables of the families (`model.backbones.renaming`)."""
 
 import os
 import re
@@ -12,23 +12,23 @@ from toast_jax.weights.files import Arrays
 
 
 def kind(paths: Iterable[str]) -> Family:
-    """Returns the family that our paths belong to; the first one where it is unclear (a `TopDown` module alone)."""
+    """Return the family that paths belong to; the first one where it is unclear (a `TopDown` module alone)."""
     owners = (family for path in paths for family in FAMILIES.values() if re.match(family.names.own_paths, path))
     return next(owners, next(iter(FAMILIES.values())))
 
 
 def kind_of_torch(state: Arrays) -> Family:
-    """Returns the family that arrays by PyTorch's names belong to; the first one where it is unclear."""
+    """Return the family that arrays by PyTorch's names belong to; the first one where it is unclear."""
     return recognized(state) or next(iter(FAMILIES.values()))
 
 
 def recognized(state: Arrays) -> Family | None:
-    """Returns the family that an array's PyTorch name gives away, or None."""
+    """Return the family that an array's PyTorch name gives away, or None."""
     return next((family for item in state.items() for family in FAMILIES.values() if family.names.has_name(*item)), None)
 
 
 def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
-    """Renames PyTorch arrays to our "/"-joined paths.
+    """Rename PyTorch arrays to "/"-joined paths.
 
     Args:
       state: arrays by PyTorch name, without prefixes.
@@ -45,8 +45,9 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
 
 
 def rename(state: Arrays) -> tuple[Arrays, list[str]]:
-    """Renames as `from_torch` does, but with a path for every layer: `backbone/blocks/3/x`."""
-    left, layers = dict(state), {}
+    """Rename as `from_torch` does, but with a path for every layer: `backbone/blocks/3/x`."""
+    left = dict(state)
+    layers: Arrays = {}
     for row in kind_of_torch(state).names.table:
         for i in _layers(row.torch[0], left):
             names = [name.format(i=i) for name in row.torch]
@@ -62,7 +63,7 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
 
 
 def to_torch(arrays: Arrays, family: Family | None = None) -> Arrays:
-    """Undoes `from_torch`: returns arrays by the release's names, without its prefix `enc.`.
+    """Undo `from_torch`: return arrays by the release's names, without its prefix `enc.`.
 
     Args:
       arrays: by path.
@@ -72,8 +73,9 @@ def to_torch(arrays: Arrays, family: Family | None = None) -> Arrays:
 
 
 def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
-    """Undoes `rename`, from a path for every layer; `family` as in `to_torch`."""
-    left, state = dict(layers), {}
+    """Undo `rename`, from a path for every layer; `family` as in `to_torch`."""
+    left = dict(layers)
+    state: Arrays = {}
     for row in (family or kind(layers)).names.table:
         for i in _layers(row.paths[0], left):
             paths = [path.format(i=i) for path in row.paths]
@@ -86,7 +88,7 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
 
 
 def table(layers: Arrays, family: Family | None = None) -> str:
-    """Formats the rows that apply to `layers`, one a line: PyTorch's names, our paths, number of layers, our shape."""
+    """Format the rows that apply to `layers`, one a line: PyTorch's names, paths, number of layers, shape."""
     left, lines = dict(layers), []
     for row in (family or kind(layers)).names.table:
         numbers = [i for i in _layers(row.paths[0], left) if all(path.format(i=i) in left for path in row.paths)]
@@ -99,7 +101,7 @@ def table(layers: Arrays, family: Family | None = None) -> str:
 
 
 def _abbreviated(paths: tuple[str, ...]) -> str:
-    """Abbreviates `("a/q/x", "a/k/x")` to `a/{q,k}/x`."""
+    """Abbreviate `("a/q/x", "a/k/x")` to `a/{q,k}/x`."""
     if len(paths) == 1:
         return paths[0]
     start = os.path.commonprefix(paths)
@@ -108,7 +110,7 @@ def _abbreviated(paths: tuple[str, ...]) -> str:
 
 
 def _layers(pattern: str, names: Iterable[str]) -> list[int]:
-    """Lists the layer numbers for which `pattern` matches a name; [0] for a pattern without a layer."""
+    """List the layer numbers for which `pattern` matches a name; [0] for a pattern without a layer."""
     if "{i}" not in pattern:
         return [0]
     regex = re.escape(pattern).replace(r"\{i\}", r"(\d+)")
@@ -116,12 +118,12 @@ def _layers(pattern: str, names: Iterable[str]) -> list[int]:
 
 
 def _layer(family: Family) -> str:
-    """Returns the regex of paths of single layers that are stacked."""
+    """Return the regex of paths of single layers that are stacked."""
     return rf"(?P<stack>{family.names.stacks})/(?P<i>\d+)(?P<rest>/.*)?"
 
 
 def stack(arrays: Arrays, last_blocks: int) -> Arrays:
-    """Stacks layers: `backbone/blocks/3/x` becomes layer 3 of `backbone/blocks/x`, or `backbone/last_0/x`.
+    """Stack layers: `backbone/blocks/3/x` becomes layer 3 of `backbone/blocks/x`, or `backbone/last_0/x`.
 
     Networks of stages have a stack per stage, as in `backbone/stages_2/blocks/x`; `last_blocks` are of the last stage.
     """
@@ -146,10 +148,10 @@ def stack(arrays: Arrays, last_blocks: int) -> Arrays:
 
 
 def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
-    """Undoes `stack`; `family` as in `to_torch`."""
+    """Undo `stack`; `family` as in `to_torch`."""
     names = (family or kind(arrays)).names
     stacked = max((len(array) for path, array in arrays.items() if re.match(f"{names.last_stack}/", path)), default=0)
-    out = {}
+    out: Arrays = {}
     for path, array in arrays.items():
         if match := re.fullmatch(rf"(?P<stack>{names.stacks})(?P<rest>/.*)?", path):
             out |= {f"{match['stack']}/{i}{match['rest'] or ''}": layer for i, layer in enumerate(array)}
@@ -161,7 +163,7 @@ def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
 
 
 def uneven_layers(layers: Arrays) -> list[str]:
-    """Lists the paths, with `{i}` for the layer, that some layers of their stage lack."""
+    """List the paths, with `{i}` for the layer, that some layers of their stage lack."""
     counts: dict[tuple[str, str], int] = {}
     layer = _layer(kind(layers))
     for name in layers:
@@ -173,7 +175,7 @@ def uneven_layers(layers: Arrays) -> list[str]:
 
 
 def depths_of(names: Iterable[str]) -> tuple[int, ...]:
-    """Counts the layers of each stage by the layer numbers in paths; (0,) without any. A ViT has one stage."""
+    """Count the layers of each stage by the layer numbers in paths; (0,) without any. A ViT has one stage."""
     return tuple(depth for _, depth in sorted(_depths(names).items())) or (0,)
 
 
@@ -182,7 +184,8 @@ def _stage(match: re.Match) -> str:
 
 
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    names, depths = list(names), {}
+    names = list(names)
+    depths: dict[str, int] = {}
     layer = _layer(kind(names))
     for name in names:
         if match := re.fullmatch(layer, name):

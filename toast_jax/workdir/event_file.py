@@ -16,7 +16,7 @@ _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types of protobuf
 
 
 def create(folder: Path, first_step: int) -> BinaryIO:
-    """Creates an event file in a folder and opens it; TensorBoard drops what older files say of `first_step` and later."""
+    """Create an event file in a folder and open it; TensorBoard drops what older files say of `first_step` and later."""
     folder.mkdir(exist_ok=True)
     file = (folder / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}").open("xb")
     file.write(_record(_event(0, _field(3, _BYTES, b"brain.Event:2"))))
@@ -25,7 +25,7 @@ def create(folder: Path, first_step: int) -> BinaryIO:
 
 
 def scalars(step: int, numbers: dict[str, float]) -> bytes:
-    """The record that holds the numbers of a step; a number too large for float32 becomes infinite."""
+    """Return the record that holds the numbers of a step; a number too large for float32 becomes infinite."""
     with np.errstate(over="ignore"):
         values = [
             _field(1, _BYTES, name.encode()) + _field(2, _FLOAT, np.array(value, "<f4").tobytes())
@@ -39,7 +39,7 @@ def _event(step, content):
 
 
 def _field(number, wire_type, value):
-    """A field of a protobuf message; `value` is an integer for a varint, else bytes."""
+    """Return a field of a protobuf message; `value` is an integer for a varint, else bytes."""
     key = _varint(number << 3 | wire_type)
     if wire_type == _VARINT:
         return key + _varint(value)
@@ -47,7 +47,7 @@ def _field(number, wire_type, value):
 
 
 def _varint(value):
-    """Seven bits a byte, the lowest first; the eighth bit says that more follow."""
+    """Encode an integer with seven bits a byte, the lowest first; the eighth bit says that more follow."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -61,13 +61,13 @@ def _record(data):
 
 
 def _checksum(data):
-    """CRC-32C, masked as the format demands."""
+    """Compute the CRC-32C, masked as the format demands."""
     crc = crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli; RFC 3720, section 12.1)."""
+    """Compute the CRC-32C (Castagnoli; RFC 3720, section 12.1)."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8

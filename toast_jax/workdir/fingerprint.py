@@ -17,7 +17,7 @@ _TOLERANCE = 1e-2
 
 
 def of_source(source) -> dict:
-    """Counts the examples of a source and hashes its fields: file names, labels, classes, positions.
+    """Count the examples of a source and hash its fields: file names, labels, classes, positions.
 
     Pixels are not read. For prepared TFDS data the hash covers `dataset_info.json`, where TFDS lists the files.
     """
@@ -31,19 +31,19 @@ def _hashed(source) -> "hashlib._Hash":
         if dataclasses.is_dataclass(value):
             digest.update(_hashed(value).digest())
         else:
-            digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else repr(value).encode())
+            digest.update(np.ascontiguousarray(value).data if isinstance(value, np.ndarray) else repr(value).encode())
     if directory := getattr(source, "directory", None):
         digest.update((Path(directory) / "dataset_info.json").read_bytes())
     return digest
 
 
 def of_frozen(frozen: dict) -> dict[str, list[float]]:
-    """Returns the `moments` of every frozen parameter, by path."""
+    """Return the `moments` of every frozen parameter, by path."""
     return {path: moments(leaf) for path, leaf in trees.flat(trees.prune(frozen)).items()}
 
 
 def moments(leaf) -> list[float]:
-    """Returns the mean and the root mean square of an array."""
+    """Return the mean and the root mean square of an array."""
     if leaf.size > _LARGE:
         return np.asarray(_moments_on_device(leaf), float).tolist()
     array = np.ravel(np.asarray(leaf, np.float32))
@@ -57,7 +57,7 @@ def _moments_on_device(leaf):
 
 
 def differing(current: dict, saved: dict) -> str | None:
-    """Returns the first path whose `moments` differ by more than rounding or are missing on one side, or None."""
+    """Return the first path whose `moments` differ by more than rounding or are missing on one side, or None."""
     missing = (np.inf, np.inf)
     for path in sorted(current.keys() | saved.keys()):
         pair = np.array([saved.get(path, missing), current.get(path, missing)])
@@ -67,7 +67,7 @@ def differing(current: dict, saved: dict) -> str | None:
 
 
 def check_source(current: dict, saved: dict, folder: str | Path) -> None:
-    """Raises InputError if the training data (see `of_source`) has changed since the run in `folder` began."""
+    """Raise InputError if the training data (see `of_source`) has changed since the run in `folder` began."""
     if current != saved:
         raise InputError(
             f"The training data has changed since the run in {folder} began ({saved['count']:,} examples then, "
@@ -76,7 +76,7 @@ def check_source(current: dict, saved: dict, folder: str | Path) -> None:
 
 
 def check_frozen(current: dict, saved: dict, folder: str | Path, weights: str) -> None:
-    """Raises InputError if frozen parameters (see `of_frozen`) differ from those of the run by more than rounding."""
+    """Raise InputError if frozen parameters (see `of_frozen`) differ from those of the run by more than rounding."""
     if path := differing(current, saved):
         raise InputError(
             f"The run in {folder} was tuned on another backbone than {weights} holds now ({path} differs); name the file it "

@@ -1,4 +1,4 @@
-"""Stops a run on request: the first Ctrl-C or SIGTERM stops it after the current step, the second one at once.
+"""Stop a run on request: the first Ctrl-C or SIGTERM stops it after the current step, the second one at once.
 
 With several processes a SIGTERM to any one of them stops all after the same step.
 """
@@ -8,6 +8,7 @@ import itertools
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,12 +18,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
-    """Turns the first signal into a request: inside the block the yielded function returns True once it came.
+    """Turn the first signal into a request: inside the block the yielded function returns True once it came.
 
     That signal, or the end of the block, restores the earlier handlers. Nested blocks (a run in a sweep) share the request.
     Each of several processes has to call the function once a step: JAX then handles SIGTERM and agrees on the last step.
     """
-    signals = []
     if jax.process_count() > 1:
         steps = itertools.count()
         yield lambda: multihost_utils.reached_preemption_sync_point(next(steps))
@@ -30,22 +30,33 @@ def asked() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
         yield lambda: False
         return
-
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
-    outer = before[signal.SIGINT]
-
-    def handler(number, frame):
-        signals.append(number)
-        for caught, old in before.items():
-            signal.signal(caught, old)
-        if hasattr(outer, "asked"):
-            outer(number, frame)
-
-    handler.asked = lambda: bool(signals) or (hasattr(outer, "asked") and outer.asked())
+    handler = _Handler()
     for number in _SIGNALS:
         signal.signal(number, handler)
     try:
         yield handler.asked
     finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        handler.restore()
+
+
+class _Handler:
+    """Records the first signal, restores the earlier handlers, and passes the signal to an outer block."""
+
+    def __init__(self):
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+        outer = self._before[signal.SIGINT]
+        self._outer = outer if isinstance(outer, _Handler) else None
+        self._has_come = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._has_come = True
+        self.restore()
+        if self._outer:
+            self._outer(number, frame)
+
+    def asked(self) -> bool:
+        return self._has_come or (self._outer is not None and self._outer.asked())
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -29,7 +29,7 @@ class Held(Exception):
 
 @contextlib.contextmanager
 def lock(path: str | Path) -> Iterator[None]:
-    """Holds the lock file `path`, which names host and process, inside the block; its folder is created.
+    """Hold the lock file `path`, which names host and process, inside the block; its folder is created.
 
     A lock whose holder on this machine died is free at once. The lock of another host is free once it has not been touched for
     `STALE` seconds.
@@ -62,7 +62,7 @@ def _touch(file, done):
 
 
 def _acquired(path: Path) -> IO | None:
-    """The lock file, open and locked; None if the one that was there has gone meanwhile.
+    """Return the lock file, open and locked; None if the one that was there has gone meanwhile.
 
     A new file is locked before it gets the name `path`. Linking and renaming are atomic on network disks too.
     """
@@ -85,7 +85,7 @@ def _acquired(path: Path) -> IO | None:
 
 
 def _taken_over(path: Path, draft: Path) -> bool:
-    """Replaces a stale lock by `draft`; False if it has gone meanwhile. The kernel lets one process try at a time."""
+    """Replace a stale lock by `draft`; False if it has gone meanwhile. The kernel lets one process try at a time."""
     try:
         with path.open("r+") as file:
             is_free = _lock_in_kernel(file)
@@ -105,7 +105,7 @@ def _taken_over(path: Path, draft: Path) -> bool:
 
 
 def _lock_in_kernel(file: IO) -> bool | None:
-    """Locks an open file without waiting; False if another process has locked it, None if its disk has no such locks."""
+    """Lock an open file without waiting; False if another process has locked it, None if its disk has no such locks."""
     try:
         return filelock.lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:
@@ -115,7 +115,7 @@ def _lock_in_kernel(file: IO) -> bool | None:
 
 
 def _is_at(file: IO, path: Path) -> bool:
-    """Whether the open file is still the one at `path`."""
+    """Return whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -123,7 +123,7 @@ def _is_at(file: IO, path: Path) -> bool:
 
 
 def _holder(text: str) -> tuple[str, int] | None:
-    """Host and process that a lock file names; None where it is damaged."""
+    """Return host and process that a lock file names; None where it is damaged."""
     try:
         holder = json.loads(text)
         return str(holder["host"]), int(holder["pid"])

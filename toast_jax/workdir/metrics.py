@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ class Record(contextlib.ExitStack):
         return len(self.diverged) == len(self._members)
 
     def steps(self, fetched: Sequence[tuple[int, dict, np.ndarray]]) -> tuple[int, dict[str, float]]:
-        """Writes the metrics of consecutive training steps. All values are on the host.
+        """Write the metrics of consecutive training steps. All values are on the host.
 
         Args:
           fetched: of each step its number, its metrics, and which examples of the training data it saw.
@@ -97,7 +98,7 @@ class Record(contextlib.ExitStack):
         return metrics
 
     def evaluation(self, name: str, step: int, scores: dict) -> list[dict[str, float]]:
-        """Writes the scores of a split, and returns them for each member."""
+        """Write the scores of a split, and return them for each member."""
         rows = [self._reads.summary({**row, "count": int(row["count"])}) for row in self._by_member(scores)]
         for i, row in enumerate(rows):
             self._write(i, step, {f"{name}/{key}": value for key, value in row.items() if key != "count"})
@@ -110,7 +111,7 @@ class Record(contextlib.ExitStack):
         return rows
 
     def _by_member(self, metrics):
-        """One dict of floats for each member."""
+        """Return one dict of floats for each member."""
         rows = {name: np.broadcast_to(np.asarray(value), len(self._members)) for name, value in metrics.items()}
         return [{name: float(row[i]) for name, row in rows.items()} for i in range(len(self._members))]
 
@@ -147,7 +148,8 @@ class Writer:
     """
 
     def __init__(self, workdir: str | Path, start_step: int):
-        self._files, self._has_failed = (), False
+        self._files: tuple[BinaryIO, ...] = ()
+        self._has_failed = False
         if jax.process_index():
             return
         path = Path(workdir) / "metrics.jsonl"
@@ -159,7 +161,7 @@ class Writer:
         self.flush()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Adds the metrics of a step to the buffers; a number that is not finite is null in JSON."""
+        """Add the metrics of a step to the buffers; a number that is not finite is null in JSON."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, **finite}
         if not self._files or (step, frozenset(line)) in self._written:
@@ -170,7 +172,7 @@ class Writer:
                 file.write(record)
 
     def flush(self) -> None:
-        """Hands the buffers to the operating system; does not wait for the disk."""
+        """Hand the buffers to the operating system, without waiting for the disk."""
         for file in self._files:
             with self._logged_errors():
                 file.flush()
@@ -197,7 +199,7 @@ class Writer:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The complete lines of a file, without one that a kill cut off."""
+    """Return the complete lines of a file, without one that a kill cut off."""
     if not path.exists():
         return []
     lines = []
@@ -210,6 +212,6 @@ def _lines(path: Path) -> list[dict]:
 
 
 def described(scores: dict[str, float], unit: str) -> str:
-    """One line of text for a dict that `evaluate` returned, which counts in `unit`."""
+    """Return one line of text for a dict that `evaluate` returned, which counts in `unit`."""
     numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
     return f"{numbers} ({scores['count']} {unit})"

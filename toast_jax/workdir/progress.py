@@ -1,4 +1,4 @@
-"""Reports the progress of a run: its speed, in a bar on a terminal or in plain log lines."""
+"""Report the progress of a run: its speed, in a bar on a terminal or in plain log lines."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger("toast_jax")
 
 @contextlib.contextmanager
 def log_to_file(path: str | Path, but: logging.Logger):
-    """Sends log messages to a file inside the block; those of the logger `but` go to the console too."""
+    """Send log messages to a file inside the block; those of the logger `but` go to the console too."""
     file = logging.FileHandler(path)
     shown = lambda record: record.name == but.name  # noqa: E731
     consoles = list(log.handlers)
@@ -45,8 +45,9 @@ class Progress:
 
     def __init__(self, batch_size: int, unit: str, start: int, steps: int, started: float):
         self._batch_size, self._unit, self._steps, self._started = batch_size, unit, steps, started
-        self._rates, self._since = [], started
-        self.first_step = None  # seconds from the start of the run to the end of its first step
+        self._rates: list[float] = []
+        self._since = started
+        self.first_step: float | None = None  # seconds from the start of the run to the end of its first step
         self._open = contextlib.ExitStack()
         self._bar = None
         if sys.stdout.isatty() and not jax.process_index():
@@ -62,7 +63,7 @@ class Progress:
         self._open.close()
 
     def tick(self, steps: int) -> None:
-        """Counts `steps` finished steps; call it as soon as the device has finished them."""
+        """Count `steps` finished steps; call it as soon as the device has finished them."""
         now = time.perf_counter()
         if self.first_step is None:
             self.first_step = now - self._started
@@ -73,11 +74,11 @@ class Progress:
             self._bar.update(steps)
 
     def resume(self) -> None:
-        """Restarts the clock; call it after an evaluation or a checkpoint."""
+        """Restart the clock; call it after an evaluation or a checkpoint."""
         self._since = time.perf_counter()
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
-        """Reports the metrics of a step, the loss first, and the speed."""
+        """Report the metrics of a step, the loss first, and the speed."""
         names = ["loss", *(name for name in metrics if name not in ("loss", "lr", "grad_norm"))]
         shown = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in names)
         speed = f"{self.rate:.1f} {self._unit}/s"
@@ -98,7 +99,7 @@ class Progress:
         return float(np.median(self._rates)) if self._rates else None
 
     def _eta(self, step):
-        """Estimated time after `step`, as h:mm:ss."""
+        """Return the estimated time after `step`, as h:mm:ss."""
         if not self._rates:
             return "-"
         seconds = int((self._steps - step) * self._batch_size / np.median(self._rates))

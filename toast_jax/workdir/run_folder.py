@@ -1,4 +1,4 @@
-"""The folder of a run: checks and claims it, writes files in it, and explains disk errors."""
+"""Check and claim the folder of a run, write files in it, and explain disk errors."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ from toast_jax.workdir import locks
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
-    """Creates the folder, or checks that it belongs to the same config, and saves the config in it.
+    """Create the folder, or check that it belongs to the same config, and save the config in it.
 
     A folder without a checkpoint can be claimed by any config, so a failed start can be corrected. Several processes share the
     folder; only the first one checks and writes.
@@ -42,7 +42,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
 
 
 def writable(workdir: str | Path, field: str = "--workdir") -> Path:
-    """Creates the folder if it is missing; raises InputError, which names `field`, if it cannot be written."""
+    """Create the folder if it is missing; raise InputError, which names `field`, if it cannot be written."""
     if "://" in str(workdir):
         raise InputError(f"{field}={workdir} is a remote address; give a local or mounted folder.")
     folder = Path(workdir).expanduser()
@@ -57,7 +57,7 @@ def writable(workdir: str | Path, field: str = "--workdir") -> Path:
 
 @contextlib.contextmanager
 def used_alone(workdir: str | Path) -> Iterator[None]:
-    """Locks a folder against other runs inside the block; a new folder that stays empty is removed.
+    """Lock a folder against other runs inside the block; a new folder that stays empty is removed.
 
     Raises:
       InputError: the folder cannot be written, or another run has locked it.
@@ -85,17 +85,17 @@ def _remove_if_empty(folder):
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
-    """Whether the folder holds a finished checkpoint."""
+    """Return whether the folder holds a finished checkpoint."""
     return any(path.name.isdigit() for path in (Path(workdir).expanduser() / "checkpoints").glob("*"))
 
 
 def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
-    """Returns the result of a finished run of this config, if the folder holds one and the config resumes it."""
+    """Return the result of a finished run of this config, if the folder holds one and the config resumes it."""
     return recorded(workdir, config) if config.resume and has_checkpoint(workdir) else None
 
 
 def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json") -> dict | None:
-    """Reads a JSON file that a run of this config wrote, or returns None; InputError if another config wrote it."""
+    """Read a JSON file that a run of this config wrote, or return None; InputError if another config wrote it."""
     folder = Path(workdir).expanduser()
     if not (folder / name).exists():
         return None
@@ -104,7 +104,7 @@ def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json")
 
 
 def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:
-    """Raises InputError unless the config builds the network whose checkpoint the folder holds."""
+    """Raise InputError unless the config builds the network whose checkpoint the folder holds."""
     _check_same(Path(workdir).expanduser(), config, TO_EVALUATE, TO_RESUME)
 
 
@@ -126,13 +126,13 @@ def _check_same(folder, config, *changeable):
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes JSON with `replace_file`, in the first process only."""
+    """Write JSON with `replace_file`, in the first process only."""
     if not jax.process_index():
         replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Replaces a file atomically: readers see the old or the new content, never a part.
+    """Replace a file atomically: readers see the old or the new content, never a part.
 
     Raises:
       InputError: the disk is full, or fails.
@@ -154,7 +154,7 @@ _DISK_WORDS = "|".join(re.escape(os.strerror(number)) for number in _DISK)
 
 
 def disk_fault(error: BaseException | None) -> str | None:
-    """Returns what is wrong with the disk if that caused an exception, else None."""
+    """Return the text of the disk error that caused an exception, or None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK:
             return error.strerror
@@ -165,7 +165,7 @@ def disk_fault(error: BaseException | None) -> str | None:
 
 
 def unwritable(path: str | Path, error: OSError) -> str:
-    """The error message for a file that cannot be written."""
+    """Return the error message for a file that cannot be written."""
     return (
         f"{path} cannot be written ({error.strerror}): free some space or mend the disk, and give the same command again; "
         "a run goes on from its last checkpoint."
@@ -173,7 +173,7 @@ def unwritable(path: str | Path, error: OSError) -> str:
 
 
 def circumstances() -> dict:
-    """Returns the versions and devices that a result states beside its config."""
+    """Return the versions and devices that a result states beside its config."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {

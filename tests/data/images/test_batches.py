@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from toast_jax.data import loader
-from toast_jax.data.images import batches, pixels, verify
+from toast_jax.data.images import batches, pixels
 from toast_jax.data.images.files import Files
 from toast_jax.errors import InputError
 
@@ -297,22 +297,3 @@ def test_nothing_is_read_where_labels_are_given(source):
         np.testing.assert_array_equal(batch["label"], 10 + whole["label"])
         assert all(np.array_equal(batch[key], whole[key]) for key in ("index", "view", "mask"))
     assert not reads.read
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_evaluation_may_skip_corrupt_images_and_keeps_their_places(source, tmp_path, workers):
-    bad, gone = tmp_path / "bad.jpg", tmp_path / "gone.jpg"
-    bad.write_bytes(b"nothing")
-    broken = Files((str(bad), *source.paths[1:5], str(gone), *source.paths[6:]), source.labels, source.classes)
-    steps, whole = evaluate(broken, workers=workers, skip_corrupt=True), evaluate(source)
-    assert [list(batch["index"]) for batch in steps] == [list(batch["index"]) for batch in whole]
-    skipped = [i for batch in steps for i, mask in zip(batch["index"], batch["mask"], strict=True) if i >= 0 and not mask]
-    assert skipped == [0, 5]
-    for ours, expected in zip(steps, whole, strict=True):
-        real = ours["mask"] > 0
-        np.testing.assert_array_equal(ours["image"][real], expected["image"][real])
-        assert not ours["image"][~real].any()
-    assert verify.fault(broken, 0) == "not an image" and verify.fault(broken, 1) is None
-    assert verify.fault(broken, 5) == f"Image {gone} cannot be read (No such file or directory): mend or remove it."
-    with pytest.raises(InputError, match="bad.jpg cannot be decoded"):
-        evaluate(broken, workers=workers)

@@ -147,9 +147,8 @@ def test_16_bits_a_channel_keep_their_high_byte():
 def test_values_without_a_defined_brightness_are_refused(values, message):
     file = io.BytesIO()
     Image.fromarray(values).save(file, "TIFF")
-    with pytest.raises(InputError, match=rf"^Image scan.tif cannot be decoded \({message}") as raised:
+    with pytest.raises(InputError, match=rf"^Image scan.tif cannot be decoded \({message}"):
         pixels.decode(file.getvalue(), "scan.tif")
-    assert message in raised.value.reason
 
 
 # Thin images.

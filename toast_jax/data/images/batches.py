@@ -4,7 +4,7 @@ Batch k depends on the source, the seed and k alone: not on where the run was re
 or hosts that load it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import grain
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from toast_jax.data.images import pixels
 from toast_jax.data.images.randaugment import randaugment
 from toast_jax.data.images.sources import Source
-from toast_jax.data.loader import Batch, iterate, rows_per_host, steps_per_epoch
+from toast_jax.data.loader import Batch, Example, iterate, rows_per_host, steps_per_epoch
 from toast_jax.errors import InputError
 
 
@@ -28,7 +28,7 @@ def train_batches(
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
     **view,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Iterate over shuffled, augmented batches; each epoch has its own order and drops its last incomplete batch.
 
     Args:
@@ -57,10 +57,10 @@ def train_batches(
     _check_crop(**view)
     epoch_size = steps_per_epoch(source, batch_size) * batch_size
 
-    def new_view(index: int, rng: np.random.Generator) -> Batch:
+    def new_view(index: int, rng: np.random.Generator) -> Example:
         return _example(source, index, 0, rng, view)
 
-    def fixed_view(position: int, index: int) -> Batch:
+    def fixed_view(position: int, index: int) -> Example:
         number = position // epoch_size % max(views, 1)
         if labels is None:
             return _fixed_view(source, index, number, seed, view)
@@ -73,7 +73,7 @@ def train_batches(
     return iterate(dataset.batch(rows)[shard[0] :: shard[1]][start_step:], workers)
 
 
-def fixed_views(source: Source, *, batch_size: int, seed: int, views: int, workers: int = 0, **view) -> Iterator[Batch]:
+def fixed_views(source: Source, *, batch_size: int, seed: int, views: int, workers: int = 0, **view) -> Generator[Batch]:
     """Iterate over all fixed views that `train_batches` cycles through: view v of example i is row i * views + v.
 
     Args:
@@ -86,7 +86,7 @@ def fixed_views(source: Source, *, batch_size: int, seed: int, views: int, worke
     _check_crop(**view)
     count = len(source) * views
 
-    def example(row: int) -> Batch:
+    def example(row: int) -> Example:
         index, number = divmod(min(row, count - 1), views)
         return {**_fixed_view(source, index, number, seed, view), "mask": np.float32(row < count)}
 
@@ -109,16 +109,16 @@ def train_view(
     return randaugment(image, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
 
 
-def _fixed_view(source, index, number, seed, view) -> Batch:
+def _fixed_view(source, index, number, seed, view) -> Example:
     return _example(source, index, number, np.random.default_rng((seed, index, number)), view)
 
 
-def _example(source, index, number, rng, view) -> Batch:
+def _example(source, index, number, rng, view) -> Example:
     example = source[index]
     return {"image": train_view(pixels.decode_example(example), rng, **view), **_row(example["label"], index, number)}
 
 
-def _row(label, index, number) -> Batch:
+def _row(label, index, number) -> Example:
     return {"label": np.int32(label), "mask": np.float32(1), "index": np.int32(index), "view": np.int32(number)}
 
 
@@ -130,8 +130,7 @@ def eval_batches(
     size: int,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
-    skip_corrupt: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Iterate over every example once, in order; the last batch is padded.
 
     Args:
@@ -141,8 +140,6 @@ def eval_batches(
         size: side of the central square crop, in pixels.
         workers: as in `train_batches`.
         shard: as in `train_batches`; every host gets the same number of batches.
-        skip_corrupt: replace an image that cannot be read or decoded by padding that keeps its index, instead of raising;
-            `verify.fault` says what is wrong with it.
 
     Returns:
         An iterator of dicts of image uint8 [b, size, size, 3], label int32 [b], mask float32 [b] and index int32 [b],
@@ -155,26 +152,17 @@ def eval_batches(
     rows = rows_per_host(batch_size, shard)
     _check_crop(resize, size)
 
-    def row(index: int) -> Batch:
+    def row(index: int) -> Example:
         if index >= len(source):
-            return _padding(size, -1)
-        try:
-            example = source[index]
-            view = pixels.eval_view(pixels.decode_example(example), resize=resize, size=size)
-        except InputError:
-            if skip_corrupt:
-                return _padding(size, index)
-            raise
+            blank = np.zeros((size, size, 3), np.uint8)
+            return {"image": blank, "label": np.int32(0), "mask": np.float32(0), "index": np.int32(-1)}
+        example = source[index]
+        view = pixels.eval_view(pixels.decode_example(example), resize=resize, size=size)
         return {"image": view, "label": np.int32(example["label"]), "mask": np.float32(1), "index": np.int32(index)}
 
     steps = -(-len(source) // batch_size)
     dataset = grain.MapDataset.range(steps * batch_size).map(row)
     return iterate(dataset.batch(rows)[shard[0] :: shard[1]], workers)
-
-
-def _padding(size: int, index: int) -> Batch:
-    blank = np.zeros((size, size, 3), np.uint8)
-    return {"image": blank, "label": np.int32(0), "mask": np.float32(0), "index": np.int32(index)}
 
 
 def _check_crop(resize: int, size: int, **_) -> None:

@@ -11,6 +11,7 @@ from toast_jax.data.images.files import UNLABELLED, Files, UprightFiles
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError, listed
+from toast_jax.fields import joined
 
 SPLITS = ("train", "val", "test")
 
@@ -20,7 +21,8 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
 
     Args:
         data: the data of the run.
-        where: train, val or test for a split of that data; else folders, searched at every depth, and images, joined by +.
+        where: train, val or test for a split of that data; else folders, searched at every depth, and images, joined by + (see
+            `fields.joined`).
         classes: those of the run, in the order of its logits; the labels of a split index into them.
 
     Returns:
@@ -33,7 +35,7 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
         source = sources.open_split(data, where)
         root = os.path.join(data.root, data.image_dir) if data.format == "json" else data.root
         return relabel(source, classes) if classes else source, os.path.expanduser(root)
-    parts = [part for part in where.split("+") if part]
+    parts = joined(where)
     if not parts:
         raise InputError("There are no images to look at; give a split (train, val, test), a folder, or images joined by +.")
     paths = tuple(path for part in parts for path in files.unlabelled(part).paths)
@@ -68,7 +70,7 @@ def relabel(source: Source, classes: Sequence[str]) -> Source:
 
 
 def labelled(source: Source) -> bool:
-    """Tell whether a source has labels."""
+    """Return whether a source has labels."""
     return source.classes != (UNLABELLED,)
 
 

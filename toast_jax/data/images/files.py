@@ -68,7 +68,7 @@ def suffixes() -> tuple[str, ...]:
 
 
 def is_image(path: str) -> bool:
-    """Tell by its name whether a file is an image; hidden files are not."""
+    """Return whether a file is named like an image; hidden files are not."""
     return path.lower().endswith(suffixes()) and not os.path.basename(path).startswith(".")
 
 
@@ -101,7 +101,7 @@ def _files(paths, labels, classes, orient) -> Files:
 
 
 def _orients(data: ConfigDict) -> bool:
-    """Whether EXIF orientation is honored: not for JSON splits, as the published results were computed without it."""
+    """Return whether EXIF orientation is honored: not for JSON splits, as the published results were computed without it."""
     return data.get("exif_orientation", data.format == "folder")
 
 
@@ -147,8 +147,8 @@ def _json_path(data: ConfigDict, split: str) -> str:
     return os.path.join(os.path.expanduser(data.root), f"{data.splits[split]}.json")
 
 
-def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str] | list[str]:
-    """Read a split file: a JSON object from image path to class id or, without labels, also a list of image paths."""
+def _load_json(path: str, labels: bool = True) -> dict[str, Any]:
+    """Read a split file: a JSON object from image path to class id or, without labels, also a list of paths (ids None)."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             listing = json.load(file, object_pairs_hook=functools.partial(_unique, path))
@@ -161,8 +161,7 @@ def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str
     except (ValueError, RecursionError) as error:
         raise InputError(f"Split file {path} is not valid JSON ({error}): download it again.") from error
     if not labels and isinstance(listing, list) and listing and all(isinstance(name, str) for name in listing):
-        _unique(path, [(name, None) for name in listing])
-        return listing
+        return _unique(path, [(name, None) for name in listing])
     if not isinstance(listing, dict) or not listing:
         raise InputError(f"Split file {path} must hold a JSON object from image path to class id: write at least one.")
     if {type(class_id) for class_id in listing.values()} not in ({int}, {str}):
@@ -172,7 +171,7 @@ def _load_json(path: str, labels: bool = True) -> dict[str, int] | dict[str, str
 
 def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a dict from a JSON object; refuse duplicate images, of which it would keep the last (`a//b` equals `a/b`)."""
-    class_ids = {}
+    class_ids: dict[str, Any] = {}
     for name, class_id in pairs:
         place = os.path.normpath(name)
         if place in class_ids:
@@ -254,7 +253,7 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 
 def _loose_files(folder: str) -> list[str]:
-    """The files beside the class folders, which belong to no class."""
+    """Return the files beside the class folders, which belong to no class."""
     with os.scandir(folder) as entries:
         return sorted(entry.path for entry in entries if os.path.isfile(entry) and not entry.name.startswith("."))
 
@@ -264,7 +263,9 @@ def _search(path: str) -> tuple[list[str], list[str]]:
 
     Links are followed, and no folder is entered twice. Hidden files and folders are in neither list.
     """
-    images, others, entered = [], [], {os.path.realpath(path)}
+    images: list[str] = []
+    others: list[str] = []
+    entered = {os.path.realpath(path)}
     for folder, below, names in os.walk(path, followlinks=True, onerror=_refuse_unreadable):
         real = {os.path.realpath(os.path.join(folder, name)): name for name in sorted(below, reverse=True) if name[0] != "."}
         below[:] = sorted(name for place, name in real.items() if place not in entered)

@@ -33,12 +33,6 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _MAX_RESIZED = 2**24
 
 
-class Undecodable(InputError):
-    """An image file is damaged, or its pixels have no defined color; `reason` says which in a few words."""
-
-    reason = ""
-
-
 def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.ndarray:
     """Decode an image file of any format and color mode that Pillow reads, whatever its name.
 
@@ -53,7 +47,7 @@ def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.n
         uint8 [H, W, 3], RGB.
 
     Raises:
-        Undecodable: the file is empty, truncated, far too large, no image, or its values have no defined brightness.
+        InputError: the file is empty, truncated, far too large, no image, or its values have no defined brightness.
     """
     if isinstance(data, np.ndarray):
         return data
@@ -66,12 +60,10 @@ def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.n
             return np.asarray(rgb)
     # A damaged file can raise nearly anything: OSError, SyntaxError, ValueError, struct.error, DecompressionBombError.
     except Exception as error:
-        undecodable = Undecodable(
+        raise InputError(
             f"Image {name} cannot be decoded ({_reason(data, error)}): download it again, "
             "or leave such images out with --config.data.skip_corrupt=True."
-        )
-        undecodable.reason = _reason(data, error)
-        raise undecodable from error
+        ) from error
 
 
 def decode_example(example: dict[str, Any]) -> np.ndarray:
@@ -110,7 +102,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; damaged EXIF counts as upright, as in viewers."""
+    """Return the EXIF orientation, 1 to 8; damaged EXIF counts as upright, as in viewers."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata can raise nearly anything
@@ -137,8 +129,7 @@ def train_view(
         crop = _random_resized_crop(image, rng, size, min_crop_area)
     else:
         height, width = _resized_shape(image, resize)
-        top = rng.integers(height - size + 1)
-        left = rng.integers(width - size + 1)
+        top, left = (int(rng.integers(side - size + 1)) for side in (height, width))
         crop = _crop_of_resized(image, (height, width), top, left, size)
     return crop[:, ::-1] if flip and rng.random() < 0.5 else crop
 
@@ -175,7 +166,7 @@ def stretch(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int, min_area: float) -> np.ndarray:
-    """Szegedy et al., arXiv 1409.4842: a rectangle with sides in a ratio of 3/4 to 4/3; ten trials, then the central one."""
+    """Crop with sides in a ratio of 3/4 to 4/3 (Szegedy et al., arXiv 1409.4842); after ten trials, the central crop."""
     height, width, _ = image.shape
     for _ in range(10):
         area = height * width * rng.uniform(min_area, 1)
@@ -191,7 +182,7 @@ def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int,
 
 
 def _resized_shape(image: np.ndarray, length: int) -> tuple[int, int]:
-    """Height and width after resizing the shorter side to `length`."""
+    """Return height and width after resizing the shorter side to `length`."""
     height, width, _ = image.shape
     # Truncated, not rounded, as torchvision does.
     longer = int(length * max(height, width) / min(height, width))
@@ -207,12 +198,12 @@ def _crop_of_resized(image: np.ndarray, shape: tuple[int, int], top: int, left: 
     return _resize(image, (size, size), (left * along, top * down, (left + size) * along, (top + size) * down))
 
 
-def _resize(image: np.ndarray, shape: tuple[int, int], box: tuple[float, ...] | None = None) -> np.ndarray:
+def _resize(image: np.ndarray, shape: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BILINEAR, box=box))
 
 
 def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For `size` points along `length` pixels: the pixel before each, the one after it, and the distance from the first."""
+    """Find the pixel before and after each of `size` points along `length` pixels, and the distance from the first."""
     centers = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(length / size) - 0.5
     before = np.floor(centers).astype(int)
     return before.clip(0, length - 1), (before + 1).clip(0, length - 1), centers - before.astype(np.float32)

@@ -120,7 +120,7 @@ def scene(split: str, index: int) -> Scene:
 
 @functools.cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The digits of a split, uint8 [n, 8, 8], and their classes [n]."""
+    """Return the digits of a split, uint8 [n, 8, 8], and their classes [n]."""
     data = of_extra("sklearn.datasets", "demo", "Drawing the scenes of digits").load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     first, last = (round(share * len(order)) for share in SPLITS[split])

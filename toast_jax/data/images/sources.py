@@ -3,6 +3,7 @@
 A source is immutable and picklable, so that worker processes can receive it.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
@@ -19,7 +20,8 @@ class Source(Protocol):
     'name': where the image is} and, for images that are turned upright by their EXIF orientation, 'orient': True.
     """
 
-    classes: tuple[str, ...]
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 
@@ -63,7 +65,7 @@ def open_split(data: ConfigDict, split: str) -> Source:
     return source
 
 
-READERS = {
+READERS: dict[str, Callable[[ConfigDict, str], Source]] = {
     "json": files.read_json,
     "folder": files.read_folder,
     "tfds": tfds_records.read,

@@ -1,4 +1,4 @@
-"""Decoding every image once before training, so that damaged files are reported before the first step."""
+"""Decode every image once before training, so that damaged files are reported before the first step."""
 
 import concurrent.futures
 import dataclasses
@@ -65,17 +65,6 @@ def verify(source: Source, *, skip_corrupt: bool) -> Source:
         raise InputError(f"{summary} and class {source.classes[min(lost)]} has no other image: download them again.")
     log.warning("%s and are left out.", summary)
     return Subset(source, tuple(index for index, (_, _, readable) in enumerate(checks) if readable))
-
-
-def fault(source: Source, index: int) -> str | None:
-    """Say why an image cannot be read or decoded, in a few words; None if it can."""
-    try:
-        pixels.decode_example(source[index])
-    except pixels.Undecodable as error:
-        return error.reason
-    except InputError as error:
-        return str(error)
-    return None
 
 
 def _check_image(source: Source, index: int) -> tuple[str, int, bool]:

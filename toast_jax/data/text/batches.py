@@ -1,7 +1,7 @@
 """Batches of token sequences for training and evaluation; batch k depends on the source, the seed and k alone."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import grain
 import numpy as np
@@ -19,7 +19,7 @@ def train_batches(
     start_step: int = 0,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Iterate over shuffled batches; each epoch has its own order and drops its last incomplete batch.
 
     Args: as in `images.batches.train_batches`.
@@ -33,7 +33,7 @@ def train_batches(
     return iterate(dataset.map(functools.partial(_item, source)).batch(rows)[shard[0] :: shard[1]][start_step:], workers)
 
 
-def eval_batches(source: Sequences, *, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+def eval_batches(source: Sequences, *, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Generator[Batch]:
     """Iterate over every sequence once, in order; the last batch is padded with zeros and index -1.
 
     Args, returns: as in `train_batches`.

@@ -95,7 +95,7 @@ def conversation(record: Any) -> list[Document]:
     turns = turns[1:] if turns[0]["from"] != "human" else turns
     lost = {i for i, turn in enumerate(turns) if turn["from"] == "gpt" and turn["value"] == _LOST_ANSWER}
     turns = [turn for i, turn in enumerate(turns) if not {i, i + 1} & lost]
-    document = []
+    document: Document = []
     for question, answer in zip(turns[::2], turns[1::2], strict=False):
         if (question["from"], answer["from"]) != ("human", "gpt"):
             break

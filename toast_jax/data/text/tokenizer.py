@@ -3,6 +3,7 @@
 import heapq
 import importlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -56,7 +57,8 @@ def load(path: str) -> Tokenizer:
         file = next((match for pattern in patterns for match in sorted(file.glob(pattern))), file)
     if not file.is_file():
         raise InputError(f"There is no tokenizer.json, tokenizer.model or tok*.bin at {file}; correct --config.data.tokenizer.")
-    return {".json": _Json, ".bin": _Llama2c}.get(file.suffix, _SentencePiece)(file)
+    readers: dict[str, Callable[[Path], Tokenizer]] = {".json": _Json, ".bin": _Llama2c}
+    return readers.get(file.suffix, _SentencePiece)(file)
 
 
 def _library(name: str, file: Path):
@@ -100,7 +102,7 @@ class _SentencePiece:
 
 
 def _ends(text: str, sizes: list[int]) -> list[int]:
-    """The characters of a text before the end of each piece; the pieces have `sizes` bytes and spell one space first."""
+    """Return the characters of a text before the end of each piece; the pieces have `sizes` bytes and spell one space first."""
     ends = np.cumsum([-1, *sizes])[1:]
     starts = np.cumsum([0, *(len(character.encode()) for character in text)])
     return np.searchsorted(starts[:-1], ends).tolist()
@@ -109,7 +111,8 @@ def _ends(text: str, sizes: list[int]) -> list[int]:
 class _Llama2c:
     """The tokenizer of llama2.c (https://github.com/karpathy/llama2.c): sentencepiece's byte-pair encoding."""
 
-    begin, end = 1, 2
+    begin: int | None = 1
+    end = 2
     _SPECIAL = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
     _FIRST_BYTE = len(_SPECIAL)  # of 256 tokens for bytes that no other token covers
 
@@ -141,7 +144,7 @@ class _Llama2c:
     def _merged(self, pieces: list[bytes]) -> list[bytes]:
         """Merge neighbors, highest score first and then leftmost, until no two form a token."""
         before, after = list(range(-1, len(pieces) - 1)), list(range(1, len(pieces) + 1))
-        possible = []
+        possible: list[tuple[float, int, bytes]] = []
 
         def offer(left):
             if left >= 0 and after[left] < len(pieces):
@@ -182,12 +185,13 @@ class _Json:
         if getattr(self._model.model, "dropout", None):
             self._model.model.dropout = None
         self.vocabulary = self._model.get_vocab_size(with_added_tokens=True)
-        self.begin, self.end = (
+        self.begin, end = (
             next((token for name in names if (token := self._model.token_to_id(name)) is not None), None)
             for names in (_BEGINS, _ENDS)
         )
-        if self.end is None:
+        if end is None:
             raise InputError(f"{file} has none of {', '.join(_ENDS)}, which end a document; give the tokenizer of a LLaMA.")
+        self.end: int = end
 
     def encode(self, text: str) -> Encoded:
         encoded = self._model.encode(text, add_special_tokens=False)

@@ -110,7 +110,7 @@ def orientation_bin(orientation: int) -> int:
 
 
 def _bin(value: float, edges: tuple[float, ...]) -> int:
-    """The index of the last edge below the value; -1 if there is none."""
+    """Return the index of the last edge below the value; -1 if there is none."""
     return int(np.searchsorted(edges, value, side="left")) - 1
 
 
