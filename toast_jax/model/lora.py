@@ -9,6 +9,7 @@ from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float, Key
 
 from toast_jax import trees
@@ -32,7 +33,7 @@ class LowRank:
     def __rmatmul__(self, x):
         return x @ self.kernel + _widened(x @ self.a, self.b)
 
-    def astype(self, dtype):
+    def astype(self, dtype: DTypeLike) -> "LowRank":
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
 
 

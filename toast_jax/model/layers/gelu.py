@@ -13,5 +13,5 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     Uses erf, as PyTorch does. The erfc of `jax.nn.gelu` is no more accurate here and almost three times slower on a CPU. It is
     computed in float32, as 1 + erf(x) would lose its digits for negative x in bfloat16.
     """
-    wide = x.astype(jnp.float32)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
