@@ -26,7 +26,11 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 from PIL import Image  # noqa: E402
+
+# Calls are checked against the shapes of annotations; before the package is imported.
+install_import_hook(["toast_jax.model", "toast_jax.train.step"], "beartype.beartype")
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

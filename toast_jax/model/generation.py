@@ -5,13 +5,16 @@ Letters in shapes: B sequences, S positions of a cache, V vocabulary.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import no_type_check
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int32, Key
 
+from toast_jax.model.layers.arrays import Array, Keys
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 
@@ -32,27 +35,28 @@ class Sampling:
     stop: tuple[int, ...] = ()
 
 
+@no_type_check  # maps over trees put other things than arrays in the fields
 @flax.struct.dataclass
 class Decoding:
     """Holds the state of sequences during generation.
 
     Attributes:
-      token: int32 `[B]`, the last token of each sequence, not yet cached.
-      position: int32 `[B]`, position of that token.
-      done: bool `[B]`, whether a sequence has ended.
+      token: the last token of each sequence, not yet cached.
+      position: position of that token.
+      done: whether a sequence has ended.
       caches: of both looks, see `Steered.caches`.
       rng: key of all draws; a draw depends on the number of its sequence and on its position alone.
     """
 
-    token: jax.Array
-    position: jax.Array
-    done: jax.Array
+    token: Int32[Array, " B"]
+    position: Int32[Array, " B"]
+    done: Bool[Array, " B"]
     caches: dict
-    rng: jax.Array
+    rng: Key[Array, ""]
 
 
-def sample(logits: jax.Array, rng: jax.Array, temperature: float, top_p: float) -> jax.Array:
-    """Draws tokens, int32 `[B]`, from `logits [B, V]` with keys `rng [B]`; see `Sampling`."""
+def sample(logits: Float[Array, "B V"], rng: Keys, temperature: float, top_p: float) -> Int32[Array, " B"]:
+    """Draws a token for each row; see `Sampling`."""
     if not temperature:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
@@ -74,14 +78,21 @@ def _draw(logits, rng, position, sampling):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 5, 6))
 def begin(
-    model: Steered, method: Method, params: dict, prompts: jax.Array, lengths: jax.Array, places: int, sampling: Sampling, rng
+    model: Steered,
+    method: Method,
+    params: dict,
+    prompts: Int32[Array, "B N"],
+    lengths: Int32[Array, " B"],
+    places: int,
+    sampling: Sampling,
+    rng: Key[Array, ""],
 ) -> Decoding:
     """Reads prompts and draws the first token after each.
 
     Args:
       model, method, params: see `steered.apply`.
-      prompts: int32 `[B, N]`, padded on the right with any token.
-      lengths: int32 `[B]`, number of tokens of each prompt, 1 or more.
+      prompts: padded on the right with any token.
+      lengths: number of tokens of each prompt, 1 or more.
       places: S, the longest sequence to come.
       sampling: how to draw.
       rng: key of all draws.
@@ -97,8 +108,8 @@ def begin(
 @functools.partial(jax.jit, static_argnums=(0, 1, 4, 5), donate_argnums=3)
 def extend(
     model: Steered, method: Method, params: dict, state: Decoding, steps: int, sampling: Sampling
-) -> tuple[Decoding, jax.Array]:
-    """Draws `steps` more tokens of every sequence, `[B, steps]`; a finished sequence repeats its last token."""
+) -> tuple[Decoding, Int32[Array, "B {steps}"]]:
+    """Draws `steps` more tokens of every sequence; a finished sequence repeats its last token."""
 
     def step(state, _):
         last = jnp.zeros_like(state.token)
@@ -117,13 +128,13 @@ def generate(
     model: Steered,
     method: Method,
     params: dict,
-    prompts: list[list[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     most: int,
     sampling: Sampling,
     seed: int = 0,
     at_once: int = 16,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Int32[np.ndarray, "B n"]]:
     """Continues prompts until every sequence has ended or has `most` new tokens.
 
     Programs are compiled for lengths that are multiples of 64, so that prompts of similar lengths share them.
@@ -137,7 +148,7 @@ def generate(
       at_once: number of tokens to draw before they are yielded.
 
     Yields:
-      int32 `[B, n]`, the next n tokens of every sequence. Drop those that follow a stop token, see `until_stop`.
+      the next n tokens of every sequence. Drop those that follow a stop token, see `until_stop`.
     """
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     context = model.backbone.context
@@ -160,7 +171,7 @@ def _rounded(length) -> int:
     return -(-int(length) // 64) * 64
 
 
-def until_stop(tokens: np.ndarray, stop: tuple[int, ...]) -> list[int]:
+def until_stop(tokens: Int32[np.ndarray, " n"], stop: tuple[int, ...]) -> list[int]:
     """Returns the tokens of a sequence before its first stop token."""
     ends = np.flatnonzero(np.isin(tokens, stop))
     return tokens[: ends[0] if len(ends) else None].tolist()

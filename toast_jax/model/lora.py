@@ -5,37 +5,41 @@ Networks multiply by a kernel as `x @ kernel` and do not depend on this file: `a
 
 import dataclasses
 import re
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Key
 
 from toast_jax import trees
 from toast_jax.errors import InputError
+from toast_jax.model.layers.arrays import Array
 
 
+@no_type_check  # maps over trees put other things than arrays in the fields
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class LowRank:
     """Multiplies like the matrix `kernel + a @ b` without forming it, by two thin products.
 
-    Shapes are `kernel [..., D, F]`, `a [..., D, r]`, `b [..., r, F]`. The kernel is the first field because Linen checks the
-    shape of the first leaf alone.
+    The kernel is the first field because Linen checks the shape of the first leaf alone.
     """
 
-    kernel: jax.Array
-    a: jax.Array
-    b: jax.Array
+    kernel: Float[Array, "*layers D F"]
+    a: Float[Array, "*layers D r"]
+    b: Float[Array, "*layers r F"]
 
     def __rmatmul__(self, x):
         return x @ self.kernel + _widened(x @ self.a, self.b)
 
-    def astype(self, dtype):
+    def astype(self, dtype: DTypeLike) -> "LowRank":
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
 
 
 @jax.custom_vjp
-def _widened(x: jax.Array, b: jax.Array) -> jax.Array:
-    """Computes `x @ b`, `[..., r] @ [r, F]`, with a gradient of b that is fast on CPUs.
+def _widened(x: Float[Array, "*rows r"], b: Float[Array, "r F"]) -> Float[Array, "*rows F"]:
+    """Computes `x @ b` with a gradient of b that is fast on CPUs.
 
     The derived gradient makes XLA transpose the cotangent, its large factor; that took half of a ConvNeXt's step.
     """
@@ -50,14 +54,14 @@ def _widened_backward(saved, gradient):
 _widened.defvjp(lambda x, b: (x @ b, (x, b)), _widened_backward)
 
 
-def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> dict:
+def init(rng: Key[Array, ""], params: dict, targets: tuple[str, ...], rank: int) -> dict:
     """Creates a delta for every kernel whose whole path matches a regex of `targets`.
 
     Kernels that differ only in a regex's group `shared` read the same input and share one `a`, as the release has one A and
     three Bs on its joint qkv kernel. Leading axes of a kernel are layers, each with a delta of its own.
 
     Args:
-      rng: key. `a` is drawn from uniform(+-1 / sqrt(D)), torch's kaiming_uniform_(a=sqrt(5)); `b` is zero.
+      rng: `a` is drawn from uniform(+-1 / sqrt(D)), torch's kaiming_uniform_(a=sqrt(5)); `b` is zero.
       params: nested dict of kernels, or of anything with a shape.
       targets: regexes over "/"-joined paths.
       rank: r.
@@ -68,7 +72,8 @@ def init(rng: jax.Array, params: dict, targets: tuple[str, ...], rank: int) -> d
     Raises:
       InputError: a regex matches no kernel.
     """
-    flat, deltas = trees.flat(params), {}
+    flat = trees.flat(params)
+    deltas: dict[str, jax.Array] = {}
     for target in targets:
         names = [name for name in flat if re.fullmatch(target, name)]
         if not names:
@@ -98,5 +103,5 @@ def _paths(target: str, name: str) -> tuple[str, str]:
     """Returns the paths of the factors a and b of kernel `name`; kernels that differ in group `shared` share one a."""
     match = re.fullmatch(target, name)
     own = name.removesuffix("/kernel")
-    shared = match.groupdict().get("shared") is not None
-    return name[: match.start("shared")] + "a" if shared else f"{own}/a", f"{own}/b"
+    shared = match and match.groupdict().get("shared") is not None
+    return name[: match.start("shared")] + "a" if match and shared else f"{own}/a", f"{own}/b"

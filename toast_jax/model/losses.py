@@ -11,21 +11,22 @@ over tokens too.
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
+from toast_jax.model.layers.arrays import Array, Batch, Inputs, Keys, Scores
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 
 
-def inputs(batch: dict):
+def inputs(batch: Batch) -> Inputs | None:
     """What a network looks at: a batch's images, or None where their features are given, or its tokens and their documents."""
     return {name: batch[name] for name in ("tokens", "segments")} if "tokens" in batch else batch.get("image")
 
 
-def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
-    """Computes the cross-entropy of every example, `[B]`.
+def cross_entropy(logits: Float[Array, "B *N C"], batch: Batch) -> Float[Array, " B"]:
+    """Computes the cross-entropy of every example.
 
     Args:
       logits: `[B, C]`, or `[B, N, V]` of text.
@@ -39,7 +40,7 @@ def cross_entropy(logits: jax.Array, batch: dict) -> jax.Array:
 def tune(model: Steered, method: Method) -> Callable:
     """Scores the final look by its cross-entropy, `loss`, and by its `accuracy`."""
 
-    def scores(params, batch, rng=None):
+    def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
         logits = apply(model, method, params, inputs(batch), rng, features=batch.get("features"))
         return {"loss": cross_entropy(logits, batch), "accuracy": _hits(logits, batch)}
 
@@ -56,7 +57,7 @@ def pretune(model: Steered, method: Method, *, task_weight: float, variational_w
         logits, out = module.explain(inputs, rng)
         return logits, module.top_down.variational_loss(out["look"]["hidden"])
 
-    def scores(params, batch, rng=None):
+    def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
         logits, variational = apply(model, method, params, inputs(batch), rng, call=explain)
         if not task_weight:
             return {"loss": variational_weight * variational, "variational_loss": variational}

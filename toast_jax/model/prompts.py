@@ -5,6 +5,9 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+
+from toast_jax.model.layers.arrays import Array, Keys
 
 
 class Prompts(nn.Module):
@@ -25,12 +28,8 @@ class Prompts(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, rng: jax.Array | None = None) -> jax.Array:
-        """Returns prompts `[L, 1, P, D]`, or `[L, B, P, D]` with dropout.
-
-        Args:
-          rng: `[B]` keys, one per example, or None for no dropout.
-        """
+    def __call__(self, rng: Keys | None = None) -> Float[Array, "{self.layers} _ {self.num} {self.width}"]:
+        """Returns prompts `[L, 1, P, D]`, or `[L, B, P, D]` with dropout; keys of None drop nothing."""
         bound = math.sqrt(6.0 / (3 * self.patch**2 + self.width))
         tokens = self.param("tokens", _symmetric_uniform(bound), (self.layers, self.num, self.width))
         if rng is None or not self.dropout:

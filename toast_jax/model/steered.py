@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
 
 from toast_jax.errors import choose
 from toast_jax.model import families, lora, methods
-from toast_jax.model.backbones.protocol import Backbone
+from toast_jax.model.layers.arrays import Array, Inputs, Keys
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.methods import LAST_BLOCKS, Method
 from toast_jax.model.prompts import Prompts
@@ -32,35 +34,35 @@ class Steered(nn.Module):
     and steers a second one with the same weights. The first look depends on no tuned parameter, so gradients stop there.
 
     Attributes:
-      backbone: see `backbones.protocol`; it defines `inputs`.
+      backbone: a `backbones.protocol.Backbone`; it defines `inputs`.
       head: maps the output of `backbone.pooled` to logits; None for a backbone with `logits` of its own.
       top_down: a `top_down.TopDown` or `ConvTopDown`; None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.
     """
 
-    backbone: Backbone
+    backbone: Any
     head: nn.Module | None = None
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
 
-    def __call__(self, inputs, rng: jax.Array | None = None, features: dict | None = None) -> jax.Array:
+    def __call__(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N C"]:
         """Logits, float32, computing only what they need.
 
         Args:
-          inputs: images `[B, S, S, 3]`, or text as a `LLaMA` takes it.
-          rng: `[B]` keys, one per example, for drop-path and prompt dropout; None at evaluation.
+          inputs: images, or text as a `LLaMA` takes it.
+          rng: for drop-path and prompt dropout; None at evaluation.
           features: what `frozen_features` returned for these inputs and keys, so that it is not computed again. With `pooled`
             among them `inputs` may be None.
 
         Returns:
-          `[B, C]`; of a text `[B, N, V]`, the logits of every next token.
+          `[B, C]`, or of text the logits `[B, N, V]` of every next token.
         """
         if features and "pooled" in features:
             return self._logits(features["pooled"])
         extra, _ = self._signal(inputs, rng, features)
         return self._logits(self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2)))
 
-    def frozen_features(self, inputs, rng: jax.Array | None = None) -> dict:
+    def frozen_features(self, inputs: Inputs, rng: Keys | None = None) -> dict:
         """Computes the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
 
         Returns:
@@ -75,7 +77,7 @@ class Steered(nn.Module):
         same = first["fed_back"] is first["tokens"]
         return {"tokens": first["tokens"]} if same else {name: first[name] for name in ("tokens", "fed_back")}
 
-    def explain(self, inputs, rng: jax.Array | None = None) -> tuple[jax.Array, dict]:
+    def explain(self, inputs: Inputs, rng: Keys | None = None) -> tuple[Float[Array, "B *N C"], dict]:
         """Computes the logits of `__call__` and every named intermediate.
 
         Returns:
@@ -86,22 +88,24 @@ class Steered(nn.Module):
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2))
         return self._logits(pooled), {**out, "look": look}
 
-    def classify_map(self, last: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """Classifies the output of the last site, `hidden[-1]` of a look: logits `[B, C]`. See `ImageBackbone.pooled_map`."""
+    def classify_map(self, last: Float[Array, "B *N D"], rng: Keys | None = None) -> Float[Array, "B C"]:
+        """Classifies the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""
         return self._logits(self.backbone.pooled_map(last))
 
-    def extend(self, tokens: jax.Array, positions: jax.Array, caches: dict, last: jax.Array) -> tuple[jax.Array, dict]:
+    def extend(
+        self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], caches: dict, last: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B V"], dict]:
         """Extends cached sequences of a language model by M tokens and predicts the next one.
 
         The signal of a token depends on its own first look alone, so the signals of cached tokens stay valid.
 
         Args:
-          tokens, positions: `[B, M]`, see `LanguageBackbone.extend`.
+          tokens, positions: see `LanguageBackbone.extend`.
           caches: one per look, see `caches`.
-          last: `[B]`, index among the M tokens of the last one of each sequence.
+          last: index among the M tokens of the last one of each sequence.
 
         Returns:
-          logits `[B, V]` of the token after `last`, and the caches with these tokens.
+          logits of the token after `last`, and the caches with these tokens.
         """
         td, caches = None, dict(caches)
         if self.top_down is not None:
@@ -167,7 +171,7 @@ def _prompts(backbone, fields):
     return Prompts(layers, fields.num, backbone.width, backbone.patch, fields.dropout)
 
 
-def init(model: Steered, method: Method, rng: jax.Array) -> dict:
+def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
     """Creates all parameters: `backbone` and, where they exist, `head`, `top_down`, `prompts` and `lora`.
 
     Wrap it in `jax.eval_shape` to get shapes alone.

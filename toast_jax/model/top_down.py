@@ -10,24 +10,27 @@ is a map, C_i the input channels of stage i and S_i its stride.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32
 
 from toast_jax.model.layers import patches
+from toast_jax.model.layers.arrays import Array, Maps
 
 
-def select(tokens: jax.Array, prior: jax.Array) -> jax.Array:
+def select(tokens: Float[Array, "*N D"], prior: Float[Array, " D"]) -> Float32[Array, "*N 1"]:
     """Computes the relevance of each token to the task, `clip(cos(token, prior), 0, 1)`.
 
     Args:
-      tokens: `[..., D]`, tokens or the places of a map.
-      prior: `[D]`, direction of the task, xi in the paper.
+      tokens: tokens or the places of a map.
+      prior: direction of the task, xi in the paper.
 
     Returns:
-      `[..., 1]`, float32, between 0 (dropped) and 1 (kept as it is).
+      values between 0 (dropped) and 1 (kept as it is).
     """
     return jnp.clip(_unit(tokens.astype(jnp.float32)) @ _unit(prior)[:, None], 0.0, 1.0)
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
     # Clipping before the square root keeps the gradient finite at zero; the bound is that of torch's F.normalize.
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
@@ -54,7 +57,7 @@ class TopDown(_Selection):
 
     sites: int
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         width, sites = self.width, self.sites
@@ -63,15 +66,17 @@ class TopDown(_Selection):
         self.back = self.param("back", feedback, (sites, width, width))
         self.out = self.param("out", feedback, (sites, width, width))
 
-    def __call__(self, compared: jax.Array, fed_back: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, compared: Float[Array, "B N {self.width}"], fed_back: Float[Array, "B N {self.width}"]
+    ) -> tuple[Float[Array, "{self.sites} B N {self.width}"], Float32[Array, "B N 1"]]:
         """Forms the top-down signal.
 
         Args:
-          compared: `[B, N, D]`, tokens to compare with the prior.
-          fed_back: `[B, N, D]`, tokens to scale and feed back; often the same array.
+          compared: tokens to compare with the prior.
+          fed_back: tokens to scale and feed back; often the same array.
 
         Returns:
-          top-down inputs `[L, B, N, D]` and the relevance of each token, `[B, N, 1]`.
+          top-down inputs and the relevance of each token.
         """
         z, mask = self._selected(compared, fed_back)
 
@@ -83,17 +88,17 @@ class TopDown(_Selection):
         _, td = jax.lax.scan(through_block, z, (self.back.astype(self.dtype), self.out.astype(self.dtype)), reverse=True)
         return td, mask
 
-    def variational_loss(self, hidden: jax.Array) -> jax.Array:
+    def variational_loss(self, hidden: Float[Array, "{self.sites}+1 B N {self.width}"]) -> Float32[Array, " B"]:
         """Measures how well the feedback path reconstructs each block's input from its output (paper, section 3.3).
 
         The loss is the sum over blocks of `mean((A_l sg(output_l) - sg(input_l))^2)`, where sg stops gradients, so only `back`
         gets a gradient.
 
         Args:
-          hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
+          hidden: the input of every block and the output of the last.
 
         Returns:
-          float32 `[B]`, one loss per example, neither averaged nor weighted.
+          one loss per example, neither averaged nor weighted.
         """
         hidden = jax.lax.stop_gradient(hidden)
         rebuilt = jax.vmap(lambda output, back: output @ back)(hidden[1:], self.back.astype(hidden.dtype))
@@ -115,7 +120,7 @@ class ConvTopDown(_Selection):
 
     widths: tuple[int, ...]
     strides: tuple[int, ...]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self):
         self._create_selection(self.widths[-1])
@@ -127,15 +132,17 @@ class ConvTopDown(_Selection):
             for i, (width, stride) in enumerate(zip(self.widths[:-1], self.strides, strict=True))
         ]
 
-    def __call__(self, compared: jax.Array, fed_back: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    def __call__(
+        self, compared: Float[Array, "B h w C"], fed_back: Float[Array, "B h w C"]
+    ) -> tuple[Maps, Float32[Array, "B h w 1"]]:
         """Forms the top-down signal.
 
         Args:
-          compared: `[B, h, w, C_L]`, map to compare with the prior, place by place.
-          fed_back: `[B, h, w, C_L]`, map to scale and feed back.
+          compared: map to compare with the prior, place by place.
+          fed_back: map to scale and feed back.
 
         Returns:
-          top-down inputs, shaped as the inputs of the stages, and the relevance of each place, `[B, h, w, 1]`.
+          top-down inputs, shaped as the inputs of the stages, and the relevance of each place.
         """
         z, mask = self._selected(compared, fed_back)
         td = []
@@ -144,17 +151,14 @@ class ConvTopDown(_Selection):
             td.append(z @ self.layers[i][1].astype(self.dtype))
         return tuple(reversed(td)), mask
 
-    def variational_loss(self, hidden: tuple[jax.Array, ...]) -> jax.Array:
+    def variational_loss(self, hidden: Maps) -> Float32[Array, " B"]:
         """Measures how well the feedback path reconstructs each stage's input; see `TopDown.variational_loss`.
 
         Args:
           hidden: the input of every stage, without its top-down input, and the output of the last.
-
-        Returns:
-          float32 `[B]`, one loss per example.
         """
         hidden = jax.lax.stop_gradient(hidden)
-        loss = 0.0
+        loss = jnp.zeros(())
         for i, (stage_input, output) in enumerate(zip(hidden[:-1], hidden[1:], strict=True)):
             error = self._back(i, output).astype(jnp.float32) - stage_input.astype(jnp.float32)
             loss += jnp.mean(jnp.square(error), axis=(1, 2, 3))

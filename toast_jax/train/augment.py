@@ -31,7 +31,7 @@ def augment(
       the batch. Erased or mixed images are normalised; mixed or smoothed labels are added as `target [B, C]`.
     """
     if erasing:
-        images = normalize(batch["image"])
+        images = jnp.asarray(normalize(batch["image"]))
         batch = {**batch, "image": jax.vmap(functools.partial(erase, probability=erasing))(images, _of_use(rng, 0))}
     if not (mixup or cutmix or smoothing):
         return batch

@@ -2,31 +2,37 @@
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias, no_type_check
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Int32, UInt32
 
 from toast_jax import trees
 from toast_jax.devices.parallel import AXIS
+from toast_jax.model.layers.arrays import Array, Batch, Keys
+
+Metrics: TypeAlias = dict[str, Float[Array, ""]]
 
 
+@no_type_check  # maps over trees put other things than arrays in the fields
 class State(flax.struct.PyTreeNode):
     """The part of a run that training changes and a checkpoint holds; it excludes frozen parameters.
 
     Attributes:
-      step: the number of updates so far, int32; also the position in the data.
+      step: the number of updates so far; also the position in the data.
       tuned: the parameters, with None in place of frozen ones.
       opt_state: of optax.
-      rng: key data `[2]`, constant: every step folds its number into it.
+      rng: key data, constant: every step folds its number into it.
       average: the moving average of `tuned`, or None.
     """
 
-    step: jax.Array
+    step: Int32[Array, ""]
     tuned: dict
     opt_state: optax.OptState
-    rng: jax.Array
+    rng: UInt32[Array, "2"]
     average: dict | None = None
 
     @property
@@ -47,14 +53,14 @@ def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int, average
 def train_step(
     state: State,
     frozen: dict,
-    batch: dict,
+    batch: Batch,
     *,
     scores: Callable,
     tx: optax.GradientTransformation,
     augment: Callable = lambda batch, rng: batch,
     ema: float = 0.0,
     microbatches: int = 1,
-):
+) -> tuple[State, Metrics]:
     """Makes one update, as seen by one device of the axis `parallel.AXIS`.
 
     Gradients of the tuned leaves are averaged over devices. The random key of an example depends on its position in the global
@@ -63,10 +69,10 @@ def train_step(
     Args:
       state: replicated.
       frozen: the complement of `state.tuned`.
-      batch: this device's share, `image [b, S, S, 3]` and `label [b]`, or text (see `losses`).
-      scores: `(params, batch, rng [b]) -> dict of [b]`; the mean of `loss` is minimised (see `losses`).
+      batch: this device's share, `image` and `label`, or text (see `losses`).
+      scores: `(params, batch, rng) -> scores`, each `[B]`; the mean of `loss` is minimised (see `losses`).
       tx: optimizer over the tuned leaves.
-      augment: `(batch, rng [b]) -> batch`, the augmentation on the device.
+      augment: `(batch, rng) -> batch`, the augmentation on the device.
       ema: decay of the moving average, if the state has one.
       microbatches: number of equal parts of the batch, computed in sequence in the memory of one part.
 
@@ -77,9 +83,9 @@ def train_step(
     return update(state, frozen, batch, rng, scores=scores, tx=tx, ema=ema, microbatches=microbatches)
 
 
-def draw(state: State, batch: dict, augment: Callable) -> tuple[dict, jax.Array]:
-    """Returns the augmented batch and its random keys `[b]`, on one device of the axis `parallel.AXIS`."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+def draw(state: State, batch: Batch, augment: Callable) -> tuple[Batch, Keys]:
+    """Returns the augmented batch and its random keys, on one device of the axis `parallel.AXIS`."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(state.rng)), state.step)
     size = len(batch["label"])
     position = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
     rng = jax.vmap(lambda i: jax.random.fold_in(key, i))(position)
@@ -89,14 +95,14 @@ def draw(state: State, batch: dict, augment: Callable) -> tuple[dict, jax.Array]
 def update(
     state: State,
     frozen: dict,
-    batch: dict,
-    rng: jax.Array,
+    batch: Batch,
+    rng: Keys,
     *,
     scores: Callable,
     tx: optax.GradientTransformation,
     ema: float = 0.0,
     microbatches: int = 1,
-):
+) -> tuple[State, Metrics]:
     """`train_step` after `draw`: takes the augmented batch and its keys."""
 
     def objective(tuned, batch, rng):

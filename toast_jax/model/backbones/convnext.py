@@ -12,9 +12,12 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches
+from toast_jax.model.layers.arrays import Array, Images, Keys, Maps
 from toast_jax.model.layers.depthwise import DepthwiseConv
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
@@ -65,15 +68,20 @@ def build(config, last_blocks: int) -> "ConvNeXt":
 class Block(nn.Module):
     """Applies a depthwise 7x7 convolution, LayerNorm and an MLP, scaled and added to the input."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, rng=None, depth=(0, 0.0)):
-        """Maps `x [B, h, w, C]` to the same shape; `nn.scan` needs the second output, None.
+    def __call__(
+        self,
+        x: Float[Array, "B h w C"],
+        rng: Keys | None = None,
+        depth: tuple[Int[Array, ""] | int, Float[Array, ""] | float] = (0, 0.0),
+    ) -> tuple[Float[Array, "B h w C"], None]:
+        """Returns the output map; `nn.scan` needs the second output, None.
 
         Args:
           x: input map.
-          rng: `[B]` keys, or None for no drop-path.
+          rng: None for no drop-path.
           depth: index of the block in the network and its drop-path rate.
         """
         width, (index, rate) = x.shape[-1], depth
@@ -92,10 +100,10 @@ class Downsample(nn.Module):
     width: int
     stride: int
     norm_first: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h//{self.stride} w//{self.stride} {self.width}"]:
         norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name="norm")
         convolution = Linear(self.width, dtype=self.dtype, name="conv")
         if self.norm_first:
@@ -111,7 +119,7 @@ class Stage(nn.Module):
     stride: int
     norm_first: bool
     last_blocks: int = 0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self):
@@ -127,12 +135,14 @@ class Stage(nn.Module):
             )(self.dtype)
         self.last = [block(scanned=False)(self.dtype) for _ in range(self.last_blocks)]
 
-    def __call__(self, x, rng, depth):
-        """Maps `[B, h, w, C_in]` to `[B, h / stride, w / stride, width]`.
+    def __call__(
+        self, x: Float[Array, "B h w C"], rng: Keys | None, depth: tuple[Int[Array, " L"], Float[Array, " L"]]
+    ) -> Float[Array, "B h//{self.stride} w//{self.stride} {self.width}"]:
+        """Returns the output map.
 
         Args:
           x: input map.
-          rng: `[B]` keys, or None for no drop-path.
+          rng: None for no drop-path.
           depth: indices of the blocks in the network and their drop-path rates.
         """
         x = self.downsample(x)
@@ -164,7 +174,7 @@ class ConvNeXt(nn.Module):
     widths: tuple[int, ...]
     last_blocks: int = 1
     drop_path: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self):
@@ -183,21 +193,23 @@ class ConvNeXt(nn.Module):
         self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
 
     @property
-    def example(self) -> jax.Array:
+    def example(self) -> Float[Array, "1 S S 3"]:
         """An input of the smallest valid shape, to create parameters with."""
         return jnp.zeros((1, 32, 32, 3))
 
-    def __call__(self, images, td=None, rng=None):
+    def __call__(
+        self, images: Images, td: Maps | None = None, rng: Keys | None = None
+    ) -> tuple[Float[Array, "B C_3"], dict[str, Float[Array, "B h w C_3"] | Maps]]:
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, S a multiple of 32, uint8, or floats if already normalized.
+          images: of sides that are multiples of 32, uint8, or floats if already normalized.
           td: None, or the top-down input of every stage, shaped as the input of the stage: `[B, S, S, 3]`,
             `[B, S / 4, S / 4, C_0]`, `[B, S / 8, S / 8, C_1]`, `[B, S / 16, S / 16, C_2]`.
-          rng: `[B]` keys for drop-path, None at evaluation.
+          rng: for drop-path, None at evaluation.
 
         Returns:
-          pooled `[B, C_3]`, and a dict:
+          pooled, and a dict:
             tokens: `[B, S / 32, S / 32, C_3]`, the last map after the final LayerNorm; compared with the prior.
             fed_back: the last map before the LayerNorm.
             hidden: five maps, the input of every stage (without its top-down input) and the output of the last.
@@ -205,16 +217,16 @@ class ConvNeXt(nn.Module):
         hidden = self._maps(images, td, rng)
         return self.pooled_map(hidden[-1]), {"tokens": self.norm(hidden[-1]), "fed_back": hidden[-1], "hidden": hidden}
 
-    def pooled(self, images, td=None, rng=None):
-        """Computes the pooled output of `__call__` alone, `[B, C_3]`."""
+    def pooled(self, images: Images, td: Maps | None = None, rng: Keys | None = None) -> Float[Array, "B C_3"]:
+        """Computes the pooled output of `__call__` alone."""
         return self.pooled_map(self._maps(images, td, rng)[-1])
 
-    def pooled_map(self, x):
-        """Pools the last map, `[B, h, w, C_3]` -> `[B, C_3]`."""
+    def pooled_map(self, x: Float[Array, "B h w C_3"]) -> Float[Array, "B C_3"]:
+        """Pools the last map."""
         return self.norm(x.mean(axis=(1, 2)))
 
-    def on_grid(self, values):
-        """Returns one value per place, `[B, h, w]`, as it is: it already covers the image."""
+    def on_grid(self, values: Float[Array, "B h w"]) -> Float[Array, "B h w"]:
+        """Returns one value per place as it is: it already covers the image."""
         return values
 
     def _maps(self, images, td, rng):

@@ -8,18 +8,25 @@ of a cache, M tokens that a cached look adds.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Float32, Int
 
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes
+from toast_jax.model.layers.arrays import Array, Keys, Text
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.remat import remat
+
+# Keys `k` and values `v`: of a block, and of all blocks.
+BlockCache: TypeAlias = dict[str, Float[jax.Array, "B S G K"]]
+Cache: TypeAlias = dict[str, Float[jax.Array, "L B S G K"]]
 
 
 class RopeScaling(NamedTuple):
@@ -56,7 +63,13 @@ class Size:
 _7B = Size(4096, 32, 32, 32, hidden=11_008, vocabulary=32_000, context=4096)
 _13B = Size(5120, 40, 40, 40, hidden=13_824, vocabulary=32_000, context=4096)
 _8B = Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0)
-_LATER = {"context": 131_072, "vocabulary": 128_256, "rope_theta": 500_000.0, "tied": True, "rope_scaling": RopeScaling(32.0)}
+_LATER: dict[str, Any] = {
+    "context": 131_072,
+    "vocabulary": 128_256,
+    "rope_theta": 500_000.0,
+    "tied": True,
+    "rope_scaling": RopeScaling(32.0),
+}
 SIZES = {
     "llama1_7b": dataclasses.replace(_7B, context=2048, norm_eps=1e-6),
     "llama1_13b": dataclasses.replace(_13B, context=2048, norm_eps=1e-6),
@@ -95,7 +108,7 @@ def build(config) -> "LLaMA":
     return LLaMA(**dataclasses.asdict(size), dtype=dtypes.named(config.dtype), remat=config.remat)
 
 
-def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " {pairs}"]:
     """Computes the angle between positions of each pair of a head, in radians: `theta^(-i / pairs)`, scaled."""
     plain = theta ** (-np.arange(pairs) / pairs)
     if scaling is None:
@@ -105,15 +118,17 @@ def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) ->
     return plain * (unscaled + (1 - unscaled) / scaling.factor)
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
+def rotate(
+    x: Float[Array, "B N heads K"], positions: Int[Array, "B N"], theta: float, scaling: RopeScaling | None = None
+) -> Float[Array, "B N heads K"]:
     """Applies rotary position embedding (Su et al., arXiv 2104.09864).
 
     Pair i of K / 2 is rotated by `position * frequencies(K / 2, theta, scaling)[i]`. It consists of channels i and i + K / 2,
     as in Hugging Face's files; in those of Meta and llama2.c, of channels 2i and 2i + 1.
 
     Args:
-      x: `[B, N, heads, K]`, queries or keys.
-      positions: `[B, N]`.
+      x: queries or keys.
+      positions: of the tokens.
       theta, scaling: see `Size`.
     """
     turn = frequencies(x.shape[-1] // 2, theta, scaling).astype(np.float32)
@@ -123,15 +138,15 @@ def rotate(x: jax.Array, positions: jax.Array, theta: float, scaling: RopeScalin
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def places(segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+def places(segments: Int[Array, "B N"]) -> tuple[Int[Array, "B N"], Bool[Array, "B N N"]]:
     """Computes positions of tokens within their documents, and the attention mask.
 
     Args:
-      segments: int32 `[B, N]`, number of each token's document; documents are contiguous. Padding has the negative of the
+      segments: number of each token's document; documents are contiguous. Padding has the negative of the
         number before it: it attends to that document, and no other token attends to it.
 
     Returns:
-      positions `[B, N]`, from 0 in every document, and a mask `[B, N, N]`, True where the first token attends to the second.
+      positions, from 0 in every document, and a mask, True where the first token attends to the second.
     """
     document, index = jnp.abs(segments), jnp.arange(segments.shape[1])
     begins = jnp.concatenate([jnp.ones_like(document[:, :1], bool), document[:, 1:] != document[:, :-1]], axis=1)
@@ -147,21 +162,28 @@ class Attention(nn.Module):
     num_kv_heads: int
     rope_theta: float
     rope_scaling: RopeScaling | None
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, td, positions, mask, cache=None):
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        td: Float[Array, "B N D"] | None,
+        positions: Int[Array, "B N"],
+        mask: Bool[Array, "B N S"],
+        cache: BlockCache | None = None,
+    ) -> tuple[Float[Array, "B N D"], BlockCache | None]:
         """Attends from every token to those that its row of the mask allows.
 
         Args:
-          x: `[B, N, D]`, normed.
-          td: `[B, N, D]` or None; added to the input of the values alone, `W_v (x + td)`.
-          positions: `[B, N]`.
-          mask: `[B, N, N]`, or `[B, N, S]` with a cache.
-          cache: None, or keys and values `{"k", "v"}`, each `[B, S, G, K]`; those of x are written at their positions.
+          x: normed.
+          td: added to the input of the values alone, `W_v (x + td)`.
+          positions: of the tokens.
+          mask: without a cache S is N.
+          cache: keys and values; those of x are written at their positions.
 
         Returns:
-          output `[B, N, D]`, and the cache.
+          output, and the cache.
         """
         width = x.shape[-1]
         head = width // self.num_heads
@@ -185,10 +207,10 @@ class Mlp(nn.Module):
     """Computes SwiGLU (Shazeer, arXiv 2002.05202), `(silu(x W_gate) * x W_up) W_down`."""
 
     hidden: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         linear = lambda name, width: Linear(width, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
         hidden = nn.silu(linear("gate", self.hidden)(x)) * linear("up", self.hidden)(x)
         return linear("down", x.shape[-1])(hidden)
@@ -203,11 +225,18 @@ class Block(nn.Module):
     rope_theta: float
     rope_scaling: RopeScaling | None
     norm_eps: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, td, positions, mask, cache=None):
-        """Maps `x [B, N, D]` to the same shape, and returns `{"input": x, "cache": cache}`; see `Attention`."""
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        td: Float[Array, "B N D"] | None,
+        positions: Int[Array, "B N"],
+        mask: Bool[Array, "B N S"],
+        cache: BlockCache | None = None,
+    ) -> tuple[Float[Array, "B N D"], dict]:
+        """Returns the output and `{"input": x, "cache": cache}`; see `Attention`."""
         norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
         rope = self.rope_theta, self.rope_scaling
         attention = Attention(self.num_heads, self.num_kv_heads, *rope, self.dtype, name="attn")
@@ -241,7 +270,7 @@ class LLaMA(nn.Module):
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tied: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     last_blocks = 0  # all blocks are in the stack
@@ -261,20 +290,22 @@ class LLaMA(nn.Module):
             self.head = self.param("head", init, (self.width, self.vocabulary))
 
     @property
-    def example(self) -> dict:
+    def example(self) -> Text:
         """An input of the smallest valid shape, to create parameters with."""
         return {name: jnp.ones((1, 1), jnp.int32) for name in ("tokens", "segments")}
 
-    def __call__(self, text, td=None, rng=None):
+    def __call__(
+        self, text: Text, td: Float[Array, "L B N D"] | None = None, rng: Keys | None = None
+    ) -> tuple[Float[Array, "B N D"], dict[str, Float[Array, "..."]]]:
         """Looks at tokens and returns every named intermediate.
 
         Args:
-          text: `tokens` int32 `[B, N]` and `segments` int32 `[B, N]` (see `places`), N at most `context`.
-          td: `[L, B, N, D]` or None, the top-down input of every block.
+          text: `tokens` and `segments` (see `places`), N at most `context`.
+          td: the top-down input of every block.
           rng: unused, as nothing here is random.
 
         Returns:
-          `[B, N, D]` after the final norm, which `logits` reads, and a dict:
+          the output after the final norm, which `logits` reads, and a dict:
             tokens: `[B, N, D]` before the final norm; compared with the prior.
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
@@ -282,34 +313,40 @@ class LLaMA(nn.Module):
         x, seen = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x), {"tokens": x, "fed_back": x, "hidden": jnp.concatenate([seen["input"], x[None]])}
 
-    def pooled(self, text, td=None, rng=None):
-        """Computes the first output of `__call__` alone, `[B, N, D]`."""
+    def pooled(self, text: Text, td: Float[Array, "L B N D"] | None = None, rng: Keys | None = None) -> Float[Array, "B N D"]:
+        """Computes the first output of `__call__` alone."""
         x, _ = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x)
 
-    def cache(self, rows: int, length: int) -> dict:
+    def cache(self, rows: int, length: int) -> Cache:
         """Creates an empty cache for `rows` sequences of at most `length` tokens."""
         shape = (self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
         return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
 
-    def extend(self, tokens, positions, cache, td=None):
+    def extend(
+        self,
+        tokens: Int[Array, "B M"],
+        positions: Int[Array, "B M"],
+        cache: Cache,
+        td: Float[Array, "L B M D"] | None = None,
+    ) -> tuple[Float[Array, "B M D"], Cache]:
         """Looks at the next tokens of sequences whose earlier ones are cached.
 
         Args:
-          tokens: `[B, M]`.
-          positions: `[B, M]`, less than S. A token attends to the cache up to its own position.
-          cache: keys and values `[L, B, S, G, K]` of this look, see `cache`.
-          td: `[L, B, M, D]` or None.
+          tokens: next tokens.
+          positions: less than S. A token attends to the cache up to its own position.
+          cache: of this look, see `cache`.
+          td: the top-down input of every block.
 
         Returns:
-          `[B, M, D]` before the final norm, and the cache with these tokens.
+          the output before the final norm, and the cache with these tokens.
         """
         mask = jnp.arange(cache["k"].shape[2]) <= positions[..., None]
         x, seen = self._blocks(tokens, td, positions, mask, cache)
         return x, seen["cache"]
 
-    def logits(self, x):
-        """Predicts the next token, float32: `[..., D]` -> `[..., V]`."""
+    def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
+        """Predicts the next token."""
         kernel = self.embed.T if self.tied else self.head
         return jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 

@@ -5,7 +5,10 @@ Letters in shapes: B batch, N tokens, D width, L sites that take a top-down inpu
 
 from typing import Any, Protocol
 
-import jax
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int
+
+from toast_jax.model.layers.arrays import Array, Inputs, Keys, Maps
 
 
 class Backbone(Protocol):
@@ -16,40 +19,44 @@ class Backbone(Protocol):
       last_blocks: how many blocks stand alone after the scanned stack, as `last_0`, ...; method partial tunes them.
     """
 
-    dtype: Any
+    dtype: DTypeLike
     last_blocks: int
 
     @property
-    def example(self) -> Any:
+    def example(self) -> Inputs:
         """The smallest input that the network takes, to create its parameters from."""
 
-    def __call__(self, inputs: Any, td: Any = None, rng: jax.Array | None = None) -> tuple[jax.Array, dict[str, Any]]:
+    def __call__(
+        self, inputs: Inputs, td: Float[Array, "L B N D"] | Maps | None = None, rng: Keys | None = None
+    ) -> tuple[Float[Array, "B *N D"], dict[str, Any]]:
         """Looks at inputs and returns every named intermediate.
 
         Args:
-          inputs: images `[B, S, S, 3]`, or text as `{"tokens", "segments"}`, each `[B, N]`.
+          inputs: images, or `tokens` and `segments` of text.
           td: None, or the top-down input of every site as the family's top-down module makes it.
-          rng: `[B]` keys, one per example, for drop-path; None at evaluation.
+          rng: for drop-path; None at evaluation.
 
         Returns:
-          pooled `[B, D]` (`[B, N, D]` of text) and a dict:
+          pooled, `[B, N, D]` of text alone, and a dict:
             tokens: `[B, N, D]` or a map `[B, h, w, D]`; compared with the prior.
             fed_back: what is scaled and fed back; often the same array.
             hidden: the input of every site and the output of the last; read by the variational loss.
             attention: `[L, B, H, N, N]`, of networks that attend from a class token; makes maps of attention.
         """
 
-    def pooled(self, inputs: Any, td: Any = None, rng: jax.Array | None = None) -> jax.Array:
+    def pooled(
+        self, inputs: Inputs, td: Float[Array, "L B N D"] | Maps | None = None, rng: Keys | None = None
+    ) -> Float[Array, "B *N D"]:
         """Computes the pooled output of `__call__` alone, as cheaply as possible."""
 
 
 class ImageBackbone(Backbone, Protocol):
     """A backbone that reads images. One that takes prompts has an argument `prompts`, and `depth`, `width` and `patch`."""
 
-    def on_grid(self, values: jax.Array) -> jax.Array:
-        """Lays one value per token, `[B, N]` (or `[B, h, w]` of a map), over the image: `[B, h, w]`."""
+    def on_grid(self, values: Float[Array, "B ..."]) -> Float[Array, "B h w"]:
+        """Lays one value per token, or per place of a map, over the image."""
 
-    def pooled_map(self, last: jax.Array) -> jax.Array:
+    def pooled_map(self, last: Float[Array, "B *N D"]) -> Float[Array, "B D"]:
         """Pools the output of the last site. Needed without `attention` alone, for the map like Grad-CAM."""
 
 
@@ -58,23 +65,27 @@ class LanguageBackbone(Backbone, Protocol):
 
     Attributes:
       context: the longest sequence, in tokens.
-      norm: the final norm, `[..., D]` -> `[..., D]`.
+      norm: the final norm, over the last axis.
     """
 
     context: int
     norm: Any
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """Predicts the next token, float32: `[..., D]` -> `[..., V]`."""
+    def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
+        """Predicts the next token."""
 
-    def cache(self, rows: int, length: int) -> dict[str, jax.Array]:
+    def cache(self, rows: int, length: int) -> dict[str, Float[Array, "L B S G K"]]:
         """Creates an empty cache for `rows` sequences of at most `length` tokens."""
 
     def extend(
-        self, tokens: jax.Array, positions: jax.Array, cache: dict, td: jax.Array | None = None
-    ) -> tuple[jax.Array, dict]:
-        """Looks at the next tokens `[B, M]` of sequences whose earlier ones are cached.
+        self,
+        tokens: Int[Array, "B M"],
+        positions: Int[Array, "B M"],
+        cache: dict[str, Float[Array, "L B S G K"]],
+        td: Float[Array, "L B M D"] | None = None,
+    ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "L B S G K"]]]:
+        """Looks at the next tokens of sequences whose earlier ones are cached.
 
         Returns:
-          `[B, M, D]` before the final norm, and the cache with these tokens.
+          the output before the final norm, and the cache with these tokens.
         """

@@ -8,18 +8,25 @@ Letters in shapes: B batch, N tokens (class token first), D width, H heads, K = 
 
 import dataclasses
 import functools
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int
 
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches
+from toast_jax.model.layers.arrays import Array, Images, Keys
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.layers.remat import remat
+
+# Index of a block and its drop-path rate.
+Depth: TypeAlias = tuple[Int[Array, ""] | int, Float[Array, ""] | float]
 
 LAYER_NORM_EPS = 1e-6
 # Kernels of method lora. All three share one A, as in the release, whose qkv kernel is a joint one.
@@ -71,21 +78,19 @@ class Attention(nn.Module):
     """Computes multi-head self-attention with a top-down input to the values."""
 
     num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, td=None, num_queries: int | None = None):
+    def __call__(
+        self, x: Float[Array, "B N D"], td: Float[Array, "B N D"] | None = None, num_queries: int | None = None
+    ) -> tuple[Float[Array, "B M D"], Float32[Array, "B {self.num_heads} M N"]]:
         """Attends from the first `num_queries` tokens (None: from all) to all tokens.
 
         With a top-down input the release computes `W_v x + b_v + W_v td + b_v`, and its weights were trained with the bias
         counted twice. The same in one product is `W_v (x + td) + 2 b_v`.
 
-        Args:
-          x: `[B, N, D]`, layer-normed.
-          td: `[B, N, D]` or None.
-
         Returns:
-          output `[B, M, D]` and attention weights `[B, H, M, N]`, where M is the number of queries.
+          output and attention weights, where M is the number of queries.
         """
         width = x.shape[-1]
         project = lambda name: Linear(width, dtype=self.dtype, name=name)  # noqa: E731
@@ -107,10 +112,10 @@ class Mlp(nn.Module):
     """Applies two linear layers with an exact GELU between them."""
 
     ratio: int = 4
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         hidden = Linear(self.ratio * x.shape[-1], dtype=self.dtype, name="fc1")(x)
         return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
 
@@ -119,22 +124,30 @@ class Block(nn.Module):
     """Applies attention and an MLP, each to normed inputs and added to its input (pre-norm)."""
 
     num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, td=None, prompts=None, rng=None, depth=(0, 0.0), num_queries: int | None = None):
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        td: Float[Array, "B N D"] | None = None,
+        prompts: Float[Array, "_ P D"] | None = None,
+        rng: Keys | None = None,
+        depth: Depth = (0, 0.0),
+        num_queries: int | None = None,
+    ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "B ..."]]]:
         """Computes the output of the block and its intermediates.
 
         Args:
-          x: `[B, N, D]`.
-          td: top-down input of this block, `[B, N, D]` or None.
-          prompts: `[B or 1, P, D]` or None; they replace the P tokens after the class token.
-          rng: `[B]` keys, or None for no drop-path.
+          x: input.
+          td: top-down input of this block.
+          prompts: of every example or of all; they replace the P tokens after the class token.
+          rng: None for no drop-path.
           depth: index of the block and its drop-path rate.
           num_queries: how many tokens of the output to compute, from the first; None computes all.
 
         Returns:
-          the output `[B, M, D]`, and `{"input": [B, N, D], "attention": [B, H, M, N]}`.
+          the output, and `{"input": [B, N, D], "attention": [B, H, M, N]}`.
         """
         if prompts is not None:
             prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[1:])).astype(x.dtype)
@@ -179,7 +192,7 @@ class ViT(nn.Module):
     last_blocks: int = 1
     pool: str = "cls"
     drop_path: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     def setup(self):
@@ -201,22 +214,28 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
 
     @property
-    def example(self) -> jax.Array:
+    def example(self) -> Float[Array, "1 S S 3"]:
         """An input of the smallest valid shape, to create parameters with."""
         return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
 
-    def __call__(self, images, td=None, prompts=None, rng=None):
+    def __call__(
+        self,
+        images: Images,
+        td: Float[Array, "L B N D"] | None = None,
+        prompts: Float[Array, "_ _ P D"] | None = None,
+        rng: Keys | None = None,
+    ) -> tuple[Float[Array, "B D"], dict[str, Float[Array, "..."]]]:
         """Looks at images and returns every named intermediate.
 
         Args:
-          images: `[B, S, S, 3]`, S = grid * patch, uint8, or floats if already normalized.
-          td: `[L, B, N, D]` or None, the top-down input of every block.
+          images: of sides grid * patch, uint8, or floats if already normalized.
+          td: the top-down input of every block.
           prompts: None; `[1, B or 1, P, D]`, inserted after the class token (shallow VPT, arXiv 2203.12119); or
             `[L, B or 1, P, D]`, which also replace the prompts at the input of every later block (deep VPT).
-          rng: `[B]` keys for drop-path, None at evaluation.
+          rng: for drop-path, None at evaluation.
 
         Returns:
-          pooled `[B, D]`, and a dict:
+          pooled, and a dict:
             tokens: `[B, N, D]` after the final LayerNorm; compared with the prior.
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
@@ -228,13 +247,19 @@ class ViT(nn.Module):
         out = {"tokens": tokens, "fed_back": tokens, "hidden": hidden, "attention": seen["attention"]}
         return self._pool(tokens), out
 
-    def pooled(self, images, td=None, prompts=None, rng=None):
-        """Computes the pooled output of `__call__` alone, `[B, D]`; the last block computes only pooled tokens."""
+    def pooled(
+        self,
+        images: Images,
+        td: Float[Array, "L B N D"] | None = None,
+        prompts: Float[Array, "_ _ P D"] | None = None,
+        rng: Keys | None = None,
+    ) -> Float[Array, "B D"]:
+        """Computes the pooled output of `__call__` alone; the last block computes only pooled tokens."""
         x, _ = self._blocks(images, td, prompts, rng, num_queries=1 if self.pool == "cls" else None)
         return self._pool(self.norm(x))
 
-    def on_grid(self, values):
-        """Maps one value per token to the image, `[B, N]` -> `[B, grid, grid]`; only patches count."""
+    def on_grid(self, values: Float[Array, "B N"]) -> Float[Array, "B {self.grid} {self.grid}"]:
+        """Maps one value per token to the image; only patches count."""
         return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)
 
     def _pool(self, tokens):

@@ -8,7 +8,7 @@ from toast_jax.model.backbones.vit import ViT
 _TORCH, _PATH = "blocks.{i}", "backbone/blocks/{i}"
 
 
-def _qkv(suffix: str, prefix: str = "") -> tuple[str, str, str]:
+def _qkv(suffix: str, prefix: str = "") -> tuple[str, ...]:
     return tuple(f"{prefix}{_PATH}/attn/{part}/{suffix}" for part in "qkv")
 
 

@@ -7,6 +7,10 @@ respect to the kernel is slower still.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from toast_jax.model.layers.arrays import Array
 
 
 class DepthwiseConv(nn.Module):
@@ -16,25 +20,24 @@ class DepthwiseConv(nn.Module):
     """
 
     size: int = 7
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `x [B, h, w, C]` to the same shape."""
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         kernel = self.param("kernel", nn.initializers.normal(0.02), (self.size, self.size, 1, x.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
         y = jax.lax.platform_dependent(x.astype(self.dtype), kernel.astype(self.dtype), cpu=sum_of_shifts, default=convolution)
         return y + bias.astype(self.dtype)
 
 
-def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves `x [B, h, w, C]` with `kernel [K, K, 1, C]`, K odd, by XLA."""
+def convolution(x: Float[jax.Array, "B h w C"], kernel: Float[jax.Array, "K K 1 C"]) -> Float[jax.Array, "B h w C"]:
+    """Convolves with a kernel, K odd, by XLA."""
     axes = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes, feature_group_count=x.shape[-1])
 
 
 @jax.custom_vjp
-def sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def sum_of_shifts(x: Float[Array, "B h w C"], kernel: Float[Array, "K K 1 C"]) -> Float[Array, "B h w C"]:
     """Computes `convolution` as K * K products of the shifted map and one weight per channel, summed in float32."""
     size, (_, h, w, _) = kernel.shape[0], x.shape
     padded, weights = _padded(x, size), kernel.astype(jnp.float32)

@@ -1,14 +1,17 @@
 """Stochastic depth: residual branches dropped at random, per example."""
 
 import jax
+from jaxtyping import Float
+
+from toast_jax.model.layers.arrays import Array, Keys
 
 
-def drop_path(x: jax.Array, rng: jax.Array | None, rate: jax.Array | float) -> jax.Array:
+def drop_path(x: Float[Array, "B ..."], rng: Keys | None, rate: Float[Array, ""] | float) -> Float[Array, "B ..."]:
     """Drops residual branches with probability `rate` and rescales the others (arXiv 1603.09382).
 
     Args:
-      x: `[B, ...]`, output of the branch.
-      rng: `[B]` keys, one per example, so that the result does not depend on the number of devices; None drops nothing.
+      x: output of the branch.
+      rng: None drops nothing.
       rate: probability of dropping.
     """
     if rng is None:

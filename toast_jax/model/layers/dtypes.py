@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from toast_jax.errors import InputError, choose
 
@@ -10,7 +11,7 @@ FIELD = "config.backbone.dtype"
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def named(name: str) -> jnp.dtype:
+def named(name: str) -> DTypeLike:
     """Returns the dtype that a config names.
 
     Raises:

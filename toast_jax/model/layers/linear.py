@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from toast_jax.model.layers.arrays import Array
 
 
 class Linear(nn.Module):
-    """Computes `x @ kernel + bias` over the last axis, `[..., D] -> [..., features]`.
+    """Computes `x @ kernel + bias` over the last axis.
 
     Unlike `nn.Dense` it multiplies with `@`, so the kernel may be any object with a matrix product, such as `lora.LowRank`.
 
@@ -20,13 +23,13 @@ class Linear(nn.Module):
 
     features: int
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: Callable = nn.initializers.normal(0.02)  # as trunc_normal_(std=0.02) of timm and torch, which truncate at +-2
     bias_init: Callable = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias_scale: float = 1.0) -> jax.Array:
-        """Maps `x [..., D]` to `[..., features]`; the bias is added `bias_scale` times."""
+    def __call__(self, x: Float[Array, "*rows D"], bias_scale: float = 1.0) -> Float[Array, "*rows {self.features}"]:
+        """Adds the bias `bias_scale` times."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:

@@ -1,19 +1,16 @@
 """Normalization of pixels, as the backbones expect it."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from toast_jax.data.images.pixels import MEAN, STD
+from toast_jax.model.layers.arrays import Array, Images
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(images: Images) -> Float[Array, "B H W _"]:
     """Scales pixels to [0, 1] and normalizes them with ImageNet's mean and standard deviation.
 
-    Args:
-      images: uint8 `[..., 3]`; floating-point images are taken as normalized and returned unchanged.
-
-    Returns:
-      float32 `[..., 3]`.
+    Floating-point images are taken as normalized and returned unchanged.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images

@@ -1,20 +1,22 @@
 """Images to grids of patches and back, so that a convolution whose stride is its kernel size is a matrix product.
 
-Letters in shapes: B batch, H and W height and width, S side of a patch, C channels.
+Letters in shapes: B batch, H and W height and width, C channels.
 """
 
-import jax
+from jaxtyping import Float
+
+from toast_jax.model.layers.arrays import Array
 
 
-def split(images: jax.Array, side: int) -> jax.Array:
-    """Cuts images into patches, `[B, H, W, C]` -> `[B, H / S, W / S, S * S * C]`, with the pixels of a patch row by row."""
+def split(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B H//{side} W//{side} {side}*{side}*C"]:
+    """Cuts images into patches, with the pixels of a patch row by row."""
     b, h, w, c = images.shape
     parts = images.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
     return parts.reshape(b, h // side, w // side, side * side * c)
 
 
-def join(patches: jax.Array, side: int) -> jax.Array:
-    """Undoes `split`: `[B, H, W, S * S * C]` -> `[B, H * S, W * S, C]`."""
+def join(patches: Float[Array, "B H W SSC"], side: int) -> Float[Array, "B H*{side} W*{side} SSC//({side}*{side})"]:
+    """Undoes `split`."""
     b, h, w, _ = patches.shape
     parts = patches.reshape(b, h, w, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
     return parts.reshape(b, h * side, w * side, -1)

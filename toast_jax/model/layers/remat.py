@@ -5,13 +5,16 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
+
+from toast_jax.model.layers.arrays import Array
 
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names("product")
 )
 
 
-def product(x: jax.Array) -> jax.Array:
+def product(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Marks an expensive non-matmul result (a depthwise convolution) to be saved for the backward pass."""
     return checkpoint_name(x, "product")
 
