@@ -9,6 +9,7 @@ import numpy as np
 
 from toast_jax import trees
 from toast_jax.devices import parallel
+from toast_jax.devices.protocol import Devices
 
 
 def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> dict:
@@ -21,12 +22,14 @@ def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> di
     return jax.lax.psum({**sums, "count": mask.sum()}, parallel.AXIS)
 
 
-def mapped(scores: Callable, devices=parallel) -> Callable:
-    """Maps `eval_step` over all devices: `(tuned, frozen, batch) -> sums`; see `setup.devices_of`."""
+def mapped(scores: Callable, devices: Devices = parallel) -> Callable:
+    """Maps `eval_step` over all devices: `(tuned, frozen, batch) -> sums`; see `devices.protocol`."""
     return devices.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
 
 
-def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices=parallel) -> dict[str, float]:
+def evaluate(
+    step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices: Devices = parallel
+) -> dict[str, float]:
     """Runs `step` over all batches and returns the means of the scores and `count`.
 
     `accuracy` is a fraction, `loss` is in nats. If the step evaluates several networks, the means are arrays `[networks]`.

@@ -15,16 +15,16 @@ from toast_jax.errors import InputError
 from toast_jax.weights.files import read_header, write
 from toast_jax.weights.rename import Arrays, kind, to_torch, unstack
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.fingerprint import differing, moments
+from toast_jax.workdir.fingerprint import differing, is_split, moments
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
-    """Writes `params["top_down"]`, from the first process alone."""
+    """Writes `params["top_down"]`, from the first process alone; other parameters may be split over processes."""
+    flat, facts = trees.flat(params), header(params, config)
     if jax.process_index():
         return
-    flat = trees.flat(params)
     module = {name: np.asarray(array, np.float32) for name, array in flat.items() if name.startswith("top_down/")}
-    write(path, to_torch(module, kind(flat)), header(params, config))
+    write(path, to_torch(module, kind(flat)), facts)
 
 
 def header(params: dict, config: ConfigDict) -> dict[str, str]:
@@ -38,7 +38,8 @@ def header(params: dict, config: ConfigDict) -> dict[str, str]:
 
 def fingerprint(params: Arrays) -> dict[str, list[float]]:
     """Computes mean and root mean square of every backbone parameter, except resized position embeddings."""
-    layers = unstack({name: np.asarray(array) for name, array in params.items() if name.startswith("backbone/")})
+    backbone = {name: array for name, array in params.items() if name.startswith("backbone/")}
+    layers = unstack({name: array if is_split(array) else np.asarray(array) for name, array in backbone.items()})
     return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from toast_jax.errors import choose
-from toast_jax.model.layers import dtypes
+from toast_jax.model.layers import batch, dtypes
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.remat import remat
 
@@ -317,4 +317,4 @@ class LLaMA(nn.Module):
         """Runs all blocks and returns the last output and the stacked intermediates."""
         if positions.shape[1] > self.context:
             raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
-        return self.blocks(self.embed[tokens].astype(self.dtype), td, positions, mask, cache)
+        return self.blocks(batch.split_by_example(self.embed[tokens].astype(self.dtype)), td, positions, mask, cache)
