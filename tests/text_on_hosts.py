@@ -1,4 +1,7 @@
-"""Run as a script, `FOLDER PORT HOSTS NUMBER`: one of several processes that tune a tiny language model with FSDP."""
+"""Run as a script: one of several processes that train a tiny language model with FSDP.
+
+Its arguments are `FOLDER PORT HOSTS STAGE METHOD FSDP NUMBER`.
+"""
 
 import sys
 from pathlib import Path
@@ -12,14 +15,14 @@ from toast_jax.model.backbones import llama
 from toast_jax.train import loop
 
 
-def main(folder, port, hosts, number):
+def main(folder, port, hosts, stage, method, size, number):
     if hosts != "1":
         jax.distributed.initialize(f"127.0.0.1:{port}", int(hosts), int(number))
     words = test_text.Words()
     tokenizer.load = lambda path: words
     llama.SIZES["stories260k"] = test_text.SIZE
-    config = test_text.of(alpaca, Path(folder), method="toast")
-    config.data.format, config.data.held_out, config.fsdp = "prompts", 0.2, 2
+    config = test_text.of(alpaca, Path(folder), method=method)
+    config.stage, config.data.format, config.data.held_out, config.fsdp = stage, "prompts", 0.2, int(size)
     loop.fit(config, Path(folder) / hosts)
 
 

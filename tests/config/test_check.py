@@ -198,7 +198,7 @@ TEXT = [
     ({"data.length": 2049}, "config.data.length is 2049, but llama1_7b reads 2048 tokens; set --config.data.length=2048"),
     ({"batch_size": 24, "microbatches": 2}, "config.microbatches is 2, which does not divide the 3 sequences of"),
     ({"fsdp": 3}, "config.fsdp is 3, which does not divide the 8 devices of a host"),
-    ({"fsdp": 8, "method": "finetune"}, "config.fsdp shares what is frozen, and method finetune freezes nothing"),
+    ({"fsdp": 16}, "config.fsdp is 16, which does not divide the 8 devices of a host"),
     ({"data.splits.val": "x.json"}, "config.data.splits.val and config.data.held_out both give a val split"),
     ({"method": "vpt"}, "config.method is 'vpt'; it must be one of finetune, lora, toast, toast_lite"),
     ({"tune_transform": True, "method": "lora"}, "but method lora has no transform; set it to False"),
@@ -214,6 +214,15 @@ def test_a_contradiction_is_told(family, changes, message):
     config.update_from_flattened_dict(changes)
     (sentence,) = refusal(config)
     assert re.search(message, sentence), sentence
+
+
+def test_a_group_takes_devices_of_a_host_or_all_of_several_hosts(monkeypatch):
+    config = FAMILIES["llama"]()
+    config.method, config.batch_size = "finetune", 24
+    monkeypatch.setattr(jax, "device_count", lambda: 24)
+    for size, is_valid in ((2, True), (8, True), (24, True), (12, False), (16, False), (48, False)):
+        config.fsdp = size
+        assert (refusal(config) == []) is is_valid, size
 
 
 def test_a_contradiction_with_a_field_that_is_wrong_is_not_told():

@@ -3,10 +3,11 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from benchmarks import fsdp as benchmark
 from tests.model.backbones.test_llama import V, network, parameters, text
 from toast_jax import trees
 from toast_jax.config.runs import language
@@ -33,7 +34,7 @@ def batch():
 
 @functools.cache
 def steps(size):
-    """Numbers and tuned parameters of two steps and an evaluation, on eight devices of which `size` share what is frozen."""
+    """Numbers, tuned parameters and state of two steps and an evaluation, on eight devices in groups of `size`."""
     devices = parallel if size == 1 else fsdp.Shared(size, llama.PARTITION)
     row = LANGUAGE_METHODS["toast"]
     net = steered.Steered(network(remat=True), top_down=TopDown(3, 16))
@@ -44,17 +45,17 @@ def steps(size):
     )
     step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=text_run.by_token)
     step = devices.replicate(step, num_replicated=2, donate=(0,))
-    state, placed, seen = devices.place(init_state(tuned, tx, seed=0)), devices.spread(frozen), []
+    state, placed, seen = devices.place(init_state(tuned, tx, seed=0)), devices.place(frozen), []
     for _ in range(2):
         state, metrics = step(state, placed, devices.shard(batch()))
         seen.append(parallel.fetch(metrics))
     sums = mapped(losses.tune(net, row), devices)(state.tuned, placed, devices.shard(batch()))
-    return seen, trees.flat(parallel.fetch(trees.prune(state.tuned))), parallel.fetch(sums), placed
+    return seen, trees.flat(parallel.fetch(trees.prune(state.tuned))), parallel.fetch(sums), placed, state
 
 
 @pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), 8])
 def test_numbers_are_those_of_devices_that_share_nothing(size):
-    (seen, tuned, sums, _), (theirs, expected, counted, _) = steps(size), steps(1)
+    (seen, tuned, sums, *_), (theirs, expected, counted, *_) = steps(size), steps(1)
     for ours, one in [*zip(seen, theirs, strict=True), (sums, counted)]:
         for name in one:
             np.testing.assert_allclose(ours[name], one[name], rtol=1e-5, err_msg=name)
@@ -63,45 +64,77 @@ def test_numbers_are_those_of_devices_that_share_nothing(size):
         np.testing.assert_allclose(tuned[path], leaf, rtol=0, atol=1e-5 * np.abs(leaf).max(), err_msg=path)
 
 
-def test_what_is_frozen_is_split_and_norms_are_not():
-    placed = trees.flat(steps(4)[3])
+def test_parameters_and_moments_are_split_and_norms_are_not():
+    frozen, state = steps(4)[3:]
+    placed = {**trees.flat(frozen), **trees.flat(trees.prune(state.tuned))}
     shares = {path: leaf.size // leaf.addressable_shards[0].data.size for path, leaf in placed.items() if leaf is not None}
     assert {path for path, share in shares.items() if share == 1} == {
         *(f"backbone/{name}/scale" for name in ("norm", "blocks/norm1", "blocks/norm2")),
         "top_down/transform",
+        "top_down/prior",
     }
     assert set(shares.values()) == {1, 4} and "backbone/embed" in shares
+    (adam,) = [part for part in jax.tree.leaves(state.opt_state, is_leaf=_has_moments) if _has_moments(part)]
+    for moments in (adam.mu, adam.nu):
+        moments = {path: leaf for path, leaf in trees.flat(moments).items() if isinstance(leaf, jax.Array)}
+        assert moments.keys() == trees.flat(trees.prune(state.tuned)).keys()
+        for path, leaf in moments.items():
+            assert leaf.size // leaf.addressable_shards[0].data.size == shares[path], path
+
+
+def _has_moments(part):
+    return isinstance(part, optax.ScaleByAdamState)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A LLaMA whose sizes are no multiples of the rows of a batch, so that the shape of an array says what it holds."""
+    size = llama.Size(width=256, depth=6, num_heads=8, num_kv_heads=8, hidden=704, vocabulary=500, context=512)
+    monkeypatch.setitem(llama.SIZES, "stories260k", size)
+    return functools.partial(benchmark.compiled, "stories260k", batch=24, length=20)
+
+
+@pytest.mark.parametrize("method", ["toast", "finetune"])
+def test_devices_exchange_weights_of_a_layer_and_never_the_whole_batch(small, method):
+    counts = benchmark.collectives(small(method, size=8).as_text())
+    for kind, dtype, shape in counts:
+        whole_batch = 24 in shape or 24 * 20 in shape
+        # The tokens themselves, 4 bytes each, look up the width of the embedding that a device holds.
+        assert not whole_batch or dtype == "s32", (kind, dtype, shape)
+        whole_stack = kind == "all-gather" and shape[:1] == (6,) and len(shape) == 3
+        assert not whole_stack, (kind, dtype, shape)
+    assert any(kind == "all-gather" and shape == (256, 704) for kind, _, shape in counts)
+
+
+def test_memory_of_activations_shrinks_with_more_devices(small, monkeypatch):
+    """A device of eight has a quarter of the rows that a device of two has; the rest is the gathered weights of a layer."""
+    temporaries = {}
+    for count in (2, 8):
+        devices = jax.devices()[:count]
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "devices", lambda devices=devices: devices)
+            patch.setattr(jax, "device_count", lambda count=count: count)
+            temporaries[count] = small("toast", size=count, length=300).memory_analysis().temp_size_in_bytes
+    assert temporaries[8] < 0.3 * temporaries[2], temporaries
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "gib"), [("llama1_7b", 8), ("llama1_13b", 15.5)])
-def test_step_of_a_large_network_compiles_and_its_arguments_fit(name, gib):
-    config = language(name="x", method="toast", backbone=name)
-    config.backbone.update({"dtype": "bfloat16", "remat": True})
-    net, row = steered.build(config, 0)
+@pytest.mark.parametrize(
+    ("name", "method", "arguments", "temporaries"),
+    [
+        ("llama1_7b", "toast", 3, 24),
+        ("llama1_7b", "finetune", 10, 24),
+        ("llama1_13b", "toast", 5, 36),
+        ("llama1_13b", "finetune", 19, 36),
+    ],
+)
+def test_step_of_a_large_network_compiles_and_fits(name, method, arguments, temporaries):
+    """In GiB on each of eight devices, with the batch of the recipe."""
+    memory = benchmark.compiled(name, method, batch=144, length=512, size=8).memory_analysis()
+    net, row = steered.build(language(name="x", method=method, backbone=name), 0)
     shapes = jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0)))
-    mask, devices = methods.tuned_mask(shapes, row), fsdp.Shared(8, llama.PARTITION)
-    frozen = {
-        path: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=devices.sharding(path)) if leaf is not None else None
-        for path, leaf in trees.flat(trees.split(shapes, mask)[1]).items()
-    }
-    tx = optim.optimizer(
-        name="adamw", schedule=lambda _: 1e-5, mask=mask, momentum=0.0, weight_decay=0.0, no_decay=(), clip=1.0
-    )
-    state = jax.eval_shape(lambda: init_state(trees.split(jax.tree.map(_zeros, shapes), mask)[0], tx, seed=0))
-    everywhere = devices.sharding("top_down/prior")
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
-    integers, floats = (jax.ShapeDtypeStruct((1, 8, 512), dtype) for dtype in (jnp.int32, jnp.float32))
-    inputs = {"tokens": integers, "segments": integers, "label": integers, "weight": floats}
-    inputs["mask"] = jax.ShapeDtypeStruct((1, 8), jnp.float32)
-    step = functools.partial(train_step, scores=losses.tune(net, row), tx=tx, augment=text_run.by_token)
-    compiled = devices.replicate(step, num_replicated=2).lower(state, trees.nested(frozen), inputs).compile()
-    used = compiled.memory_analysis().argument_size_in_bytes
-    count = {part: trees.count(tree) for part, tree in zip(("tuned", "frozen"), trees.split(shapes, mask), strict=True)}
-    # In bfloat16, split; in float32 with Adam's two moments, whole.
-    assert used == pytest.approx(2 * count["frozen"] / 8 + 12 * count["tuned"], rel=0.01)
-    assert used < gib * 2**30
-
-
-def _zeros(leaf):
-    return jnp.zeros(leaf.shape, leaf.dtype)
+    tuned, frozen = map(trees.count, trees.split(shapes, methods.tuned_mask(shapes, row)))
+    # Frozen in bfloat16, tuned in float32 with Adam's two moments, both split.
+    assert memory.argument_size_in_bytes == pytest.approx((2 * frozen + 12 * tuned) / 8, rel=0.01)
+    assert memory.argument_size_in_bytes < arguments * 2**30
+    assert memory.temp_size_in_bytes < temporaries * 2**30

@@ -1,5 +1,6 @@
 """Runs on text, end to end with a tiny network: pre-tuned, tuned, evaluated, exported, and made to speak."""
 
+import contextlib
 import importlib
 import io
 import json
@@ -20,13 +21,16 @@ from configs import generate as generate_config
 from tests import ROOT
 from tests.model.backbones.test_llama import D, G, H, L
 from tests.words import Words
+from toast_jax import trees
 from toast_jax.data.text import tokenizer
-from toast_jax.errors import InputError
+from toast_jax.devices import parallel
+from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
 from toast_jax.model.backbones import llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, generate, train
-from toast_jax.train import loop, setup, text
+from toast_jax.train import checkpoint, loop, setup, text
+from toast_jax.workdir import fingerprint, interrupt
 
 LENGTH = 32
 SIZE = llama.Size(D, L, H, G, hidden=24, vocabulary=Words.vocabulary, context=192, tied=True)
@@ -271,16 +275,71 @@ def test_held_out_texts_are_those_of_the_release():
     assert (kept, held) == (order[:49].tolist(), order[49:].tolist())
 
 
+def losses_and_parameters(folder, config):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    with checkpoint.manager(folder) as checkpoints:
+        step, tuned = checkpoint.restore_tuned(checkpoints, setup.load_network(config, 0).tuned)
+    return step, [line["train/loss"] for line in lines if "train/loss" in line], trees.flat(trees.prune(tuned))
+
+
+def test_a_run_whose_state_is_split_resumes_bit_for_bit(tmp_path, monkeypatch):
+    write(tmp_path, ASKED)
+    config = of(alpaca, tmp_path, method="finetune")
+    config.data.format, config.fsdp = "prompts", 4
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    loop.fit(config, whole)
+    with monkeypatch.context() as patch:
+        answers = iter([False, False, True])
+        patch.setattr(interrupt, "asked", lambda: contextlib.nullcontext(lambda: next(answers)))
+        with pytest.raises(Interrupted, match="Stopped after step 3 of 4"):
+            loop.fit(config, parts)
+    loop.fit(config, parts)
+    (last, losses, expected), (step, resumed, tuned) = (losses_and_parameters(folder, config) for folder in (whole, parts))
+    assert (step, resumed) == (last, losses) and len(losses) == last == 4
+    assert "backbone/blocks/attn/q/kernel" in expected
+    jax.tree.map(np.testing.assert_array_equal, tuned, expected)
+
+
+def test_the_backbone_of_a_pretuned_module_stays_on_its_devices(tmp_path, monkeypatch):
+    """Checkpoints hold the tuned module alone, and so does the file; moments of split parameters come from the devices."""
+    write(tmp_path, PLAIN)
+    config = of(openwebtext, tmp_path)
+    config.fsdp, fetched, asarray = 4, set(), np.asarray
+
+    def fetch(tree):
+        fetched.update(jax.tree.map(lambda leaf: leaf.shape, jax.tree.leaves(tree)))
+        return jax.device_get(tree)
+
+    def seen(array, *args, **kwargs):
+        assert not (isinstance(array, jax.Array) and fingerprint.is_split(array)), array.shape
+        return asarray(array, *args, **kwargs)
+
+    monkeypatch.setattr(parallel, "fetch", fetch)
+    monkeypatch.setattr(np, "asarray", seen)
+    loop.fit(config, tmp_path / "run")
+    monkeypatch.undo()
+    split = {(L, D, 24), (L, 24, D), (Words.vocabulary, D)}  # of the MLP and the embedding
+    assert (L, D, D) in fetched and not split & fetched
+    params = {"backbone": {"embed": np.asarray(np.random.default_rng(0).normal(size=(8, D)), np.float32)}}
+    placed = setup.devices_of(config).place(params)
+    assert fingerprint.is_split(placed["backbone"]["embed"])
+    (whole,), (moments,) = (list(fingerprint.of_frozen(tree).values()) for tree in (params, placed))
+    assert moments == pytest.approx(whole, rel=1e-5)
+
+
 @pytest.mark.slow
-def test_hosts_that_share_frozen_parameters_equal_one(tmp_path):
-    """Two processes of two devices, and one of four; the metrics that each fetches are on its own devices."""
+@pytest.mark.parametrize(
+    ("stage", "method", "size"), [("tune", "toast", 2), ("tune", "toast", 4), ("tune", "finetune", 4), ("pretune", "toast", 4)]
+)
+def test_hosts_that_share_parameters_equal_one(stage, method, size, tmp_path):
+    """Two processes of two devices, and one of four; a group of four spans both processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     write(tmp_path, ASKED)
     outputs = []
     for hosts in (2, 1):
-        command = [sys.executable, "tests/text_on_hosts.py", str(tmp_path), str(port), str(hosts)]
+        command = [sys.executable, "tests/text_on_hosts.py", str(tmp_path), str(port), str(hosts), stage, method, str(size)]
         flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={4 // hosts}"
         env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -293,3 +352,6 @@ def test_hosts_that_share_frozen_parameters_equal_one(tmp_path):
     assert len(several) == len(alone) == 6
     for row, expected in zip(several, alone, strict=True):
         assert row == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    if stage == "pretune":
+        files = (load_file(tmp_path / str(hosts) / "top_down.safetensors") for hosts in (2, 1))
+        jax.tree.map(lambda array, expected: np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5), *files)

@@ -139,11 +139,8 @@ _OF_TEXT = (
         ),
     ),
     Conflict(
-        lambda c: c.fsdp > 1 and c.method == "finetune",
-        lambda c: "config.fsdp shares what is frozen, and method finetune freezes nothing; set --config.fsdp=1.",
-    ),
-    Conflict(
-        lambda c: jax.local_device_count() % c.fsdp,
+        # A group takes some devices of a host, or all of several hosts.
+        lambda c: jax.local_device_count() % c.fsdp and (c.fsdp % jax.local_device_count() or jax.device_count() % c.fsdp),
         lambda c: (
             f"config.fsdp is {c.fsdp}, which does not divide the {jax.local_device_count()} devices of a host; use a divisor "
             "of it."

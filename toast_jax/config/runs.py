@@ -169,7 +169,7 @@ TEXTS = _with(
     "data.documents": Field(0, whole(0), "read only the first so many documents; 0: all"),
     "data.held_out": Field(0.0, SHARE, "share of the training texts to hold out for validation"),
     "microbatches": Field(1, COUNT, "parts of a device's batch to compute one after the other, which saves memory"),
-    "fsdp": Field(1, COUNT, "number of devices to shard the frozen parameters over; 1: replicated", TO_RESUME),
+    "fsdp": Field(1, COUNT, "number of devices to shard parameters and optimizer state over; 1: replicated", TO_RESUME),
 }
 
 

@@ -1,4 +1,4 @@
-"""Data parallelism: a step mapped over all devices, with replicated parameters."""
+"""Data parallelism: a step mapped over all devices, with replicated parameters; see `protocol.Devices`."""
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from toast_jax.data.loader import Batch
@@ -14,11 +15,7 @@ AXIS = "data"
 
 
 def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
-    """Map `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`.
-
-    The first `num_replicated` arguments and all results must be the same on every device; the step ensures this with
-    `lax.pmean` or `lax.psum` over the axis `parallel.AXIS`. Place these arguments with `place` first; calls are slow else.
-    """
+    """Maps `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`; see `protocol.Devices`."""
     return jax.pmap(step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate)
 
 
@@ -30,13 +27,8 @@ def place(tree):
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
-def spread(tree):
-    """Place frozen parameters, here as `place` does; `fsdp` splits them."""
-    return place(tree)
-
-
 def put(path: str, array: np.ndarray) -> jax.Array:
-    """Put the parameter at a path on a device, for `spread` to copy."""
+    """Puts the parameter at a path on one device; `place` copies it to the others."""
     return jnp.asarray(array)
 
 
@@ -57,8 +49,15 @@ def sharded(batches: Generator[Batch]) -> Iterator[dict]:
 
 
 def fetch(tree):
-    """Copy a replicated tree to the host as NumPy arrays."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
+    """Copies a tree to the host as NumPy arrays; all processes have to call it if leaves are split over processes."""
+    return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(_whole, tree)))
+
+
+def _whole(leaf):
+    """Gathers a leaf of which this process has only a part."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def _mesh():

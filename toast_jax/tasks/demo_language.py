@@ -128,7 +128,7 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
     if not (saved := run_folder.recorded(here, run)):
         network = load_network(run, 0)
         step = mapped(scores_of(run, network), parallel)
-        tuned, frozen = parallel.place(network.tuned), parallel.spread(network.frozen)
+        tuned, frozen = parallel.place(network.tuned), parallel.place(network.frozen)
         source = text.open_sources(run, verified=True)[1]["test"]
         saved = {"test": text.summary(evaluate(step, tuned, frozen, text.eval_batches(run, source)))}
         run_folder.write_json(here / "config.json", run.to_dict())

@@ -41,7 +41,7 @@ def run(config: ConfigDict, folder: str) -> None:
         origin = f"{folder} at step {step}"
     devices = devices_of(config)
     step = mapped(scores_of(config, network), devices)
-    tuned, frozen = devices.place(tuned), devices.spread(network.frozen)
+    tuned, frozen = devices.place(tuned), devices.place(network.frozen)
     results = {}
     for name, source in evals.items():
         results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices))

@@ -133,7 +133,9 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
                 progress.resume()
     evaluated = evaluated or _evaluate(run, state, record, run.steps)
     if config.stage == "pretune":
-        module_file.save(run.folder / "top_down.safetensors", parallel.fetch(trees.merge(state.result, run.frozen)), config)
+        params = trees.merge(state.result, run.frozen)
+        params["top_down"] = parallel.fetch(params["top_down"])  # the rest stays on its devices
+        module_file.save(run.folder / "top_down.safetensors", params, config)
     return [
         record.diverged.get(i) or _result(run, member.config, {name: scores[i] for name, scores in evaluated.items()}, progress)
         for i, member in enumerate(run.members)

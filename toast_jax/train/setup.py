@@ -5,7 +5,6 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from toast_jax.data import loader
 from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
+from toast_jax.devices.protocol import Devices
 from toast_jax.model import families, losses, methods, steered
 from toast_jax.train import images, optim, text
 from toast_jax.train.evaluation import mapped
@@ -54,7 +54,7 @@ class Run:
       step, eval_step: `step.train_step` and `evaluation.eval_step`, mapped over all devices.
       frozen: the frozen parameters, placed on devices.
       mask: True for tuned parameters.
-      devices: places arrays and maps steps, see `devices_of`.
+      devices: places arrays and maps steps.
       features: see `feature_cache.features_of`; None in pre-tuning and for methods that cannot cache any.
       steps_per_epoch: of training.
       tuned_parameters: their numbers, `all` and `without_head`.
@@ -69,7 +69,7 @@ class Run:
     eval_step: Callable
     frozen: dict
     mask: dict
-    devices: Any
+    devices: Devices
     features: Callable | None
     steps_per_epoch: int
     tuned_parameters: dict[str, int]
@@ -110,7 +110,7 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         parts=parts,
         step=devices.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
         eval_step=mapped(scores, devices),
-        frozen=devices.spread(network.frozen),
+        frozen=devices.place(network.frozen),
         mask=network.mask,
         devices=devices,
         features=features_of(network.model, network.method) if config.stage == "tune" else None,
@@ -129,7 +129,7 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     config = run.config.copy_and_resolve_references()
     config.seed = seed
     network = load_network(config, len(run.train.classes))
-    frozen = run.devices.spread(network.frozen)  # parts of it may be initialised from the seed
+    frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
     folder = run_folder.claim(folder, config)
     members = (Member(config, folder, run.members[0].rates),)
@@ -144,8 +144,8 @@ def domain(config: ConfigDict):
     return _DOMAINS[families.of_config(config).reads]
 
 
-def devices_of(config: ConfigDict):
-    """Return the module `parallel`, or `fsdp.Shared` if the config asks for it, to place arrays and map steps."""
+def devices_of(config: ConfigDict) -> Devices:
+    """Returns the module `parallel`, or an `fsdp.Shared` if the config asks for one."""
     return fsdp.Shared(config.fsdp, families.of_config(config).partition) if config.get("fsdp", 1) > 1 else parallel
 
 

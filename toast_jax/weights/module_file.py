@@ -6,6 +6,7 @@ Arrays have the release's names, so that PyTorch code can read them too; the rec
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,16 +18,16 @@ from toast_jax.errors import InputError
 from toast_jax.weights.files import read_header, write
 from toast_jax.weights.rename import kind, to_torch, unstack
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.fingerprint import differing, moments
+from toast_jax.workdir.fingerprint import differing, is_split, moments
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
-    """Write `params["top_down"]`, from the first process alone."""
+    """Writes `params["top_down"]`, from the first process alone; other parameters may be split over processes."""
+    flat, facts = trees.flat(params), header(params, config)
     if jax.process_index():
         return
-    flat = trees.flat(params)
     module = {name: np.asarray(array, np.float32) for name, array in flat.items() if name.startswith("top_down/")}
-    write(path, to_torch(module, kind(flat)), header(params, config))
+    write(path, to_torch(module, kind(flat)), facts)
 
 
 def header(params: dict, config: ConfigDict) -> dict[str, str]:
@@ -39,8 +40,9 @@ def header(params: dict, config: ConfigDict) -> dict[str, str]:
 
 
 def fingerprint(params: Mapping[str, ArrayLike]) -> dict[str, list[float]]:
-    """Compute mean and root mean square of every backbone parameter, except resized position embeddings."""
-    layers = unstack({name: np.asarray(array) for name, array in params.items() if name.startswith("backbone/")})
+    """Computes mean and root mean square of every backbone parameter, except resized position embeddings."""
+    backbone: dict[str, Any] = {name: array for name, array in params.items() if name.startswith("backbone/")}
+    layers = unstack({name: array if is_split(array) else np.asarray(array) for name, array in backbone.items()})
     return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
 
 

@@ -154,7 +154,7 @@ def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
     out: Arrays = {}
     for path, array in arrays.items():
         if match := re.fullmatch(rf"(?P<stack>{names.stacks})(?P<rest>/.*)?", path):
-            out |= {f"{match['stack']}/{i}{match['rest'] or ''}": layer for i, layer in enumerate(array)}
+            out |= {f"{match['stack']}/{i}{match['rest'] or ''}": array[i] for i in range(len(array))}
         elif match := re.search(r"/last_(\d+)/", path):
             out[path.replace(match[0], f"/blocks/{stacked + int(match[1])}/")] = array
         else:

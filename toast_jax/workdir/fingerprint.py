@@ -11,7 +11,7 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.errors import InputError
 
-_LARGE = 2**27  # elements from which on an array is reduced on the device instead of the host
+_LARGE = 2**27  # elements from which on an array is reduced on the device instead of the host, as split arrays are
 # Relative difference of moments: half precision stays below, another backbone is far above.
 _TOLERANCE = 1e-2
 
@@ -43,11 +43,16 @@ def of_frozen(frozen: dict) -> dict[str, list[float]]:
 
 
 def moments(leaf) -> list[float]:
-    """Return the mean and the root mean square of an array."""
-    if leaf.size > _LARGE:
+    """Returns the mean and the root mean square of an array."""
+    if leaf.size > _LARGE or is_split(leaf):
         return np.asarray(_moments_on_device(leaf), float).tolist()
     array = np.ravel(np.asarray(leaf, np.float32))
     return [float(array.mean()), float(np.sqrt(array @ array / array.size))]
+
+
+def is_split(leaf) -> bool:
+    """Returns whether no device holds the whole array."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
 
 
 @jax.jit

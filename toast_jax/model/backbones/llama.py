@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float32, Int
 
 from toast_jax.errors import choose
-from toast_jax.model.layers import dtypes
+from toast_jax.model.layers import batch, dtypes
 from toast_jax.model.layers.arrays import Array, Keys, Text
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.remat import remat
@@ -354,4 +354,4 @@ class LLaMA(nn.Module):
         """Runs all blocks and returns the last output and the stacked intermediates."""
         if positions.shape[1] > self.context:
             raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
-        return self.blocks(self.embed[tokens].astype(self.dtype), td, positions, mask, cache)
+        return self.blocks(batch.split_by_example(self.embed[tokens].astype(self.dtype)), td, positions, mask, cache)
