@@ -16,6 +16,7 @@ def get_config(text: str | None = None):
     values = arguments(text, method="toast", backbone="vit_b16_in1k")
     config = base(name=f"folder_{values['method']}_{values['backbone']}", **values)
     config.data.format = "folder"
+    config.data.exif_orientation = True
     config.head.start = "zeros"  # a random head of few classes is large, and its first gradients spoil pre-tuned parameters
     config.confusion = True
     return config

@@ -67,6 +67,7 @@ def _imagenet(config):
 def _downstream(config):
     """Adapt the recipe to few images: small batches at an unscaled learning rate, larger crops, no mixing."""
     config.data.format = "folder"
+    config.data.exif_orientation = True
     config.batch_size = 32
     config.optimizer.lr, config.optimizer.base_batch_size = 1e-3, 0
     config.epochs, config.warmup_epochs = 10, 1

@@ -132,7 +132,7 @@ SEED, COUNT, SHARE = whole(0), whole(1), real(0.0, below=1.0)
 FLAG, TEXT = Flag(), Text()
 
 # When a field may differ from the value that a run started with.
-NEVER, TO_EVALUATE, TO_RESUME = "", "to evaluate", "to resume or evaluate"
+NEVER, TO_EVALUATE, TO_RESUME, TO_MOVE = "", "to evaluate", "to resume or evaluate", "if its content has moved"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,8 @@ class Field:
       allowed: the rule for its values.
       meaning: one short phrase for the table of fields.
       may_change: NEVER; TO_EVALUATE if the checkpoint of a run may be evaluated with another value; TO_RESUME if the run may
-        also resume with one, because the field does not change the result.
+        also resume with one, because the field does not change the result; TO_MOVE for places of data and
+        weights, which the run checks by their content when it resumes (see `workdir.fingerprint`).
     """
 
     default: Any

@@ -12,6 +12,6 @@ def find(path: str | Path) -> Path:
 
     A file under the current folder comes first. A path with no file at either place is returned as it is, with "~" expanded.
     """
-    path = Path(os.path.expanduser(path))  # which, unlike pathlib, keeps the name of an unknown user
+    path = Path(os.path.expanduser(path))  # pathlib raises for an unknown user
     is_shipped = path.parts[:1] in (("configs",), ("assets",)) and not path.exists() and (ROOT / path).is_file()
     return ROOT / path if is_shipped else path

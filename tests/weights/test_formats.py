@@ -4,6 +4,8 @@ import math
 import os
 import re
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import ml_dtypes
 import numpy as np
@@ -348,6 +350,75 @@ def test_layer_scale_of_every_spelling(form, tmp_path):
     for path, array in folded().items():
         assert arrays[path].dtype == np.float32
         np.testing.assert_allclose(arrays[path], array, rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_position_embeddings_without_a_class_token(plain, tmp_path):
+    """DeiT III, by the names of its authors and of timm."""
+    state = backbone()
+    embed = state["pos_embed"]
+    expected = folded() | {"backbone/pos_embed": np.concatenate([np.zeros_like(embed[:, :1]), embed[:, 1:]], axis=1)}
+    for names in (r"ls\1.gamma", r"gamma_\1"):
+        scales = {re.sub(r"ls(\d)\.gamma", names, name): array for name, array in gammas().items()}
+        arrays = load(to_file(tmp_path, state | scales | {"pos_embed": embed[:, 1:]}))
+        for name, array in expected.items():
+            np.testing.assert_allclose(arrays[name], array, rtol=1e-6, atol=1e-7, err_msg=name)
+    small = load(to_file(tmp_path, backbone(pos_embed=embed[:, 1:5])))["backbone/pos_embed"]
+    assert small.shape == embed.shape and not small[:, 0].any() and small[:, 1:].any()
+
+
+# Modules around a network.
+
+
+WRAPPERS = ["model.", "net.", "module.base_encoder.", "teacher.backbone.", "visual.trunk.", "enc.", "lightning.model.x_1."]
+WRAPPED = {"timm": lambda state: state, "hugging_face": hugging_face, "hugging_face_5": hugging_face_5, "augreg": augreg}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_modules_around_a_network_are_taken_off(wrapper, form, plain, tmp_path):
+    state = {wrapper + name: array for name, array in WRAPPED[form](backbone()).items()}
+    assert_same(load(to_file(tmp_path, state, ".npz")), plain)
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+    parts=st.lists(st.text("abcmodel_1", min_size=1, max_size=9), max_size=4),
+    form=st.sampled_from(sorted(WRAPPED)),
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    beside=st.booleans(),
+)
+def test_any_module_around_a_network_is_taken_off(parts, form, dtype, beside):
+    wrapper = "".join(f"{part}." for part in parts)
+    half = {name: array.astype(dtype).astype("f4") for name, array in backbone().items()}
+    state = {wrapper + name: array for name, array in WRAPPED[form](half).items()}
+    if len(parts) > 1 and beside:
+        state |= {"zz.momentum": np.ones(3, "f4"), f"{parts[0]}.zz.1.weight": np.ones((2, 2), "f4")}
+    assert_same(formats.known_names(state), half)
+
+
+def test_the_classifier_beside_a_wrapped_network_is_kept(tmp_path):
+    state = {f"model.encoder.{name}": array for name, array in backbone().items()}
+    state |= {f"model.{name}": array for name, array in CLASSIFIER.items()}
+    assert_same(formats.known_names(state), backbone() | CLASSIFIER)
+
+
+@pytest.mark.parametrize(
+    ("used", "other"),
+    [("teacher.backbone.", "student.backbone."), ("module.base_encoder.", "module.moving."), ("model_ema.", "model.")],
+)
+def test_of_several_networks_the_evaluated_one_is_taken(used, other, tmp_path, logged):  # noqa: F811
+    state = {used + name: array for name, array in backbone().items()}
+    state |= {other + name: array + 1 for name, array in backbone().items()} | {f"{used}head.0.weight": np.ones((2, 2), "f4")}
+    assert_same(formats.known_names(state), backbone())
+    assert any(f"of which {used} is used" in message for message in logged.messages)
+    neither = {name.replace(used, "first."): array for name, array in state.items()}
+    assert "it holds several networks (first., " in refusal(to_file(tmp_path, neither, ".npz"))
+
+
+def test_names_in_messages_are_those_of_the_file(tmp_path):
+    state = {f"net.{name}": array for name, array in backbone(register_tokens=np.zeros((1, 4, 32), "f4")).items()}
+    assert "belongs to a ViT with register tokens" in (text := refusal(to_file(tmp_path, state, ".npz")))
+    assert text.endswith("no network here has net.register_tokens.")
 
 
 def test_blocks_in_chunks(plain, tmp_path):

@@ -129,6 +129,62 @@ def test_pytorch_files(tmp_path):
     assert_loaded(tmp_path / "x.bin")
 
 
+def test_shards_of_pytorch(tmp_path):
+    torch = pytest.importorskip("torch")
+    names = sorted(state())
+    shard_of = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(names)}
+    for shard in set(shard_of.values()):
+        torch.save({name: torch.tensor(state()[name]) for name in names if shard_of[name] == shard}, tmp_path / shard)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
+    assert_loaded(tmp_path)
+    assert_loaded(tmp_path / "pytorch_model.bin.index.json")
+    trace = tmp_path / "trace"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(trace),)
+
+    torch.save({"x": Malicious()}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    with pytest.raises(InputError, match="could run code"):
+        load(tmp_path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "base_model.model.", "language_model."])
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_modules_around_the_network_are_taken_off(ending, bare, wrapper, tmp_path):
+    wrapped = {wrapper + (name.removeprefix("model.") if bare else name): array for name, array in state().items()}
+    if bare:  # a LlamaModel has no head
+        wrapped = {name.replace(f"{wrapper}lm_head", "lm_head"): array for name, array in wrapped.items()}
+    if ending == "bin":
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.tensor(array) for name, array in wrapped.items()}, tmp_path / "x.bin")
+    else:
+        save_file(wrapped, tmp_path / "x.safetensors")
+    assert_loaded(tmp_path / f"x.{ending}")
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_a_head_that_repeats_a_tied_embedding_is_left_out_and_another_refused(ending, tmp_path):
+    def write(head):
+        arrays = state(lm_head__weight=head)
+        if ending == "bin":
+            torch = pytest.importorskip("torch")
+            tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+            torch.save(tensors, tmp_path / "x.bin")
+        else:
+            save_file(arrays, tmp_path / "x.safetensors")
+
+    embedding = state()["model.embed_tokens.weight"]
+    write(embedding.copy())
+    assert_loaded(tmp_path / f"x.{ending}", tied=True)
+    for head in (embedding * 1.01, embedding[:-1]):
+        write(np.ascontiguousarray(head))
+        with pytest.raises(InputError, match="lm_head.weight that differs from model.embed_tokens.weight"):
+            load(tmp_path / f"x.{ending}", tied=True)
+
+
 def llama2c(path, shared):
     """Written in the order of llama2.c's `memory_map_weights`, rows of q and k in its pairs 2i, 2i + 1."""
     arrays = state()
@@ -190,6 +246,7 @@ def test_pairs_of_llama2c_turn_as_there(tmp_path):
             r"has model.layers.3.mlp.up_proj.weight, which no",
         ),
         ({"lm_head__weight": np.ones((V + 1, D), "f4")}, rf"lm_head.weight is \({V + 1}, {D}\) in the file, and backbone/head"),
+        ({"model__embed_tokens__weight": np.ones((V + 1, D), "f4")}, rf"in the network; give .*lm_head.weight to {V} rows"),
         (
             {"model__layers__2__self_attn__o_proj__weight": np.ones((D, 8), "f4")},
             r"layers.2.self_attn.o_proj.weight is \(16, 8\)",
@@ -215,6 +272,7 @@ def test_other_networks_are_refused(changes, message, tmp_path):
         ({"rope_theta": 5e5}, "says rope_theta 500000.0"),
         ({"num_key_value_heads": None}, f"says num_key_value_heads {H}, and config.backbone.size {G}"),
         ({"tie_word_embeddings": True}, "says tie_word_embeddings True"),
+        ({"vocab_size": V + 1}, f"says vocab_size {V + 1}, and config.backbone.size {V}; give .*added, cut model.embed"),
     ],
 )
 def test_another_config_is_refused(config, message, tmp_path):

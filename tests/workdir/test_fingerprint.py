@@ -1,8 +1,12 @@
 """Data and weights that change under a run are noticed."""
 
 import dataclasses
+import json
 import shutil
+from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
@@ -102,6 +106,101 @@ def test_large_arrays_are_summed_where_they_are(monkeypatch):
     np.testing.assert_allclose(fingerprint.of_frozen({"a": leaf})["a"], here["a"], rtol=1e-4, atol=1e-7)
 
 
+# Data and weights that move.
+
+
+def anew(config, **changes):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@hypothesis.settings(max_examples=8, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(data=st.data())
+def test_a_run_resumes_wherever_its_data_weights_and_folder_are_moved(begun, data, tmp_path_factory):
+    """The same bytes, reached as a user may: renamed, linked, with a slash, relative, or below home."""
+    place = tmp_path_factory.mktemp("anywhere")
+    origin = Path(begun.data.root).parent
+    for part in ("images", "run", "weights.safetensors"):
+        (shutil.copytree if (origin / part).is_dir() else shutil.copy)(origin / part, place / part)
+
+    def moved(part, also=()):
+        name = data.draw(st.sampled_from([part, f"other {part}", f"a/b+ü/{part}"]))
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        if name != part:
+            (place / part).rename(place / name)
+        if data.draw(st.booleans()):
+            (place / f"link to {part}").symlink_to(place / name)
+            name = f"link to {part}"
+        return data.draw(
+            st.sampled_from([str(place / name), f"~/{name}", f"./{name}", *(f"{place / name}{end}" for end in also)])
+        )
+
+    folder = moved("run", also="/")
+    config = anew(
+        begun, **{"data.root": moved("images", also=("/", "//", "/.")), "backbone.weights": moved("weights.safetensors")}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(place))
+        patch.chdir(place)
+        loop.fit(config, folder)
+        loop.fit(config, folder)
+        evaluate.run(anew(config, task="evaluate"), folder)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_other_content_at_another_place_is_refused_each_time(done, begun, tmp_path):
+    if done:
+        loop.fit(begun, tmp_path / "run")
+    shutil.copytree(tmp_path / "images", tmp_path / "fewer")
+    (tmp_path / "fewer/train/owl/0.jpg").unlink()
+    write_backbone(tmp_path / "other.safetensors", begun, seed=1)
+    for changes, message in (
+        ({"data.root": str(tmp_path / "fewer")}, "The training data has changed"),
+        ({"backbone.weights": str(tmp_path / "other.safetensors")}, "was tuned on another backbone"),
+        ({"backbone.weights": "random"}, "was tuned on another backbone"),
+    ):
+        for _ in range(2):  # a refusal leaves nothing behind that would let the second one pass
+            with pytest.raises(InputError, match=message):
+                loop.fit(anew(begun, **changes), tmp_path / "run")
+    loop.fit(begun, tmp_path / "run")
+
+
+def test_a_finished_run_whose_places_moved_is_checked_and_gives_its_result(begun, tmp_path):
+    result = loop.fit(begun, tmp_path / "run")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    config = anew(begun, **{"data.root": str(tmp_path / "moved")})
+    again = loop.fit(config, tmp_path / "run")
+    assert {name: again[name] for name in ("steps", "test")} == {name: result[name] for name in ("steps", "test")}
+    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["root"] == str(tmp_path / "moved")
+
+
+def test_another_start_of_what_is_tuned_is_refused(image_folder, tmp_path):
+    """Of method finetune nothing is frozen, so only the start shows which file it began from."""
+    config = tiny_config(image_folder, "finetune")
+    config.epochs = 2
+    for name, seed in (("one", 0), ("other", 1)):
+        write_backbone(tmp_path / f"{name}.safetensors", config, seed=seed)
+    config.backbone.weights = str(tmp_path / "one.safetensors")
+    loop.fit(config, tmp_path / "run")
+    shutil.copy(tmp_path / "one.safetensors", tmp_path / "copy.safetensors")
+    loop.fit(anew(config, **{"backbone.weights": str(tmp_path / "copy.safetensors")}), tmp_path / "run")
+    other = anew(config, **{"backbone.weights": str(tmp_path / "other.safetensors")})
+    for _ in range(2):
+        with pytest.raises(InputError, match=rf"The run in {tmp_path}/run began from other parameters .*backbone/.* differs\)"):
+            loop.fit(other, tmp_path / "run")
+
+
+def test_names_are_relative_to_the_folder_that_all_are_in(tmp_path, monkeypatch):
+    names = ("a/1.jpg", "a/x/2.jpg", "b/1.jpg")
+    monkeypatch.chdir(tmp_path)
+    roots = ("data/", "data", "./data", "x/../data", str(tmp_path), "/elsewhere//data")
+    made = [files.Files(tuple(f"{root}/{name}" for name in names), (0, 0, 1), ("a", "b")) for root in roots]
+    assert len({fingerprint.of_source(source)["content"] for source in made}) == 1
+    renamed = dataclasses.replace(made[0], paths=("data/a/1.jpg", "data/a/y/2.jpg", "data/b/1.jpg"))
+    assert fingerprint.of_source(renamed) != fingerprint.of_source(made[0])
+
+
 FILES = files.Files(("a.jpg", "b.jpg"), (0, 1), ("x", "y"))
 TEXT = Sequences(*(np.arange(6, dtype=np.int32).reshape(2, 3) for _ in range(2)), np.ones((2, 3), bool))
 
@@ -136,3 +235,6 @@ def test_prepared_data_is_told_by_its_files(tmp_path, monkeypatch):
         config.data.update({"root": str(tmp_path / "data"), "image_size": 16, "resize": 16})
         found.append(fingerprint.of_source(sources.open_split(config.data, "train")))
     assert found[0]["count"] == found[1]["count"] == 8 and found[0] != found[1]
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    config.data.root = f"{tmp_path}/elsewhere/"
+    assert fingerprint.of_source(sources.open_split(config.data, "train")) == found[1]

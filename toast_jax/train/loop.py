@@ -83,13 +83,18 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
     with checkpoint.manager(run.folder, create=True) as checkpoints:
         meta = {"config": run.config.to_dict(), "classes": run.train.classes}
         meta |= {"data": fingerprint.of_source(run.train), "frozen": fingerprint.of_frozen(run.frozen)}
+        meta["start"] = fingerprint.of_start(state.tuned)
         restored = checkpoint.restore(checkpoints, state)
         if restored is not None:
             saved = checkpoint.read_meta(checkpoints)
-            fingerprint.check_source(meta["data"], saved["data"], run.folder)
+            root, former_root = (config["data"].get("root", "") for config in (meta["config"], saved["config"]))
+            fingerprint.check_source(run.train, saved["data"], run.folder, root, former_root)
             fingerprint.check_frozen(meta["frozen"], saved["frozen"], run.folder, run.config.backbone.weights)
+            fingerprint.check_start(meta["start"], saved, run.folder, run.config)
             state = restored
             log.info("Resuming from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
+        for member in run.members:  # the places that it names are checked now
+            run_folder.write_json(member.folder / "config.json", member.config.to_dict())
         with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
             results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):

@@ -1,5 +1,6 @@
 """Safe reading and writing of weights files: a flat dict of arrays by PyTorch name."""
 
+import logging
 import os
 import re
 import zipfile
@@ -10,16 +11,27 @@ import numpy as np
 from toast_jax import shipped
 from toast_jax.errors import InputError, listed
 
+log = logging.getLogger(__name__)
+
 Arrays = dict[str, np.ndarray]
 
+# Endings of PyTorch's files.
+TORCH = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+# Keys of the dicts of tensors in PyTorch's files. Averaged weights come first, as in timm.
+_KEYS = ("state_dict_ema", "model_ema", "model", "model_state_dict", "state_dict", "teacher")
 _LARGE, _DENSE = 2**28, 20  # bytes, and the highest plausible ratio of compression
 
 
-def read(path: str) -> Arrays:
-    """Read a .pth, .pt, .bin, .safetensors or .npz file as a flat dict of float32 arrays.
+def read(path: str, field: str = "backbone.weights") -> Arrays:
+    """Reads a file of PyTorch (see `TORCH`), .safetensors or .npz as a flat dict of float32 arrays.
 
-    Dicts around the arrays (`model`, `model_state_dict`, `state_dict`, DINO's `teacher`) and the prefixes of modules around a
-    backbone are removed. Pickles are read with `torch.load(weights_only=True)` alone, which cannot run code.
+    Dicts around the arrays (`model`, `state_dict`, ...) and the prefixes of modules around a backbone are removed. Of raw and
+    averaged weights (`model_ema`, `state_dict_ema`), the averaged ones are read, which is logged. Pickles are read with
+    `torch.load(weights_only=True)` alone, which cannot run code.
+
+    Args:
+      path: of the file.
+      field: of the config that names the file, for the message if there is none.
 
     Raises:
       InputError: the file is missing, unreadable, of an unknown format or names an array twice, or PyTorch is not installed.
@@ -28,11 +40,11 @@ def read(path: str) -> Arrays:
     if os.path.isdir(file):
         raise InputError(f"{file} is a folder; give the weights file itself in the config.")
     if not os.path.isfile(file):
-        raise InputError(f"There is no weights file at {file}; correct --config.backbone.weights or the field that names it.")
+        raise InputError(f"There is no weights file at {file}; correct --config.{field}.")
     if file.suffix == ".safetensors":
         state = _read_safetensors(file)
-    elif file.suffix in (".pth", ".pt", ".bin"):
-        state = _read_torch(file)
+    elif file.name.endswith(TORCH):
+        state = {name: tensor.float().numpy() for name, tensor in read_tensors(file).items()}
     elif file.suffix == ".npz":
         state = _read_npz(file)
     else:
@@ -91,16 +103,22 @@ def _check_sizes(file: Path) -> None:
         )
 
 
-def _read_torch(file: Path) -> Arrays:
+def read_tensors(file: Path, mmap: bool = False) -> dict:
+    """Reads the dict of CPU tensors in a PyTorch file; `mmap` leaves their values in the file until they are used.
+
+    Raises:
+      InputError: the file is damaged or holds anything but tensors, or PyTorch is not installed.
+    """
     import argparse
 
     torch = _torch(f"Reading {file}")
     try:
-        if zipfile.is_zipfile(file):
+        is_zip = zipfile.is_zipfile(file)
+        if is_zip:
             _check_sizes(file)
         # DeiT files include their training arguments, an argparse.Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except InputError:
         raise
     except Exception as error:  # damaged bytes raise nearly anything
@@ -117,14 +135,13 @@ def _read_torch(file: Path) -> Arrays:
         raise InputError(
             f"{file} is not a complete PyTorch file ({type(error).__name__}); copy or download it again."
         ) from error
-    for key in ("model", "model_state_dict", "state_dict", "teacher"):
-        if isinstance(state, dict) and key in state:
-            state = state[key]
-            break
+    state = _chosen(file, state, torch.Tensor)
     try:
         if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in state.values()):
             raise TypeError("a few numbers, repeated")
-        return {str(name): tensor.detach().float().numpy() for name, tensor in state.items()}
+        tensors = {str(name): tensor.detach() for name, tensor in state.items()}
+        if any(tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided for tensor in tensors.values()):
+            raise TypeError("no plain numbers")
     except (
         AttributeError,
         TypeError,
@@ -134,6 +151,24 @@ def _read_torch(file: Path) -> Arrays:
         raise InputError(
             f"{file} holds no dict of plain tensors, alone or under model, model_state_dict, state_dict or teacher."
         ) from error
+    return tensors
+
+
+def _chosen(file, state, tensor_type):
+    """Takes the weights out of a training checkpoint, and logs the choice where it holds several."""
+    if not isinstance(state, dict):
+        return state
+    key = next((key for key in _KEYS if state.get(key) is not None), None)
+    if key is None:
+        return state
+    sets = [name for name, value in state.items() if isinstance(value, dict) and _has_tensor(value, tensor_type)]
+    if others := [str(name) for name in sets if name != key]:
+        log.info("%s holds several sets of weights: %s is used, %s not.", file, key, listed(others))
+    return state[key]
+
+
+def _has_tensor(values, tensor_type):
+    return any(isinstance(value, tensor_type) for value in values.values())
 
 
 def _torch(purpose: str):

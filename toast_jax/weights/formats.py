@@ -4,9 +4,11 @@ These are timm's for a ViT, the authors' for a ConvNeXt and Hugging Face's for a
 """
 
 import logging
+import math
+import os
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,9 +84,20 @@ _LLAMA = (
     Row(r"((?:embed_tokens|layers|norm|decoders)\..*|prompt|top_down_transform)", r"model.\1"),
 )
 
+# The array that every network of a format has, whose name shows the modules around the network.
+_FIRST = re.compile(
+    r"((?:[^./]+[./])*?)(?:patch_embed\.proj\.weight|embeddings\.patch_embeddings(?:\.projection)?\.weight|"
+    r"downsample_layers\.0\.0\.weight|stem\.0\.weight|embedding/kernel|(?:model\.)?embed_tokens\.weight)"
+)
+# Of several networks in one file (self-supervised training), the one that its authors evaluate: the average, or MoCo's encoder.
+_EVALUATED = re.compile(r"(?:\w*ema|teacher|base_encoder)[./]")
+# What stands beside a wrapped network and belongs to it.
+_BESIDE = re.compile(r"(?:head|classifier|lm_head|decoders?)[./].*|top_down_transform|(?:deep_)?prompt(?:_embeddings)?")
+
 # Files with timm's names and more: FSDP's chunks of blocks (DINOv2), and mask tokens, decoders and heads of pre-training.
 _TIMM = (
     Row(r"blocks\.\d+\.(\d+)\.(.*)", r"blocks.\1.\2"),
+    Row(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma"),  # of DeiT III's authors
     Row(r"mask_token|decoder_.*|(?:dino|ibot)_head\..*", None),
 )
 
@@ -114,12 +127,11 @@ _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     # A classifier on top of a representation layer, which no network here has.
     (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
     (r"Transformer/.*", _AUGREG),
-    (r"(?:vit|dinov2|convnext)\.embeddings\..*", [Row(r"(?:vit|dinov2|convnext)\.(.*)", r"\1")]),
     (r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*", _CONVNEXT),
     (r"embeddings\.patch_embeddings\..*", _HUGGING_FACE),
     (r"(?:model\.)?layers\.\d+\.self_attn\..*", _LLAMA),
-    # DINO's projection head, whose last layer has the same name as the classifier in files of the TOAST release.
-    (r"head\.mlp\..*", [Row(r"head\..*", None)]),
+    # DINO's projection head, whose last layer has the same name as the classifier in files of the TOAST release, and MoCo v3's.
+    (r"head\.(?:mlp|\d+)\..*", [Row(r"head\..*", None)]),
     (r".*", _TIMM),
 )
 
@@ -131,20 +143,21 @@ _OTHER_NETWORKS = {
     r".*\.attn\.[qk]_norm\..*": "a ViT with norms of queries and keys",
     r"fc_norm\..*": "a ViT with its last norm after pooling (as MAE's fine-tuning makes)",
     r"(?:.*\.)?layers\.\d+\.(?:blocks|downsample)\..*": "a Swin Transformer",
-    r"(?:.*\.)?relative_position_.*|.*\.attn\.[qv]_bias|beit\..*": "a BEiT",
+    r"(?:.*\.)?relative_position_.*|.*\.attn\.[qv]_bias|(?:.*\.)?lambda_[12]|beit\..*": "a BEiT",
     r".*\.grn\..*": "a ConvNeXt V2",
     r"(?:.*\.)?(?:stages|downsample_layers)\..*": "another network of stages",
     r"(?:visual|vision_model|text_model)\..*": "CLIP or a network like it",
 }
 
 
-def known_names(state: Arrays) -> Arrays:
+def known_names(state: dict[str, Any]) -> dict[str, Any]:
     """Convert the arrays of another framework to names and layouts that `rename` reads.
 
-    The LayerScale of a ViT is folded into the layer before it.
+    Modules around the network are taken off. The LayerScale of a ViT is folded into the layer before it; position embeddings
+    without a class token (DeiT III) get a zero for it.
 
     Args:
-      state: arrays by name, from `files.read`.
+      state: arrays by name, from `files.read`. Of a LLaMA, only names are converted, so that anything may stand for the arrays.
 
     Returns:
       arrays by known name. Arrays that are known to be unused are dropped and logged; unknown names are kept.
@@ -153,12 +166,13 @@ def known_names(state: Arrays) -> Arrays:
       ValueError: an array has other axes than its name implies, or two names mean the same array.
     """
     dropped: list[str] = []
+    state = _unwrapped(state, dropped)
     for sign, rows in _FORMATS:
         if any(re.fullmatch(sign, name) for name in state):
             state = _renamed(state, rows, dropped)
     if dropped:
         log.info("The weights file also holds %s, not used here.", listed(sorted(dropped)))
-    return _without_layer_scale(_with_joint_qkv(state))
+    return _with_class_position(_without_layer_scale(_with_joint_qkv(state)))
 
 
 def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -167,6 +181,30 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
         if telling := [name for name in unexpected if re.fullmatch(regex, name)]:
             return kind, telling
     return "another kind of network", unexpected
+
+
+def _unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
+    """Takes off the modules around the network, such as `model.` or `teacher.backbone.`, and drops what is outside of them."""
+    wrappers = sorted({match[1] for name in state if (match := _FIRST.fullmatch(name))})
+    if len(wrappers) > 1:
+        evaluated = [wrapper for wrapper in wrappers if _EVALUATED.search(wrapper)]
+        if len(evaluated) != 1:
+            raise ValueError(f"it holds several networks ({listed([w or 'one without a prefix' for w in wrappers])})")
+        log.info("The weights file holds several networks (%s), of which %s is used.", listed(wrappers), evaluated[0])
+        wrappers = evaluated
+    if wrappers in ([], [""]):
+        return state
+    (wrapper,) = wrappers
+    out = {}
+    for name, array in state.items():
+        bare = name[len(os.path.commonprefix([name, wrapper]).rpartition(wrapper[-1])[0]) :].lstrip(wrapper[-1])
+        if not name.startswith(wrapper) and not _BESIDE.fullmatch(bare):
+            dropped.append(name)
+        elif bare in out:
+            raise ValueError(f"{name} is not the only name for {bare}")
+        else:
+            out[bare] = array
+    return out
 
 
 def _renamed(state: Arrays, rows: Sequence[Row], dropped: list[str]) -> Arrays:
@@ -198,6 +236,13 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
                 for part in names:
                     del out[part]
     return out
+
+
+def _with_class_position(state: Arrays) -> Arrays:
+    embed = state.get("pos_embed")
+    if "cls_token" not in state or embed is None or embed.ndim != 3 or math.isqrt(embed.shape[1]) ** 2 != embed.shape[1] > 1:
+        return state
+    return state | {"pos_embed": np.concatenate([np.zeros_like(embed[:, :1]), embed], axis=1)}
 
 
 def _without_layer_scale(state: Arrays) -> Arrays:

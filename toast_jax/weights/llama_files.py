@@ -1,7 +1,7 @@
 """Weights of a LLaMA, read tensor by tensor so that the host holds one stacked parameter at a time.
 
-Reads files of Hugging Face (`.safetensors`, single or sharded with an index, beside a `config.json`), of llama2.c (`.bin`,
-https://github.com/karpathy/llama2.c), and of PyTorch, which are read at once.
+Reads files of Hugging Face (`.safetensors` or PyTorch's `.bin`, single or sharded with an index, beside a `config.json`) and of
+llama2.c (`.bin`, https://github.com/karpathy/llama2.c).
 """
 
 import functools
@@ -19,12 +19,14 @@ import numpy as np
 from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama import LLaMA, RopeScaling
 from toast_jax.model.backbones.llama_names import NAMES
-from toast_jax.weights.files import read
+from toast_jax.weights.files import TORCH, read_tensors
 from toast_jax.weights.formats import known_names
 
 log = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
+_TORCH_INDEX = "pytorch_model.bin.index.json"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -61,15 +63,19 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
         raise InputError(
             f"{path} lacks {listed(missing, 3)}; it is of another kind or size of network than config.backbone.size."
         )
+    if model.tied and {_EMBEDDING, _HEAD} <= set(in_file):
+        _check_tied(path, in_file, model)
+        del in_file[_HEAD]
     if surplus := sorted(set(in_file) - wanted):
         raise InputError(f"{path} has {listed(surplus, 3)}, which no LLaMA of config.backbone.size {_of(model)} has.")
     for name, (names, turned) in needed.items():
         expected = shapes[name].shape[1:] if len(names) > 1 or "/blocks/" in name else shapes[name].shape
         for tensor in names:
             if in_file[tensor].shape != (expected[::-1] if turned else expected):
+                remedy = f"; {_cut(model.vocabulary)}" if tensor == _EMBEDDING else "."
                 raise InputError(
                     f"{path} does not fit config.backbone.size {_of(model)}: {tensor} is {in_file[tensor].shape} in the file, "
-                    f"and {name} {tuple(shapes[name].shape)} in the network."
+                    f"and {name} {tuple(shapes[name].shape)} in the network{remedy}"
                 )
     loaded = {}
     for name, (names, turned) in needed.items():
@@ -86,21 +92,34 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
 def tensors(path: Path) -> dict[str, Tensor]:
     """List all tensors of a folder or a file, by Hugging Face's names."""
     if path.is_dir():
-        files = [file for name in (INDEX, "model.safetensors") if (file := path / name).is_file()][:1]
+        files = [file for name in (INDEX, "model.safetensors", _TORCH_INDEX) if (file := path / name).is_file()][:1]
         files = files or [file for file in path.glob("*.bin") if not file.name.startswith("tok")]
         path = files[0] if len(files) == 1 else path
     if not path.is_file():
         raise InputError(
             f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
         )
-    if path.suffix == ".json":
-        return _of_shards(path)
-    if path.suffix == ".safetensors":
-        return _of_safetensors(path)
     if path.suffix == ".bin" and not _is_torch(path):
         return _of_llama2c(path)
-    arrays = known_names(read(str(path)))
-    return {name: Tensor(array.shape, functools.partial(np.asarray, array)) for name, array in arrays.items()}
+    try:
+        return known_names(_of_shards(path) if path.suffix == ".json" else _of_file(path))
+    except ValueError as error:
+        raise InputError(f"{path} cannot be used: {error}.") from error
+
+
+def _of_file(path: Path) -> dict[str, Tensor]:
+    return _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch(path)
+
+
+def _as_float32(tensor) -> np.ndarray:
+    return tensor.float().numpy()
+
+
+def _of_torch(path: Path) -> dict[str, Tensor]:
+    if not path.name.endswith(TORCH):
+        raise InputError(f"Weights file {path} has an unknown ending; give a .safetensors, .bin or .pth file.")
+    tensors = read_tensors(path, mmap=True)
+    return {name: Tensor(tuple(array.shape), functools.partial(_as_float32, array)) for name, array in tensors.items()}
 
 
 def _of_shards(index: Path) -> dict[str, Tensor]:
@@ -116,7 +135,7 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
     for shard in shards:
         if not (index.parent / shard).is_file():
             raise InputError(f"{index} names the shard {shard}, which is not beside it; download it.")
-        out |= _of_safetensors(index.parent / shard)
+        out |= _of_file(index.parent / shard)
     if missing := sorted(set(shard_of) - set(out)):
         raise InputError(f"{index} names {listed(missing, 3)}, which its shards have not; download them again.")
     return out
@@ -131,13 +150,21 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a complete safetensors file ({error}); copy or download it again.") from error
     out = {}
     for name in file.keys():  # noqa: SIM118 (not a dict)
-        if name.endswith(".rotary_emb.inv_freq"):  # in files of old versions; computed here
-            continue
         tensor = file.get_slice(name)
         if tensor.get_dtype() not in _FLOATS:
             raise InputError(f"{path} holds {name} as {tensor.get_dtype()}; give weights as float32, float16 or bfloat16.")
         out[name] = Tensor(tuple(tensor.get_shape()), functools.partial(file.get_tensor, name))
     return out
+
+
+def _check_tied(path: str, tensors: dict[str, Tensor], model: LLaMA) -> None:
+    """Raises InputError if the head of a tied model's file is not a copy of the embedding."""
+    embedding, head = tensors[_EMBEDDING], tensors[_HEAD]
+    if embedding.shape != head.shape or not np.array_equal(embedding.read(), head.read()):
+        raise InputError(
+            f"{path} has a {_HEAD} that differs from {_EMBEDDING}, but a LLaMA of config.backbone.size {_of(model)} uses one "
+            "array for both; give weights of that size, or merge what tuned them."
+        )
 
 
 def _is_torch(path: Path) -> bool:
@@ -233,7 +260,16 @@ def _check_config(folder: Path, model: LLaMA) -> None:
         raise InputError(f"{file} is no config.json of a LLaMA ({error!r}); download it again.") from error
     for name, (in_file, expected) in pairs.items():
         if in_file != expected:
-            raise InputError(f"{file} says {name} {in_file}, and config.backbone.size {expected}; give weights of that size.")
+            remedy = _cut(model.vocabulary) if name == "vocab_size" else "give weights of that size."
+            raise InputError(f"{file} says {name} {in_file}, and config.backbone.size {expected}; {remedy}")
+
+
+def _cut(vocabulary: int) -> str:
+    """The remedy for another vocabulary, mostly of tokens that tuning added."""
+    return (
+        f"give weights of that size or, if tokens were added, cut {_EMBEDDING} and {_HEAD} to {vocabulary} rows (and "
+        "vocab_size in config.json), and give the tokenizer without these tokens in --config.data.tokenizer."
+    )
 
 
 def _scaling(rope: dict) -> RopeScaling | str | None:

@@ -14,7 +14,7 @@ from toast_jax.config.backbones import RANDOM
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import families
-from toast_jax.model.methods import Method, tuned_mask
+from toast_jax.model.methods import TRANSFORM, Method, tuned_mask
 from toast_jax.model.steered import Steered, init
 from toast_jax.weights import llama_files, module_file, pretrained
 
@@ -59,7 +59,7 @@ def start(
     dtypes = _dtypes(model, method, shapes)
     shapes = trees.flat(shapes)
     if tuned:
-        loaded = pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*")
+        loaded = pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*", field="checkpoint")
     else:
         loaded = _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down)
     missing = [path for path in shapes if path not in loaded]
@@ -100,11 +100,19 @@ def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
-        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*")
+        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*", identity=TRANSFORM)
     if top_down and has_top_down:
         # Released modules of language models come with embeddings that have one extra token.
         optional = "" if layer_files else "backbone/.*"
-        module = pretrained.load(top_down, shapes, last_blocks=blocks, wanted="top_down/.*", optional=optional)
+        module = pretrained.load(
+            top_down,
+            shapes,
+            last_blocks=blocks,
+            wanted="top_down/.*",
+            optional=optional,
+            identity=TRANSFORM,
+            field="top_down",
+        )
         _check_same_backbone(top_down, module, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:

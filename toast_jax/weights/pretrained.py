@@ -28,8 +28,17 @@ _SIZED_BY = {
 }
 
 
-def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: str = "") -> Arrays:
-    """Read the parameters that a network needs from a file, and log unused ones.
+def load(
+    path: str,
+    shapes: dict,
+    *,
+    last_blocks: int,
+    wanted: str,
+    optional: str = "",
+    identity: str = "",
+    field: str = "backbone.weights",
+) -> Arrays:
+    """Reads the parameters that a network needs from a file, and logs unused ones.
 
     Args:
       path: see `read`.
@@ -37,6 +46,8 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
       last_blocks: see `from_torch`.
       wanted: regex of the paths to read; the file must have all of them.
       optional: regex of further paths to read if the file has any; it must then have all of them.
+      identity: path of a matrix that is the identity if the file lacks it; "" for none.
+      field: of the config that names the file.
 
     Returns:
       arrays by path, shaped like `shapes`.
@@ -46,7 +57,7 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     """
     # Compared layer by layer, so that errors show the names and layer numbers of the file.
     network = unstack({name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes.items()})
-    _, arrays, unknown = layers(path)
+    _, arrays, unknown = layers(path, field)
     if re.fullmatch(wanted, "head/bias") and "head/bias" not in arrays:
         # The classifier of a file becomes the head of a network for the same classes.
         arrays = {name.replace("classifier/", "head/"): array for name, array in arrays.items()}
@@ -61,7 +72,11 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     if depths_of(present) not in ((0,), depths_of(needed)):
         in_file, expected = ("-".join(map(str, depths_of(names))) for names in (present, needed))
         raise InputError(f"{path} has {in_file} layers, the network of the config has {expected}; check config.backbone.size.")
-    if missing := sorted(set(needed) - set(present)):
+    missing = sorted(set(needed) - set(present))
+    if missing == [identity]:
+        log.info("%s has no %s; it starts as the identity, as in the release.", path, identity)
+        arrays[identity], missing = np.eye(len(network[identity]), dtype=np.float32), []
+    if missing:
         if all(name.startswith("head/") for name in missing):
             raise InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
         raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
@@ -88,8 +103,8 @@ def load(path: str, shapes: dict, *, last_blocks: int, wanted: str, optional: st
     return stack(chosen, last_blocks)
 
 
-def layers(path: str) -> tuple[Family, Arrays, list[str]]:
-    """Read a weights file of any known format, with a path for every layer (see `rename`).
+def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, list[str]]:
+    """Reads a weights file of any known format, with a path for every layer (see `rename`); `field` as in `load`.
 
     Returns:
       the family (see `kind`), arrays by path, and the names of unusable classifiers of other tasks.
@@ -98,12 +113,14 @@ def layers(path: str) -> tuple[Family, Arrays, list[str]]:
       InputError: the file is not one of weights, has names of another network, or values that are not finite.
     """
     try:
-        state = known_names(read(path))
+        in_file = read(path, field)
+        state = known_names(in_file)
         arrays, unknown = rename(state)
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
         network, telling = other_network(unexpected)
+        telling = [next((full for full in in_file if full.endswith(f".{name}")), name) for name in telling]
         raise InputError(f"{path} belongs to {network}, which cannot be used: no network here has {listed(telling)}.")
     if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise InputError(f"{path} has numbers that are not finite in {listed(damaged)}; copy or download it again.")

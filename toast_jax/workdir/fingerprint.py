@@ -1,12 +1,15 @@
-"""Fingerprints of what a run needs but does not save: its training data and its frozen parameters."""
+"""Fingerprints of what a run needs but does not save: its training data, frozen parameters and start."""
 
 import dataclasses
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.errors import InputError
@@ -14,22 +17,27 @@ from toast_jax.errors import InputError
 _LARGE = 2**27  # elements from which on an array is reduced on the device instead of the host, as split arrays are
 # Relative difference of moments: half precision stays below, another backbone is far above.
 _TOLERANCE = 1e-2
+_SAMPLE = 2**16  # elements of an array to project, or up to twice as many
 
 
 def of_source(source) -> dict:
     """Count the examples of a source and hash its fields: file names, labels, classes, positions.
 
-    Pixels are not read. For prepared TFDS data the hash covers `dataset_info.json`, where TFDS lists the files.
+    File names are relative to the folder that all are in, so that data may move. Pixels are not read. For prepared TFDS data
+    the hash covers `dataset_info.json`, where TFDS lists the files.
     """
-    return {"count": len(source), "sha256": _hashed(source).hexdigest()}
+    return {"count": len(source), "content": _hashed(source, _relative).hexdigest()}
 
 
-def _hashed(source) -> "hashlib._Hash":
+def _hashed(source, place: Callable) -> "hashlib._Hash":
+    """Hashes the fields of a source, and `place(...)` of those that name files and folders."""
     digest = hashlib.sha256()
     for field in dataclasses.fields(source):
         value = getattr(source, field.name)
+        if field.name in ("paths", "directory"):
+            value = place(value)
         if dataclasses.is_dataclass(value):
-            digest.update(_hashed(value).digest())
+            digest.update(_hashed(value, place).digest())
         else:
             digest.update(np.ascontiguousarray(value).data if isinstance(value, np.ndarray) else repr(value).encode())
     if directory := getattr(source, "directory", None):
@@ -37,9 +45,41 @@ def _hashed(source) -> "hashlib._Hash":
     return digest
 
 
+def _relative(place: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Makes paths of files relative to the folder that all are in, and a folder to itself."""
+    if isinstance(place, str):
+        return ""
+    paths = [os.path.abspath(path) for path in place]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return tuple(path[len(folder) :].lstrip("/") for path in paths)
+
+
+def _moved_back(place: str | tuple[str, ...], root: str, former_root: str) -> str | tuple[str, ...]:
+    """Undoes a move of paths from `former_root` to `root`."""
+    here, there = (os.path.expanduser(folder).rstrip("/") for folder in (root, former_root))
+
+    def back(path: str) -> str:
+        return there + path[len(here) :] if path.startswith(f"{here}/") else path
+
+    return back(place) if isinstance(place, str) else tuple(map(back, place))
+
+
 def of_frozen(frozen: dict) -> dict[str, list[float]]:
     """Return the `moments` of every frozen parameter, by path."""
     return {path: moments(leaf) for path, leaf in trees.flat(trees.prune(frozen)).items()}
+
+
+def of_start(tuned: dict) -> dict[str, list[float]]:
+    """Returns, by path, the `moments` of every tuned parameter before the first step, and a projection of it.
+
+    The projection, on a fixed direction, differs between arrays of equal moments, such as those drawn from two seeds.
+    """
+    return {path: [*moments(leaf), _projection(leaf)] for path, leaf in trees.flat(trees.prune(tuned)).items()}
+
+
+def _projection(leaf) -> float:
+    sample = np.asarray(leaf.ravel()[:: max(1, leaf.size // _SAMPLE)], np.float32)
+    return float(sample @ np.cos(np.arange(sample.size)) * np.sqrt(2 / sample.size))
 
 
 def moments(leaf) -> list[float]:
@@ -62,8 +102,12 @@ def _moments_on_device(leaf):
 
 
 def differing(current: dict, saved: dict) -> str | None:
-    """Return the first path whose `moments` differ by more than rounding or are missing on one side, or None."""
-    missing = (np.inf, np.inf)
+    """Returns the first path whose numbers differ by more than rounding or are missing on one side, or None.
+
+    Args:
+      current, saved: from `of_frozen` or `of_start`.
+    """
+    missing = [np.inf] * len(next(iter([*saved.values(), *current.values()]), ()))
     for path in sorted(current.keys() | saved.keys()):
         pair = np.array([saved.get(path, missing), current.get(path, missing)])
         if not np.abs(pair[0] - pair[1]).max() <= _TOLERANCE * pair[:, 1].max():
@@ -71,8 +115,19 @@ def differing(current: dict, saved: dict) -> str | None:
     return None
 
 
-def check_source(current: dict, saved: dict, folder: str | Path) -> None:
-    """Raise InputError if the training data (see `of_source`) has changed since the run in `folder` began."""
+def check_source(source, saved: dict, folder: str | Path, root: str = "", former_root: str = "") -> None:
+    """Raises InputError if the training data has changed since the run in `folder` began.
+
+    Args:
+      source: the training data.
+      saved: `of_source` when the run began; version 0.1 hashed whole paths instead, as `sha256`.
+      folder: of the run.
+      root, former_root: folder of the data, now and when the run began.
+    """
+    current = of_source(source)
+    if "content" not in saved:
+        old = _hashed(source, lambda place: _moved_back(place, root, former_root))
+        current = {"count": current["count"], "sha256": old.hexdigest()}
     if current != saved:
         raise InputError(
             f"The training data has changed since the run in {folder} began ({saved['count']:,} examples then, "
@@ -86,4 +141,27 @@ def check_frozen(current: dict, saved: dict, folder: str | Path, weights: str) -
         raise InputError(
             f"The run in {folder} was tuned on another backbone than {weights} holds now ({path} differs); name the file it "
             "began with in --config.backbone.weights, or put that file back."
+        )
+
+
+def check_start(current: dict, meta: dict, folder: str | Path, config: ConfigDict) -> None:
+    """Raises InputError if a run that resumes would have begun from other parameters (see `of_start`).
+
+    Args:
+      current: `of_start` of this command.
+      meta: of the checkpoint. Version 0.1 saved no `start`; then the places that the parameters came from must be the same.
+      folder: of the run.
+      config: of this command.
+    """
+    path = differing(current, meta["start"]) if "start" in meta else None
+    former = ConfigDict(meta["config"])
+    if "start" not in meta and former.top_down != config.top_down:
+        path = "top_down"
+    if "start" not in meta and not meta["frozen"] and former.backbone.weights != config.backbone.weights:
+        path = "backbone"
+    if path:
+        raise InputError(
+            f"The run in {folder} began from other parameters than --config.backbone.weights and --config.top_down hold now "
+            f"({path} differs); it began with {former.backbone.weights} and {former.top_down or 'no module'}: name these, or "
+            "give another --workdir."
         )

@@ -16,15 +16,16 @@ from ml_collections import ConfigDict
 import toast_jax
 from toast_jax.config import schema
 from toast_jax.errors import InputError
-from toast_jax.fields import TO_EVALUATE, TO_RESUME, flat_fields
+from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields
 from toast_jax.workdir import locks
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
     """Create the folder, or check that it belongs to the same config, and save the config in it.
 
-    A folder without a checkpoint can be claimed by any config, so a failed start can be corrected. Several processes share the
-    folder; only the first one checks and writes.
+    A folder without a checkpoint can be claimed by any config, so a failed start can be corrected. If data or weights have
+    moved, the config is not saved before their content is checked. Several processes share the folder; only the first one
+    checks and writes.
 
     Raises:
       InputError: the folder cannot be written, or holds checkpoints of another config (the differing fields are listed), or of
@@ -34,11 +35,19 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
     if jax.process_index():
         return folder
     if has_checkpoint(folder):
-        _check_same(folder, config, TO_RESUME)
+        _check_same(folder, config, TO_RESUME, TO_MOVE)
         if not config.resume:
             raise InputError(f"{folder} already holds a run; set --config.resume=True or give another --workdir.")
-    write_json(folder / "config.json", config.to_dict())
+    if not _has_moved(folder, config):
+        write_json(folder / "config.json", config.to_dict())
     return folder
+
+
+def _has_moved(folder, config):
+    """Whether the folder holds a run, or its result, that differs from the config in places of data and weights alone."""
+    if not (has_checkpoint(folder) or (folder / "result.json").exists() and (folder / "config.json").exists()):
+        return False
+    return bool(_differing(folder, config, TO_RESUME)) and not _differing(folder, config, TO_RESUME, TO_MOVE)
 
 
 def writable(workdir: str | Path, field: str = "--workdir") -> Path:
@@ -95,21 +104,30 @@ def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
 
 
 def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json") -> dict | None:
-    """Read a JSON file that a run of this config wrote, or return None; InputError if another config wrote it."""
+    """Reads a JSON file that a run of this config wrote; InputError if another config wrote it.
+
+    Returns None without such a file, or if data or weights have moved: to resume the run checks their content.
+    """
     folder = Path(workdir).expanduser()
     if not (folder / name).exists():
         return None
-    _check_same(folder, config, TO_RESUME)
-    return json.loads((folder / name).read_text())
+    _check_same(folder, config, TO_RESUME, TO_MOVE)
+    return None if _differing(folder, config, TO_RESUME) else json.loads((folder / name).read_text())
 
 
 def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:
-    """Raise InputError unless the config builds the network whose checkpoint the folder holds."""
-    _check_same(Path(workdir).expanduser(), config, TO_EVALUATE, TO_RESUME)
+    """Raises InputError unless the config builds the network whose checkpoint the folder holds."""
+    _check_same(Path(workdir).expanduser(), config, TO_EVALUATE, TO_RESUME, TO_MOVE)
 
 
 def _check_same(folder, config, *changeable):
-    """Compare a config with the saved one; a field that an older version did not have counts as its default."""
+    """Raises InputError if a config differs from the saved one."""
+    if differing := _differing(folder, config, *changeable):
+        raise InputError(f"{folder} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
+
+
+def _differing(folder, config, *changeable):
+    """List the fields that differ from the saved config; one that an older version did not have counts as its default."""
     path = folder / "config.json"
     fields = schema.of_run(config)
     defaults = {name: field.default for name, field in fields.items()}
@@ -121,8 +139,8 @@ def _check_same(folder, config, *changeable):
     old, new = (json.loads(json.dumps(defaults | flat_fields(tree))) for tree in (saved, config.to_dict()))
     fixed = (old.keys() | new.keys()) - {name for name, field in fields.items() if field.may_change in changeable}
     pairs = [(name, old.get(name), new.get(name)) for name in sorted(fixed)]
-    if differing := [f"{name} {before!r} -> {now!r}" for name, before, now in pairs if before != now]:
-        raise InputError(f"{folder} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
+    as_before = {name: f", set --config.{name}={old[name]}" for name in old.keys() - flat_fields(saved).keys()}
+    return [f"{name} {before!r} -> {now!r}{as_before.get(name, '')}" for name, before, now in pairs if before != now]
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
+from configs import fgvc, folder, pretune
 from toast_jax.data.images import chosen, files, pixels, sources
 from toast_jax.data.images import verify as verifying
 from toast_jax.errors import InputError
@@ -459,16 +460,26 @@ def heights(source):
     return [pixels.decode_example(source[index]).shape[0] for index in range(len(source))]
 
 
-def test_photos_are_upright_in_folders_and_as_stored_in_split_files(tmp_path):
+def test_configs_of_folders_turn_photos_upright_and_others_do_not():
+    for get_config, text, orient in (
+        (folder.get_config, "", True),
+        (pretune.get_config, "source=downstream", True),
+        (pretune.get_config, "source=imagenet", False),
+        (fgvc.get_config, "dataset=cub", False),
+    ):
+        assert get_config(text).data.exif_orientation is orient
+
+
+def test_photos_are_upright_if_the_config_asks_for_it(tmp_path):
     photo(tmp_path / "train/a/1.jpg")
     photo(tmp_path / "images/1.jpg")
     write(tmp_path / "train.json", b'{"1.jpg": 1}')
     for labelled in (True, False):
-        assert heights(sources.open_split(config(tmp_path, "folder", labels=labelled), "train")) == [7]
-        assert heights(sources.open_split(config(tmp_path, "json", labels=labelled), "train")) == [4]
-        for format, orient, height in (("folder", False, 4), ("json", True, 7)):
-            data = config(tmp_path, format, labels=labelled, exif_orientation=orient)
-            assert heights(sources.open_split(data, "train")) == [height]
+        for format in ("folder", "json"):  # saved by a version without the field
+            assert heights(sources.open_split(config(tmp_path, format, labels=labelled), "train")) == [4]
+            for orient, height in ((False, 4), (True, 7)):
+                data = config(tmp_path, format, labels=labelled, exif_orientation=orient)
+                assert heights(sources.open_split(data, "train")) == [height]
     source = files.unlabelled(str(tmp_path / "train"))
     assert heights(source) == heights(files.unlabelled(str(tmp_path / "train/a/1.jpg"))) == [7]
     assert heights(chosen.open_images(config(tmp_path, "folder"), str(tmp_path / "train"))[0]) == [7]

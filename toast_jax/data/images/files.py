@@ -101,8 +101,8 @@ def _files(paths, labels, classes, orient) -> Files:
 
 
 def _orients(data: ConfigDict) -> bool:
-    """Return whether EXIF orientation is honored: not for JSON splits, as the published results were computed without it."""
-    return data.get("exif_orientation", data.format == "folder")
+    """Whether EXIF orientation is honored; runs of earlier versions, which did not, have no such field."""
+    return data.get("exif_orientation", False)
 
 
 def read_json(data: ConfigDict, split: str) -> Files:

@@ -46,8 +46,7 @@ def open_split(data: ConfigDict, split: str) -> Source:
                 numbers below it: then these are the labels.
             labels: False for images without classes: JSON lists of paths, images anywhere under the split's folder, TFDS
                 features without 'label'. All get label 0 of the class `UNLABELLED`; existing labels are not read.
-            exif_orientation: True turns images upright by their EXIF orientation (json, folder); without this field only
-                images in folders are turned.
+            exif_orientation: True turns images upright by their EXIF orientation (json, folder); a missing field is False.
         split: 'train', 'val' or 'test'.
 
     Raises:
