@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from toast_jax import trees
-from toast_jax.config.runs import language
+from toast_jax.config.run_fields import language
 from toast_jax.devices import fsdp
 from toast_jax.model import families, methods, steered
-from toast_jax.train import setup, text
+from toast_jax.train import setup, text_runs
 from toast_jax.train.step import init_state, train_step
 
 _COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
@@ -63,7 +63,7 @@ def compiled(backbone: str, method: str, batch: int, length: int, size: int, sta
     integers, floats = (jax.ShapeDtypeStruct((groups, batch // groups, length), dtype) for dtype in (jnp.int32, jnp.float32))
     examples = {"tokens": integers, "segments": integers, "label": integers, "weight": floats}
     examples["mask"] = jax.ShapeDtypeStruct((groups, batch // groups), jnp.float32)
-    step = functools.partial(train_step, scores=setup.scores_of(config, network), tx=tx, augment=text.by_token)
+    step = functools.partial(train_step, scores=setup.scores_of(config, network), tx=tx, augment=text_runs.by_token)
     devices = fsdp.Shared(size, families.of_config(config).partition)
     mapped = devices.replicate(step, num_replicated=2, donate=(0,))
     return mapped.lower(*map(devices.placed_shapes, (state, frozen)), devices.split_shapes(examples)).compile()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from configs import folder
 from toast_jax.data.images import sources
-from toast_jax.train import images
+from toast_jax.train import image_runs
 
 RECIPES = {"resize, crop, flip": {}, "and two operations of RandAugment": {"randaugment_ops": 2}}
 
@@ -64,7 +64,7 @@ def _rate(root: str, args, changes: dict, workers: int) -> float:
     config.augment.update(changes)
     config.batch_size, config.epochs = args.batch, 1 + args.batch * (args.batches + 2) // args.images
     source = sources.open_split(config.data, "train")
-    with contextlib.closing(images.train_batches(config, source, 0)) as loader:
+    with contextlib.closing(image_runs.train_batches(config, source, 0)) as loader:
         for _ in range(2):
             next(loader)
         started = time.perf_counter()

@@ -21,12 +21,12 @@ from benchmarks import products
 from benchmarks.recipe import CLASSES, DECAY, MOMENTUM, RATE
 from configs import fgvc
 from toast_jax import trees
-from toast_jax.config.runs import language
+from toast_jax.config.run_fields import language
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones import llama, vit
 from toast_jax.train import optim
-from toast_jax.train import text as text_run
+from toast_jax.train import text_runs as text_run
 from toast_jax.train.evaluation import eval_step
 from toast_jax.train.step import init_state, train_step
 from toast_jax.workdir import run_folder

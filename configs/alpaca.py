@@ -10,7 +10,7 @@ With --config.data.format=prompts they are `{"prompt", "response"}`, used unchan
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.runs import language
+from toast_jax.config.run_fields import language
 
 
 def get_config(text: str | None = None):

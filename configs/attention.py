@@ -10,7 +10,7 @@ docs/attention.md describes the metrics and the file formats.
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.tasks import config_of
+from toast_jax.config.task_fields import config_of
 from toast_jax.fields import joined
 
 

@@ -10,7 +10,7 @@ the release's `--top-down` files.
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.tasks import config_of
+from toast_jax.config.task_fields import config_of
 
 
 def get_config(text: str | None = None):

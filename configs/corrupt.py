@@ -8,7 +8,7 @@ ImageNet-C. weights: the backbone of the runs, if its file has moved.
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.tasks import config_of
+from toast_jax.config.task_fields import config_of
 from toast_jax.data.images.corruptions import CORRUPTIONS
 from toast_jax.fields import joined
 

@@ -9,10 +9,10 @@ half a power of ten apart.
 
 from ml_collections import ConfigDict
 
-from toast_jax.config import recipes
+from toast_jax.config import paper_recipes
 from toast_jax.config.arguments import arguments
-from toast_jax.config.runs import base
-from toast_jax.config.tasks import config_of
+from toast_jax.config.run_fields import base
+from toast_jax.config.task_fields import config_of
 
 TOP_DOWN = "assets/vit_mini16_top_down.safetensors"
 
@@ -37,7 +37,7 @@ def get_config(text: str | None = None):
 def run(method: str, lr: float, top_down: str) -> ConfigDict:
     """Return the run of a row, except for its seed."""
     config = base(name=f"demo_{method}", method=method, backbone="vit_mini16")
-    recipes.scenes(config, task="target", train=1_500, val=200, test=500)
+    paper_recipes.scenes(config, task="target", train=1_500, val=200, test=500)
     config.backbone.weights = "assets/vit_mini16.safetensors"
     config.backbone.drop_path = 0.0
     config.top_down = top_down

@@ -10,8 +10,8 @@ pre-tuned on tales without questions. Learning rates are half powers of ten, of 
 from ml_collections import ConfigDict
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.runs import language
-from toast_jax.config.tasks import config_of
+from toast_jax.config.run_fields import language
+from toast_jax.config.task_fields import config_of
 
 TOP_DOWN = "pretune/top_down.safetensors"  # in the folder of the demo, like the tales
 

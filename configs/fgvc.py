@@ -10,10 +10,10 @@ configs/sweep.py runs all five sets with five seeds each.
 The paper's top-1 with ViT-B/16 (ImageNet-1k): CUB 85.0, NABirds 75.2, Flowers 88.7, Dogs 97.4, Cars 84.5 for toast.
 """
 
-from toast_jax.config import recipes
+from toast_jax.config import paper_recipes
 from toast_jax.config.arguments import arguments
 
 
 def get_config(text: str | None = None):
     """Return the config of one dataset and method; `text` is the config arguments."""
-    return recipes.fgvc(**arguments(text, dataset="cub", method="toast", backbone="vit_b16_in1k"))
+    return paper_recipes.fgvc(**arguments(text, dataset="cub", method="toast", backbone="vit_b16_in1k"))

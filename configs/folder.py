@@ -8,7 +8,7 @@ that of the fine-grained sets, except for the head, which starts at zero.
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.runs import base
+from toast_jax.config.run_fields import base
 
 
 def get_config(text: str | None = None):

@@ -14,8 +14,8 @@ run: the folder of a run. backbone: a language model that was not tuned, from we
 from ml_collections import ConfigDict
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.runs import language
-from toast_jax.config.tasks import config_of
+from toast_jax.config.run_fields import language
+from toast_jax.config.task_fields import config_of
 
 
 def get_config(text: str | None = None):

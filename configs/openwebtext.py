@@ -18,7 +18,7 @@ A model that does not fit on a device in float32 may fit with --config.backbone.
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.runs import language
+from toast_jax.config.run_fields import language
 
 
 def get_config(text: str | None = None):

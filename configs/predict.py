@@ -7,7 +7,7 @@ looks; for a ConvNeXt, what its top-down module selects). weights: the backbone 
 """
 
 from toast_jax.config.arguments import arguments, yes_no
-from toast_jax.config.tasks import config_of
+from toast_jax.config.task_fields import config_of
 
 
 def get_config(text: str | None = None):

@@ -9,7 +9,7 @@ skipped. It needs `pip install -r requirements-tfds.txt`; reading the prepared d
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.tasks import config_of
+from toast_jax.config.task_fields import config_of
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
 

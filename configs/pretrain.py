@@ -7,8 +7,8 @@ The second command writes the file in assets/, whose README reports its accuracy
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.recipes import scenes
-from toast_jax.config.runs import base
+from toast_jax.config.paper_recipes import scenes
+from toast_jax.config.run_fields import base
 
 
 def get_config(text: str | None = None):

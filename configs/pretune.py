@@ -19,8 +19,8 @@ fewer epochs, because only the feedback layers are tuned. It has not been run on
 """
 
 from toast_jax.config.arguments import arguments, yes_no
-from toast_jax.config.recipes import scenes
-from toast_jax.config.runs import base
+from toast_jax.config.paper_recipes import scenes
+from toast_jax.config.run_fields import base
 from toast_jax.errors import choose
 
 

@@ -15,10 +15,10 @@ explains how to use many devices, and configs/table.py makes the table.
 
 from ml_collections import ConfigDict
 
-from toast_jax.config import recipes
+from toast_jax.config import paper_recipes
 from toast_jax.config.arguments import arguments, several
-from toast_jax.config.runs import METHODS
-from toast_jax.config.tasks import SWEEP
+from toast_jax.config.run_fields import METHODS
+from toast_jax.config.task_fields import SWEEP
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
 
@@ -42,22 +42,24 @@ def get_config(text: str | None = None):
 
 
 def _vtab(backbone: str, methods: tuple[str, ...], task: str) -> tuple[ConfigDict, dict]:
-    config = recipes.vtab("cifar100", "toast", backbone, "final")
+    config = paper_recipes.vtab("cifar100", "toast", backbone, "final")
     tasks = several("task", task, TASKS)
     return config, {
         "methods": methods,
         "tasks": tasks,
         "recipes": {name: {"data": {"name": name, "num_classes": TASKS[name].num_classes}} for name in tasks},
-        "grid": {name: {"lr": recipes.VTAB_LR[name], "weight_decay": recipes.VTAB_WEIGHT_DECAY} for name in methods},
-        "splits": recipes.VTAB_SPLITS,
+        "grid": {
+            name: {"lr": paper_recipes.VTAB_LR[name], "weight_decay": paper_recipes.VTAB_WEIGHT_DECAY} for name in methods
+        },
+        "splits": paper_recipes.VTAB_SPLITS,
     }
 
 
 def _fgvc(backbone: str, methods: tuple[str, ...], task: str) -> tuple[ConfigDict, dict]:
-    config = recipes.fgvc("cub", "toast", backbone)
+    config = paper_recipes.fgvc("cub", "toast", backbone)
     config.data.root = "data"
     del config.data["image_dir"]
-    datasets = {name: recipes.FGVC[name] for name in several("task", task, recipes.FGVC)}
+    datasets = {name: paper_recipes.FGVC[name] for name in several("task", task, paper_recipes.FGVC)}
     final = {"train": "train", "val": "val", "test": "test"}
     return config, {
         "methods": methods,

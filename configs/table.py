@@ -8,7 +8,7 @@ result is listed and shown as a dash. The table is written as Markdown, LaTeX, H
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.tasks import config_of
+from toast_jax.config.task_fields import config_of
 from toast_jax.fields import joined
 
 

@@ -9,7 +9,7 @@ The release's recipe: 2 epochs, 96 conversations per step, 1024 tokens per conve
 """
 
 from toast_jax.config.arguments import arguments
-from toast_jax.config.runs import language
+from toast_jax.config.run_fields import language
 
 
 def get_config(text: str | None = None):

@@ -9,7 +9,7 @@ the backbone of the runs, if its file has moved. docs/attention.md explains the 
 """
 
 from toast_jax.config.arguments import arguments, whole
-from toast_jax.config.tasks import config_of
+from toast_jax.config.task_fields import config_of
 from toast_jax.fields import joined
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests import ROOT
 from toast_jax import cli
-from toast_jax.config import files
+from toast_jax.config import config_files
 from toast_jax.errors import InputError
 
 
@@ -80,7 +80,7 @@ def test_mistakes_end_with_a_sentence_and_status_2(args, message):
 
 
 def test_captions_fit_a_narrow_terminal():
-    lines = files.captions().splitlines()
+    lines = config_files.captions().splitlines()
     assert len(lines) >= 5 and max(map(len, lines)) <= 100
 
 
@@ -106,7 +106,7 @@ def test_arguments_are_checked(args, message, monkeypatch):
 def set_up(tmp_path_factory):
     """What a process prints whose config imports JAX, and whose task then ends with a sentence."""
     folder = tmp_path_factory.mktemp("set_up")
-    config = "import jax\nfrom toast_jax.config import files\nget_config = lambda: files.read_config('convert')"
+    config = "import jax\nfrom toast_jax.config import config_files\nget_config = lambda: config_files.read_config('convert')"
     (folder / "early.py").write_text(config)
     code = (
         "import logging, sys; from toast_jax import cli\n"

@@ -17,11 +17,11 @@ from packaging.utils import canonicalize_name
 import toast_jax
 from tests import ROOT
 from tests.conftest import tiny_config
-from toast_jax import cli, shipped
-from toast_jax.config import files
-from toast_jax.data.images import scenes, tfds_records
+from toast_jax import cli, package_files
+from toast_jax.config import config_files
+from toast_jax.data.images import synthetic_scenes, tfds_records
 from toast_jax.errors import InputError, Interrupted
-from toast_jax.weights import files as weights_files
+from toast_jax.weights import containers as weights_files
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
@@ -48,7 +48,7 @@ def test_example_of_the_package_runs(image_folder, tmp_path, monkeypatch):
     assert len(example.splitlines()) == 5
     (text,) = re.findall(r'read_config\("(.*)"\)', example)
     assert toast_jax.read_config(text).method == "toast"
-    monkeypatch.setattr(files, "read_config", lambda text: tiny_config("", "toast"))
+    monkeypatch.setattr(config_files, "read_config", lambda text: tiny_config("", "toast"))
     scope = {}
     exec(re.sub("(?m)^    ", "", example).replace("data/mine", str(image_folder)).replace("runs/mine", str(tmp_path)), scope)
     assert scope["saved"].step == 6 and scope["result"]["test"]["accuracy"] >= 0
@@ -59,16 +59,19 @@ def test_example_of_the_package_runs(image_folder, tmp_path, monkeypatch):
 
 def test_a_config_is_found_by_name_and_by_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert files.find("fgvc") == files.find("configs/fgvc.py") == ROOT / "configs" / "fgvc.py"
-    assert files.read_config("fgvc:dataset=cars").data.root == files.read_config("configs/fgvc.py:dataset=cars").data.root
+    assert config_files.find("fgvc") == config_files.find("configs/fgvc.py") == ROOT / "configs" / "fgvc.py"
+    assert (
+        config_files.read_config("fgvc:dataset=cars").data.root
+        == config_files.read_config("configs/fgvc.py:dataset=cars").data.root
+    )
     Path("mine.py").write_text(
         "from ml_collections import ConfigDict\ndef get_config(text=None): return ConfigDict({'a': text})"
     )
-    assert files.read_config("mine.py:b=1").a == "b=1" and files.read_config("mine.py").a is None
+    assert config_files.read_config("mine.py:b=1").a == "b=1" and config_files.read_config("mine.py").a is None
     Path("fgvc").write_text(Path("mine.py").read_text())
-    assert files.find("fgvc") == Path("fgvc") and "a" in files.read_config("fgvc")
+    assert config_files.find("fgvc") == Path("fgvc") and "a" in config_files.read_config("fgvc")
     with pytest.raises(InputError, match="There is no config fgcv under .* has\n  configs/alpaca.py"):
-        files.find("fgcv")
+        config_files.find("fgcv")
 
 
 def test_a_config_is_named_on_the_command_line(tmp_path, monkeypatch):
@@ -101,10 +104,10 @@ def test_shipped_weights_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "assets/vit_mini16_top_down.safetensors"
     assert weights_files.read(name) and weights_files.read_header(name)
-    assert shipped.find("tests/conftest.py") == Path("tests/conftest.py")  # not shipped
+    assert package_files.find("tests/conftest.py") == Path("tests/conftest.py")  # not shipped
     Path("assets").mkdir()
     Path(name).touch()
-    assert shipped.find(name) == Path(name)
+    assert package_files.find(name) == Path(name)
 
 
 def test_what_is_shipped_is_there():
@@ -123,9 +126,9 @@ def test_the_wheel_works_alone(tmp_path):
     (wheel,) = tmp_path.glob(f"toast_jax-{toast_jax.__version__}-*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = (
-        "import sys; from toast_jax import cli, shipped; from toast_jax.weights import files\n"
-        "assert files.read('assets/vit_mini16.safetensors') and 'installed' in str(shipped.ROOT), shipped.ROOT\n"
-        "assert all(cli.files.read_config(file.stem) for file in shipped.ROOT.glob('configs/*.py'))\n"
+        "import sys; from toast_jax import cli, package_files; from toast_jax.weights import containers\n"
+        "assert containers.read('assets/vit_mini16.safetensors'); assert 'installed' in str(package_files.ROOT)\n"
+        "assert all(cli.config_files.read_config(file.stem) for file in package_files.ROOT.glob('configs/*.py'))\n"
         "sys.argv = ['toast', '--help']; cli.cli()"
     )
     (tmp_path / "empty").mkdir()
@@ -142,7 +145,7 @@ def test_the_wheel_works_alone(tmp_path):
     [
         (
             "sklearn.datasets",
-            lambda: scenes._digits.__wrapped__("test"),
+            lambda: synthetic_scenes._digits.__wrapped__("test"),
             r"needs sklearn; `pip install .*_jax\[demo\]\"`",
         ),
         ("tensorflow_datasets", lambda: tfds_records.read(None, "test"), r"needs tensorflow_datasets; .*_jax\[vtab\]\"`"),
@@ -174,7 +177,7 @@ def test_only_the_core_is_imported_without_a_word():
             for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"toast_jax"}:
                 if not core & {canonicalize_name(one) for one in provides.get(name, [])}:
                     others.setdefault(name, set()).add(path.name)
-    assert others == {"torch": {"files.py"}}
+    assert others == {"torch": {"containers.py"}}
 
 
 # The pages beside the code.

@@ -23,7 +23,7 @@ _MODULES = {
     "TopDown": "model.top_down",
     "fit": "train.loop",
     "load": "train.saved_run",
-    "read_config": "config.files",
+    "read_config": "config.config_files",
 }
 __all__ = list(_MODULES)
 

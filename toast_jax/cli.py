@@ -19,7 +19,7 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from toast_jax.config import files
+from toast_jax.config import config_files
 from toast_jax.errors import InputError, Interrupted, choose
 from toast_jax.fields import flat_fields
 
@@ -54,7 +54,7 @@ def cli() -> None:
     _set_environment()
     _set_logging()
     # absl's --help prints the docstring of `__main__` and the flags registered for it.
-    sys.modules["__main__"].__doc__ = f"{__doc__}\nConfigs:\n{files.captions()}\n"
+    sys.modules["__main__"].__doc__ = f"{__doc__}\nConfigs:\n{config_files.captions()}\n"
     for flag in (CONFIG, FIELDS, DISTRIBUTED, WORKDIR):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     try:
@@ -85,8 +85,8 @@ def check_arguments(argv: list[str]) -> None:
     """
     config = next((match[2] for match in _CONFIG.finditer("\0".join(argv))), "")
     if not config:
-        raise InputError(f"No config was given; add --config=FILE, FILE being one of\n{files.captions()}")
-    fields = list(flat_fields(files.read_config(config).to_dict()))
+        raise InputError(f"No config was given; add --config=FILE, FILE being one of\n{config_files.captions()}")
+    fields = list(flat_fields(config_files.read_config(config).to_dict()))
     for arg in argv:
         if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)) and match[1] not in fields:
             near = difflib.get_close_matches(match[1], fields, n=3, cutoff=0.4)
@@ -100,11 +100,13 @@ def _main(argv: list[str]) -> None:
         raise InputError(f"{argv[1]!r} is not understood; fields are set with --config.FIELD=VALUE.")
     config = CONFIG.value
     if choose("config.task", config.task, TASKS) not in config:
-        raise InputError(f"This config is not for the task {config.task}; see the captions of the configs.\n{files.captions()}")
+        raise InputError(
+            f"This config is not for the task {config.task}; see the captions of the configs.\n{config_files.captions()}"
+        )
     if FIELDS.value:
-        from toast_jax.config import page
+        from toast_jax.config import field_table
 
-        return print(page.table_of(config))
+        return print(field_table.table_of(config))
     task = importlib.import_module(f"toast_jax.tasks.{config.task}")
     folder = WORKDIR.value or f"runs/{config.name}"
     if not DISTRIBUTED.value:
@@ -168,7 +170,7 @@ def _parse(argv: list[str]) -> list[str]:
 
     def located(match: re.Match) -> str:
         name, colon, arguments = match[2].partition(":")
-        return f"{match[1]}{files.find(name)}{colon}{arguments}"
+        return f"{match[1]}{config_files.find(name)}{colon}{arguments}"
 
     try:
         return flags.FLAGS(_CONFIG.sub(located, "\0".join(argv)).split("\0"))

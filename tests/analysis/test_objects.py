@@ -9,9 +9,9 @@ from PIL import Image
 
 from configs import visualize
 from tests import small_tfds
-from toast_jax.analysis import objects
-from toast_jax.config.runs import base
-from toast_jax.data.images import chosen, files, pixels, sources
+from toast_jax.analysis import annotations
+from toast_jax.config.run_fields import base
+from toast_jax.data.images import image_files, pixels, selected, sources
 from toast_jax.errors import InputError
 
 
@@ -30,7 +30,7 @@ BOXES = {"a/wide.png": [10, 5, 20, 35], "tall.jpg": [0, 0, 30, 25]}
 def opened(root, boxes=BOXES, **options):
     (root / "boxes.json").write_text(json.dumps(boxes))
     where = root / "images"
-    return objects.open_objects(str(root / "boxes.json"), files.unlabelled(str(where)), str(where), **options)
+    return annotations.open_objects(str(root / "boxes.json"), image_files.unlabelled(str(where)), str(where), **options)
 
 
 def test_boxes_are_half_open_pixels(root):
@@ -51,7 +51,7 @@ def test_view_of_an_object_is_that_of_its_image(root):
         mask[top : top + 13, left : left + 17] = True
         picture = np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255
         seen = pixels.eval_view(picture, resize=36, size=32)
-        ours = objects.view(mask, resize=36, size=32)
+        ours = annotations.view(mask, resize=36, size=32)
         np.testing.assert_array_equal(ours, seen[..., 0] > 127)
         assert ours.shape == (32, 32) and ours.any()
 
@@ -61,7 +61,7 @@ def test_view_by_hand():
     mask[:, 20:] = True  # the right half; resized to 10 x 20, the crop takes columns 5 to 15
     expected = np.zeros((10, 10), bool)
     expected[:, 5:] = True
-    np.testing.assert_array_equal(objects.view(mask, resize=10, size=10), expected)
+    np.testing.assert_array_equal(annotations.view(mask, resize=10, size=10), expected)
 
 
 def test_masks_are_pictures_with_the_name_of_the_image(root):
@@ -71,15 +71,15 @@ def test_masks_are_pictures_with_the_name_of_the_image(root):
     Image.fromarray(grey).save(root / "masks" / "a" / "wide.png")
     Image.fromarray(np.eye(50, 30, dtype=np.uint8)).save(root / "masks" / "tall.png")  # ones and zeros
     where = str(root / "images")
-    _, masks = objects.open_objects(str(root / "masks"), files.unlabelled(where), where)
+    _, masks = annotations.open_objects(str(root / "masks"), image_files.unlabelled(where), where)
     assert masks[0].sum() == 6 * 2 and masks[0][3:9, 4:6].all()
     np.testing.assert_array_equal(masks[1], np.eye(50, 30, dtype=bool))
     Image.new("L", (60, 41)).save(root / "masks" / "a" / "wide.png")
     with pytest.raises(InputError, match=r"Mask .*wide.png is 60 x 41, its image 60 x 40: make it as large"):
-        objects.open_objects(str(root / "masks"), files.unlabelled(where), where)
+        annotations.open_objects(str(root / "masks"), image_files.unlabelled(where), where)
     (root / "masks" / "a" / "wide.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"Mask .*wide.png cannot be decoded"):
-        objects.open_objects(str(root / "masks"), files.unlabelled(where), where)
+        annotations.open_objects(str(root / "masks"), image_files.unlabelled(where), where)
 
 
 def test_objects_lie_in_the_upright_image(root):
@@ -123,16 +123,16 @@ def test_boxes_outside_the_image_are_refused(root, box):
 
 def test_other_things_are_refused(root):
     where = str(root / "images")
-    source = files.unlabelled(where)
+    source = image_files.unlabelled(where)
     (root / "list.json").write_text("[1]")
     (root / "bad.json").write_text("{")
     with pytest.raises(InputError, match="must hold a JSON object from image path to box"):
-        objects.open_objects(str(root / "list.json"), source, where)
+        annotations.open_objects(str(root / "list.json"), source, where)
     for name in ("bad.json", "none.json"):
         with pytest.raises(InputError, match=f"The boxes in .*{name} cannot be read"):
-            objects.open_objects(str(root / name), source, where)
+            annotations.open_objects(str(root / name), source, where)
     with pytest.raises(InputError, match="There are no objects at nowhere: give a JSON file of boxes"):
-        objects.open_objects("nowhere", source, where)
+        annotations.open_objects("nowhere", source, where)
 
 
 # Other sources.
@@ -160,8 +160,8 @@ def birds(tmp_path_factory):
 
 def test_tfds_features(birds):
     source = sources.open_split(birds, "test")
-    _, boxes = objects.open_objects("bbox", source, "")
-    _, masks = objects.open_objects("segmentation_mask", source, "")
+    _, boxes = annotations.open_objects("bbox", source, "")
+    _, masks = annotations.open_objects("segmentation_mask", source, "")
     assert len(boxes) == len(masks) == 3
     shapes = [pixels.decode(source[i]["image"], "x").shape[:2] for i in range(3)]
     assert [boxes[i].shape for i in range(3)] == shapes == [masks[i].shape for i in range(3)]
@@ -173,18 +173,18 @@ def test_tfds_features(birds):
         expected[:5, height - 20 :] = True  # TFDS has shuffled them
         np.testing.assert_array_equal(masks[i], expected)
     with pytest.raises(InputError, match="Of TFDS records objects are the features bbox, segmentation_mask; .* is 'box'"):
-        objects.open_objects("box", source, "")
+        annotations.open_objects("box", source, "")
 
 
 def test_scenes_have_the_boxes_of_their_digits():
-    from toast_jax.data.images import scenes
+    from toast_jax.data.images import synthetic_scenes
 
-    source = scenes.Scenes("test", 3, "target")
-    _, boxes = objects.open_objects("target", source, "")
-    strokes = scenes.scene("test", 2).masks["target"]
+    source = synthetic_scenes.Scenes("test", 3, "target")
+    _, boxes = annotations.open_objects("target", source, "")
+    strokes = synthetic_scenes.scene("test", 2).masks["target"]
     assert len(boxes) == 3 and boxes[2][strokes].all() and boxes[2].sum() >= strokes.sum()
     with pytest.raises(InputError, match="Scenes have the digits target, salient, other; --config.objects is 'box'"):
-        objects.open_objects("box", source, "")
+        annotations.open_objects("box", source, "")
 
 
 # Which images.
@@ -192,16 +192,16 @@ def test_scenes_have_the_boxes_of_their_digits():
 
 def test_chosen_images(root):
     where = root / "images"
-    source, base = chosen.open_images(ConfigDict(), f"{where}/a+{where}/tall.jpg")
+    source, base = selected.open_images(ConfigDict(), f"{where}/a+{where}/tall.jpg")
     assert [path.rsplit("/", 1)[1] for path in source.paths] == ["wide.png", "tall.jpg"]
-    assert base == str(where) and not chosen.labelled(source)
+    assert base == str(where) and not selected.labelled(source)
     (root / "notes.txt").write_text("no image")
     with pytest.raises(InputError, match="notes.txt is no image by its name"):
-        chosen.open_images(ConfigDict(), str(root / "notes.txt"))
+        selected.open_images(ConfigDict(), str(root / "notes.txt"))
     with pytest.raises(InputError, match="There is nothing at nowhere"):
-        chosen.open_images(ConfigDict(), "nowhere")
+        selected.open_images(ConfigDict(), "nowhere")
     with pytest.raises(InputError, match="There are no images to look at"):
-        chosen.open_images(ConfigDict(), "+")
+        selected.open_images(ConfigDict(), "+")
 
 
 def test_a_folder_with_a_plus_in_its_name_is_written_with_two(tmp_path):
@@ -209,11 +209,11 @@ def test_a_folder_with_a_plus_in_its_name_is_written_with_two(tmp_path):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "x.png")
     where = f"{tmp_path}/dir a++b+{tmp_path}/c"
-    source, _ = chosen.open_images(ConfigDict(), where)
+    source, _ = selected.open_images(ConfigDict(), where)
     assert source.paths == (f"{tmp_path}/dir a+b/x.png", f"{tmp_path}/c/x.png")
     config = visualize.get_config(f"runs=runs/a++b+runs/c,images={where}")
     assert config.runs == ("runs/a+b", "runs/c") and config.images == where
 
 
 def test_spread_is_even():
-    assert chosen.spread(10, 4) == (0, 2, 5, 7) and chosen.spread(3, 4) == (0, 1, 2)
+    assert selected.spread(10, 4) == (0, 2, 5, 7) and selected.spread(3, 4) == (0, 1, 2)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from toast_jax.analysis.views import Views
 from toast_jax.data.images import batches
-from toast_jax.data.images.files import Files
+from toast_jax.data.images.image_files import Files
 from toast_jax.errors import InputError
 
 

@@ -17,12 +17,12 @@ from tests.conftest import METHODS, tiny_config
 from toast_jax import fields as rules
 from toast_jax.config import schema
 from toast_jax.config.check import check, check_fields
-from toast_jax.config.tasks import SECTIONS, TASKS
+from toast_jax.config.task_fields import SECTIONS, TASKS
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
 from toast_jax.model import families
-from toast_jax.train import images, setup
+from toast_jax.train import image_runs, setup
 
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
 FAMILIES = {"vit": folder.get_config, "convnext": lambda: folder.get_config("backbone=convnext_t"), "llama": vicuna.get_config}
@@ -386,7 +386,7 @@ def test_what_is_accepted_makes_a_step(image_folder, tmp_path_factory):
         config = nested(flat_fields(tiny_config(image_folder, "toast").to_dict()) | fields)
         hypothesis.assume(not refusal(config))
         run, state = setup.prepare(config, tmp_path_factory.mktemp("run"))
-        batch = next(run.devices.sharded(images.train_batches(config, run.train, 0)))
+        batch = next(run.devices.sharded(image_runs.train_batches(config, run.train, 0)))
         state, numbers = run.step(run.devices.place(state), run.frozen, batch)
         assert int(state.step) == 1 and np.shape(numbers["loss"]) == ()
         made.append(parallel.fetch(numbers))

@@ -13,7 +13,7 @@ from configs import fgvc, folder, pretune, vtab
 from tests import ROOT, small_tfds
 from tests.conftest import METHODS
 from toast_jax import trees
-from toast_jax.config.runs import base
+from toast_jax.config.run_fields import base
 from toast_jax.data.images import batches
 from toast_jax.data.images.vtab import tasks
 from toast_jax.devices import parallel

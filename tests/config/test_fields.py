@@ -10,7 +10,7 @@ import pytest
 from configs import alpaca, folder, vicuna
 from tests import FIXTURES, ROOT
 from tests.config.test_configs import CONFIGS
-from toast_jax.config import backbones, page, runs, schema, tasks
+from toast_jax.config import backbone_names, field_table, run_fields, schema, task_fields
 from toast_jax.errors import InputError
 from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields, nested
 from toast_jax.model import methods, steered
@@ -19,7 +19,7 @@ from toast_jax.model.layers import dtypes
 from toast_jax.train import optim
 from toast_jax.workdir import run_folder
 
-TABLES = {"images": runs.IMAGES, "texts": runs.TEXTS, "sweep": tasks.SWEEP, **tasks.TASKS}
+TABLES = {"images": run_fields.IMAGES, "texts": run_fields.TEXTS, "sweep": task_fields.SWEEP, **task_fields.TASKS}
 TABLES |= {name: {f"backbone.{field}": row for field, row in record.fields.items()} for name, record in FAMILIES.items()}
 FIELDS = [pytest.param(name, field, id=f"{table}:{name}") for table, rows in TABLES.items() for name, field in rows.items()]
 # These have no default.
@@ -35,19 +35,19 @@ def test_a_default_is_allowed_and_a_meaning_is_one_short_phrase(name, field):
 
 def test_choices_that_are_written_out_are_those_of_the_code():
     """The tables import no JAX, so they repeat names from modules that do."""
-    assert runs.IMAGES["optimizer.name"].allowed.options == tuple(optim.OPTIMIZERS)
-    assert runs.IMAGES["optimizer.schedule"].allowed.options == tuple(optim.SCHEDULES)
-    assert runs.IMAGES["head.start"].allowed.options == tuple(steered.HEAD_STARTS)
-    assert runs.IMAGES["backbone.dtype"].allowed.options == tuple(dtypes.DTYPES)
-    assert tuple(methods.METHODS) == runs.METHODS and set(methods.LANGUAGE_METHODS) <= set(runs.METHODS)
+    assert run_fields.IMAGES["optimizer.name"].allowed.options == tuple(optim.OPTIMIZERS)
+    assert run_fields.IMAGES["optimizer.schedule"].allowed.options == tuple(optim.SCHEDULES)
+    assert run_fields.IMAGES["head.start"].allowed.options == tuple(steered.HEAD_STARTS)
+    assert run_fields.IMAGES["backbone.dtype"].allowed.options == tuple(dtypes.DTYPES)
+    assert tuple(methods.METHODS) == run_fields.METHODS and set(methods.LANGUAGE_METHODS) <= set(run_fields.METHODS)
 
 
-@pytest.mark.parametrize("name", ["vit_b16_in1k", "vit_mini8", "convnext_t", *backbones.LLAMAS])
+@pytest.mark.parametrize("name", ["vit_b16_in1k", "vit_mini8", "convnext_t", *backbone_names.LLAMAS])
 def test_names_of_backbones_give_the_fields_of_their_record(name):
-    values = (backbones.of_text if name in backbones.LLAMAS else backbones.of_images)(name)
+    values = (backbone_names.of_text if name in backbone_names.LLAMAS else backbone_names.of_images)(name)
     record = FAMILIES[values["backbone.family"]]
     assert values["backbone.size"] in record.sizes
-    assert values.get("variational_weight", runs.IMAGES["variational_weight"].default) == record.variational_weight
+    assert values.get("variational_weight", run_fields.IMAGES["variational_weight"].default) == record.variational_weight
     for field, row in record.fields.items():
         value = values[f"backbone.{field}"]
         assert row.allowed.refusal(value) == "" and (value == row.default or field == "patch")
@@ -55,12 +55,14 @@ def test_names_of_backbones_give_the_fields_of_their_record(name):
 
 def test_the_page_is_what_the_tables_say():
     """Generated in a new process, without the small networks that the tests add."""
-    text = subprocess.run([sys.executable, "-m", "toast_jax.config.page"], capture_output=True, text=True, cwd=ROOT).stdout
-    assert text == (ROOT / "docs/config.md").read_text(), "run python -m toast_jax.config.page > docs/config.md"
+    text = subprocess.run(
+        [sys.executable, "-m", "toast_jax.config.field_table"], capture_output=True, text=True, cwd=ROOT
+    ).stdout
+    assert text == (ROOT / "docs/config.md").read_text(), "run python -m toast_jax.config.field_table > docs/config.md"
 
 
 def test_the_page_has_every_field():
-    text = page.page()
+    text = field_table.page()
     for rows in TABLES.values():
         assert all(f"| `{name}` |" in text and field.meaning in text for name, field in rows.items())
 
@@ -69,9 +71,9 @@ def test_the_page_has_every_field():
 def test_fields_of_every_config_are_printed(name):
     module = __import__(f"configs.{name}", fromlist=["get_config"])
     config = module.get_config()
-    lines = page.table_of(config).splitlines()
+    lines = field_table.table_of(config).splitlines()
     assert lines[0].split() == ["config.FIELD", "value", "allowed", "meaning"] and max(map(len, lines)) <= 140
-    sections = tasks.SECTIONS.get(config.task, ())
+    sections = task_fields.SECTIONS.get(config.task, ())
     printed = {line.split()[0] for line in lines[1:] if not line.startswith(" ")}
     own = {field for field in flat_fields(config.to_dict()) if field.split(".")[0] not in sections}
     assert own | set(sections) <= printed
@@ -122,7 +124,7 @@ def test_the_free_fields_are_these():
     splits = {"data.splits.train", "data.splits.val", "data.splits.test"}
     evaluate = {"batch_size", "epochs"}
     move = {"backbone.weights", "top_down", "data.root", "data.image_dir", "data.tokenizer"}
-    images, fields = runs.IMAGES, runs.IMAGES | runs.TEXTS
+    images, fields = run_fields.IMAGES, run_fields.IMAGES | run_fields.TEXTS
     assert {name for name, field in images.items() if field.may_change == TO_EVALUATE} == evaluate | splits
     assert {name for name, field in fields.items() if field.may_change == TO_MOVE} == move | splits
     assert {name for name, field in fields.items() if field.may_change == TO_RESUME} == {*resume, "fsdp"}

@@ -17,7 +17,7 @@ from tests.conftest import tiny_config
 from toast_jax import trees
 from toast_jax.analysis import maps
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.renaming import STEERED, Names, bias, linear, low_rank, norm, token_feedback
+from toast_jax.model.backbones.rename_rules import STEERED, Names, bias, linear, low_rank, norm, token_feedback
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.model.layers import dtypes, patches
 from toast_jax.model.layers.linear import Linear

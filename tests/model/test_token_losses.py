@@ -12,7 +12,7 @@ from toast_jax.devices import parallel
 from toast_jax.model import losses, methods
 from toast_jax.model.methods import LANGUAGE_METHODS
 from toast_jax.train import evaluation, optim
-from toast_jax.train import text as text_run
+from toast_jax.train import text_runs as text_run
 from toast_jax.train.step import init_state, train_step
 
 ROWS = 4

@@ -12,7 +12,7 @@ import pytest
 from configs import fgvc, vtab
 from configs import sweep as config_of
 from tests.workdir.test_locks import held_elsewhere
-from toast_jax.config import recipes
+from toast_jax.config import paper_recipes
 from toast_jax.data.images.vtab import tasks
 from toast_jax.errors import Diverged, InputError, Interrupted
 from toast_jax.tables import plan
@@ -107,11 +107,11 @@ def test_grid_of_vtab(method, count, folder):
 
 
 def test_published_grids():
-    assert recipes.VTAB_LR["toast"] == (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
-    assert recipes.VTAB_LR["vpt"] == (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
-    assert sorted(recipes.VTAB_LR["finetune"]) == [1e-4, 5e-4, 1e-3, 5e-3]
-    assert recipes.VTAB_WEIGHT_DECAY == (1e-2, 1e-3, 1e-4, 0.0)
-    assert recipes.SEEDS == (42, 44, 82, 100, 800)
+    assert paper_recipes.VTAB_LR["toast"] == (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
+    assert paper_recipes.VTAB_LR["vpt"] == (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
+    assert sorted(paper_recipes.VTAB_LR["finetune"]) == [1e-4, 5e-4, 1e-3, 5e-3]
+    assert paper_recipes.VTAB_WEIGHT_DECAY == (1e-2, 1e-3, 1e-4, 0.0)
+    assert paper_recipes.SEEDS == (42, 44, 82, 100, 800)
 
 
 def test_names_can_be_read(folder):
@@ -142,7 +142,7 @@ def _selection_at(config, cell, point, folder):
     return plan.selection(config, cell, folder).values()
 
 
-@pytest.mark.parametrize("dataset", recipes.FGVC)
+@pytest.mark.parametrize("dataset", paper_recipes.FGVC)
 def test_fgvc_is_the_recipe_of_the_set(dataset, folder):
     config = config_of.get_config("table=fgvc,method=all")
     assert len(plan.cells(config)) == 5 * 8

@@ -11,7 +11,7 @@ from toast_jax.analysis import report
 from toast_jax.data.images.vtab import tasks
 from toast_jax.errors import InputError
 from toast_jax.model.methods import METHODS
-from toast_jax.tables import tables
+from toast_jax.tables import paper_tables
 from toast_jax.tasks import table as task
 
 
@@ -42,12 +42,12 @@ def column(cells, name):
 def test_fgvc(tmp_path):
     folder = sweep_of(tmp_path / "sweep")
     for name, accuracies in zip(
-        tables._FGVC, [(0.84, 0.86), (0.75, 0.75), (0.88, 0.9), (0.97, 0.98), (0.8, 0.85)], strict=True
+        paper_tables._FGVC, [(0.84, 0.86), (0.75, 0.75), (0.88, 0.9), (0.97, 0.98), (0.8, 0.85)], strict=True
     ):
         write(folder, "toast", name, accuracies)
-    table = tables.collect([folder])
-    header, rows = tables.cells(table)
-    assert header == ["method", *tables._FGVC, "mean", "tuned, without head", "hours"]
+    table = paper_tables.collect([folder])
+    header, rows = paper_tables.cells(table)
+    assert header == ["method", *paper_tables._FGVC, "mean", "tuned, without head", "hours"]
     rows = {row[0]: row[1:] for row in rows}
     assert [name for name in rows if "," not in name] == ["linear", "finetune", "vpt", "lora", "toast", "toast_lite"]
     assert rows["toast"][0] == "85.0 +- 1.4 (2)" and rows["toast, published"][0] == "85.0"
@@ -55,7 +55,7 @@ def test_fgvc(tmp_path):
     assert rows["toast, difference"] == ["+0.0", "-0.2", "+0.3", "+0.1", "-2.0", "-0.4", "-", "-"]
     assert rows["lora"] == ["-"] * 8 and rows["lora, published"][:6] == ["82.5", "71.2", "81.2", "97.5", "76.6", "81.8"]
     assert rows["lora, difference"] == ["-"] * 8
-    told = "\n".join(tables.notes(table))
+    told = "\n".join(paper_tables.notes(table))
     assert "Partial: of" not in told and "Partial: not run yet: linear, finetune, vpt, lora, toast_lite." in told
     assert "prints a LoRA mean of 79.8; its row averages 81.8" in told and "fix that inserts deep prompts" in told
 
@@ -65,14 +65,14 @@ def test_vtab_has_both_averages_and_counts_the_selection(tmp_path):
     accuracy = {name: (50 + i) / 100 for i, name in enumerate(tasks.TASKS)}
     for name, one in accuracy.items():
         write(folder, "toast", name, [one], selection=1)
-    ours = column(tables.cells(tables.collect([folder])), "toast")
+    ours = column(paper_tables.cells(paper_tables.collect([folder])), "toast")
     assert list(ours)[19:] == [
         *("natural", "specialized", "structured", "mean of 19 tasks", "mean of 3 groups", "tuned, without head", "hours")
     ]
     assert (ours["natural"], ours["specialized"], ours["structured"]) == ("53.0", "58.5", "64.5")
     assert (ours["mean of 19 tasks"], ours["mean of 3 groups"], ours["cifar100"]) == ("59.0", "58.7", "50.0 (1)")
     assert ours["hours"] == "38.0"
-    theirs = column(tables.cells(tables.collect([folder])), "toast, published")
+    theirs = column(paper_tables.cells(paper_tables.collect([folder])), "toast, published")
     means = [theirs[name] for name in ("natural", "specialized", "structured", "mean of 3 groups", "mean of 19 tasks")]
     assert means == ["76.4", "84.6", "56.2", "72.4", "69.6"]
 
@@ -82,25 +82,28 @@ def test_partial_vtab(tmp_path):
     for name, task_ in tasks.TASKS.items():
         if task_.group == tasks.SPECIALIZED:
             write(folder, "lora", name, [0.5, 0.7] if name == "eurosat" else [0.5])
-    table = tables.collect([folder])
-    ours = column(tables.cells(table), "lora")
+    table = paper_tables.collect([folder])
+    ours = column(paper_tables.cells(table), "lora")
     assert (ours["specialized"], ours["eurosat"]) == ("52.5", "60.0 +- 14.1 (2)")
     assert {ours[name] for name in ("dtd", "natural", "structured", "mean of 19 tasks", "mean of 3 groups")} == {"-"}
-    told = tables.notes(table)
+    told = paper_tables.notes(table)
     assert told[0].startswith("Partial: of lora, 4 of 19 tasks are done; not cifar100, caltech101")
     assert "Fewer seeds than the others: lora on patch_camelyon, lora on resisc45, lora on diabetic_retinopathy." in told
 
 
 def test_nothing_is_run_or_published(tmp_path):
-    table = tables.collect([sweep_of(tmp_path / "sweep", "fgvc", "vit_s16")])
-    assert tables.cells(table)[1] == [] and tables.notes(table)[-1] == "Nothing is published here for fgvc with vit_s16."
+    table = paper_tables.collect([sweep_of(tmp_path / "sweep", "fgvc", "vit_s16")])
+    assert (
+        paper_tables.cells(table)[1] == []
+        and paper_tables.notes(table)[-1] == "Nothing is published here for fgvc with vit_s16."
+    )
     task.run(config_of.get_config(f"from={tmp_path}/sweep"), str(tmp_path / "tables"))
 
 
 def test_selection_alone_is_no_result(tmp_path):
     folder = sweep_of(tmp_path / "sweep")
     write(folder, "toast", "cub", [], selection=2)
-    assert tables.collect([folder]).measured == {}
+    assert paper_tables.collect([folder]).measured == {}
 
 
 def test_files(tmp_path):
@@ -115,7 +118,7 @@ def test_files(tmp_path):
     assert "<td>81.0 +- 1.4 (2)</td>" in text["html"] and "Partial: of toast_lite" in text["html"]
     rows = list(csv.DictReader(text["csv"].splitlines()))
     row = next(row for row in rows if (row["method"], row["task"]) == ("toast_lite", "cub"))
-    assert [row[name] for name in tables.HEADER[2:]] == ["81.0", "1.4142", "2", "84.5", "-3.5", "14156544", "2.0"]
+    assert [row[name] for name in paper_tables.HEADER[2:]] == ["81.0", "1.4142", "2", "84.5", "-3.5", "14156544", "2.0"]
     assert [row["published"] for row in rows if (row["method"], row["task"]) == ("linear", "mean")] == ["72.76"]
 
 
@@ -129,22 +132,22 @@ def test_several_sweeps(tmp_path):
     one, two = sweep_of(tmp_path / "one"), sweep_of(tmp_path / "two")
     write(one, "toast", "cub", [0.8])
     write(two, "lora", "cub", [0.7])
-    assert set(tables.collect([one, two]).measured) == {("toast", "cub"), ("lora", "cub")}
+    assert set(paper_tables.collect([one, two]).measured) == {("toast", "cub"), ("lora", "cub")}
     write(two, "toast", "cub", [0.9])
     with pytest.raises(InputError, match=f"Both {one} and {two} hold toast on cub; leave one of them out"):
-        tables.collect([one, two])
+        paper_tables.collect([one, two])
     other = sweep_of(tmp_path / "other", "vtab")
     with pytest.raises(InputError, match=f"{one} is a sweep of fgvc with vit_b16_in1k and {other} one of vtab with"):
-        tables.collect([one, other])
+        paper_tables.collect([one, other])
 
 
 def test_what_is_no_sweep(tmp_path):
     with pytest.raises(
         InputError, match=f"{tmp_path} is no sweep, as {tmp_path}/sweep.json cannot be read .*; give the --workdir of"
     ):
-        tables.collect([tmp_path])
+        paper_tables.collect([tmp_path])
     with pytest.raises(InputError, match="There is no sweep to read; write --config=configs/table.py:from=FOLDER"):
-        tables.collect(config_of.get_config().sweeps)
+        paper_tables.collect(config_of.get_config().sweeps)
 
 
 def test_damaged_result(tmp_path):
@@ -153,12 +156,12 @@ def test_damaged_result(tmp_path):
     path = folder / "toast/cub/final/seed_0/result.json"
     path.write_text(path.read_text()[:40])
     with pytest.raises(InputError, match=f"{path} is damaged .*; remove it and give the sweep's command again"):
-        tables.collect([folder])
+        paper_tables.collect([folder])
 
 
 def test_published_numbers():
-    for entry in json.loads((tables.Path(tables.__file__).parent / "published.json").read_text()):
-        assert tuple(entry["columns"]) == (tuple(tasks.TASKS) if entry["table"] == "vtab" else tables._FGVC)
+    for entry in json.loads((paper_tables.Path(paper_tables.__file__).parent / "published_results.json").read_text()):
+        assert tuple(entry["columns"]) == (tuple(tasks.TASKS) if entry["table"] == "vtab" else paper_tables._FGVC)
         assert set(entry["rows"]) <= set(METHODS) and all(len(row) == len(entry["columns"]) for row in entry["rows"].values())
-    toast = tables._published("fgvc", "vit_b16_in1k")["rows"]["toast"]
+    toast = paper_tables._published("fgvc", "vit_b16_in1k")["rows"]["toast"]
     assert statistics.fmean(toast) == pytest.approx(86.16)

@@ -17,7 +17,7 @@ from toast_jax.errors import InputError
 from toast_jax.model.backbones import vit
 from toast_jax.tasks import convert
 from toast_jax.train import loop
-from toast_jax.weights import download, files, rename
+from toast_jax.weights import containers, download, rename
 
 RECORDINGS = sorted(path.stem for kind in ("vit", "convnext", "llama") for path in FIXTURES.glob(f"{kind}_*.npz"))
 RELEASED = ("vit_top_down_pretuned", "vit_bottom_up_deit_style", "vit_toast_tuned", "convnext_top_down_pretuned")
@@ -190,7 +190,7 @@ def test_what_does_not_load_is_not_converted(change, message, tmp_path):
 def test_header_travels_with_the_arrays(tmp_path):
     save_file(state_of("vit_toast"), tmp_path / "a.safetensors", {"toast_jax": "{}"})
     converted(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-    assert files.read_header(tmp_path / "b.safetensors") == {"toast_jax": "{}"}
+    assert containers.read_header(tmp_path / "b.safetensors") == {"toast_jax": "{}"}
 
 
 def test_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
@@ -226,7 +226,7 @@ def test_run_whose_backbone_has_moved_can_be_told_where(image_folder, tmp_path):
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
-    files.write(path, {"a": np.zeros(3, np.float32)}, {})
+    containers.write(path, {"a": np.zeros(3, np.float32)}, {})
     before = path.read_bytes()
 
     def fails(*_):
@@ -234,13 +234,13 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", fails)
     with pytest.raises(InputError):
-        files.write(path, {"a": np.ones(3, np.float32)}, {})
+        containers.write(path, {"a": np.ones(3, np.float32)}, {})
     assert path.read_bytes() == before
 
 
 def test_transposed_arrays_are_written_as_they_look(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    files.write(tmp_path / "x.safetensors", {"a": array}, {"note": "kept"})
+    containers.write(tmp_path / "x.safetensors", {"a": array}, {"note": "kept"})
     np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["a"], array)
-    assert files.read_header(tmp_path / "x.safetensors") == {"note": "kept"}
+    assert containers.read_header(tmp_path / "x.safetensors") == {"note": "kept"}
     assert trees.count({"a": array}) == 6

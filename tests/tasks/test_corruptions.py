@@ -10,7 +10,7 @@ from PIL import Image
 from configs import corrupt as corruptions_config
 from tests.conftest import CLASSES, COUNTS, tiny_config
 from toast_jax.analysis import views as analysis_views
-from toast_jax.data.images import chosen, corruptions, pixels
+from toast_jax.data.images import corruptions, pixels, selected
 from toast_jax.data.images.corruptions import CORRUPTIONS
 from toast_jax.errors import InputError
 from toast_jax.model import steered
@@ -153,7 +153,7 @@ def test_accuracy_is_that_on_the_corrupted_views(there, tmp_path):
     told = run(tmp_path, **fields)
     assert told["images"] == 3 * COUNTS["test"] and set(told["accuracy"]) == {"clean", "contrast", "impulse_noise"}
     saved = there("linear")
-    source, _ = chosen.open_images(saved.config.data, "test")
+    source, _ = selected.open_images(saved.config.data, "test")
     views = [pixels.eval_view(pixels.decode(one["image"], ""), resize=18, size=16) for one in source]
     labels = np.array([one["label"] for one in source])
     logits = jax.jit(lambda pixels: steered.apply(saved.model, saved.method, saved.params, pixels))

@@ -11,10 +11,10 @@ import pytest
 
 from configs import demo as demo_config
 from toast_jax.analysis import maps
-from toast_jax.data.images import scenes
+from toast_jax.data.images import synthetic_scenes
 from toast_jax.tasks import demo
 from toast_jax.train.setup import load_network
-from toast_jax.weights import parameters
+from toast_jax.weights import initial_parameters
 
 
 def small_config():
@@ -108,11 +108,11 @@ def test_a_run_resumed_just_before_its_end_has_no_speed(small, tmp_path):
 def test_attention_before_tuning_is_the_same_for_all_networks_that_look_twice():
     """And it is that of the backbone alone."""
     config = demo_config.get_config()
-    images = np.stack([scenes.scene("test", i).image for i in range(4)])
+    images = np.stack([synthetic_scenes.scene("test", i).image for i in range(4)])
     looks = {}
     for name in ("linear", "toast", "toast_lite"):
         network = load_network(config.runs[name], 10)
-        params = parameters.start(network.model, network.method, seed=3, weights=config.runs[name].backbone.weights)
+        params = initial_parameters.start(network.model, network.method, seed=3, weights=config.runs[name].backbone.weights)
         looks[name] = jax.jit(lambda p, x, n=network: maps.look(n.model, n.method, p, x))(params, images)[1]
     for name in ("toast", "toast_lite"):
         np.testing.assert_allclose(looks[name][maps.FIRST], looks["linear"][maps.LAST], rtol=1e-5, atol=1e-7)

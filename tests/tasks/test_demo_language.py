@@ -10,7 +10,7 @@ import pytest
 
 from configs import demo_language as demo_config
 from tests.data.text.test_tokenizer import llama2c_file
-from toast_jax.data.text import tales
+from toast_jax.data.text import synthetic_tales
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import llama
 from toast_jax.tasks import demo_language as demo
@@ -75,14 +75,14 @@ def test_answers_are_those_of_the_networks(small):
     folder, _, _, _ = small
     for name in ("not_tuned", "toast/seed_42"):
         lines = [json.loads(line) for line in (folder / name / "answers.jsonl").read_text().splitlines()]
-        assert [line["question"] for line in lines] == [" ".join(tales.tale("test", i)[:2]) for i in range(3)]
+        assert [line["question"] for line in lines] == [" ".join(synthetic_tales.tale("test", i)[:2]) for i in range(3)]
     assert '"answer"' in (folder / "toast/seed_42/answers.jsonl").read_text()
 
 
 def test_page_shows_answers_side_by_side_and_curves(small):
     page = (small[0] / "report.html").read_text()
     assert "<th>not tuned</th><th>toast</th>" in page and page.count("<svg") == 2
-    assert all(tales.tale("test", i).question in page for i in range(2)) and page.count("✗") == 4
+    assert all(synthetic_tales.tale("test", i).question in page for i in range(2)) and page.count("✗") == 4
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 

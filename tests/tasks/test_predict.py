@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import predict as predict_config
 from tests.conftest import CLASSES, COUNTS, tiny_config
-from toast_jax.data.images import chosen, files
+from toast_jax.data.images import image_files, selected
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate, predict, train
@@ -138,7 +138,7 @@ def test_runs_that_sorted_numbers_as_text_are_evaluated_in_their_order_and_not_r
     config = tiny_config(tmp_path / "data", "linear")
     config.epochs = config.eval_every = config.checkpoint_every = 8
     with monkeypatch.context() as before:
-        before.setattr(files, "_are_numbers", lambda names: False)
+        before.setattr(image_files, "_are_numbers", lambda names: False)
         train.run(config, str(tmp_path / "run"))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["test"]["accuracy"] > 0.5
@@ -146,13 +146,13 @@ def test_runs_that_sorted_numbers_as_text_are_evaluated_in_their_order_and_not_r
     evaluate.run(config, str(tmp_path / "run"))
     again = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert again["test"]["accuracy"] == pytest.approx(result["test"]["accuracy"])
-    source, _ = chosen.open_images(config.data, "test", ("10", "2", "9"))
+    source, _ = selected.open_images(config.data, "test", ("10", "2", "9"))
     assert source.classes == ("10", "2", "9") and {source.classes[label] for label in source.labels} == {"2", "9", "10"}
     assert all(path.split("/")[-2] == source.classes[label] for path, label in zip(source.paths, source.labels, strict=True))
-    subset = chosen.relabel(Subset(chosen.open_images(config.data, "test")[0], (1,)), ("10", "2", "9"))
+    subset = selected.relabel(Subset(selected.open_images(config.data, "test")[0], (1,)), ("10", "2", "9"))
     assert subset[0]["label"] == 1
     with pytest.raises(InputError, match="The data has the classes 2, 9, 10 and the run 1, 2, 9, in this order: give the data"):
-        chosen.open_images(config.data, "test", ("1", "2", "9"))
+        selected.open_images(config.data, "test", ("1", "2", "9"))
     config.task = "train"
     (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(InputError, match="The training data has changed since the run"):

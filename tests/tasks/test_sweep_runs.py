@@ -12,9 +12,9 @@ from configs import sweep as sweep_config
 from configs import table as table_config
 from tests import ROOT, small_tfds
 from tests.conftest import CLASSES
-from toast_jax.config import recipes
+from toast_jax.config import paper_recipes
 from toast_jax.data.images.vtab import tasks
-from toast_jax.tables import tables
+from toast_jax.tables import paper_tables
 from toast_jax.tasks import sweep, table
 
 
@@ -76,14 +76,14 @@ def test_all_of_vtab(few_images, tmp_path):
     config.epochs = config.eval_every = 1
     sweep.run(config, str(tmp_path / "sweep"))
     check(tmp_path, "linear", list(tasks.TASKS), points=4)
-    ours = tables.means("vtab", tables.collect([tmp_path / "sweep"]).measured_means("linear"))
+    ours = table.means("vtab", paper_tables.collect([tmp_path / "sweep"]).measured_means("linear"))
     assert None not in ours.values() and len(ours) == 5
 
 
 @pytest.fixture(scope="module")
 def fgvc_root(image_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("fgvc")
-    for name, one in recipes.FGVC.items():
+    for name, one in paper_recipes.FGVC.items():
         (root / name / one.image_dir).mkdir(parents=True)
         for split in ("train", "val", "test"):
             images = {str(path): CLASSES.index(path.parent.name) for path in sorted((image_folder / split).glob("*/*.jpg"))}
@@ -126,7 +126,7 @@ def test_a_sweep_that_is_killed_again_and_again_makes_the_same_table(vtab_root, 
                 process.kill()
         killed, seconds = killed + 1, seconds + 1.0
     assert process.returncode == 0 and killed > 3
-    tables_of = [tables.collect([tmp_path / name]).measured[("toast", "cifar100")] for name in ("whole", "parts")]
+    tables_of = [paper_tables.collect([tmp_path / name]).measured[("toast", "cifar100")] for name in ("whole", "parts")]
     assert tables_of[0].accuracy == tables_of[1].accuracy
     selected = [(tmp_path / name / "toast/cifar100/selected.json").read_text() for name in ("whole", "parts")]
     assert selected[0] == selected[1]
@@ -144,7 +144,7 @@ def check(folder, method, tasks, points, seeds=(1, 2)):
             best = max(tried, key=lambda one: (one["val"]["accuracy"], *(-one["config"]["optimizer"][f] for f in RATES)))
             assert all(one["config"]["optimizer"] == best["config"]["optimizer"] for one in tested)
     table.run(table_config.get_config(f"from={folder}/sweep"), str(folder / "tables"))
-    measured = tables.collect([folder / "sweep"]).measured
+    measured = paper_tables.collect([folder / "sweep"]).measured
     assert {name for one, name in measured if one == method} == set(tasks)
     assert method in (folder / "tables/table.md").read_text()
 

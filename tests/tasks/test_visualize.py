@@ -14,7 +14,7 @@ from configs import attention as metrics_config
 from configs import visualize as visualize_config
 from tests.conftest import CLASSES, COUNTS, TINY_CONVNEXT, tiny_config
 from toast_jax.analysis import comparison, localization, maps, perturbation, views
-from toast_jax.data.images import chosen
+from toast_jax.data.images import selected
 from toast_jax.errors import InputError
 from toast_jax.model import steered
 from toast_jax.model.backbones import convnext, vit
@@ -199,7 +199,7 @@ def test_metrics_are_those_of_the_maps(there, runs, boxes, tmp_path):
     every = {"toast": (*maps.ORDER, maps.ROLLOUT), "vpt": (maps.LAST, maps.ROLLOUT), "-": tuple(attention_metrics.BASELINES)}
     assert set(rows) == {(name, one) for name, found in every.items() for one in found}
     assert told["images"] == IMAGES and told["threshold_split"] == "val" and told["cropped_away"] == 0
-    source, _ = chosen.open_images(runs["toast"].config.data, "test")
+    source, _ = selected.open_images(runs["toast"].config.data, "test")
     images, _ = views.all_of_run(runs["toast"], source, 32)
     found = comparison.look_closely(runs["toast"], images, 32).maps
     mask = np.zeros((IMAGES, 16, 16), bool)

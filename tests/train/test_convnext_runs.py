@@ -13,7 +13,7 @@ from configs import fgvc, folder, pretune
 from configs import predict as predict_config
 from tests.conftest import CLASSES, METHODS, tiny_config
 from toast_jax import trees
-from toast_jax.config.runs import base
+from toast_jax.config.run_fields import base
 from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError

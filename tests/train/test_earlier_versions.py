@@ -13,7 +13,7 @@ from toast_jax.errors import InputError
 from toast_jax.train import loop, saved_run
 from toast_jax.train.checkpoint import manager
 from toast_jax.train.setup import load_network
-from toast_jax.weights import files as weight_files
+from toast_jax.weights import containers as weight_files
 from toast_jax.weights import rename
 
 # Made by commit 945100a: 24 training images, a random ViT-Mini, toast_lite; killed after the second of four epochs.

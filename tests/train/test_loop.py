@@ -23,7 +23,7 @@ from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
-from toast_jax.train import checkpoint, images, loop, setup
+from toast_jax.train import checkpoint, image_runs, loop, setup
 from toast_jax.workdir import interrupt
 
 
@@ -374,7 +374,7 @@ def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     with pytest.raises(InputError, match="3.jpg"):
         loop.fit(config, tmp_path / "run")
     config.data.skip_corrupt = True
-    train_source, _ = images.open_sources(config, verified=False)
+    train_source, _ = image_runs.open_sources(config, verified=False)
     assert len(train_source) == 31
 
 

@@ -9,7 +9,7 @@ from configs import demo
 from tests.conftest import tiny_config
 from toast_jax import trees
 from toast_jax.devices import parallel
-from toast_jax.train import images, loop
+from toast_jax.train import image_runs, loop
 from toast_jax.train.setup import load_network
 from toast_jax.train.step import draw, init_state
 
@@ -19,9 +19,9 @@ def streams(image_folder, **changes):
     config = tiny_config(image_folder, "linear")
     config.update_from_flattened_dict(changes)
     config.backbone.size, config.data.verify = "Mini", False  # a size that is there before a test begins
-    source, _ = images.open_sources(config, verified=True)
+    source, _ = image_runs.open_sources(config, verified=True)
     network = load_network(config, 3)
-    loader = images.train_batches(config, source, 0)
+    loader = image_runs.train_batches(config, source, 0)
     batch = next(loader)
     loader.close()
     state = init_state({}, optax.identity(), config.seed)

@@ -29,7 +29,7 @@ from toast_jax.model import steered
 from toast_jax.model.backbones import llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, generate, train
-from toast_jax.train import checkpoint, loop, setup, text
+from toast_jax.train import checkpoint, loop, setup, text_runs
 from toast_jax.workdir import fingerprint, interrupt
 
 LENGTH = 32
@@ -108,7 +108,7 @@ def test_tuning_starts_from_the_module_and_tells_the_perplexity(runs):
     assert moved == {"model.prompt", *(f"model.decoders.{i}.linear2.weight" for i in range(L))}
     told = result(root / "tuned")
     assert told["val"]["perplexity"] == pytest.approx(math.exp(told["val"]["loss"]))
-    predicted = text.open_sources(config, verified=True)[1]["val"]
+    predicted = text_runs.open_sources(config, verified=True)[1]["val"]
     assert told["val"]["count"] == sum(item["mask"] for item in predicted)
     assert told["tuned_parameters"] == {"all": L * D * D + D, "without_head": L * D * D + D}
     assert told["tokens_per_second"] is None or told["tokens_per_second"] > 0
@@ -229,11 +229,11 @@ def test_an_answer_ends_with_the_token_that_the_config_says(tmp_path, monkeypatc
     for end, token in (("end", 2), ("begin", 1)):
         monkeypatch.setattr(tokenizer, "load", lambda path: Words())
         config.data.end = end
-        train, _ = text.open_sources(config, verified=True)
+        train, _ = text_runs.open_sources(config, verified=True)
         assert train.tokens[0][train.answers[0]][-1] == token
     monkeypatch.setattr(Words, "begin", None)
     with pytest.raises(InputError, match="config.data.end is 'begin', and this tokenizer begins a document with nothing"):
-        text.open_sources(config, verified=True)
+        text_runs.open_sources(config, verified=True)
 
 
 def test_dtype_that_the_device_lacks_is_refused_before_anything_is_read(tmp_path, monkeypatch):
@@ -271,7 +271,7 @@ def test_recipe_of_openwebtext():
 def test_held_out_texts_are_those_of_the_release():
     np.random.seed(0)
     order = np.random.permutation(50)
-    kept, held = text._held_out(list(range(50)), 0.02)
+    kept, held = text_runs._held_out(list(range(50)), 0.02)
     assert (kept, held) == (order[:49].tolist(), order[49:].tolist())
 
 

@@ -11,7 +11,7 @@ from tests import FIXTURES
 from tests.weights.test_pretrained import assert_same, recorded, save
 from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.weights import files, formats, module_file, pretrained, rename
+from toast_jax.weights import containers, layouts, pretrained, rename, top_down_file
 
 RECORDINGS = ("convnext_linear", "convnext_toast")
 RELEASED = FIXTURES / "convnext_top_down_pretuned.pth"
@@ -123,7 +123,7 @@ def test_low_rank_deltas_have_the_axes_of_their_kernels():
 )
 def test_names_of_other_frameworks_give_the_same_network(form, tmp_path):
     state = backbone() | classifier()
-    assert_same(formats.known_names(form(state)), state)
+    assert_same(layouts.known_names(form(state)), state)
     expected, _ = rename.from_torch(backbone(), 1)
     assert_same(load(save(tmp_path / "convnext.safetensors", form(state))), expected)
     assert len(form(state)) == len(state)
@@ -210,12 +210,12 @@ def test_fingerprint_tells_another_backbone(tmp_path):
     ours, _ = rename.from_torch(recorded("convnext_toast"), 1)
     params = trees.nested({path: np.asarray(array) for path, array in ours.items()})
     path = tmp_path / "top_down.safetensors"
-    module_file.save(path, params, pretune.get_config("backbone=convnext_t"))
+    top_down_file.save(path, params, pretune.get_config("backbone=convnext_t"))
     module = {name: array for name, array in recorded("convnext_toast").items() if re.match("prompt|top_down|decoders", name)}
     assert_same(load_file(path), module)
-    assert files.read_header(path)
-    module_file.check_backbone(path, ours)
+    assert containers.read_header(path)
+    top_down_file.check_backbone(path, ours)
     other = jax.tree.map(np.copy, ours)
     other["backbone/stages_2/blocks/pwconv1/kernel"][1, 0] += 1.0
     with pytest.raises(InputError, match="another backbone .backbone/stages_2/blocks/1/pwconv1/kernel differs"):
-        module_file.check_backbone(path, other)
+        top_down_file.check_backbone(path, other)

@@ -12,7 +12,7 @@ from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.train import checkpoint, loop, setup
-from toast_jax.weights import files, module_file
+from toast_jax.weights import containers, top_down_file
 from toast_jax.weights.rename import to_torch
 
 
@@ -37,7 +37,7 @@ def save_backbone(path, image_folder, seed):
     config.seed = seed
     params = trees.merge(*network(config))
     arrays = {name: np.asarray(array) for name, array in trees.flat(params).items() if name.startswith("backbone/")}
-    files.write(path, to_torch(arrays), {})
+    containers.write(path, to_torch(arrays), {})
     return str(path)
 
 
@@ -78,7 +78,7 @@ def test_tuning_starts_from_it(pretuned, image_folder, method):
 
 
 def test_file_says_how_it_was_made(pretuned):
-    facts = json.loads(files.read_header(pretuned[0] / "top_down.safetensors")["toast_jax"])
+    facts = json.loads(containers.read_header(pretuned[0] / "top_down.safetensors")["toast_jax"])
     assert facts["config"]["stage"] == "pretune" and facts["config"]["backbone"]["weights"] == pretuned[1]
     assert facts["versions"]["jax"] == jax.__version__ and facts["device"]["count"] == 8
     assert not any("pos_embed" in name for name in facts["backbone"])
@@ -109,13 +109,13 @@ def test_one_changed_parameter_changes_the_fingerprint(part):
     rng = np.random.default_rng(0)
     params = {"backbone/norm/scale": rng.normal(size=8), "backbone/blocks/mlp/fc1/kernel": rng.normal(size=(3, 8, 8))}
     params |= {"backbone/patch_embed/bias": rng.normal(size=8), "backbone/pos_embed": rng.normal(size=(1, 5, 8))}
-    before = module_file.fingerprint(params)
+    before = top_down_file.fingerprint(params)
     name = f"backbone/{part.replace('/0/', '/')}"
     changed = params[name].copy()
     changed[0] *= 1.5
-    after = module_file.fingerprint({**params, name: changed})
+    after = top_down_file.fingerprint({**params, name: changed})
     assert [name for name in before if before[name] != after[name]] == [f"backbone/{part}"]
-    assert before == module_file.fingerprint({**params, "backbone/pos_embed": rng.normal(size=(1, 9, 8))})
+    assert before == top_down_file.fingerprint({**params, "backbone/pos_embed": rng.normal(size=(1, 9, 8))})
 
 
 @pytest.mark.parametrize(("factor", "same"), [(1.001, True), (1.05, False)])
@@ -125,9 +125,9 @@ def test_fingerprints_may_differ_by_rounding_alone(pretuned, image_folder, facto
     mean = params[name].mean(axis=(1, 2), keepdims=True)
     params[name] = mean + factor * (params[name] - mean)  # the root mean square alone has to tell
     if same:
-        return module_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
+        return top_down_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
     with pytest.raises(InputError, match="attn/q/kernel differs"):
-        module_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
+        top_down_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
 
 
 def flat_backbone(weights, image_folder):
@@ -143,7 +143,7 @@ def test_random_backbone_is_another_one(pretuned, image_folder):
 def test_damaged_header_is_told(pretuned, tmp_path, text):
     save_file(load_file(pretuned[0] / "top_down.safetensors"), tmp_path / "x.safetensors", {"toast_jax": text})
     with pytest.raises(InputError, match="The header of .*x.safetensors is damaged"):
-        module_file.check_backbone(str(tmp_path / "x.safetensors"), {})
+        top_down_file.check_backbone(str(tmp_path / "x.safetensors"), {})
 
 
 def test_network_of_another_depth_is_refused(pretuned, image_folder, monkeypatch):

@@ -22,7 +22,7 @@ from toast_jax.model.families import FAMILIES
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, apply, build, classifier, init
 from toast_jax.model.top_down import TopDown
-from toast_jax.weights import parameters, pretrained, rename
+from toast_jax.weights import initial_parameters, pretrained, rename
 
 BACKBONE = str(FIXTURES / "vit_bottom_up_deit_style.pth")
 TOP_DOWN = str(FIXTURES / "vit_top_down_pretuned.pth")
@@ -44,9 +44,9 @@ def network(method, num_classes=7, **changed):
 
 
 def start(method, num_classes=7, *, weights="random", seed=0, dtype=jnp.float32, **files):
-    """`parameters.start` as a flat dict."""
+    """`initial_parameters.start` as a flat dict."""
     model, row = network(method, num_classes, dtype=dtype)
-    return trees.flat(parameters.start(model, row, seed=seed, weights=weights, **files))
+    return trees.flat(initial_parameters.start(model, row, seed=seed, weights=weights, **files))
 
 
 def recording(name):
@@ -246,7 +246,7 @@ def test_top_down_at_random_and_loaded_leave_the_same_head(backbone, both):
 @pytest.mark.parametrize("num_classes", [10, 1000])
 def test_head_starts_as_the_release_has_it(num_classes):
     model, row = network("linear", num_classes, width=512)
-    head = parameters.start(model, row, seed=0, weights="random")["head"]
+    head = initial_parameters.start(model, row, seed=0, weights="random")["head"]
     np.testing.assert_allclose(head["bias"], -math.log(99), rtol=1e-6)
     assert head["kernel"].shape == (512, num_classes)
     assert np.std(head["kernel"]) == pytest.approx(math.sqrt(2 / num_classes), rel=0.05)

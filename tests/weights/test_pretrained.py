@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 from tests import FIXTURES
 from tests.conftest import refusals_of_damaged_copies
 from toast_jax.config import schema
-from toast_jax.config.runs import base
+from toast_jax.config.run_fields import base
 from toast_jax.errors import InputError
 from toast_jax.train.setup import load_network
-from toast_jax.weights import files, pretrained, rename
+from toast_jax.weights import containers, pretrained, rename
 
 RECORDINGS = sorted(path.stem for path in FIXTURES.glob("vit_*.npz"))
 RELEASED = sorted(path.name for path in FIXTURES.glob("vit_*.pth"))
@@ -130,8 +130,8 @@ def test_safetensors_give_what_the_released_file_gives(name, tmp_path):
     with torch.serialization.safe_globals([argparse.Namespace]):
         content = torch.load(FIXTURES / name, weights_only=True)
     save_file(content.get("model") or content["model_state_dict"], tmp_path / "same.safetensors")
-    released = files.read(str(FIXTURES / name))
-    assert_same(released, files.read(str(tmp_path / "same.safetensors")))
+    released = containers.read(str(FIXTURES / name))
+    assert_same(released, containers.read(str(tmp_path / "same.safetensors")))
     assert released.keys() <= recorded("vit_toast").keys()
 
 
@@ -150,12 +150,12 @@ def test_safetensors_give_what_the_released_file_gives(name, tmp_path):
 )
 def test_prefixes_are_taken_off(prefix, tmp_path):
     path = save(tmp_path / "vit.safetensors", {prefix + name: array for name, array in backbone().items()})
-    assert_same(files.read(path), backbone())
+    assert_same(containers.read(path), backbone())
 
 
 def test_prefixes_inside_a_name_stay(tmp_path):
     state = {name: np.ones(2, "f4") for name in ("blocks.module.enc.x", "modules.x", "encoder.x", "my_backbone.x")}
-    assert_same(files.read(save(tmp_path / "vit.safetensors", state)), state)
+    assert_same(containers.read(save(tmp_path / "vit.safetensors", state)), state)
 
 
 def test_one_array_under_two_prefixes_is_refused(tmp_path):
@@ -166,7 +166,7 @@ def test_one_array_under_two_prefixes_is_refused(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_float_types_become_float32(dtype, tmp_path):
     state = {name: array.astype(dtype) for name, array in backbone().items()}
-    arrays = files.read(save(tmp_path / "vit.safetensors", state))
+    arrays = containers.read(save(tmp_path / "vit.safetensors", state))
     assert_same(arrays, {name: array.astype(np.float32) for name, array in state.items()})
 
 
@@ -177,7 +177,7 @@ def test_torch_files_of_every_float_type_and_wrapping(dtype, wrap, tmp_path):
     tensors = {name: torch.nn.Parameter(torch.tensor(a).to(getattr(torch, dtype))) for name, a in backbone().items()}
     for suffix in (".pt", ".ckpt", ".pth.tar"):
         torch.save({wrap: tensors, "epoch": 3} if wrap else tensors, tmp_path / f"vit{suffix}")
-        arrays = files.read(str(tmp_path / f"vit{suffix}"))
+        arrays = containers.read(str(tmp_path / f"vit{suffix}"))
         assert_same(arrays, {name: tensor.detach().float().numpy() for name, tensor in tensors.items()})
 
 
@@ -189,7 +189,7 @@ def test_averaged_weights_are_taken_from_a_training_checkpoint(raw, averaged, tm
     tensors = {name: torch.tensor(array) for name, array in backbone().items()}
     sets = {raw: {name: tensor + 1 for name, tensor in tensors.items()}, averaged: tensors if averaged else None, "epoch": 9}
     torch.save(sets, tmp_path / "vit.pth")
-    arrays = files.read(str(tmp_path / "vit.pth"))
+    arrays = containers.read(str(tmp_path / "vit.pth"))
     assert_same(arrays, {name: array + (0 if averaged else 1) for name, array in backbone().items()})
     assert [f"{averaged} is used, {raw} not" in message for message in logged.messages] == [True] * bool(averaged)
 
@@ -197,7 +197,7 @@ def test_averaged_weights_are_taken_from_a_training_checkpoint(raw, averaged, tm
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     save(tmp_path / "vit.safetensors", backbone())
-    assert_same(files.read("~/vit.safetensors"), backbone())
+    assert_same(containers.read("~/vit.safetensors"), backbone())
 
 
 # What fits a network.
@@ -429,7 +429,7 @@ def test_an_absent_file_is_reported_with_the_field_that_names_it(field, tmp_path
 @pytest.mark.parametrize("path", ["~nobody_of_this_name/vit.pth", "x" * 300 + ".pth", "a\0.pth", "vit.pth/"])
 def test_impossible_paths_are_absent_files(path):
     with pytest.raises(InputError, match="There is no weights file at"):
-        files.read(path)
+        containers.read(path)
 
 
 @pytest.mark.parametrize("name", ["folder", "folder.pth", "folder.safetensors"])
@@ -503,7 +503,7 @@ def test_damaged_bytes_give_arrays_or_an_input_error(ending, tmp_path):
         torch = pytest.importorskip("torch")
         tensors = {name: torch.tensor(array) for name, array in state.items()}
         torch.save(tensors, path, _use_new_zipfile_serialization=ending == "pth-zip")
-    assert refusals_of_damaged_copies(path, files.read)
+    assert refusals_of_damaged_copies(path, containers.read)
 
 
 @pytest.mark.parametrize("saved", ["zip", "pickle", "bare pickle"])
@@ -537,7 +537,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(ending, tmp_path, monkeypatch):
 
     path, plain = tmp_path / f"vit.{ending}", tmp_path / "plain.pth"
     zeros = {"norm.bias": np.zeros(2**20, "f4")}
-    monkeypatch.setattr(files, "_LARGE", 2**20)
+    monkeypatch.setattr(containers, "_LARGE", 2**20)
     if ending == "npz":
         np.savez_compressed(path, **zeros)
     else:
@@ -609,4 +609,4 @@ def test_torch_file_without_pytorch_says_what_to_install(suffix, tmp_path, monke
 
 def test_safetensors_need_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert_same(files.read(save(tmp_path / "vit.safetensors", backbone())), backbone())
+    assert_same(containers.read(save(tmp_path / "vit.safetensors", backbone())), backbone())

@@ -15,7 +15,7 @@ from configs import vtab
 from tests import small_tfds
 from tests.conftest import tiny_config
 from toast_jax import trees
-from toast_jax.data.images import files, scenes, sources
+from toast_jax.data.images import image_files, sources, synthetic_scenes
 from toast_jax.data.images.verify import Subset
 from toast_jax.data.images.vtab import tasks
 from toast_jax.data.text.sequences import Sequences
@@ -23,7 +23,7 @@ from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
 from toast_jax.tasks import evaluate
 from toast_jax.train import checkpoint, loop, saved_run
-from toast_jax.weights import files as weight_files
+from toast_jax.weights import containers as weight_files
 from toast_jax.weights import rename
 from toast_jax.workdir import fingerprint
 
@@ -195,13 +195,13 @@ def test_names_are_relative_to_the_folder_that_all_are_in(tmp_path, monkeypatch)
     names = ("a/1.jpg", "a/x/2.jpg", "b/1.jpg")
     monkeypatch.chdir(tmp_path)
     roots = ("data/", "data", "./data", "x/../data", str(tmp_path), "/elsewhere//data")
-    made = [files.Files(tuple(f"{root}/{name}" for name in names), (0, 0, 1), ("a", "b")) for root in roots]
+    made = [image_files.Files(tuple(f"{root}/{name}" for name in names), (0, 0, 1), ("a", "b")) for root in roots]
     assert len({fingerprint.of_source(source)["content"] for source in made}) == 1
     renamed = dataclasses.replace(made[0], paths=("data/a/1.jpg", "data/a/y/2.jpg", "data/b/1.jpg"))
     assert fingerprint.of_source(renamed) != fingerprint.of_source(made[0])
 
 
-FILES = files.Files(("a.jpg", "b.jpg"), (0, 1), ("x", "y"))
+FILES = image_files.Files(("a.jpg", "b.jpg"), (0, 1), ("x", "y"))
 TEXT = Sequences(*(np.arange(6, dtype=np.int32).reshape(2, 3) for _ in range(2)), np.ones((2, 3), bool))
 
 
@@ -213,7 +213,7 @@ TEXT = Sequences(*(np.arange(6, dtype=np.int32).reshape(2, 3) for _ in range(2))
         (FILES, dataclasses.replace(FILES, classes=("x", "z"))),
         (Subset(FILES, (0,)), Subset(FILES, (1,))),
         (Subset(FILES, (0,)), Subset(dataclasses.replace(FILES, labels=(1, 1)), (0,))),
-        (scenes.Scenes("train", 5, "target"), scenes.Scenes("train", 6, "target")),
+        (synthetic_scenes.Scenes("train", 5, "target"), synthetic_scenes.Scenes("train", 6, "target")),
         (TEXT, dataclasses.replace(TEXT, tokens=TEXT.tokens + 1)),
         (TEXT, dataclasses.replace(TEXT, answers=~TEXT.answers)),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from toast_jax.data.images import batches, chosen, pixels
+from toast_jax.data.images import batches, pixels, selected
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
@@ -47,9 +47,9 @@ class Views:
 
 
 def choose(run: SavedRun, images: str, most: int) -> Source:
-    """Open `images` (see `chosen.open_images`), at most `most` of them at even distances; all if `most` is 0."""
-    source, _ = chosen.open_images(run.config.data, images, run.classes)
-    return Subset(source, chosen.spread(len(source), most or len(source)))
+    """Open `images` (see `selected.open_images`), at most `most` of them at even distances; all if `most` is 0."""
+    source, _ = selected.open_images(run.config.data, images, run.classes)
+    return Subset(source, selected.spread(len(source), most or len(source)))
 
 
 def of_run(run: SavedRun, source: Source, batch_size: int, change=None, faults=None) -> Generator[batches.Batch]:

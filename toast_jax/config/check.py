@@ -10,8 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from toast_jax.config import schema
-from toast_jax.config.backbones import RANDOM
-from toast_jax.config.tasks import SECTIONS, SWEEP, TASKS
+from toast_jax.config.backbone_names import RANDOM
+from toast_jax.config.task_fields import SECTIONS, SWEEP, TASKS
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
 from toast_jax.model.families import FAMILIES, Family

@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax.config.runs import IMAGES, METHODS, TEXTS
-from toast_jax.config.tasks import TASKS
+from toast_jax.config.run_fields import IMAGES, METHODS, TEXTS
+from toast_jax.config.task_fields import TASKS
 from toast_jax.errors import choose
 from toast_jax.fields import Choice, Field
 from toast_jax.model.families import FAMILIES

@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from toast_jax.fields import Choice, Field, whole
-from toast_jax.model.backbones import convnext, convnext_names, llama, llama_names, vit, vit_names
-from toast_jax.model.backbones.renaming import Names
+from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit, vit_torch_names
+from toast_jax.model.backbones.rename_rules import Names
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
 from toast_jax.model.top_down import ConvTopDown, TopDown
 
@@ -22,7 +22,7 @@ class Family:
     Attributes:
       title: its name in sentences, such as "ViT".
       reads: "images" or "text".
-      module: class of its backbones (see `backbones.protocol`).
+      module: class of its backbones (see `backbone_names.protocol`).
       build: `(config, last_blocks) -> backbone`, from a whole config.
       sized: `(arrays, head_width) -> backbone`, from the shapes of stacked parameters by path.
       sizes: by the value of `config.backbone.size`.
@@ -67,9 +67,9 @@ FAMILIES = {
         reads="images",
         module=vit.ViT,
         build=lambda config, last_blocks: vit.build(config.backbone, config.data.image_size, last_blocks),
-        sized=vit_names.sized,
+        sized=vit_torch_names.sized,
         sizes=vit.SIZES,
-        names=vit_names.NAMES,
+        names=vit_torch_names.NAMES,
         methods=with_lora(METHODS, vit.LORA_KERNELS),
         fields={
             "patch": Field(16, whole(1, 16_384), "side of a patch, in pixels"),
@@ -84,9 +84,9 @@ FAMILIES = {
         reads="images",
         module=convnext.ConvNeXt,
         build=lambda config, last_blocks: convnext.build(config.backbone, last_blocks),
-        sized=convnext_names.sized,
+        sized=convnext_torch_names.sized,
         sizes=convnext.SIZES,
-        names=convnext_names.NAMES,
+        names=convnext_torch_names.NAMES,
         methods=with_lora({name: row for name, row in METHODS.items() if name != "vpt"}, convnext.LORA_KERNELS),
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
         top_down=lambda backbone: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype),
@@ -98,9 +98,9 @@ FAMILIES = {
         reads="text",
         module=llama.LLaMA,
         build=lambda config, last_blocks: llama.build(config.backbone),
-        sized=llama_names.sized,
+        sized=llama_torch_names.sized,
         sizes=llama.SIZES,
-        names=llama_names.NAMES,
+        names=llama_torch_names.NAMES,
         methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
         own_head=True,
         partition=llama.PARTITION,

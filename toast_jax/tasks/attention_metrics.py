@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax.analysis import comparison, localization, maps, objects, perturbation, report, views
+from toast_jax.analysis import annotations, comparison, localization, maps, perturbation, report, views
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import chosen
+from toast_jax.data.images import selected
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
@@ -121,9 +121,9 @@ def _baselines(grid: int, count: int) -> dict[tuple[str, str], np.ndarray]:
 def _threshold_images(config, first: SavedRun) -> Annotated | None:
     """Open the images to pick the threshold on; None if there are none but those to measure."""
     split = config.threshold_split
-    if config.images not in chosen.SPLITS or split in ("", config.images):
+    if config.images not in selected.SPLITS or split in ("", config.images):
         return None
-    if split not in chosen.SPLITS or not first.config.data.splits[split]:
+    if split not in selected.SPLITS or not first.config.data.splits[split]:
         log.info("The data has no split %s to pick a threshold on.", split)
         return None
     try:
@@ -136,10 +136,10 @@ def _threshold_images(config, first: SavedRun) -> Annotated | None:
 
 def _annotated(config, first: SavedRun, where: str) -> Annotated:
     data = first.config.data
-    source, root = chosen.open_images(data, where, first.classes)
-    source, annotations = objects.open_objects(config.objects, source, root, config.only_annotated)
-    indices = chosen.spread(len(source), config.most or len(source))
-    masks = [objects.view(annotations[i], resize=data.resize, size=data.image_size) for i in indices]
+    source, root = selected.open_images(data, where, first.classes)
+    source, object_masks = annotations.open_objects(config.objects, source, root, config.only_annotated)
+    indices = selected.spread(len(source), config.most or len(source))
+    masks = [annotations.view(object_masks[i], resize=data.resize, size=data.image_size) for i in indices]
     kept = [k for k, mask in enumerate(masks) if mask.any()]
     if not kept:
         raise InputError(

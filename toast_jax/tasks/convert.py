@@ -13,8 +13,8 @@ from toast_jax.model import families
 from toast_jax.model.families import Family
 from toast_jax.model.methods import BACKBONE
 from toast_jax.train import saved_run
-from toast_jax.weights import download, module_file, pretrained
-from toast_jax.weights.files import check_writable, read_header, write
+from toast_jax.weights import download, pretrained, top_down_file
+from toast_jax.weights.containers import check_writable, read_header, write
 from toast_jax.weights.rename import Arrays, rename_back, table, uneven_layers, unstack
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _of_run(folder: Path, weights: str) -> tuple[Family, Arrays, dict[str, str]]
     log.info("Read %s at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network uses mean pooling; the release would classify its class token.")
-    header = module_file.header(saved.params, saved.config)
+    header = top_down_file.header(saved.params, saved.config)
     flat = trees.flat(saved.params)
     family = families.of_config(saved.config)
     if family.layer_files and BACKBONE in saved.method.frozen:  # it is large, and as it was

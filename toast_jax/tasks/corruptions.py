@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import comparison, drawing, localization, report, views
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import chosen, corruptions
+from toast_jax.data.images import corruptions, selected
 from toast_jax.data.images.sources import Source
 from toast_jax.errors import InputError
 from toast_jax.model.steered import apply
@@ -38,7 +38,7 @@ def run(config: ConfigDict, folder: str) -> None:
     runs = comparison.open_runs(config, folder, log)
     first = next(iter(runs.values()))
     source = views.choose(first, config.images, config.most)
-    if not chosen.labelled(source):
+    if not selected.labelled(source):
         raise InputError(f"The images {config.images} have no classes, so no accuracy; give a split: train, val or test.")
     correct = {CLEAN: _correct(config, runs, source)}
     for name in config.kinds:

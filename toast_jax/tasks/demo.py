@@ -13,7 +13,7 @@ from PIL import Image
 
 from toast_jax.analysis import comparison, curves, drawing, localization, maps, report
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import scenes
+from toast_jax.data.images import synthetic_scenes
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit_seeds
 from toast_jax.workdir import run_folder
@@ -49,7 +49,7 @@ def run(config: ConfigDict, folder: str) -> None:
     started = time.perf_counter()
     check_fields(config)
     folder = run_folder.writable(folder)
-    shown = [scenes.scene("test", i) for i in range(config.attention_scenes)]
+    shown = [synthetic_scenes.scene("test", i) for i in range(config.attention_scenes)]
     boxes = np.stack([localization.box_of(scene.masks["target"]) for scene in shown])
     log.info("%d runs; their logs are in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     rows = {}
@@ -106,7 +106,7 @@ def _cells(name: str, row: Row) -> list[str]:
     return [name, f"{row.tuned:,}", report.percent(row.accuracy), *inside, speed]
 
 
-def _figure(rows: dict[str, Row], shown: list[scenes.Scene]) -> np.ndarray:
+def _figure(rows: dict[str, Row], shown: list[synthetic_scenes.Scene]) -> np.ndarray:
     """Draw scenes from left to right; below each, the first look, the selection and the last look of `toast`."""
     columns, by_name = [], rows["toast"].looked.maps
     for i, scene in enumerate(shown):
@@ -138,7 +138,7 @@ def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
     ]
 
 
-def _picture_grid(rows: dict[str, Row], shown: list[scenes.Scene]) -> str:
+def _picture_grid(rows: dict[str, Row], shown: list[synthetic_scenes.Scene]) -> str:
     truths = [str(scene.labels["target"]) for scene in shown]
     images, captions = [drawing.enlarged(scene.image, _SIDE) for scene in shown], [f"green digit: {truth}" for truth in truths]
     return comparison.grid(images, captions, truths, {name: row.looked for name, row in rows.items()}, maps.ORDER)

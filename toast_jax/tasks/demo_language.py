@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import curves, report
 from toast_jax.config.check import check_fields
-from toast_jax.data.text import tales
+from toast_jax.data.text import synthetic_tales
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.tasks import generate
-from toast_jax.train import text
+from toast_jax.train import text_runs
 from toast_jax.train.evaluation import evaluate, mapped
 from toast_jax.train.loop import fit, fit_seeds
 from toast_jax.train.setup import load_network, scores_of
@@ -67,12 +67,12 @@ def run(config: ConfigDict, folder: str) -> None:
     _check_weights(config.weights)
     folder = run_folder.writable(folder)
     log.info("%d runs; their logs are in %s.", 1 + len(config.rows) * len(config.seeds), folder / "log.txt")
-    held_out = [tales.tale("test", i) for i in range(config.tales.test)]
+    held_out = [synthetic_tales.tale("test", i) for i in range(config.tales.test)]
     expected = tuple(tale.answer for tale in held_out)
     rows = {}
     with log_to_file(folder / "log.txt", but=log):
         files = run_folder.writable(folder / "tales")
-        tales.write(files, dict(config.tales))
+        synthetic_tales.write(files, dict(config.tales))
         fit(_placed(config.pretune, config, folder), folder / "pretune")
         for name in (NOT_TUNED, *config.rows):
             rows[name] = _not_tuned(config, folder) if name == NOT_TUNED else _tuned(name, config, folder)
@@ -129,8 +129,8 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
         network = load_network(run, 0)
         step = mapped(scores_of(run, network), parallel)
         tuned, frozen = parallel.place(network.tuned), parallel.place(network.frozen)
-        source = text.open_sources(run, verified=True)[1]["test"]
-        saved = {"test": text.summary(evaluate(step, tuned, frozen, text.eval_batches(run, source)))}
+        source = text_runs.open_sources(run, verified=True)[1]["test"]
+        saved = {"test": text_runs.summary(evaluate(step, tuned, frozen, text_runs.eval_batches(run, source)))}
         run_folder.write_json(here / "config.json", run.to_dict())
         run_folder.write_json(here / "result.json", saved)
     return Row(0, np.array([saved["test"]["perplexity"]]), (_answers(config, folder, here, network=run),))
@@ -138,7 +138,7 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
 
 def _answers(config: ConfigDict, folder: Path, of_run: Path, **speaker) -> tuple[str, ...]:
     """Answer the held-out questions, cached in `answers.jsonl`; `speaker` holds fields of `configs/generate.py`."""
-    asked = folder / "tales" / tales.QUESTIONS
+    asked = folder / "tales" / synthetic_tales.QUESTIONS
     file = of_run / "answers.jsonl"
     try:
         answers = _lines(file)

@@ -8,7 +8,7 @@ import logging
 from ml_collections import ConfigDict
 
 from toast_jax.config.check import check
-from toast_jax.data.images import chosen
+from toast_jax.data.images import selected
 from toast_jax.errors import InputError
 from toast_jax.train import checkpoint
 from toast_jax.train.evaluation import evaluate, mapped
@@ -36,7 +36,7 @@ def run(config: ConfigDict, folder: str) -> None:
             network = load_network(config, len(train.classes))
             meta = checkpoint.read_meta(checkpoints)
             fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
-            evals = {name: chosen.relabel(source, meta["classes"]) for name, source in evals.items()}
+            evals = {name: selected.relabel(source, meta["classes"]) for name, source in evals.items()}
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
     devices = devices_of(config)

@@ -15,7 +15,7 @@ from toast_jax.data.text import documents
 from toast_jax.errors import InputError
 from toast_jax.model import families, generation
 from toast_jax.model.generation import Sampling
-from toast_jax.train import saved_run, text
+from toast_jax.train import saved_run, text_runs
 from toast_jax.train.setup import load_network
 from toast_jax.workdir import run_folder
 
@@ -64,7 +64,7 @@ class Speaker:
             raise InputError("Nothing to generate with; write --config=configs/generate.py:run=RUN, or :backbone=BACKBONE.")
         if config.tokenizer:
             of_run.data.tokenizer = config.tokenizer
-        self._tokenizer = text.open_tokenizer(of_run)
+        self._tokenizer = text_runs.open_tokenizer(of_run)
         self._most, self._seed = config.most, config.seed
         self._context = families.of_config(of_run).sizes[of_run.backbone.size].context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))

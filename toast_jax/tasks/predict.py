@@ -12,7 +12,7 @@ from PIL import Image
 
 from toast_jax.analysis import drawing, maps, views
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import files
+from toast_jax.data.images import image_files
 from toast_jax.errors import InputError, listed
 from toast_jax.model.steered import apply
 from toast_jax.train import saved_run
@@ -36,7 +36,7 @@ def run(config: ConfigDict, folder: str) -> None:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
     check_fields(config)
     folder = run_folder.writable(folder)
-    source = files.unlabelled(config.images)
+    source = image_files.unlabelled(config.images)
     saved = saved_run.load_tuned(config.run, config.weights)
     look = jax.jit(functools.partial(maps.look if config.attention else _classified, saved.model, saved.method))
     count, by_name = 0, {}

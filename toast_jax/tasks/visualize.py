@@ -9,7 +9,7 @@ from PIL import Image
 
 from toast_jax.analysis import comparison, drawing, maps, report, views
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import chosen
+from toast_jax.data.images import selected
 from toast_jax.errors import InputError
 from toast_jax.workdir import run_folder
 
@@ -48,7 +48,7 @@ def run(config: ConfigDict, folder: str) -> None:
     first = next(iter(runs.values()))
     source = views.choose(first, config.images, config.most)
     images, labels = views.all_of_run(first, source, config.batch_size)
-    truths = [first.classes[label] if chosen.labelled(source) else "" for label in labels]
+    truths = [first.classes[label] if selected.labelled(source) else "" for label in labels]
     names = [Path(source[i]["name"]).name for i in range(len(source))]
     looked = {}
     for name, run in runs.items():

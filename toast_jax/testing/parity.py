@@ -23,7 +23,7 @@ from toast_jax.model.steered import apply
 from toast_jax.testing import recording
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
-from toast_jax.train import text as text_run
+from toast_jax.train import text_runs as text_run
 from toast_jax.weights.rename import to_torch
 
 FORWARD, BACKWARD = 1e-5, 1e-4

@@ -19,7 +19,7 @@ from toast_jax.devices import parallel
 from toast_jax.model.losses import inputs
 from toast_jax.model.methods import BACKBONE, Method
 from toast_jax.model.steered import Steered
-from toast_jax.train import images
+from toast_jax.train import image_runs
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
     count, row = len(source) * views, 0
     arrays: dict[str, np.ndarray] = {}
     labels = np.empty(len(source), np.int32)
-    with contextlib.closing(images.fixed_views(config, source)) as loader:
+    with contextlib.closing(image_runs.fixed_views(config, source)) as loader:
         for batch in loader:
             labels[batch["index"]] = batch["label"]
             computed = parallel.fetch(step(frozen, parallel.shard(batch)))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from toast_jax import shipped, trees
-from toast_jax.config.backbones import RANDOM
+from toast_jax import package_files, trees
+from toast_jax.config.backbone_names import RANDOM
 from toast_jax.errors import InputError
 from toast_jax.model import families
 from toast_jax.model.methods import Method
@@ -52,7 +52,7 @@ def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
         config = ConfigDict(meta["config"])
         config.backbone.weights = weights or config.backbone.weights
         for file, remedy in ((config.backbone.weights, "correct --config.weights"), (config.top_down, "put it back")):
-            if file not in ("", RANDOM) and not shipped.find(file).exists():
+            if file not in ("", RANDOM) and not package_files.find(file).exists():
                 raise InputError(f"There is no weights file at {file}, which the run in {folder} needs; {remedy}.")
         if "fsdp" in config:
             config.fsdp = 1  # tasks that read a run use one device

@@ -20,11 +20,11 @@ from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
 from toast_jax.model import families, losses, methods, steered
-from toast_jax.train import images, optim, text
+from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
-from toast_jax.weights import parameters
+from toast_jax.weights import initial_parameters
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -136,7 +136,7 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
 
 
-_DOMAINS = {"images": images, "text": text}
+_DOMAINS = {"images": image_runs, "text": text_runs}
 
 
 def domain(config: ConfigDict):
@@ -152,7 +152,7 @@ def devices_of(config: ConfigDict) -> Devices:
 def load_network(config: ConfigDict, num_classes: int) -> Network:
     """Build the network of a config, load its weights, and split tuned from frozen parameters."""
     network, method = steered.build(config, num_classes)
-    params = parameters.start(
+    params = initial_parameters.start(
         network,
         method,
         seed=config.seed,

@@ -8,7 +8,7 @@ import numpy as np
 
 from toast_jax.errors import listed
 from toast_jax.model.families import FAMILIES, Family
-from toast_jax.weights.files import Arrays
+from toast_jax.weights.containers import Arrays
 
 
 def kind(paths: Iterable[str]) -> Family:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from toast_jax.data import loader
 from toast_jax.data.images import batches, pixels
-from toast_jax.data.images.files import Files
+from toast_jax.data.images.image_files import Files
 from toast_jax.errors import InputError
 
 COUNT = 11

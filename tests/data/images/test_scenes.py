@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import demo, pretrain, pretune
 from tests import ROOT
 from toast_jax import trees
-from toast_jax.data.images import pixels, scenes, sources
+from toast_jax.data.images import pixels, sources, synthetic_scenes
 from toast_jax.errors import InputError
 from toast_jax.model import steered
 from toast_jax.train import loop
@@ -25,29 +25,31 @@ def config(name="target", train="train[:20]"):
 
 
 def test_a_scene_is_always_the_same():
-    one, again = scenes.scene("val", 3), scenes.scene("val", 3)
+    one, again = synthetic_scenes.scene("val", 3), synthetic_scenes.scene("val", 3)
     np.testing.assert_array_equal(one.image, again.image)
     assert one.labels == again.labels and one.digits == again.digits
-    assert np.any(one.image != scenes.scene("val", 4).image) and np.any(one.image != scenes.scene("test", 3).image)
+    assert np.any(one.image != synthetic_scenes.scene("val", 4).image) and np.any(
+        one.image != synthetic_scenes.scene("test", 3).image
+    )
 
 
 def test_splits_share_no_digit():
-    parts = {split: {digit.tobytes() for digit in scenes._digits(split)[0]} for split in scenes.SPLITS}
+    parts = {split: {digit.tobytes() for digit in synthetic_scenes._digits(split)[0]} for split in synthetic_scenes.SPLITS}
     assert not parts["train"] & parts["val"] and not parts["train"] & parts["test"] and not parts["val"] & parts["test"]
-    counts = [len(scenes._digits(split)[0]) for split in scenes.SPLITS]
+    counts = [len(synthetic_scenes._digits(split)[0]) for split in synthetic_scenes.SPLITS]
     assert sum(counts) == 1797 and counts == [1078, 360, 359]
 
 
 def test_tasks_ask_for_different_digits():
-    made = [scenes.scene("train", i) for i in range(500)]
-    salient, target = (np.array([scene.digits[name] for scene in made]) for name in scenes.TASKS)
+    made = [synthetic_scenes.scene("train", i) for i in range(500)]
+    salient, target = (np.array([scene.digits[name] for scene in made]) for name in synthetic_scenes.TASKS)
     assert abs(np.mean(salient == target) - 0.1) < 0.05  # independent
     assert np.bincount(target, minlength=10).min() > 25 and np.bincount(salient, minlength=10).min() > 25
     assert all(scene.labels["target"] == scene.digits["target"] for scene in made)
 
 
 def test_labels_of_the_salient_task_name_one_of_the_digits_and_mostly_the_brightest():
-    made = [scenes.scene("train", i) for i in range(1000)]
+    made = [synthetic_scenes.scene("train", i) for i in range(1000)]
     assert all(scene.labels["salient"] in scene.digits.values() for scene in made)
     shares = {name: np.mean([scene.labels["salient"] == scene.digits[name] for scene in made]) for name in made[0].digits}
     # Two digits of a scene are the same a tenth of the time.
@@ -57,7 +59,7 @@ def test_labels_of_the_salient_task_name_one_of_the_digits_and_mostly_the_bright
 
 def test_the_target_alone_is_green_and_its_mask_is_on_it():
     for i in range(100):
-        made = scenes.scene("train", i)
+        made = synthetic_scenes.scene("train", i)
         image = made.image.astype(int)
         green = image[..., 1] > image[..., [0, 2]].max(axis=-1) + 35
         mask = made.masks["target"]
@@ -68,19 +70,19 @@ def test_the_target_alone_is_green_and_its_mask_is_on_it():
 
 def test_the_salient_digit_is_the_brightest():
     for i in range(100):
-        made = scenes.scene("train", i)
+        made = synthetic_scenes.scene("train", i)
         bright = made.image.max(-1).astype(float)
         free = made.masks["salient"] & ~made.masks["target"]
         assert np.percentile(bright[free], 75) > np.percentile(bright[~made.masks["salient"]], 99) - 60
 
 
 def test_source_gives_the_label_of_its_task():
-    for task in scenes.TASKS:
+    for task in synthetic_scenes.TASKS:
         source = sources.open_split(config(task), "train")
         assert len(source) == 20 and source.classes == tuple("0123456789")
         record = source[7]
-        assert record["label"] == scenes.scene("train", 7).labels[task]
-        np.testing.assert_array_equal(pixels.decode(record["image"], record["name"]), scenes.scene("train", 7).image)
+        assert record["label"] == synthetic_scenes.scene("train", 7).labels[task]
+        np.testing.assert_array_equal(pixels.decode(record["image"], record["name"]), synthetic_scenes.scene("train", 7).image)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_shipped_networks_name_the_bright_digit_and_not_the_green_one(row, monke
     """The backbone alone, and with its top-down module, before anything is tuned."""
     monkeypatch.chdir(ROOT)
     network = load_network(demo.get_config().runs[row], num_classes=10)
-    made = [scenes.scene("test", i) for i in range(400)]
+    made = [synthetic_scenes.scene("test", i) for i in range(400)]
     logits = jax.jit(functools.partial(steered.apply, network.model, network.method))
     images = np.stack([scene.image for scene in made])
     named = np.asarray(logits(trees.merge(network.tuned, network.frozen), images)).argmax(axis=-1)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import fgvc, folder, pretune
-from toast_jax.data.images import chosen, files, pixels, sources
+from toast_jax.data.images import image_files, pixels, selected, sources
 from toast_jax.data.images import verify as verifying
 from toast_jax.errors import InputError
 
@@ -397,14 +397,14 @@ def test_labels_outside_the_classes_are_refused(tmp_path):
     """TFDS gives the label -1 to every image of some test splits."""
     path = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(path)
-    source = files.Files((str(path),), (-1,), ("a", "b"))
+    source = image_files.Files((str(path),), (-1,), ("a", "b"))
     with pytest.raises(InputError, match=r"have a label outside the 2 classes \(.*a.png has -1\): choose a split"):
         verifying.verify(source, skip_corrupt=False)
 
 
 def test_unreadable_file_is_named(tmp_path):
     (tmp_path / "link.jpg").symlink_to(tmp_path / "gone.jpg")
-    source = files.Files((str(tmp_path / "link.jpg"),), (0,), ("a",))
+    source = image_files.Files((str(tmp_path / "link.jpg"),), (0,), ("a",))
     with pytest.raises(InputError, match="link.jpg cannot be read .*: mend or remove it"):
         verifying.verify(source, skip_corrupt=True)
 
@@ -415,7 +415,7 @@ def test_unreadable_file_is_named(tmp_path):
 @pytest.mark.parametrize("listing", [["a/1.png", "b/2.png"], {"a/1.png": 3, "b/2.png": 5}])
 def test_json_without_labels_is_a_list_of_paths(tmp_path, listing):
     source = sources.open_split(config(json_root(tmp_path, listing), "json", labels=False), "train")
-    assert labels(source) == [0, 0] and source.classes == (files.UNLABELLED,)
+    assert labels(source) == [0, 0] and source.classes == (image_files.UNLABELLED,)
     assert names(source) == [f"{tmp_path}/images/a/1.png", f"{tmp_path}/images/b/2.png"]
 
 
@@ -430,7 +430,7 @@ def test_folder_without_labels_is_searched_at_every_depth(tmp_path):
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "train")
     source = sources.open_split(config(tmp_path, "folder", labels=False), "train")
     assert names(source) == [f"{tmp_path}/train/{name}" for name in ("1.png", "x/y/2.PNG", "z/5.png")]
-    assert labels(source) == [0, 0, 0] and source.classes == (files.UNLABELLED,)
+    assert labels(source) == [0, 0, 0] and source.classes == (image_files.UNLABELLED,)
 
 
 def test_folder_without_images_is_refused(tmp_path):
@@ -442,7 +442,7 @@ def test_tfds_labels_need_not_be_read(tfds_root):
     data = tfds_config(tfds_root)
     data.labels = False
     source = sources.open_split(data, "train")
-    assert set(labels(source)) == {0} and source.classes == (files.UNLABELLED,)
+    assert set(labels(source)) == {0} and source.classes == (image_files.UNLABELLED,)
 
 
 # What is an image, and what is left out
@@ -480,9 +480,9 @@ def test_photos_are_upright_if_the_config_asks_for_it(tmp_path):
             for orient, height in ((False, 4), (True, 7)):
                 data = config(tmp_path, format, labels=labelled, exif_orientation=orient)
                 assert heights(sources.open_split(data, "train")) == [height]
-    source = files.unlabelled(str(tmp_path / "train"))
-    assert heights(source) == heights(files.unlabelled(str(tmp_path / "train/a/1.jpg"))) == [7]
-    assert heights(chosen.open_images(config(tmp_path, "folder"), str(tmp_path / "train"))[0]) == [7]
+    source = image_files.unlabelled(str(tmp_path / "train"))
+    assert heights(source) == heights(image_files.unlabelled(str(tmp_path / "train/a/1.jpg"))) == [7]
+    assert heights(selected.open_images(config(tmp_path, "folder"), str(tmp_path / "train"))[0]) == [7]
     assert heights(pickle.loads(pickle.dumps(source))) == [7]
 
 

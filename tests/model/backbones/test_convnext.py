@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from toast_jax import trees
-from toast_jax.config.runs import base
+from toast_jax.config.run_fields import base
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import convnext
 

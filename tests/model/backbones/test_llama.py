@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from toast_jax import trees
-from toast_jax.config.backbones import LLAMAS
-from toast_jax.config.runs import language
+from toast_jax.config.backbone_names import LLAMAS
+from toast_jax.config.run_fields import language
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.model.backbones import llama

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from toast_jax.data.images import files, scenes, tfds_records
+from toast_jax.data.images import image_files, synthetic_scenes, tfds_records
 from toast_jax.data.images.vtab import records
 from toast_jax.errors import InputError, choose
 
@@ -65,9 +65,9 @@ def open_split(data: ConfigDict, split: str) -> Source:
 
 
 READERS: dict[str, Callable[[ConfigDict, str], Source]] = {
-    "json": files.read_json,
-    "folder": files.read_folder,
+    "json": image_files.read_json,
+    "folder": image_files.read_folder,
     "tfds": tfds_records.read,
     "vtab": records.read,
-    "scenes": scenes.read,
+    "scenes": synthetic_scenes.read,
 }

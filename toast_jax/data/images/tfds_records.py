@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax.data.images.files import UNLABELLED, existing_root
+from toast_jax.data.images.image_files import UNLABELLED, existing_root
 from toast_jax.errors import InputError, of_extra
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax.data.images import pixels, tfds_records
-from toast_jax.data.images.vtab import published, tasks
+from toast_jax.data.images.vtab import published_lists, tasks
 from toast_jax.errors import InputError, choose, listed
 
 # Splits up to this size are cached in memory; larger ones are test splits, which are read once.
@@ -118,7 +118,7 @@ def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> Vta
     source = open_slice(split=chosen)
     _check_readable(source, task, counts)
     if data.split_file and data.splits[split] != "test":
-        chosen, indices = published.exact(open_slice, data.split_file, data.splits[split], task=task, slices=slices)
+        chosen, indices = published_lists.exact(open_slice, data.split_file, data.splits[split], task=task, slices=slices)
         source = open_slice(split=chosen, indices=indices)
     source[0]  # reads all images of cached splits
     return source

@@ -1,4 +1,4 @@
-"""The paper's tables: results of sweeps beside the published numbers (published.json)."""
+"""The paper's tables: results of sweeps beside the published numbers (published_results.json)."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ class Table:
     Attributes:
       table, backbone: of the sweeps.
       measured: by method and task; pairs without a result are absent.
-      published: the entry of published.json for this table and backbone; without rows if nothing is published.
+      published: the entry of published_results.json for this table and backbone; without rows if nothing is published.
     """
 
     table: str
@@ -102,7 +102,7 @@ def collect(folders: Sequence[str | Path]) -> Table:
 
 
 def _published(table: str, backbone: str) -> dict:
-    entries = json.loads(Path(__file__).with_name("published.json").read_text())
+    entries = json.loads(Path(__file__).with_name("published_results.json").read_text())
     nothing = {"source": "", "columns": [], "rows": {}, "tuned": {}, "notes": []}
     return next((entry for entry in entries if (entry["table"], entry["backbone"]) == (table, backbone)), nothing)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toast_jax.errors import listed
-from toast_jax.weights.files import Arrays
+from toast_jax.weights.containers import Arrays
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def known_names(state: dict[str, Any]) -> dict[str, Any]:
     without a class token (DeiT III) get a zero for it.
 
     Args:
-      state: arrays by name, from `files.read`. Of a LLaMA, only names are converted, so that anything may stand for the arrays.
+      state: arrays by name, from `containers.read`. For a LLaMA only names are converted, so the values may be anything.
 
     Returns:
       arrays by known name. Arrays that are known to be unused are dropped and logged; unknown names are kept.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax.config import backbones
+from toast_jax.config import backbone_names
 from toast_jax.data.images.sources import READERS
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import (
@@ -47,7 +47,7 @@ _RUN = {
     "backbone.weights": Field(
         "weights/vit_b16_in1k.pth",
         Text("weights/vit_b16_in1k.pth"),
-        f"file or folder of pre-trained weights; {backbones.RANDOM} for none",
+        f"file or folder of pre-trained weights; {backbone_names.RANDOM} for none",
         TO_MOVE,
     ),
     "backbone.dtype": Field(
@@ -185,15 +185,15 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     `backbone` is `vit_` + size (mini, ti, s, b, l, h) + patch, or `convnext_` + size (t, s, b, l), and a tag that names the
     pre-training, as in vit_b16_in1k.
     """
-    return _config(IMAGES, backbones.of_images(backbone) | {"name": name, "method": method, "stage": stage})
+    return _config(IMAGES, backbone_names.of_images(backbone) | {"name": name, "method": method, "stage": stage})
 
 
 def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """Return the config of a run on text with every field; the defaults are the release's recipe for LLaMA.
 
-    `backbone` is one of `backbones.LLAMAS`, with an underscore and a tag if need be, as in llama2_7b_chat.
+    `backbone` is one of `backbone_names.LLAMAS`, with an underscore and a tag if need be, as in llama2_7b_chat.
     """
-    return _config(TEXTS, backbones.of_text(backbone) | {"name": name, "method": method, "stage": stage})
+    return _config(TEXTS, backbone_names.of_text(backbone) | {"name": name, "method": method, "stage": stage})
 
 
 def _config(fields, values):

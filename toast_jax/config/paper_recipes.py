@@ -4,7 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from toast_jax.config.runs import base
+from toast_jax.config.run_fields import base
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
 
@@ -85,7 +85,7 @@ def vtab(task: str, method: str, backbone: str, split: str) -> ConfigDict:
 
 
 def scenes(config: ConfigDict, *, task: str, train: int, val: int, test: int) -> None:
-    """Set the data of a config to scenes of one task (see toast_jax/data/images/scenes.py)."""
+    """Set the data of a config to scenes of one task (see toast_jax/data/images/synthetic_scenes.py)."""
     config.data.format, config.data.name = "scenes", task
     config.data.splits.update({"train": f"train[:{train}]", "val": f"val[:{val}]", "test": f"test[:{test}]"})
     config.data.resize = config.data.image_size = 48

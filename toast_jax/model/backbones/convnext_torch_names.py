@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from toast_jax.model.backbones.convnext import STRIDES, ConvNeXt
-from toast_jax.model.backbones.renaming import STEERED, Names, Rename, bias, linear, low_rank, norm, patches
+from toast_jax.model.backbones.rename_rules import STEERED, Names, Rename, bias, linear, low_rank, norm, patches
 
 
 def _transposed_patches(torch: str, path: str, side: int) -> Rename:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from toast_jax.model.backbones.llama import LLaMA
-from toast_jax.model.backbones.renaming import Names, Rename, linear, low_rank, matrix, token_feedback
+from toast_jax.model.backbones.rename_rules import Names, Rename, linear, low_rank, matrix, token_feedback
 
 _TORCH, _PATH = "model.layers.{i}", "backbone/blocks/{i}"
 _ATTENTION = [(f"{_TORCH}.self_attn.{name}_proj", f"{_PATH}/attn/{name}") for name in "qkvo"]

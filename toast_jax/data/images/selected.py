@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from toast_jax.data.images import files, sources
-from toast_jax.data.images.files import UNLABELLED, Files, UprightFiles
+from toast_jax.data.images import image_files, sources
+from toast_jax.data.images.image_files import UNLABELLED, Files, UprightFiles
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError, listed
@@ -38,9 +38,11 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
     parts = joined(where)
     if not parts:
         raise InputError("There are no images to look at; give a split (train, val, test), a folder, or images joined by +.")
-    paths = tuple(path for part in parts for path in files.unlabelled(part).paths)
-    if odd := [path for path in paths if not files.is_image(path)]:
-        raise InputError(f"{odd[0]} is no image by its name ({listed(files.suffixes(), most=6)}): leave it out, or rename it.")
+    paths = tuple(path for part in parts for path in image_files.unlabelled(part).paths)
+    if odd := [path for path in paths if not image_files.is_image(path)]:
+        raise InputError(
+            f"{odd[0]} is no image by its name ({listed(image_files.suffixes(), most=6)}): leave it out, or rename it."
+        )
     folders = [part if os.path.isdir(part) else os.path.dirname(part) for part in map(os.path.expanduser, parts)]
     root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     return UprightFiles(paths, (0,) * len(paths), (UNLABELLED,)), root

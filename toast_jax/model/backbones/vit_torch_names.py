@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from toast_jax.model.backbones.renaming import STEERED, Names, Rename, bias, linear, norm, patches, token_feedback, transposed
+from toast_jax.model.backbones.rename_rules import (
+    STEERED,
+    Names,
+    Rename,
+    bias,
+    linear,
+    norm,
+    patches,
+    token_feedback,
+    transposed,
+)
 from toast_jax.model.backbones.vit import ViT
 
 _TORCH, _PATH = "blocks.{i}", "backbone/blocks/{i}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toast_jax import shipped
+from toast_jax import package_files
 from toast_jax.errors import InputError, listed
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def read(path: str, field: str = "backbone.weights") -> Arrays:
     Raises:
       InputError: the file is missing, unreadable, of an unknown format or names an array twice, or PyTorch is not installed.
     """
-    file = shipped.find(path)
+    file = package_files.find(path)
     if os.path.isdir(file):
         raise InputError(f"{file} is a folder; give the weights file itself in the config.")
     if not os.path.isfile(file):
@@ -188,7 +188,7 @@ def read_header(path: str) -> dict[str, str]:
     """Return the metadata of a .safetensors file; {} for other files."""
     from safetensors import safe_open
 
-    file = shipped.find(path)
+    file = package_files.find(path)
     if file.suffix != ".safetensors":
         return {}
     with safe_open(file, framework="numpy") as opened:

@@ -1,6 +1,6 @@
 """Print the fields of configs as tables: `python main.py --config=FILE --fields`, and docs/config.md.
 
-python -m toast_jax.config.page > docs/config.md
+python -m toast_jax.config.field_table > docs/config.md
 """
 
 import dataclasses
@@ -11,13 +11,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax.config import schema
-from toast_jax.config.tasks import SECTIONS, SWEEP, TASKS
+from toast_jax.config.task_fields import SECTIONS, SWEEP, TASKS
 from toast_jax.fields import Choice, Field, flat_fields, nested
 from toast_jax.model.families import FAMILIES
 
 _INTRO = """# Fields of a config
 
-Made from `toast_jax/config/` and `toast_jax/model/families.py` by `python -m toast_jax.config.page > docs/config.md`;
+Made from `toast_jax/config/` and `toast_jax/model/families.py` by `python -m toast_jax.config.field_table > docs/config.md`;
 change a field there, not here.
 
 A config is a file of `configs/` with arguments after a colon, and any of its fields is set on the command line:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from toast_jax import shipped
+from toast_jax import package_files
 from toast_jax.errors import InputError
 
 
@@ -17,10 +17,10 @@ def find(name: str) -> Path:
     Raises:
       InputError: there is neither.
     """
-    for file in (shipped.find(name), shipped.find(f"configs/{name}.py")):
+    for file in (package_files.find(name), package_files.find(f"configs/{name}.py")):
         if file.is_file():
             return file
-    raise InputError(f"There is no config {name} under {Path.cwd()}; {shipped.ROOT} has\n{captions()}")
+    raise InputError(f"There is no config {name} under {Path.cwd()}; {package_files.ROOT} has\n{captions()}")
 
 
 def read_config(text: str) -> ConfigDict:
@@ -39,7 +39,7 @@ def read_config(text: str) -> ConfigDict:
 
 def captions() -> str:
     """List the shipped configs, one a line, each with the first line of its docstring."""
-    texts = {file.name: file.read_text() for file in sorted(shipped.ROOT.glob("configs/*.py"))}
+    texts = {file.name: file.read_text() for file in sorted(package_files.ROOT.glob("configs/*.py"))}
     configs = {name: ast.parse(text) for name, text in texts.items() if "def get_config" in text}
     lines = {name: (ast.get_docstring(tree) or "").partition("\n")[0] for name, tree in configs.items()}
     return "\n".join(f"  configs/{name:<16} {line}" for name, line in lines.items())

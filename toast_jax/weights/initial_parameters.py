@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import trees
-from toast_jax.config.backbones import RANDOM
+from toast_jax.config.backbone_names import RANDOM
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import families
 from toast_jax.model.methods import TRANSFORM, Method, tuned_mask
 from toast_jax.model.steered import Steered, init
-from toast_jax.weights import llama_files, module_file, pretrained
+from toast_jax.weights import llama_files, pretrained, top_down_file
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def start(
     created = _create(model, method, key, tuple((path, dtypes[path]) for path in missing))
     params = {path: jnp.asarray(loaded[path], dtypes[path]) if path in loaded else created[path] for path in shapes}
     if top_down and "top_down/prior" in params and not tuned:
-        module_file.check_backbone(top_down, params)
+        top_down_file.check_backbone(top_down, params)
     return trees.nested(params)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from toast_jax.analysis.localization import box_of
-from toast_jax.data.images import pixels, scenes
-from toast_jax.data.images.files import Files
+from toast_jax.data.images import pixels, synthetic_scenes
+from toast_jax.data.images.image_files import Files
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.tfds_records import TfdsRecords, records
 from toast_jax.errors import InputError, listed
@@ -106,14 +106,14 @@ class TfdsObjects:
 class SceneObjects:
     """Box masks around one of the digits in the demo's scenes."""
 
-    source: scenes.Scenes
+    source: synthetic_scenes.Scenes
     digit: str
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return box_of(scenes.scene(self.source.split, index).masks[self.digit])
+        return box_of(synthetic_scenes.scene(self.source.split, index).masks[self.digit])
 
 
 def open_objects(where: str, source: Source, root: str, only_annotated: bool = False) -> tuple[Source, Objects]:
@@ -133,7 +133,7 @@ def open_objects(where: str, source: Source, root: str, only_annotated: bool = F
     Raises:
         InputError: `where` does not exist, or an image has no annotation, or one that exceeds its bounds.
     """
-    if isinstance(source, scenes.Scenes):
+    if isinstance(source, synthetic_scenes.Scenes):
         digits = ("target", "salient", "other")
         return source, SceneObjects(source, _one_of(where, digits, "Scenes have the digits"))
     if isinstance(source, TfdsRecords):

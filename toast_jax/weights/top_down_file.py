@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.weights.files import read_header, write
+from toast_jax.weights.containers import read_header, write
 from toast_jax.weights.rename import kind, to_torch, unstack
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.fingerprint import differing, is_split, moments
