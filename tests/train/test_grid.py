@@ -176,7 +176,7 @@ def test_views_that_epochs_take_in_turn_are_kept(method, image_folder, tmp_path,
     config.backbone.drop_path, config.data.views, config.epochs, config.augment.randaugment_ops = 0.0, 2, 3, 1
     decoded = []
     decode = pixels.decode
-    monkeypatch.setattr(pixels, "decode", lambda content, name: decoded.append(name) or decode(content, name))
+    monkeypatch.setattr(pixels, "decode", lambda content, name, **kw: decoded.append(name) or decode(content, name, **kw))
     config.data.verify = False
     loop.fit(config, tmp_path / "kept")
     of_training = [name for name in decoded if "/train/" in name]
