@@ -340,3 +340,13 @@ def test_what_is_frozen_is_stored_as_it_is_computed_with(method, both):
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     logits = jax.jit(functools.partial(apply, model, row))
     np.testing.assert_array_equal(*(logits(trees.nested(params), images) for params in (half, whole)))
+
+
+@pytest.mark.parametrize("method", ["toast", "toast_lite"])
+def test_the_transform_that_a_pretuned_file_lacks_is_the_identity(method, both, tmp_path):
+    path = weights_file(tmp_path / "part.safetensors", "vit_toast", leave_out=["head", "top_down_transform"])
+    expected = start(method, weights=both)
+    for files in ({"weights": path}, {"weights": both, "top_down": path}):
+        params = start(method, **files)
+        np.testing.assert_array_equal(params["top_down/transform"], np.eye(32))
+        np.testing.assert_array_equal(params["top_down/prior"], expected["top_down/prior"])

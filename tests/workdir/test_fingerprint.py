@@ -15,6 +15,7 @@ from configs import vtab
 from tests import small_tfds
 from tests.conftest import tiny_config
 from toast_jax import trees
+from toast_jax.config import task_fields
 from toast_jax.data.images import image_files, sources, synthetic_scenes
 from toast_jax.data.images.verify import Subset
 from toast_jax.data.images.vtab import tasks
@@ -173,6 +174,15 @@ def test_a_finished_run_whose_places_moved_is_checked_and_gives_its_result(begun
     again = loop.fit(config, tmp_path / "run")
     assert {name: again[name] for name in ("steps", "test")} == {name: result[name] for name in ("steps", "test")}
     assert json.loads((tmp_path / "run/config.json").read_text())["data"]["root"] == str(tmp_path / "moved")
+
+
+def test_a_task_names_its_own_field_for_a_backbone_that_moved(begun, tmp_path):
+    (tmp_path / "weights.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(InputError, match=r"no weights file at .*, which the run in .* needs; correct --config.weights\."):
+        saved_run.load(tmp_path / "run")
+    assert saved_run.load(tmp_path / "run", str(tmp_path / "moved.safetensors")).step == 3
+    for name in ("predict", "visualize", "generate", "corruptions", "attention_metrics", "convert"):
+        assert "weights" in task_fields.TASKS[name]
 
 
 def test_another_start_of_what_is_tuned_is_refused(image_folder, tmp_path):

@@ -153,12 +153,13 @@ def check_start(current: dict, meta: dict, folder: str | Path, config: ConfigDic
       folder: of the run.
       config: of this command.
     """
-    path = differing(current, meta["start"]) if "start" in meta else None
     former = ConfigDict(meta["config"])
-    if "start" not in meta and former.top_down != config.top_down:
-        path = "top_down"
-    if "start" not in meta and not meta["frozen"] and former.backbone.weights != config.backbone.weights:
-        path = "backbone"
+    if "start" in meta:
+        path = differing(current, meta["start"])
+    else:
+        all_tuned = not meta["frozen"]
+        path = "top_down" if former.top_down != config.top_down else ""
+        path = "backbone" if all_tuned and former.backbone.weights != config.backbone.weights else path
     if path:
         raise InputError(
             f"The run in {folder} began from other parameters than --config.backbone.weights and --config.top_down hold now "
