@@ -74,7 +74,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B h w C"], rng: Keys | None = None, depth: Depth = (0, 0.0)
     ) -> tuple[Float[Array, "B h w C"], None]:
-        """Applies the block `depth`, its index in the network and its drop-path rate; `nn.scan` needs the output None."""
+        """Returns the output map, and None for `nn.scan`; `depth` is the index of the block and its drop-path rate."""
         width, (index, rate) = x.shape[-1], depth
         y = product(DepthwiseConv(dtype=self.dtype, name="dwconv")(x))
         y = nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name="norm")(y)
@@ -129,7 +129,7 @@ class Stage(nn.Module):
     def __call__(
         self, x: Float[Array, "B h w C"], rng: Keys | None, depth: tuple[Int[Array, " L"], Float[Array, " L"]]
     ) -> Float[Array, "B h//{self.stride} w//{self.stride} {self.width}"]:
-        """Applies the blocks `depth`, their indices in the network and their drop-path rates."""
+        """Returns the output map; `depth` has the indices of the blocks in the network and their drop-path rates."""
         x = self.downsample(x)
         stacked = self.depth - self.last_blocks
         if stacked:
