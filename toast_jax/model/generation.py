@@ -12,7 +12,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Key
+from jaxtyping import Bool, Float, Int, Int32, Key
 
 from toast_jax.model.layers.arrays import Array, Keys
 from toast_jax.model.methods import Method
@@ -171,7 +171,7 @@ def _rounded(length) -> int:
     return -(-int(length) // 64) * 64
 
 
-def until_stop(tokens: Int32[np.ndarray, " n"], stop: tuple[int, ...]) -> list[int]:
+def until_stop(tokens: Int[np.ndarray, " n"], stop: tuple[int, ...]) -> list[int]:
     """Returns the tokens of a sequence before its first stop token."""
     ends = np.flatnonzero(np.isin(tokens, stop))
     return tokens[: ends[0] if len(ends) else None].tolist()

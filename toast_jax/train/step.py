@@ -70,7 +70,7 @@ def train_step(
       state: replicated.
       frozen: the complement of `state.tuned`.
       batch: this device's share, `image` and `label`, or text (see `losses`).
-      scores: `(params, batch, rng) -> scores`, each `[B]`; the mean of `loss` is minimised (see `losses`).
+      scores: `(params, batch, rng) -> scores`, one value per example each; the mean of `loss` is minimised (see `losses`).
       tx: optimizer over the tuned leaves.
       augment: `(batch, rng) -> batch`, the augmentation on the device.
       ema: decay of the moving average, if the state has one.

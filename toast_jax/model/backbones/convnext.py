@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches
-from toast_jax.model.layers.arrays import Array, Images, Keys, Maps
+from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Maps
 from toast_jax.model.layers.depthwise import DepthwiseConv
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
@@ -72,18 +72,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "B h w C"],
-        rng: Keys | None = None,
-        depth: tuple[Int[Array, ""] | int, Float[Array, ""] | float] = (0, 0.0),
+        self, x: Float[Array, "B h w C"], rng: Keys | None = None, depth: Depth = (0, 0.0)
     ) -> tuple[Float[Array, "B h w C"], None]:
-        """Returns the output map; `nn.scan` needs the second output, None.
-
-        Args:
-          x: input map.
-          rng: None for no drop-path.
-          depth: index of the block in the network and its drop-path rate.
-        """
+        """Returns the output map, and None for `nn.scan`; `depth` is the index of the block and its drop-path rate."""
         width, (index, rate) = x.shape[-1], depth
         y = product(DepthwiseConv(dtype=self.dtype, name="dwconv")(x))
         y = nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name="norm")(y)
@@ -138,13 +129,7 @@ class Stage(nn.Module):
     def __call__(
         self, x: Float[Array, "B h w C"], rng: Keys | None, depth: tuple[Int[Array, " L"], Float[Array, " L"]]
     ) -> Float[Array, "B h//{self.stride} w//{self.stride} {self.width}"]:
-        """Returns the output map.
-
-        Args:
-          x: input map.
-          rng: None for no drop-path.
-          depth: indices of the blocks in the network and their drop-path rates.
-        """
+        """Returns the output map; `depth` has the indices of the blocks in the network and their drop-path rates."""
         x = self.downsample(x)
         stacked = self.depth - self.last_blocks
         if stacked:

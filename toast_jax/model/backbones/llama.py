@@ -8,7 +8,7 @@ of a cache, M tokens that a cached look adds.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -20,13 +20,13 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from toast_jax.errors import choose
 from toast_jax.model.layers import batch, dtypes
-from toast_jax.model.layers.arrays import Array, Keys, Text
+from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.remat import remat
 
-# Keys `k` and values `v`: of a block, and of all blocks.
+# Keys `k` and values `v` of one block.
 BlockCache: TypeAlias = dict[str, Float[jax.Array, "B S G K"]]
-Cache: TypeAlias = dict[str, Float[jax.Array, "L B S G K"]]
+Mask: TypeAlias = Bool[Array, "B N S"]
 
 
 class RopeScaling(NamedTuple):
@@ -63,13 +63,7 @@ class Size:
 _7B = Size(4096, 32, 32, 32, hidden=11_008, vocabulary=32_000, context=4096)
 _13B = Size(5120, 40, 40, 40, hidden=13_824, vocabulary=32_000, context=4096)
 _8B = Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0)
-_LATER: dict[str, Any] = {
-    "context": 131_072,
-    "vocabulary": 128_256,
-    "rope_theta": 500_000.0,
-    "tied": True,
-    "rope_scaling": RopeScaling(32.0),
-}
+_1B = dataclasses.replace(_8B, width=2048, depth=16, hidden=8192, context=131_072, rope_scaling=RopeScaling(32.0), tied=True)
 SIZES = {
     "llama1_7b": dataclasses.replace(_7B, context=2048, norm_eps=1e-6),
     "llama1_13b": dataclasses.replace(_13B, context=2048, norm_eps=1e-6),
@@ -77,8 +71,8 @@ SIZES = {
     "llama2_13b": _13B,
     "llama3_8b": _8B,
     "llama3_1_8b": dataclasses.replace(_8B, context=131_072, rope_scaling=RopeScaling(8.0)),
-    "llama3_2_1b": Size(2048, 16, 32, 8, hidden=8192, **_LATER),
-    "llama3_2_3b": Size(3072, 28, 24, 8, hidden=8192, **_LATER),
+    "llama3_2_1b": _1B,
+    "llama3_2_3b": dataclasses.replace(_1B, width=3072, depth=28, num_heads=24),
     "tinyllama_1b": Size(2048, 22, 32, 4, hidden=5632, vocabulary=32_000, context=2048),  # TinyLlama-1.1B
     # https://huggingface.co/karpathy/tinyllamas
     "stories15m": Size(288, 6, 6, 6, hidden=768, vocabulary=32_000, context=256, tied=True),
@@ -166,24 +160,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "B N D"],
-        td: Float[Array, "B N D"] | None,
-        positions: Int[Array, "B N"],
-        mask: Bool[Array, "B N S"],
-        cache: BlockCache | None = None,
-    ) -> tuple[Float[Array, "B N D"], BlockCache | None]:
+        self, x: Tokens, td: Tokens | None, positions: Int[Array, "B N"], mask: Mask, cache: BlockCache | None = None
+    ) -> tuple[Tokens, BlockCache | None]:
         """Attends from every token to those that its row of the mask allows.
 
         Args:
           x: normed.
           td: added to the input of the values alone, `W_v (x + td)`.
-          positions: of the tokens.
-          mask: without a cache S is N.
-          cache: keys and values; those of x are written at their positions.
-
-        Returns:
-          output, and the cache.
+          mask: S is N without a cache.
+          cache: the keys and values of x are written at their positions.
         """
         width = x.shape[-1]
         head = width // self.num_heads
@@ -210,7 +195,7 @@ class Mlp(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    def __call__(self, x: Tokens) -> Tokens:
         linear = lambda name, width: Linear(width, use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
         hidden = nn.silu(linear("gate", self.hidden)(x)) * linear("up", self.hidden)(x)
         return linear("down", x.shape[-1])(hidden)
@@ -229,13 +214,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "B N D"],
-        td: Float[Array, "B N D"] | None,
-        positions: Int[Array, "B N"],
-        mask: Bool[Array, "B N S"],
-        cache: BlockCache | None = None,
-    ) -> tuple[Float[Array, "B N D"], dict]:
+        self, x: Tokens, td: Tokens | None, positions: Int[Array, "B N"], mask: Mask, cache: BlockCache | None = None
+    ) -> tuple[Tokens, dict]:
         """Returns the output and `{"input": x, "cache": cache}`; see `Attention`."""
         norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
         rope = self.rope_theta, self.rope_scaling
@@ -295,8 +275,8 @@ class LLaMA(nn.Module):
         return {name: jnp.ones((1, 1), jnp.int32) for name in ("tokens", "segments")}
 
     def __call__(
-        self, text: Text, td: Float[Array, "L B N D"] | None = None, rng: Keys | None = None
-    ) -> tuple[Float[Array, "B N D"], dict[str, Float[Array, "..."]]]:
+        self, text: Text, td: Signal | None = None, rng: Keys | None = None
+    ) -> tuple[Tokens, dict[str, Float[Array, "..."]]]:
         """Looks at tokens and returns every named intermediate.
 
         Args:
@@ -313,7 +293,7 @@ class LLaMA(nn.Module):
         x, seen = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x), {"tokens": x, "fed_back": x, "hidden": jnp.concatenate([seen["input"], x[None]])}
 
-    def pooled(self, text: Text, td: Float[Array, "L B N D"] | None = None, rng: Keys | None = None) -> Float[Array, "B N D"]:
+    def pooled(self, text: Text, td: Signal | None = None, rng: Keys | None = None) -> Tokens:
         """Computes the first output of `__call__` alone."""
         x, _ = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x)
@@ -324,19 +304,13 @@ class LLaMA(nn.Module):
         return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
 
     def extend(
-        self,
-        tokens: Int[Array, "B M"],
-        positions: Int[Array, "B M"],
-        cache: Cache,
-        td: Float[Array, "L B M D"] | None = None,
+        self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], cache: Cache, td: Float[Array, "L B M D"] | None = None
     ) -> tuple[Float[Array, "B M D"], Cache]:
         """Looks at the next tokens of sequences whose earlier ones are cached.
 
         Args:
-          tokens: next tokens.
           positions: less than S. A token attends to the cache up to its own position.
           cache: of this look, see `cache`.
-          td: the top-down input of every block.
 
         Returns:
           the output before the final norm, and the cache with these tokens.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int
 
-from toast_jax.model.layers.arrays import Array, Inputs, Keys, Maps
+from toast_jax.model.layers.arrays import Array, Cache, Inputs, Keys, Maps, Signal
 
 
 class Backbone(Protocol):
@@ -27,7 +27,7 @@ class Backbone(Protocol):
         """The smallest input that the network takes, to create its parameters from."""
 
     def __call__(
-        self, inputs: Inputs, td: Float[Array, "L B N D"] | Maps | None = None, rng: Keys | None = None
+        self, inputs: Inputs, td: Signal | Maps | None = None, rng: Keys | None = None
     ) -> tuple[Float[Array, "B *N D"], dict[str, Any]]:
         """Looks at inputs and returns every named intermediate.
 
@@ -44,9 +44,7 @@ class Backbone(Protocol):
             attention: `[L, B, H, N, N]`, of networks that attend from a class token; makes maps of attention.
         """
 
-    def pooled(
-        self, inputs: Inputs, td: Float[Array, "L B N D"] | Maps | None = None, rng: Keys | None = None
-    ) -> Float[Array, "B *N D"]:
+    def pooled(self, inputs: Inputs, td: Signal | Maps | None = None, rng: Keys | None = None) -> Float[Array, "B *N D"]:
         """Computes the pooled output of `__call__` alone, as cheaply as possible."""
 
 
@@ -74,16 +72,12 @@ class LanguageBackbone(Backbone, Protocol):
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
         """Predicts the next token."""
 
-    def cache(self, rows: int, length: int) -> dict[str, Float[Array, "L B S G K"]]:
+    def cache(self, rows: int, length: int) -> Cache:
         """Creates an empty cache for `rows` sequences of at most `length` tokens."""
 
     def extend(
-        self,
-        tokens: Int[Array, "B M"],
-        positions: Int[Array, "B M"],
-        cache: dict[str, Float[Array, "L B S G K"]],
-        td: Float[Array, "L B M D"] | None = None,
-    ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "L B S G K"]]]:
+        self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], cache: Cache, td: Float[Array, "L B M D"] | None = None
+    ) -> tuple[Float[Array, "B M D"], Cache]:
         """Looks at the next tokens of sequences whose earlier ones are cached.
 
         Returns:

@@ -14,19 +14,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32
 
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches
-from toast_jax.model.layers.arrays import Array, Images, Keys
+from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.layers.remat import remat
 
-# Index of a block and its drop-path rate.
-Depth: TypeAlias = tuple[Int[Array, ""] | int, Float[Array, ""] | float]
+# Of one block or all, of every example or all.
+Prompts: TypeAlias = Float[Array, "_ _ P D"]
 
 LAYER_NORM_EPS = 1e-6
 # Kernels of method lora. All three share one A, as in the release, whose qkv kernel is a joint one.
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], td: Float[Array, "B N D"] | None = None, num_queries: int | None = None
+        self, x: Tokens, td: Tokens | None = None, num_queries: int | None = None
     ) -> tuple[Float[Array, "B M D"], Float32[Array, "B {self.num_heads} M N"]]:
         """Attends from the first `num_queries` tokens (None: from all) to all tokens.
 
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         counted twice. The same in one product is `W_v (x + td) + 2 b_v`.
 
         Returns:
-          output and attention weights, where M is the number of queries.
+          output and attention weights, M being the number of queries.
         """
         width = x.shape[-1]
         project = lambda name: Linear(width, dtype=self.dtype, name=name)  # noqa: E731
@@ -115,7 +115,7 @@ class Mlp(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    def __call__(self, x: Tokens) -> Tokens:
         hidden = Linear(self.ratio * x.shape[-1], dtype=self.dtype, name="fc1")(x)
         return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
 
@@ -129,8 +129,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B N D"],
-        td: Float[Array, "B N D"] | None = None,
+        x: Tokens,
+        td: Tokens | None = None,
         prompts: Float[Array, "_ P D"] | None = None,
         rng: Keys | None = None,
         depth: Depth = (0, 0.0),
@@ -139,10 +139,9 @@ class Block(nn.Module):
         """Computes the output of the block and its intermediates.
 
         Args:
-          x: input.
           td: top-down input of this block.
           prompts: of every example or of all; they replace the P tokens after the class token.
-          rng: None for no drop-path.
+          rng: for drop-path; None drops nothing.
           depth: index of the block and its drop-path rate.
           num_queries: how many tokens of the output to compute, from the first; None computes all.
 
@@ -219,11 +218,7 @@ class ViT(nn.Module):
         return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
 
     def __call__(
-        self,
-        images: Images,
-        td: Float[Array, "L B N D"] | None = None,
-        prompts: Float[Array, "_ _ P D"] | None = None,
-        rng: Keys | None = None,
+        self, images: Images, td: Signal | None = None, prompts: Prompts | None = None, rng: Keys | None = None
     ) -> tuple[Float[Array, "B D"], dict[str, Float[Array, "..."]]]:
         """Looks at images and returns every named intermediate.
 
@@ -248,11 +243,7 @@ class ViT(nn.Module):
         return self._pool(tokens), out
 
     def pooled(
-        self,
-        images: Images,
-        td: Float[Array, "L B N D"] | None = None,
-        prompts: Float[Array, "_ _ P D"] | None = None,
-        rng: Keys | None = None,
+        self, images: Images, td: Signal | None = None, prompts: Prompts | None = None, rng: Keys | None = None
     ) -> Float[Array, "B D"]:
         """Computes the pooled output of `__call__` alone; the last block computes only pooled tokens."""
         x, _ = self._blocks(images, td, prompts, rng, num_queries=1 if self.pool == "cls" else None)

@@ -18,9 +18,16 @@ Images: TypeAlias = UInt8[Array, "B H W _"] | Float[Array, "B H W _"]
 # `tokens` and `segments`, see `llama.places`.
 Text: TypeAlias = dict[str, Int[Array, "B N"]]
 Inputs: TypeAlias = Images | Text
-# The maps of a network of stages.
+Tokens: TypeAlias = Float[Array, "B N D"]
+# Top-down inputs of all blocks.
+Signal: TypeAlias = Float[Array, "L B N D"]
+# A map for each stage of a network, such as its top-down inputs.
 Maps: TypeAlias = tuple[Float[Array, "B _ _ _"], ...]
-# A dict of arrays, whose rows are examples; of features too, which are a dict in it.
+# Cached keys `k` and values `v` of all blocks of a language model.
+Cache: TypeAlias = dict[str, Float[jax.Array, "L B S G K"]]
+# Index of a block and its drop-path rate.
+Depth: TypeAlias = tuple[Int[Array, ""] | int, Float[Array, ""] | float]
+# A dict of arrays with one row per example; a value may be such a dict too (`features`).
 Batch: TypeAlias = PyTree[Shaped[Array, "B ..."]]
 # One value per example, by name.
 Scores: TypeAlias = dict[str, Float[Array, " B"]]
