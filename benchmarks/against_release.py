@@ -106,24 +106,24 @@ class _Side:
         self.ask("ready")
 
     def ask(self, name: str):
-        """Calls the side's method of this name and returns its result."""
+        """Call the side's method of this name and return its result."""
         print(name, file=self.process.stdin, flush=True)
         if not (line := self.process.stdout.readline()):
             raise SystemExit(f"The process of {self.name} has ended; its output is above.")
         return json.loads(line)
 
     def in_a_row(self, step: str) -> list[float]:
-        """Times the steps of a turn, in seconds."""
+        """Time the steps of a turn, in seconds."""
         return [self.ask(step) for _ in range(4)][1:]
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self.process.stdin.close()
         self.process.wait()
 
 
 def serve(side: type) -> None:
-    """Serves requests on stdin, one method name a line; everything else printed goes to stderr."""
+    """Serve requests on stdin, one method name a line; everything else printed goes to stderr."""
     answers, sys.stdout = sys.stdout, sys.stderr
     instance = side(**json.loads(sys.argv[1]))
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak memory
@@ -132,19 +132,19 @@ def serve(side: type) -> None:
 
 
 def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws images float32 `[size, 224, 224, 3]`, as if normalized, and labels."""
+    """Draw images float32 `[size, 224, 224, 3]`, as if normalized, and labels."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(size, 224, 224, 3)).astype(np.float32), rng.integers(0, CLASSES, size).astype(np.int32)
 
 
 def operands(backbone: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the operands of a block's largest matrix product: tokens `[197 * batch, D]` and kernel `[D, 4 * D]`."""
+    """Draw the operands of a block's largest matrix product: tokens `[197 * batch, D]` and kernel `[D, 4 * D]`."""
     rng, width = np.random.default_rng(0), {"vit_b16": 768, "vit_l16": 1024}[backbone]
     return tuple(rng.normal(size=size).astype(np.float32) for size in ((197 * batch, width), (width, 4 * width)))
 
 
 def peak_memory() -> int:
-    """Reads the peak memory of this process since it was ready, in bytes."""
+    """Read the peak memory of this process since it was ready, in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM"))
 

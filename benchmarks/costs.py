@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _costs(varied: str, args) -> dict[str, list[tuple[float, float]]]:
-    """Measures milliseconds and MB per image, for each method at every value of `varied`."""
+    """Measure milliseconds and MB per image, for each method at every value of `varied`."""
     settings = [{**USUAL, varied: value} for value in VARIED[varied]]
     batches = [steps.images(setting["batch"], setting["image size"]) for setting in settings]
     cases = {}

@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _run(args, method: str, folder: Path) -> tuple[float, float]:
-    """Runs training; returns images per second of its steps, and the median seconds of an epoch."""
+    """Run training; return images per second of its steps, and the median seconds of an epoch."""
     config = f"--config={ROOT}/configs/folder.py:method={method},backbone={args.backbone}"
     fields = {"data.root": folder / "data", "data.splits.test": "", "backbone.weights": "random", "batch_size": args.batch}
     fields |= {"epochs": args.epochs + 1, "eval_every": 1, "checkpoint_every": 1, "warmup_epochs": 0, "confusion": False}

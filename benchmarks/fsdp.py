@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def compiled(backbone: str, method: str, batch: int, length: int, size: int, stage: str = "tune") -> jax.stages.Compiled:
-    """Compiles a train step in bfloat16 with AdamW, for one or more groups of `size` devices."""
+    """Compile a train step in bfloat16 with AdamW, for one or more groups of `size` devices."""
     config = language(name="benchmark", method=method, backbone=backbone, stage=stage)
     config.backbone.update({"dtype": "bfloat16", "remat": True})
     model, row = steered.build(config, 0)
@@ -70,7 +70,7 @@ def compiled(backbone: str, method: str, batch: int, length: int, size: int, sta
 
 
 def collectives(program: str) -> collections.Counter:
-    """Counts the collectives of an optimized program that return arrays of `(kind, dtype, shape on a device)`."""
+    """Count the collectives of an optimized program that return arrays of `(kind, dtype, shape on a device)`."""
     counts = collections.Counter()
     for types, kind in re.findall(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(", program):
         for dtype, sizes in set(re.findall(r"(\w+)\[([\d,]*)\]", types)):

@@ -39,15 +39,15 @@ class Jax:
         np.save(f"{folder}/jax.npy", jax.jit(functools.partial(steered.apply, network, row))(params, self.images))
 
     def train(self) -> float:
-        """Times a train step on new views."""
+        """Time a train step on new views."""
         return self._train({"image": self.images, "label": self.labels})
 
     def has_fixed_features(self) -> bool:
-        """Returns whether fixed views allow a part of the step to be cached."""
+        """Return whether fixed views allow a part of the step to be cached."""
         return self.features_of is not None
 
     def train_fixed(self) -> float:
-        """Runs a step on cached features, as with fixed views; drop-path is then off in the first look."""
+        """Run a step on cached features, as with fixed views; drop-path is then off in the first look."""
         if self.features is None:
             self.features = jax.tree.map(np.asarray, jax.jit(self.features_of)(self.frozen, {"image": self.images}, None))
         batch = {"image": self.images, "label": self.labels, "features": self.features}
@@ -60,14 +60,14 @@ class Jax:
         return time.perf_counter() - started
 
     def evaluate(self) -> float:
-        """Times an evaluation step."""
+        """Time an evaluation step."""
         started = time.perf_counter()
         batch = {"image": self.images, "label": self.labels, "mask": np.ones(len(self.labels), np.float32)}
         jax.block_until_ready(self.eval_step(self.state.tuned, self.frozen, parallel.shard(batch)))
         return time.perf_counter() - started
 
     def product_rate(self) -> float:
-        """Measures the GFLOP/s of one matrix product alone, an upper bound for a step."""
+        """Measure the GFLOP/s of one matrix product alone, an upper bound for a step."""
         x, kernel = map(jnp.asarray, self.operands)
         product, seconds = jax.jit(jnp.matmul), []
         for _ in range(50):
@@ -77,11 +77,11 @@ class Jax:
         return 2e-9 * x.size * kernel.shape[1] / statistics.median(seconds)
 
     def peak_memory(self) -> int:
-        """Reads the peak memory of this process in bytes."""
+        """Read the peak memory of this process in bytes."""
         return against_release.peak_memory()
 
     def versions(self) -> dict:
-        """Returns the versions of the libraries."""
+        """Return the versions of the libraries."""
         return run_folder.circumstances()["versions"]
 
 

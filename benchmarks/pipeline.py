@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def write(root: Path, count: int) -> None:
-    """Writes photo-sized JPEG files to two class folders."""
+    """Write photo-sized JPEG files to two class folders."""
     rng = np.random.default_rng(0)
     for i in range(count):
         folder = root / "ab"[i % 2]

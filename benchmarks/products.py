@@ -16,7 +16,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def flops(program: str) -> int:
-    """Counts the operations of all matrix products, two per multiply-add.
+    """Count the operations of all matrix products, two per multiply-add.
 
     Args:
       program: `compiled.as_text()`.
@@ -42,7 +42,7 @@ class Product(NamedTuple):
 
 
 def listed(program: str) -> Counter[Product]:
-    """Counts the executions of each kind of matrix product; arguments and errors as in `flops`."""
+    """Count the executions of each kind of matrix product; arguments and errors as in `flops`."""
     computations, entry = {}, ""
     for line in program.splitlines():
         if match := _COMPUTATION.match(line):
@@ -85,7 +85,7 @@ def _product(instruction, kind, operation, rest, shapes):
 
 
 def minimum(method: str, *, width: int, depth: int, tokens: int, classes: int, patch: int = 16) -> int | None:
-    """Derives the least operations of a ViT's train step for one image; None for a method without a derivation.
+    """Derive the least operations of a ViT's train step for one image; None for a method without a derivation.
 
     Multiply-adds of a block: 12 x tokens x width^2 (4 of attention, 8 of the MLP), and two products of tokens^2 x width. The
     last block of the classified look needs keys and values of all tokens, but the rest for the class token only. Backward, a

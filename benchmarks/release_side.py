@@ -55,7 +55,7 @@ class Release:
             return self.network(self.images)[0]
 
     def train(self) -> float:
-        """Times a train step."""
+        """Time a train step."""
         started = time.perf_counter()
         self.network.train()
         logits, _ = self.network(self.images)
@@ -67,13 +67,13 @@ class Release:
         return time.perf_counter() - started
 
     def evaluate(self) -> float:
-        """Times an evaluation step."""
+        """Time an evaluation step."""
         started = time.perf_counter()
         self._logits()
         return time.perf_counter() - started
 
     def product_rate(self) -> float:
-        """Measures the GFLOP/s of one matrix product alone, an upper bound for a step."""
+        """Measure the GFLOP/s of one matrix product alone, an upper bound for a step."""
         x, kernel = self.operands
         x, kernel, seconds = torch.from_numpy(x), torch.from_numpy(kernel.T.copy()), []
         for _ in range(50):
@@ -83,16 +83,16 @@ class Release:
         return 2e-9 * x.nelement() * len(kernel) / statistics.median(seconds)
 
     def peak_memory(self) -> int:
-        """Reads the peak memory of this process in bytes."""
+        """Read the peak memory of this process in bytes."""
         return against_release.peak_memory()
 
     def versions(self) -> dict:
-        """Returns the versions of the libraries."""
+        """Return the versions of the libraries."""
         return {name: importlib.import_module(name).__version__ for name in ("torch", "timm")}
 
 
 def _stand_in_for_torchvision() -> None:
-    """Installs a stub if torchvision is missing: the release and timm import it, but these networks do not use it."""
+    """Install a stub if torchvision is missing: the release and timm import it, but these networks do not use it."""
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def least_seconds(counts: dict[products.Product, int], chip: Chip, fused: bool = False) -> float:
-    """Sums the seconds of products on a chip, each bound by compute or by memory.
+    """Sum the seconds of products on a chip, each bound by compute or by memory.
 
     Args:
       counts: of `products.listed`.

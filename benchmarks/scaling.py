@@ -65,7 +65,7 @@ def _rows(name: str, backbone: str) -> dict:
 
 
 def compiled(name: str, backbone: str, batch_size: int) -> tuple[int, str]:
-    """Compiles a train step from shapes; returns the number of tuned parameters and the optimized program."""
+    """Compile a train step from shapes; return the number of tuned parameters and the optimized program."""
     network, method, mask, tx, step = timed(name, backbone)
     tuned, frozen = trees.split(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), mask)
     state = jax.eval_shape(lambda: init_state(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), tuned), tx, seed=0))
@@ -79,7 +79,7 @@ def compiled(name: str, backbone: str, batch_size: int) -> tuple[int, str]:
 
 
 def reduced_bytes(program: str) -> int:
-    """Sums the bytes that one device contributes to all-reduces."""
+    """Sum the bytes that one device contributes to all-reduces."""
     kinds = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program)
     shapes = (shape for kind in kinds for shape in re.findall(r"(\w+)\[([\d,]*)\]", kind))
     return sum(_BYTES[dtype] * math.prod(int(size) for size in sizes.split(",") if size) for dtype, sizes in shapes)

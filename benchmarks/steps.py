@@ -85,26 +85,26 @@ class Case:
         print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)
 
     def time_train(self, batch: dict) -> None:
-        """Times one train step."""
+        """Time one train step."""
         started = time.perf_counter()
         self.state, metrics = self.train(self.state, self.frozen, batch)
         jax.block_until_ready((self.state, metrics))
         self.train_seconds.append(time.perf_counter() - started)
 
     def time_in_a_row(self, batch: dict, count: int) -> None:
-        """Times `count` consecutive train steps, after an uncounted one that warms the caches."""
+        """Time `count` consecutive train steps, after an uncounted one that warms the caches."""
         for _ in range(count + 1):
             self.time_train(batch)
         del self.train_seconds[-count - 1]
 
     def time_evaluation(self, batch: dict) -> None:
-        """Times one evaluation step."""
+        """Time one evaluation step."""
         started = time.perf_counter()
         jax.block_until_ready(self.evaluation(self.state.tuned, self.frozen, batch))
         self.evaluation_seconds.append(time.perf_counter() - started)
 
     def row(self, count: int) -> dict:
-        """Summarizes the times, for tables and files; `count` is the number of images or tokens in a step."""
+        """Summarize the times, for tables and files; `count` is the number of images or tokens in a step."""
         return {
             "tuned": self.tuned,
             "train": count / statistics.median(self.train_seconds),
@@ -118,7 +118,7 @@ class Case:
 
 
 def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
-    """Builds what all benchmarks time: network, method, mask of tuned parameters, optimizer and train step."""
+    """Build what all benchmarks time: network, method, mask of tuned parameters, optimizer and train step."""
     parts, no_decay = {}, ("head/bias",)
     if _reads_text(backbone):
         config = language(name="timed", method=name, backbone=backbone)
@@ -160,7 +160,7 @@ def _minimum(method, backbone):
 
 
 def images(size: int, image_size: int = 224) -> dict:
-    """Places a batch of noise images on the devices."""
+    """Place a batch of noise images on the devices."""
     rng = np.random.default_rng(0)
     return parallel.shard(
         {
@@ -172,7 +172,7 @@ def images(size: int, image_size: int = 224) -> dict:
 
 
 def texts(backbone: str, size: int) -> dict:
-    """Places a batch of noise sequences on the devices; every token is a target."""
+    """Place a batch of noise sequences on the devices; every token is a target."""
     config = language(name="timed", method="toast", backbone=backbone)
     rng, vocabulary = np.random.default_rng(0), llama.SIZES[config.backbone.size].vocabulary
     tokens = rng.integers(0, vocabulary, (size, TOKENS + 1)).astype(np.int32)

@@ -33,7 +33,7 @@ class Shared:
         self._mesh = Mesh(np.array(jax.devices()).reshape(-1, size), (parallel.AXIS, "fsdp"))
 
     def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
-        """Maps `step(*replicated, batch)` over groups; results are sharded as `place` does."""
+        """Map `step(*replicated, batch)` over groups; results are sharded as `place` does."""
         # Not `jax.shard_map` over "data" alone: the compiler rejects its collectives where that axis has one device.
         mapped = jax.vmap(
             step,
@@ -51,15 +51,15 @@ class Shared:
         return jax.jit(on_mesh, donate_argnums=donate)
 
     def place(self, tree):
-        """Places a tree on every group, each leaf split as the parameter whose path ends its own; others are copied."""
+        """Place a tree on every group, each leaf split as the parameter whose path ends its own; others are copied."""
         return jax.tree.map(_put, tree, self._shardings(tree))
 
     def put(self, path: str, array: np.ndarray) -> jax.Array:
-        """Places one parameter as `place` does."""
+        """Place one parameter as `place` does."""
         return _put(array, self._sharding(path))
 
     def shard(self, batch: Batch) -> Batch:
-        """Splits this process's batch over groups and within them, each array `[b, ...]` to `[groups, b / groups, ...]`."""
+        """Split this process's batch over groups and within them, each array `[b, ...]` to `[groups, b / groups, ...]`."""
         groups = max(1, self._mesh.shape[parallel.AXIS] // jax.process_count())
         split = NamedSharding(self._mesh, _BATCH)
 
@@ -74,11 +74,11 @@ class Shared:
             yield from map(self.shard, batches)
 
     def placed_shapes(self, tree):
-        """Returns the shapes of a tree with the sharding that `place` gives, to compile a step without arrays."""
+        """Return the shapes of a tree with the sharding that `place` gives, to compile a step without arrays."""
         return jax.tree.map(_shape, tree, self._shardings(tree))
 
     def split_shapes(self, batch: dict) -> dict:
-        """Returns the shapes of a batch `[groups, b / groups, ...]` with the sharding that `shard` gives."""
+        """Return the shapes of a batch `[groups, b / groups, ...]` with the sharding that `shard` gives."""
         return jax.tree.map(lambda leaf: _shape(leaf, NamedSharding(self._mesh, _BATCH)), batch)
 
     def _shardings(self, tree):

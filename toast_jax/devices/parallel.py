@@ -15,7 +15,7 @@ AXIS = "data"
 
 
 def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
-    """Maps `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`; see `protocol.Devices`."""
+    """Map `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`; see `protocol.Devices`."""
     return jax.pmap(step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate)
 
 
@@ -28,7 +28,7 @@ def place(tree):
 
 
 def put(path: str, array: np.ndarray) -> jax.Array:
-    """Puts the parameter at a path on one device; `place` copies it to the others."""
+    """Put the parameter at a path on one device; `place` copies it to the others."""
     return jnp.asarray(array)
 
 
@@ -49,12 +49,12 @@ def sharded(batches: Generator[Batch]) -> Iterator[dict]:
 
 
 def fetch(tree):
-    """Copies a tree to the host as NumPy arrays; all processes have to call it if leaves are split over processes."""
+    """Copy a tree to the host as NumPy arrays; all processes have to call it if leaves are split over processes."""
     return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(_whole, tree)))
 
 
 def _whole(leaf):
-    """Gathers a leaf of which this process has only a part."""
+    """Gather a leaf of which this process has only a part."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return leaf
     return multihost_utils.process_allgather(leaf, tiled=True)

@@ -14,7 +14,7 @@ class Devices(Protocol):
     """
 
     def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
-        """Maps `step(*replicated, batch)` over all devices of all processes.
+        """Map `step(*replicated, batch)` over all devices of all processes.
 
         Args:
           step: it makes its results the same on the whole axis `parallel.AXIS` with `lax.pmean` or `lax.psum`.
@@ -26,13 +26,13 @@ class Devices(Protocol):
         """
 
     def place(self, tree):
-        """Puts parameters, or a state that contains some, on the devices; may share memory with `tree`."""
+        """Put parameters, or a state that contains some, on the devices; may share memory with `tree`."""
 
     def put(self, path: str, array: np.ndarray) -> jax.Array:
-        """Puts the parameter at a path on its devices as it is read from a file."""
+        """Put the parameter at a path on its devices as it is read from a file."""
 
     def shard(self, batch: dict) -> dict:
-        """Splits this process's batch by example, each array `[b, ...]` to `[shards, b / shards, ...]`."""
+        """Split this process's batch by example, each array `[b, ...]` to `[shards, b / shards, ...]`."""
 
     def sharded(self, batches: Generator[dict]) -> Iterator[dict]:
-        """Splits each batch with `shard`; closes `batches` at the end, which stops its threads."""
+        """Split each batch with `shard`; close `batches` at the end, which stops its threads."""

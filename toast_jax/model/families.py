@@ -111,10 +111,10 @@ FAMILIES = {
 
 
 def of_config(config: ConfigDict) -> Family:
-    """Returns the record that `config.backbone.family` names."""
+    """Return the record that `config.backbone.family` names."""
     return FAMILIES[config.backbone.family]
 
 
 def of_backbone(backbone: nn.Module) -> Family:
-    """Returns the record of a backbone."""
+    """Return the record of a backbone."""
     return next(family for family in FAMILIES.values() if type(backbone) is family.module)

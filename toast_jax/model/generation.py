@@ -56,7 +56,7 @@ class Decoding:
 
 
 def sample(logits: Float[Array, "B V"], rng: Keys, temperature: float, top_p: float) -> Int32[Array, " B"]:
-    """Draws a token for each row; see `Sampling`."""
+    """Draw a token for each row; see `Sampling`."""
     if not temperature:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / temperature
@@ -69,7 +69,7 @@ def sample(logits: Float[Array, "B V"], rng: Keys, temperature: float, top_p: fl
 
 
 def _draw(logits, rng, position, sampling):
-    """Draws the tokens at some positions, and returns whether they end their sequences."""
+    """Draw the tokens at some positions, and return whether they end their sequences."""
     rows = jnp.arange(len(position))
     keys = jax.vmap(lambda row, place: jax.random.fold_in(jax.random.fold_in(rng, row), place))(rows, position)
     token = sample(logits, keys, sampling.temperature, sampling.top_p)
@@ -87,7 +87,7 @@ def begin(
     sampling: Sampling,
     rng: Key[Array, ""],
 ) -> Decoding:
-    """Reads prompts and draws the first token after each.
+    """Read prompts and draw the first token after each.
 
     Args:
       model, method, params: see `steered.apply`.
@@ -109,7 +109,7 @@ def begin(
 def extend(
     model: Steered, method: Method, params: dict, state: Decoding, steps: int, sampling: Sampling
 ) -> tuple[Decoding, Int32[Array, "B {steps}"]]:
-    """Draws `steps` more tokens of every sequence; a finished sequence repeats its last token."""
+    """Draw `steps` more tokens of every sequence; a finished sequence repeats its last token."""
 
     def step(state, _):
         last = jnp.zeros_like(state.token)
@@ -135,7 +135,7 @@ def generate(
     seed: int = 0,
     at_once: int = 16,
 ) -> Iterator[Int32[np.ndarray, "B n"]]:
-    """Continues prompts until every sequence has ended or has `most` new tokens.
+    """Continue prompts until every sequence has ended or has `most` new tokens.
 
     Programs are compiled for lengths that are multiples of 64, so that prompts of similar lengths share them.
 
@@ -172,6 +172,6 @@ def _rounded(length) -> int:
 
 
 def until_stop(tokens: Int[np.ndarray, " n"], stop: tuple[int, ...]) -> list[int]:
-    """Returns the tokens of a sequence before its first stop token."""
+    """Return the tokens of a sequence before its first stop token."""
     ends = np.flatnonzero(np.isin(tokens, stop))
     return tokens[: ends[0] if len(ends) else None].tolist()

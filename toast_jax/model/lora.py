@@ -39,7 +39,7 @@ class LowRank:
 
 @jax.custom_vjp
 def _widened(x: Float[Array, "*rows r"], b: Float[Array, "r F"]) -> Float[Array, "*rows F"]:
-    """Computes `x @ b` with a gradient of b that is fast on CPUs.
+    """Compute `x @ b` with a gradient of b that is fast on CPUs.
 
     The derived gradient makes XLA transpose the cotangent, its large factor; that took half of a ConvNeXt's step.
     """
@@ -55,7 +55,7 @@ _widened.defvjp(lambda x, b: (x @ b, (x, b)), _widened_backward)
 
 
 def init(rng: Key[Array, ""], params: dict, targets: tuple[str, ...], rank: int) -> dict:
-    """Creates a delta for every kernel whose whole path matches a regex of `targets`.
+    """Create a delta for every kernel whose whole path matches a regex of `targets`.
 
     Kernels that differ only in a regex's group `shared` read the same input and share one `a`, as the release has one A and
     three Bs on its joint qkv kernel. Leading axes of a kernel are layers, each with a delta of its own.
@@ -90,7 +90,7 @@ def init(rng: Key[Array, ""], params: dict, targets: tuple[str, ...], rank: int)
 
 
 def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -> dict:
-    """Replaces every targeted kernel of `params` by `LowRank(kernel, a, scale * b)`."""
+    """Replace every targeted kernel of `params` by `LowRank(kernel, a, scale * b)`."""
     flat, deltas = trees.flat(params), trees.flat(deltas)
     for target in targets:
         for name in [name for name in flat if re.fullmatch(target, name)]:
@@ -100,7 +100,7 @@ def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -
 
 
 def _paths(target: str, name: str) -> tuple[str, str]:
-    """Returns the paths of the factors a and b of kernel `name`; kernels that differ in group `shared` share one a."""
+    """Return the paths of the factors a and b of kernel `name`; kernels that differ in group `shared` share one a."""
     match = re.fullmatch(target, name)
     own = name.removesuffix("/kernel")
     shared = match and match.groupdict().get("shared") is not None

@@ -26,7 +26,7 @@ def inputs(batch: Batch) -> Inputs | None:
 
 
 def cross_entropy(logits: Float[Array, "B *N C"], batch: Batch) -> Float[Array, " B"]:
-    """Computes the cross-entropy of every example.
+    """Compute the cross-entropy of every example.
 
     Args:
       logits: `[B, C]`, or `[B, N, V]` of text.
@@ -79,5 +79,5 @@ def _hits(logits, batch):
 
 
 def _of_example(values, batch):
-    """Reduces `[B, N]`, one value per token, to `[B]`; returns `[B]` as it is."""
+    """Reduce `[B, N]`, one value per token, to `[B]`; return `[B]` as it is."""
     return values if values.ndim == 1 else jnp.sum(batch["weight"] * values, axis=1)

@@ -64,12 +64,12 @@ LANGUAGE_METHODS = {
 
 
 def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
-    """Completes the rows of a family with the kernels of method lora, a regex of paths."""
+    """Complete the rows of a family with the kernels of method lora, a regex of paths."""
     return {**rows, "lora": dataclasses.replace(rows["lora"], lora=(kernels,))}
 
 
 def row(config, rows: Mapping[str, Method]) -> Method:
-    """Returns the row that `config.method` names, adapted to the config.
+    """Return the row that `config.method` names, adapted to the config.
 
     The fields `lora`, `head.tune`, `tune_transform`, `stage` and `task_weight` change the row. Pre-tuning tunes the parameters
     of `toast` and every A_l; with the variational loss alone, it tunes A_l alone, the only ones with a gradient.
@@ -96,19 +96,19 @@ def row(config, rows: Mapping[str, Method]) -> Method:
 
 
 def pretuned(method: Method) -> Method:
-    """Returns the row of pre-tuning: as toast, with every A_l tuned too."""
+    """Return the row of pre-tuning: as toast, with every A_l tuned too."""
     return _moved(method, BACK, tuned=True) if BACK in method.frozen else method
 
 
 def _moved(method, regex, *, tuned):
-    """Moves a regex to the tuned or to the frozen cell."""
+    """Move a regex to the tuned or to the frozen cell."""
     sides = [[r for r in side if r != regex] for side in (method.tuned, method.frozen)]
     sides[0 if tuned else 1].append(regex)
     return dataclasses.replace(method, tuned=tuple(sides[0]), frozen=tuple(sides[1]))
 
 
 def tuned_mask(params: dict, method: Method) -> dict:
-    """Marks every parameter as tuned (True) or frozen (False); the single source of truth for freezing.
+    """Mark every parameter as tuned (True) or frozen (False); the single source of truth for freezing.
 
     Args:
       params: nested dict of arrays or shapes.
@@ -134,7 +134,7 @@ def tuned_mask(params: dict, method: Method) -> dict:
 
 
 def table(params: dict, method: Method) -> str:
-    """Formats the start-up table: a line per regex (tuned or frozen, arrays, parameters), then totals."""
+    """Format the start-up table: a line per regex (tuned or frozen, arrays, parameters), then totals."""
     flat = trees.flat(params)
     lines = [f"{'':7} {'arrays':>7} {'parameters':>13}  matched by"]
     sums = {True: 0, False: 0}

@@ -23,7 +23,7 @@ _UNLIKELY = nn.initializers.constant(-math.log(99.0))
 
 
 def classifier(num_classes: int, kernel_init: Callable = _RANDOM) -> Linear:
-    """Builds a new head, for a task that the backbone was not trained on."""
+    """Build a new head, for a task that the backbone was not trained on."""
     return Linear(num_classes, kernel_init=kernel_init, bias_init=_UNLIKELY)
 
 
@@ -46,7 +46,7 @@ class Steered(nn.Module):
     prompts: nn.Module | None = None
 
     def __call__(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N C"]:
-        """Logits, float32, computing only what they need.
+        """Compute the logits, float32, and nothing that they do not need.
 
         Args:
           inputs: images, or text as a `LLaMA` takes it.
@@ -63,7 +63,7 @@ class Steered(nn.Module):
         return self._logits(self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2)))
 
     def frozen_features(self, inputs: Inputs, rng: Keys | None = None) -> dict:
-        """Computes the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
+        """Compute the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
 
         Returns:
           `pooled [B, D]` of a network that looks once, `tokens` (and `fed_back`, where that is another array) of the first look
@@ -78,7 +78,7 @@ class Steered(nn.Module):
         return {"tokens": first["tokens"]} if same else {name: first[name] for name in ("tokens", "fed_back")}
 
     def explain(self, inputs: Inputs, rng: Keys | None = None) -> tuple[Float[Array, "B *N C"], dict]:
-        """Computes the logits of `__call__` and every named intermediate.
+        """Compute the logits of `__call__` and every named intermediate.
 
         Returns:
           logits and a dict: `look`, the backbone's dict of the final look, and with a top-down signal also `first_look`, that
@@ -89,13 +89,13 @@ class Steered(nn.Module):
         return self._logits(pooled), {**out, "look": look}
 
     def classify_map(self, last: Float[Array, "B *N D"], rng: Keys | None = None) -> Float[Array, "B C"]:
-        """Classifies the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""
+        """Classify the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""
         return self._logits(self.backbone.pooled_map(last))
 
     def extend(
         self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], caches: dict, last: Int[Array, " B"]
     ) -> tuple[Float[Array, "B V"], dict]:
-        """Extends cached sequences of a language model by M tokens and predicts the next one.
+        """Extend cached sequences of a language model by M tokens and predict the next one.
 
         The signal of a token depends on its own first look alone, so the signals of cached tokens stay valid.
 
@@ -116,7 +116,7 @@ class Steered(nn.Module):
         return self._logits(self.backbone.norm(x)), caches
 
     def caches(self, rows: int, length: int) -> dict:
-        """Creates empty caches for `extend`: one for the final look and, if there are two looks, one for the first."""
+        """Create empty caches for `extend`: one for the final look and, if there are two looks, one for the first."""
         looks = ("look",) if self.top_down is None else ("first_look", "look")
         return {name: self.backbone.cache(rows, length) for name in looks}
 
@@ -136,7 +136,7 @@ class Steered(nn.Module):
 
 
 def _of_pass(rng, index):
-    """Derives independent keys `[B]` for the prompts (0), the first look (1) and the final look (2)."""
+    """Derive independent keys `[B]` for the prompts (0), the first look (1) and the final look (2)."""
     return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
 
 
@@ -145,7 +145,7 @@ HEAD_STARTS = {"random": {}, "zeros": {"kernel_init": nn.initializers.zeros_init
 
 
 def build(config, num_classes: int) -> tuple[Steered, Method]:
-    """Builds the network of a config and the row of its method.
+    """Build the network of a config and the row of its method.
 
     Args:
       config: reads the fields `backbone`, `head`, `data.image_size`, `prompts`, `tuned_blocks` and those of `methods.row`; for
@@ -172,7 +172,7 @@ def _prompts(backbone, fields):
 
 
 def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
-    """Creates all parameters: `backbone` and, where they exist, `head`, `top_down`, `prompts` and `lora`.
+    """Create all parameters: `backbone` and, where they exist, `head`, `top_down`, `prompts` and `lora`.
 
     Wrap it in `jax.eval_shape` to get shapes alone.
     """
@@ -184,7 +184,7 @@ def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
 
 
 def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kwargs):
-    """Applies a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
+    """Apply a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
     network = {name: tree for name, tree in params.items() if name != "lora"}
     if method.lora:
         network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)

@@ -18,7 +18,7 @@ from toast_jax.model.layers.arrays import Array, Maps
 
 
 def select(tokens: Float[Array, "*N D"], prior: Float[Array, " D"]) -> Float32[Array, "*N 1"]:
-    """Computes the relevance of each token to the task, `clip(cos(token, prior), 0, 1)`.
+    """Compute the relevance of each token to the task, `clip(cos(token, prior), 0, 1)`.
 
     Args:
       tokens: tokens or the places of a map.
@@ -43,7 +43,7 @@ class _Selection(nn.Module):
         self.transform = self.param("transform", lambda _, shape: jnp.eye(*shape), (width, width))
 
     def _selected(self, compared, fed_back):
-        """Returns the selected tokens, scaled by their relevance and transformed, and the relevance."""
+        """Return the selected tokens, scaled by their relevance and transformed, and the relevance."""
         mask = select(compared, self.prior)
         return (mask.astype(self.dtype) * fed_back) @ self.transform.astype(self.dtype), mask
 
@@ -69,7 +69,7 @@ class TopDown(_Selection):
     def __call__(
         self, compared: Float[Array, "B N {self.width}"], fed_back: Float[Array, "B N {self.width}"]
     ) -> tuple[Float[Array, "{self.sites} B N {self.width}"], Float32[Array, "B N 1"]]:
-        """Forms the top-down signal.
+        """Form the top-down signal.
 
         Args:
           compared: tokens to compare with the prior.
@@ -89,7 +89,7 @@ class TopDown(_Selection):
         return td, mask
 
     def variational_loss(self, hidden: Float[Array, "{self.sites}+1 B N {self.width}"]) -> Float32[Array, " B"]:
-        """Measures how well the feedback path reconstructs each block's input from its output (paper, section 3.3).
+        """Measure how well the feedback path reconstructs each block's input from its output (paper, section 3.3).
 
         The loss is the sum over blocks of `mean((A_l sg(output_l) - sg(input_l))^2)`, where sg stops gradients, so only `back`
         gets a gradient.
@@ -135,7 +135,7 @@ class ConvTopDown(_Selection):
     def __call__(
         self, compared: Float[Array, "B h w C"], fed_back: Float[Array, "B h w C"]
     ) -> tuple[Maps, Float32[Array, "B h w 1"]]:
-        """Forms the top-down signal.
+        """Form the top-down signal.
 
         Args:
           compared: map to compare with the prior, place by place.
@@ -152,7 +152,7 @@ class ConvTopDown(_Selection):
         return tuple(reversed(td)), mask
 
     def variational_loss(self, hidden: Maps) -> Float32[Array, " B"]:
-        """Measures how well the feedback path reconstructs each stage's input; see `TopDown.variational_loss`.
+        """Measure how well the feedback path reconstructs each stage's input; see `TopDown.variational_loss`.
 
         Args:
           hidden: the input of every stage, without its top-down input, and the output of the last.
@@ -165,11 +165,11 @@ class ConvTopDown(_Selection):
         return loss
 
     def _back(self, i, x):
-        """Maps the signal from the output of stage i to its input."""
+        """Map the signal from the output of stage i to its input."""
         return patches.join(x.astype(self.dtype) @ self.layers[i][0].astype(self.dtype), self.strides[i])
 
 
 def _as_conv_transpose(key, shape):
-    """Initializes a transposed convolution as torch does by default, and the release with it."""
+    """Initialize a transposed convolution as torch does by default, and the release with it."""
     bound = shape[1] ** -0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)

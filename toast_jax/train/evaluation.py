@@ -24,14 +24,14 @@ def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> di
 
 
 def mapped(scores: Callable, devices: Devices = parallel) -> Callable:
-    """Maps `eval_step` over all devices: `(tuned, frozen, batch) -> sums`; see `devices.protocol`."""
+    """Map `eval_step` over all devices: `(tuned, frozen, batch) -> sums`; see `devices.protocol`."""
     return devices.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
 
 
 def evaluate(
     step: Callable, tuned: dict, frozen: dict, batches: Generator[Batch], devices: Devices = parallel
 ) -> dict[str, float]:
-    """Runs `step` over all batches and returns the means of the scores and `count`.
+    """Run `step` over all batches and return the means of the scores and `count`.
 
     `accuracy` is a fraction, `loss` is in nats. If the step evaluates several networks, the means are arrays `[networks]`.
     Sums stay on the device until the last batch; the host adds them up in float64, where counts are exact.

@@ -145,7 +145,7 @@ def domain(config: ConfigDict):
 
 
 def devices_of(config: ConfigDict) -> Devices:
-    """Returns the module `parallel`, or an `fsdp.Shared` if the config asks for one."""
+    """Return the module `parallel`, or an `fsdp.Shared` if the config asks for one."""
     return fsdp.Shared(config.fsdp, families.of_config(config).partition) if config.get("fsdp", 1) > 1 else parallel
 
 

@@ -42,7 +42,7 @@ class State(flax.struct.PyTreeNode):
 
 
 def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int, averaged: bool = False) -> State:
-    """Returns the state before the first step, with a moving average if `averaged`."""
+    """Return the state before the first step, with a moving average if `averaged`."""
     # Independent of the keys 0 and 1 into which `steered.init` splits the seed's key.
     rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 2))
     # A copy, as the state is donated and a buffer can be donated only once.
@@ -61,7 +61,7 @@ def train_step(
     ema: float = 0.0,
     microbatches: int = 1,
 ) -> tuple[State, Metrics]:
-    """Makes one update, as seen by one device of the axis `parallel.AXIS`.
+    """Make one update, as seen by one device of the axis `parallel.AXIS`.
 
     Gradients of the tuned leaves are averaged over devices. The random key of an example depends on its position in the global
     batch, so the step does not depend on the number of devices.
@@ -84,7 +84,7 @@ def train_step(
 
 
 def draw(state: State, batch: Batch, augment: Callable) -> tuple[Batch, Keys]:
-    """Returns the augmented batch and its random keys, on one device of the axis `parallel.AXIS`."""
+    """Return the augmented batch and its random keys, on one device of the axis `parallel.AXIS`."""
     key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(state.rng)), state.step)
     size = len(batch["label"])
     position = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
@@ -121,7 +121,7 @@ def update(
 
 
 def _in_parts(function, args, parts):
-    """Averages `function(*part)` over equal parts of all arguments, in sequence; only the running sum is kept."""
+    """Average `function(*part)` over equal parts of all arguments, in sequence; only the running sum is kept."""
     if parts == 1:
         return function(*args)
     # Parts take every n-th row, so each is spread over all devices that hold rows of the batch.

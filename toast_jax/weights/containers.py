@@ -23,7 +23,7 @@ _LARGE, _DENSE = 2**28, 20  # bytes, and the highest plausible ratio of compress
 
 
 def read(path: str, field: str = "backbone.weights") -> Arrays:
-    """Reads a file of PyTorch (see `TORCH`), .safetensors or .npz as a flat dict of float32 arrays.
+    """Read a file of PyTorch (see `TORCH`), .safetensors or .npz as a flat dict of float32 arrays.
 
     Dicts around the arrays (`model`, `state_dict`, ...) and the prefixes of modules around a backbone are removed. Of raw and
     averaged weights (`model_ema`, `state_dict_ema`), the averaged ones are read, which is logged. Pickles are read with
@@ -104,7 +104,7 @@ def _check_sizes(file: Path) -> None:
 
 
 def read_tensors(file: Path, mmap: bool = False) -> dict:
-    """Reads the dict of CPU tensors in a PyTorch file; `mmap` leaves their values in the file until they are used.
+    """Read the dict of CPU tensors in a PyTorch file; `mmap` leaves their values in the file until they are used.
 
     Raises:
       InputError: the file is damaged or holds anything but tensors, or PyTorch is not installed.
@@ -155,7 +155,7 @@ def read_tensors(file: Path, mmap: bool = False) -> dict:
 
 
 def _chosen(file, state, tensor_type):
-    """Takes the weights out of a training checkpoint, and logs the choice where it holds several."""
+    """Take the weights out of a training checkpoint, and log the choice where it holds several."""
     if not isinstance(state, dict):
         return state
     key = next((key for key in _KEYS if state.get(key) is not None), None)

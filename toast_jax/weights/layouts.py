@@ -184,7 +184,7 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def _unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
-    """Takes off the modules around the network, such as `model.` or `teacher.backbone.`, and drops what is outside of them."""
+    """Take off the modules around the network, such as `model.` or `teacher.backbone.`, and drops what is outside of them."""
     wrappers = sorted({match[1] for name in state if (match := _FIRST.fullmatch(name))})
     if len(wrappers) > 1:
         evaluated = [wrapper for wrapper in wrappers if _EVALUATED.search(wrapper)]

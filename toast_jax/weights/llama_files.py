@@ -158,7 +158,7 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_tied(path: str, tensors: dict[str, Tensor], model: LLaMA) -> None:
-    """Raises InputError if the head of a tied model's file is not a copy of the embedding."""
+    """Raise InputError if the head of a tied model's file is not a copy of the embedding."""
     embedding, head = tensors[_EMBEDDING], tensors[_HEAD]
     if embedding.shape != head.shape or not np.array_equal(embedding.read(), head.read()):
         raise InputError(

@@ -38,7 +38,7 @@ def load(
     identity: str = "",
     field: str = "backbone.weights",
 ) -> Arrays:
-    """Reads the parameters that a network needs from a file, and logs unused ones.
+    """Read the parameters that a network needs from a file, and log unused ones.
 
     Args:
       path: see `read`.
@@ -104,7 +104,7 @@ def load(
 
 
 def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, list[str]]:
-    """Reads a weights file of any known format, with a path for every layer (see `rename`); `field` as in `load`.
+    """Read a weights file of any known format, with a path for every layer (see `rename`); `field` as in `load`.
 
     Returns:
       the family (see `kind`), arrays by path, and the names of unusable classifiers of other tasks.

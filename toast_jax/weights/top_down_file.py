@@ -22,7 +22,7 @@ from toast_jax.workdir.fingerprint import differing, is_split, moments
 
 
 def save(path: str | Path, params: dict, config: ConfigDict) -> None:
-    """Writes `params["top_down"]`, from the first process alone; other parameters may be split over processes."""
+    """Write `params["top_down"]`, from the first process alone; other parameters may be split over processes."""
     flat, facts = trees.flat(params), header(params, config)
     if jax.process_index():
         return
@@ -40,7 +40,7 @@ def header(params: dict, config: ConfigDict) -> dict[str, str]:
 
 
 def fingerprint(params: Mapping[str, ArrayLike]) -> dict[str, list[float]]:
-    """Computes mean and root mean square of every backbone parameter, except resized position embeddings."""
+    """Compute mean and root mean square of every backbone parameter, except resized position embeddings."""
     backbone: dict[str, Any] = {name: array for name, array in params.items() if name.startswith("backbone/")}
     layers = unstack({name: array if is_split(array) else np.asarray(array) for name, array in backbone.items()})
     return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}

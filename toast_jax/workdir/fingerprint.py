@@ -30,7 +30,7 @@ def of_source(source) -> dict:
 
 
 def _hashed(source, place: Callable) -> "hashlib._Hash":
-    """Hashes the fields of a source, and `place(...)` of those that name files and folders."""
+    """Hash the fields of a source, and `place(...)` of those that name files and folders."""
     digest = hashlib.sha256()
     for field in dataclasses.fields(source):
         value = getattr(source, field.name)
@@ -46,7 +46,7 @@ def _hashed(source, place: Callable) -> "hashlib._Hash":
 
 
 def _relative(place: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Makes paths of files relative to the folder that all are in, and a folder to itself."""
+    """Make paths of files relative to the folder that all are in, and a folder to itself."""
     if isinstance(place, str):
         return ""
     paths = [os.path.abspath(path) for path in place]
@@ -55,7 +55,7 @@ def _relative(place: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def _moved_back(place: str | tuple[str, ...], root: str, former_root: str) -> str | tuple[str, ...]:
-    """Undoes a move of paths from `former_root` to `root`."""
+    """Undo a move of paths from `former_root` to `root`."""
     here, there = (os.path.expanduser(folder).rstrip("/") for folder in (root, former_root))
 
     def back(path: str) -> str:
@@ -70,7 +70,7 @@ def of_frozen(frozen: dict) -> dict[str, list[float]]:
 
 
 def of_start(tuned: dict) -> dict[str, list[float]]:
-    """Returns, by path, the `moments` of every tuned parameter before the first step, and a projection of it.
+    """Return, by path, the `moments` of every tuned parameter before the first step, and a projection of it.
 
     The projection, on a fixed direction, differs between arrays of equal moments, such as those drawn from two seeds.
     """
@@ -83,7 +83,7 @@ def _projection(leaf) -> float:
 
 
 def moments(leaf) -> list[float]:
-    """Returns the mean and the root mean square of an array."""
+    """Return the mean and the root mean square of an array."""
     if leaf.size > _LARGE or is_split(leaf):
         return np.asarray(_moments_on_device(leaf), float).tolist()
     array = np.ravel(np.asarray(leaf, np.float32))
@@ -91,7 +91,7 @@ def moments(leaf) -> list[float]:
 
 
 def is_split(leaf) -> bool:
-    """Returns whether no device holds the whole array."""
+    """Return whether no device holds the whole array."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
 
 
@@ -102,7 +102,7 @@ def _moments_on_device(leaf):
 
 
 def differing(current: dict, saved: dict) -> str | None:
-    """Returns the first path whose numbers differ by more than rounding or are missing on one side, or None.
+    """Return the first path whose numbers differ by more than rounding or are missing on one side, or None.
 
     Args:
       current, saved: from `of_frozen` or `of_start`.
@@ -116,7 +116,7 @@ def differing(current: dict, saved: dict) -> str | None:
 
 
 def check_source(source, saved: dict, folder: str | Path, root: str = "", former_root: str = "") -> None:
-    """Raises InputError if the training data has changed since the run in `folder` began.
+    """Raise InputError if the training data has changed since the run in `folder` began.
 
     Args:
       source: the training data.
@@ -145,7 +145,7 @@ def check_frozen(current: dict, saved: dict, folder: str | Path, weights: str) -
 
 
 def check_start(current: dict, meta: dict, folder: str | Path, config: ConfigDict) -> None:
-    """Raises InputError if a run that resumes would have begun from other parameters (see `of_start`).
+    """Raise InputError if a run that resumes would have begun from other parameters (see `of_start`).
 
     Args:
       current: `of_start` of this command.

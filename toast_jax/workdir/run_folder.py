@@ -104,7 +104,7 @@ def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
 
 
 def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json") -> dict | None:
-    """Reads a JSON file that a run of this config wrote; InputError if another config wrote it.
+    """Read a JSON file that a run of this config wrote; InputError if another config wrote it.
 
     Returns None without such a file, or if data or weights have moved: to resume the run checks their content.
     """
@@ -116,12 +116,12 @@ def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json")
 
 
 def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:
-    """Raises InputError unless the config builds the network whose checkpoint the folder holds."""
+    """Raise InputError unless the config builds the network whose checkpoint the folder holds."""
     _check_same(Path(workdir).expanduser(), config, TO_EVALUATE, TO_RESUME, TO_MOVE)
 
 
 def _check_same(folder, config, *changeable):
-    """Raises InputError if a config differs from the saved one."""
+    """Raise InputError if a config differs from the saved one."""
     if differing := _differing(folder, config, *changeable):
         raise InputError(f"{folder} holds a run of another config ({'; '.join(differing)}); give another --workdir.")
 

@@ -46,7 +46,7 @@ SIZES = {
 
 
 def build(config, last_blocks: int) -> "ConvNeXt":
-    """Builds the ConvNeXt of a config's `backbone` section.
+    """Build the ConvNeXt of a config's `backbone` section.
 
     Args:
       config: the section; reads `size`, `drop_path`, `dtype` and `remat`.
@@ -74,7 +74,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B h w C"], rng: Keys | None = None, depth: Depth = (0, 0.0)
     ) -> tuple[Float[Array, "B h w C"], None]:
-        """Returns the output map, and None for `nn.scan`; `depth` is the index of the block and its drop-path rate."""
+        """Return the output map, and None for `nn.scan`; `depth` is the index of the block and its drop-path rate."""
         width, (index, rate) = x.shape[-1], depth
         y = product(DepthwiseConv(dtype=self.dtype, name="dwconv")(x))
         y = nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name="norm")(y)
@@ -129,7 +129,7 @@ class Stage(nn.Module):
     def __call__(
         self, x: Float[Array, "B h w C"], rng: Keys | None, depth: tuple[Int[Array, " L"], Float[Array, " L"]]
     ) -> Float[Array, "B h//{self.stride} w//{self.stride} {self.width}"]:
-        """Returns the output map; `depth` has the indices of the blocks in the network and their drop-path rates."""
+        """Return the output map; `depth` has the indices of the blocks in the network and their drop-path rates."""
         x = self.downsample(x)
         stacked = self.depth - self.last_blocks
         if stacked:
@@ -185,7 +185,7 @@ class ConvNeXt(nn.Module):
     def __call__(
         self, images: Images, td: Maps | None = None, rng: Keys | None = None
     ) -> tuple[Float[Array, "B C_3"], dict[str, Float[Array, "B h w C_3"] | Maps]]:
-        """Looks at images and returns every named intermediate.
+        """Look at images and return every named intermediate.
 
         Args:
           images: of sides that are multiples of 32, uint8, or floats if already normalized.
@@ -203,15 +203,15 @@ class ConvNeXt(nn.Module):
         return self.pooled_map(hidden[-1]), {"tokens": self.norm(hidden[-1]), "fed_back": hidden[-1], "hidden": hidden}
 
     def pooled(self, images: Images, td: Maps | None = None, rng: Keys | None = None) -> Float[Array, "B C_3"]:
-        """Computes the pooled output of `__call__` alone."""
+        """Compute the pooled output of `__call__` alone."""
         return self.pooled_map(self._maps(images, td, rng)[-1])
 
     def pooled_map(self, x: Float[Array, "B h w C_3"]) -> Float[Array, "B C_3"]:
-        """Pools the last map."""
+        """Pool the last map."""
         return self.norm(x.mean(axis=(1, 2)))
 
     def on_grid(self, values: Float[Array, "B h w"]) -> Float[Array, "B h w"]:
-        """Returns one value per place as it is: it already covers the image."""
+        """Return one value per place as it is: it already covers the image."""
         return values
 
     def _maps(self, images, td, rng):

@@ -68,7 +68,7 @@ NAMES = Names(
 
 
 def sized(arrays: dict[str, np.ndarray], head_width: int) -> ConvNeXt:
-    """Builds the ConvNeXt that parameters belong to, from their shapes.
+    """Build the ConvNeXt that parameters belong to, from their shapes.
 
     Args:
       arrays: by path, stacked.

@@ -93,7 +93,7 @@ PARTITION = (
 
 
 def build(config) -> "LLaMA":
-    """Builds the LLaMA of a config's `backbone` section, from `size`, `dtype` and `remat`.
+    """Build the LLaMA of a config's `backbone` section, from `size`, `dtype` and `remat`.
 
     Raises:
       InputError: an unknown size or dtype.
@@ -103,7 +103,7 @@ def build(config) -> "LLaMA":
 
 
 def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " {pairs}"]:
-    """Computes the angle between positions of each pair of a head, in radians: `theta^(-i / pairs)`, scaled."""
+    """Compute the angle between positions of each pair of a head, in radians: `theta^(-i / pairs)`, scaled."""
     plain = theta ** (-np.arange(pairs) / pairs)
     if scaling is None:
         return plain
@@ -115,7 +115,7 @@ def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) ->
 def rotate(
     x: Float[Array, "B N heads K"], positions: Int[Array, "B N"], theta: float, scaling: RopeScaling | None = None
 ) -> Float[Array, "B N heads K"]:
-    """Applies rotary position embedding (Su et al., arXiv 2104.09864).
+    """Apply rotary position embedding (Su et al., arXiv 2104.09864).
 
     Pair i of K / 2 is rotated by `position * frequencies(K / 2, theta, scaling)[i]`. It consists of channels i and i + K / 2,
     as in Hugging Face's files; in those of Meta and llama2.c, of channels 2i and 2i + 1.
@@ -133,7 +133,7 @@ def rotate(
 
 
 def places(segments: Int[Array, "B N"]) -> tuple[Int[Array, "B N"], Bool[Array, "B N N"]]:
-    """Computes positions of tokens within their documents, and the attention mask.
+    """Compute positions of tokens within their documents, and the attention mask.
 
     Args:
       segments: number of each token's document; documents are contiguous. Padding has the negative of the
@@ -162,7 +162,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Tokens, td: Tokens | None, positions: Int[Array, "B N"], mask: Mask, cache: BlockCache | None = None
     ) -> tuple[Tokens, BlockCache | None]:
-        """Attends from every token to those that its row of the mask allows.
+        """Attend from every token to those that its row of the mask allows.
 
         Args:
           x: normed.
@@ -216,7 +216,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Tokens, td: Tokens | None, positions: Int[Array, "B N"], mask: Mask, cache: BlockCache | None = None
     ) -> tuple[Tokens, dict]:
-        """Returns the output and `{"input": x, "cache": cache}`; see `Attention`."""
+        """Return the output and `{"input": x, "cache": cache}`; see `Attention`."""
         norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
         rope = self.rope_theta, self.rope_scaling
         attention = Attention(self.num_heads, self.num_kv_heads, *rope, self.dtype, name="attn")
@@ -277,7 +277,7 @@ class LLaMA(nn.Module):
     def __call__(
         self, text: Text, td: Signal | None = None, rng: Keys | None = None
     ) -> tuple[Tokens, dict[str, Float[Array, "..."]]]:
-        """Looks at tokens and returns every named intermediate.
+        """Look at tokens and return every named intermediate.
 
         Args:
           text: `tokens` and `segments` (see `places`), N at most `context`.
@@ -294,19 +294,19 @@ class LLaMA(nn.Module):
         return self.norm(x), {"tokens": x, "fed_back": x, "hidden": jnp.concatenate([seen["input"], x[None]])}
 
     def pooled(self, text: Text, td: Signal | None = None, rng: Keys | None = None) -> Tokens:
-        """Computes the first output of `__call__` alone."""
+        """Compute the first output of `__call__` alone."""
         x, _ = self._blocks(text["tokens"], td, *places(text["segments"]))
         return self.norm(x)
 
     def cache(self, rows: int, length: int) -> Cache:
-        """Creates an empty cache for `rows` sequences of at most `length` tokens."""
+        """Create an empty cache for `rows` sequences of at most `length` tokens."""
         shape = (self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
         return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
 
     def extend(
         self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], cache: Cache, td: Float[Array, "L B M D"] | None = None
     ) -> tuple[Float[Array, "B M D"], Cache]:
-        """Looks at the next tokens of sequences whose earlier ones are cached.
+        """Look at the next tokens of sequences whose earlier ones are cached.
 
         Args:
           positions: less than S. A token attends to the cache up to its own position.
@@ -320,12 +320,12 @@ class LLaMA(nn.Module):
         return x, seen["cache"]
 
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
-        """Predicts the next token."""
+        """Predict the next token."""
         kernel = self.embed.T if self.tied else self.head
         return jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
     def _blocks(self, tokens, td, positions, mask, cache=None):
-        """Runs all blocks and returns the last output and the stacked intermediates."""
+        """Run all blocks and return the last output and the stacked intermediates."""
         if positions.shape[1] > self.context:
             raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
         return self.blocks(batch.split_by_example(self.embed[tokens].astype(self.dtype)), td, positions, mask, cache)

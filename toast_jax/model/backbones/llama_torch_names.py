@@ -28,7 +28,7 @@ NAMES = Names(
 
 
 def sized(arrays: dict[str, np.ndarray], head_width: int) -> LLaMA:
-    """Builds the LLaMA that parameters belong to, from their shapes.
+    """Build the LLaMA that parameters belong to, from their shapes.
 
     Args:
       arrays: by path, stacked.

@@ -29,7 +29,7 @@ class Backbone(Protocol):
     def __call__(
         self, inputs: Inputs, td: Signal | Maps | None = None, rng: Keys | None = None
     ) -> tuple[Float[Array, "B *N D"], dict[str, Any]]:
-        """Looks at inputs and returns every named intermediate.
+        """Look at inputs and return every named intermediate.
 
         Args:
           inputs: images, or `tokens` and `segments` of text.
@@ -45,17 +45,17 @@ class Backbone(Protocol):
         """
 
     def pooled(self, inputs: Inputs, td: Signal | Maps | None = None, rng: Keys | None = None) -> Float[Array, "B *N D"]:
-        """Computes the pooled output of `__call__` alone, as cheaply as possible."""
+        """Compute the pooled output of `__call__` alone, as cheaply as possible."""
 
 
 class ImageBackbone(Backbone, Protocol):
     """A backbone that reads images. One that takes prompts has an argument `prompts`, and `depth`, `width` and `patch`."""
 
     def on_grid(self, values: Float[Array, "B ..."]) -> Float[Array, "B h w"]:
-        """Lays one value per token, or per place of a map, over the image."""
+        """Lay one value per token, or per place of a map, over the image."""
 
     def pooled_map(self, last: Float[Array, "B *N D"]) -> Float[Array, "B D"]:
-        """Pools the output of the last site. Needed without `attention` alone, for the map like Grad-CAM."""
+        """Pool the output of the last site. Needed without `attention` alone, for the map like Grad-CAM."""
 
 
 class LanguageBackbone(Backbone, Protocol):
@@ -70,15 +70,15 @@ class LanguageBackbone(Backbone, Protocol):
     norm: Any
 
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
-        """Predicts the next token."""
+        """Predict the next token."""
 
     def cache(self, rows: int, length: int) -> Cache:
-        """Creates an empty cache for `rows` sequences of at most `length` tokens."""
+        """Create an empty cache for `rows` sequences of at most `length` tokens."""
 
     def extend(
         self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], cache: Cache, td: Float[Array, "L B M D"] | None = None
     ) -> tuple[Float[Array, "B M D"], Cache]:
-        """Looks at the next tokens of sequences whose earlier ones are cached.
+        """Look at the next tokens of sequences whose earlier ones are cached.
 
         Returns:
           the output before the final norm, and the cache with these tokens.

@@ -47,17 +47,17 @@ class Names:
 
 
 def transposed(torch: str, path: str) -> Rename:
-    """Renames and transposes a matrix, which PyTorch stores as `[out, in]`."""
+    """Rename and transposes a matrix, which PyTorch stores as `[out, in]`."""
     return Rename((torch,), (path,), lambda w: (w.T,), lambda w: (w.T,))
 
 
 def matrix(torch: str, path: str) -> Rename:
-    """Renames the weight of a linear layer to a path without `kernel`."""
+    """Rename the weight of a linear layer to a path without `kernel`."""
     return transposed(f"{torch}.weight", path)
 
 
 def linear(torch: str, path: str) -> Rename:
-    """Renames the weight of a linear layer."""
+    """Rename the weight of a linear layer."""
     return matrix(torch, f"{path}/kernel")
 
 
@@ -66,12 +66,12 @@ def bias(torch: str, path: str) -> Rename:
 
 
 def norm(torch: str, path: str) -> tuple[Rename, Rename]:
-    """Renames scale and bias of a LayerNorm."""
+    """Rename scale and bias of a LayerNorm."""
     return Rename((f"{torch}.weight",), (f"{path}/scale",)), bias(torch, path)
 
 
 def patches(torch: str, path: str, side: int | None = None) -> Rename:
-    """Renames a convolution whose stride is its kernel size, and reshapes it to a matrix for `patches.split`.
+    """Rename a convolution whose stride is its kernel size, and reshapes it to a matrix for `patches.split`.
 
     Args:
       torch, path: its names.
@@ -89,7 +89,7 @@ def patches(torch: str, path: str, side: int | None = None) -> Rename:
 
 
 def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
-    """Renames the two factors of a low-rank delta."""
+    """Rename the two factors of a low-rank delta."""
     return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
 
 
@@ -108,6 +108,6 @@ STEERED = (
 
 
 def token_feedback(prefix: str = "") -> tuple[Rename, ...]:
-    """Renames the feedback layers of a `TopDown` and their low-rank deltas; `prefix` is PyTorch's."""
+    """Rename the feedback layers of a `TopDown` and their low-rank deltas; `prefix` is PyTorch's."""
     pairs = [(f"{prefix}decoders.{{i}}.{torch}", f"top_down/{path}/{{i}}") for torch, path in FEEDBACK]
     return (*(matrix(*names) for names in pairs), *(row for torch, path in pairs for row in low_rank(torch, f"lora/{path}")))

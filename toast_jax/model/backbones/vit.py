@@ -51,7 +51,7 @@ SIZES = {
 
 
 def build(config, image_size: int, last_blocks: int) -> "ViT":
-    """Builds the ViT of a config's `backbone` section.
+    """Build the ViT of a config's `backbone` section.
 
     Args:
       config: the section; reads `size`, `patch`, `pool`, `drop_path`, `dtype` and `remat`.
@@ -84,7 +84,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Tokens, td: Tokens | None = None, num_queries: int | None = None
     ) -> tuple[Float[Array, "B M D"], Float32[Array, "B {self.num_heads} M N"]]:
-        """Attends from the first `num_queries` tokens (None: from all) to all tokens.
+        """Attend from the first `num_queries` tokens (None: from all) to all tokens.
 
         With a top-down input the release computes `W_v x + b_v + W_v td + b_v`, and its weights were trained with the bias
         counted twice. The same in one product is `W_v (x + td) + 2 b_v`.
@@ -136,7 +136,7 @@ class Block(nn.Module):
         depth: Depth = (0, 0.0),
         num_queries: int | None = None,
     ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "B ..."]]]:
-        """Computes the output of the block and its intermediates.
+        """Compute the output of the block and its intermediates.
 
         Args:
           td: top-down input of this block.
@@ -162,7 +162,7 @@ class Block(nn.Module):
 
 
 def _branch_keys(rng, index):
-    """Derives keys `[2, B]` from `[B]`: one per example for each of the two branches of block `index`."""
+    """Derive keys `[2, B]` from `[B]`: one per example for each of the two branches of block `index`."""
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)), out_axes=1)(rng)
 
 
@@ -220,7 +220,7 @@ class ViT(nn.Module):
     def __call__(
         self, images: Images, td: Signal | None = None, prompts: Prompts | None = None, rng: Keys | None = None
     ) -> tuple[Float[Array, "B D"], dict[str, Float[Array, "..."]]]:
-        """Looks at images and returns every named intermediate.
+        """Look at images and return every named intermediate.
 
         Args:
           images: of sides grid * patch, uint8, or floats if already normalized.
@@ -245,12 +245,12 @@ class ViT(nn.Module):
     def pooled(
         self, images: Images, td: Signal | None = None, prompts: Prompts | None = None, rng: Keys | None = None
     ) -> Float[Array, "B D"]:
-        """Computes the pooled output of `__call__` alone; the last block computes only pooled tokens."""
+        """Compute the pooled output of `__call__` alone; the last block computes only pooled tokens."""
         x, _ = self._blocks(images, td, prompts, rng, num_queries=1 if self.pool == "cls" else None)
         return self._pool(self.norm(x))
 
     def on_grid(self, values: Float[Array, "B N"]) -> Float[Array, "B {self.grid} {self.grid}"]:
-        """Maps one value per token to the image; only patches count."""
+        """Map one value per token to the image; only patches count."""
         return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)
 
     def _pool(self, tokens):
@@ -267,7 +267,7 @@ class ViT(nn.Module):
         return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
 
     def _blocks(self, images, td, prompts, rng, num_queries):
-        """Runs all blocks and returns the last output and the stacked intermediates."""
+        """Run all blocks and return the last output and the stacked intermediates."""
         x = self._embed(images)
         rng = rng if self.drop_path else None
         if prompts is not None:

@@ -65,7 +65,7 @@ NAMES = Names(
 
 
 def sized(arrays: dict[str, np.ndarray], head_width: int) -> ViT:
-    """Builds the ViT that parameters belong to, from their shapes.
+    """Build the ViT that parameters belong to, from their shapes.
 
     Args:
       arrays: by path, stacked.

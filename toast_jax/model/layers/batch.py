@@ -7,7 +7,7 @@ _AXIS = "fsdp"  # of a mesh whose devices split one step, see `devices.fsdp`
 
 
 def split_by_example(x: jax.Array) -> jax.Array:
-    """Asks the compiler to split the leading axis of `x [B, ...]` over the devices of a step, if it has several.
+    """Ask the compiler to split the leading axis of `x [B, ...]` over the devices of a step, if it has several.
 
     Otherwise the compiler derives the split from that of the weights: over the width, with the whole batch on every device.
     """

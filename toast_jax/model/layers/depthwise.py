@@ -31,14 +31,14 @@ class DepthwiseConv(nn.Module):
 
 
 def convolution(x: Float[jax.Array, "B h w C"], kernel: Float[jax.Array, "K K 1 C"]) -> Float[jax.Array, "B h w C"]:
-    """Convolves with a kernel, K odd, by XLA."""
+    """Convolve with a kernel, K odd, by XLA."""
     axes = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes, feature_group_count=x.shape[-1])
 
 
 @jax.custom_vjp
 def sum_of_shifts(x: Float[Array, "B h w C"], kernel: Float[Array, "K K 1 C"]) -> Float[Array, "B h w C"]:
-    """Computes `convolution` as K * K products of the shifted map and one weight per channel, summed in float32."""
+    """Compute `convolution` as K * K products of the shifted map and one weight per channel, summed in float32."""
     size, (_, h, w, _) = kernel.shape[0], x.shape
     padded, weights = _padded(x, size), kernel.astype(jnp.float32)
     terms = (padded[:, i : i + h, j : j + w] * weights[i, j, 0] for i in range(size) for j in range(size))
@@ -56,7 +56,7 @@ def _forward(x, kernel):
 
 
 def _backward(saved, gradient):
-    """Computes both gradients by hand: the derived gradient of slices is a slow sum of padded maps."""
+    """Compute both gradients by hand: the derived gradient of slices is a slow sum of padded maps."""
     x, kernel = saved
     size, (_, h, w, _) = kernel.shape[0], x.shape
     padded, gradient = _padded(x, size), jax.lax.optimization_barrier(gradient)

@@ -7,7 +7,7 @@ from toast_jax.model.layers.arrays import Array, Keys
 
 
 def drop_path(x: Float[Array, "B ..."], rng: Keys | None, rate: Float[Array, ""] | float) -> Float[Array, "B ..."]:
-    """Drops residual branches with probability `rate` and rescales the others (arXiv 1603.09382).
+    """Drop residual branches with probability `rate` and rescales the others (arXiv 1603.09382).
 
     Args:
       x: output of the branch.

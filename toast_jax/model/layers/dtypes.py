@@ -12,7 +12,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def named(name: str) -> DTypeLike:
-    """Returns the dtype that a config names.
+    """Return the dtype that a config names.
 
     Raises:
       InputError: an unknown name.
@@ -21,7 +21,7 @@ def named(name: str) -> DTypeLike:
 
 
 def check(name: str) -> None:
-    """Checks that the devices of this process can multiply matrices of the dtype that a config names.
+    """Check that the devices of this process can multiply matrices of the dtype that a config names.
 
     Raises:
       InputError: they cannot, or the name is unknown.

@@ -8,7 +8,7 @@ from toast_jax.model.layers.arrays import Array
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Computes `x * Phi(x)`, where Phi is the standard normal distribution function.
+    """Compute `x * Phi(x)`, where Phi is the standard normal distribution function.
 
     Uses erf, as PyTorch does. The erfc of `jax.nn.gelu` is no more accurate here and almost three times slower on a CPU. It is
     computed in float32, as 1 + erf(x) would lose its digits for negative x in bfloat16.

@@ -29,7 +29,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"], bias_scale: float = 1.0) -> Float[Array, "*rows {self.features}"]:
-        """Adds the bias `bias_scale` times."""
+        """Add the bias `bias_scale` times."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:

@@ -8,7 +8,7 @@ from toast_jax.model.layers.arrays import Array, Images
 
 
 def normalize(images: Images) -> Float[Array, "B H W _"]:
-    """Scales pixels to [0, 1] and normalizes them with ImageNet's mean and standard deviation.
+    """Scale pixels to [0, 1] and normalizes them with ImageNet's mean and standard deviation.
 
     Floating-point images are taken as normalized and returned unchanged.
     """

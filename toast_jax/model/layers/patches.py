@@ -9,14 +9,14 @@ from toast_jax.model.layers.arrays import Array
 
 
 def split(images: Float[Array, "B H W C"], side: int) -> Float[Array, "B H//{side} W//{side} {side}*{side}*C"]:
-    """Cuts images into patches, with the pixels of a patch row by row."""
+    """Cut images into patches, with the pixels of a patch row by row."""
     b, h, w, c = images.shape
     parts = images.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
     return parts.reshape(b, h // side, w // side, side * side * c)
 
 
 def join(patches: Float[Array, "B H W SSC"], side: int) -> Float[Array, "B H*{side} W*{side} SSC//({side}*{side})"]:
-    """Undoes `split`."""
+    """Undo `split`."""
     b, h, w, _ = patches.shape
     parts = patches.reshape(b, h, w, side, side, -1).transpose(0, 1, 3, 2, 4, 5)
     return parts.reshape(b, h * side, w * side, -1)

@@ -15,12 +15,12 @@ _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
 
 
 def product(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Marks an expensive non-matmul result (a depthwise convolution) to be saved for the backward pass."""
+    """Mark an expensive non-matmul result (a depthwise convolution) to be saved for the backward pass."""
     return checkpoint_name(x, "product")
 
 
 def remat(block: Callable, *, everything: bool, scanned: bool, static_argnums: tuple[int, ...] = ()) -> Callable:
-    """Wraps a block so that it saves little for its backward pass.
+    """Wrap a block so that it saves little for its backward pass.
 
     Products with kernels are saved. Norms, activations and attention weights are recomputed, which takes less time than to
     write and read them; this halves the memory of a step and makes it faster on a CPU.
