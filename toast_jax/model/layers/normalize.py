@@ -1,13 +1,13 @@
 """Normalization of pixels, as the backbones expect it."""
 
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from toast_jax.data.images.pixels import MEAN, STD
-from toast_jax.model.layers.arrays import Array, Images
+from toast_jax.model.layers.arrays import Array
 
 
-def normalize(images: Images) -> Float[Array, "B H W _"]:
+def normalize(images: UInt8[Array, "*N 3"] | Float[Array, "*N 3"]) -> Float[Array, "*N 3"]:
     """Scale pixels to [0, 1] and normalizes them with ImageNet's mean and standard deviation.
 
     Floating-point images are taken as normalized and returned unchanged.
