@@ -228,7 +228,7 @@ def test_nothing_else_asks_for_the_family(file):
     [
         "from toast_jax.model.backbones import vit",
         "from toast_jax.model.backbones.llama import LLaMA",
-        "import toast_jax.model.backbones.vit_names",
+        "import toast_jax.model.backbones.vit_torch_names",
         'config.backbone.family == "llama"',
         'family.title in ("ViT", "LLaMA")',
         'FAMILIES["vit"]',
