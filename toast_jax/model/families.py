@@ -22,7 +22,7 @@ class Family:
     Attributes:
       title: its name in sentences, such as "ViT".
       reads: "images" or "text".
-      module: class of its backbones (see `backbone_names.protocol`).
+      module: class of its backbones (see `backbones.protocol`).
       build: `(config, last_blocks) -> backbone`, from a whole config.
       sized: `(arrays, head_width) -> backbone`, from the shapes of stacked parameters by path.
       sizes: by the value of `config.backbone.size`.

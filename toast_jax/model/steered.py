@@ -34,7 +34,7 @@ class Steered(nn.Module):
     and steers a second one with the same weights. The first look depends on no tuned parameter, so gradients stop there.
 
     Attributes:
-      backbone: a `backbone_names.protocol.Backbone`; it defines `inputs`.
+      backbone: a `backbones.protocol.Backbone`; it defines `inputs`.
       head: maps the output of `backbone.pooled` to logits; None for a backbone with `logits` of its own.
       top_down: a `top_down.TopDown` or `ConvTopDown`; None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.

@@ -140,7 +140,7 @@ _DOMAINS = {"images": image_runs, "text": text_runs}
 
 
 def domain(config: ConfigDict):
-    """Return the module of the data that the backbone reads, `train.images` or `train.text`."""
+    """Return the module of the data that the backbone reads, `train.image_runs` or `train.text_runs`."""
     return _DOMAINS[families.of_config(config).reads]
 
 

@@ -45,7 +45,7 @@ class Record(contextlib.ExitStack):
       members: the runs.
       start: the step before the first one to be written.
       steps_per_epoch: for messages.
-      reads: the module `train.images` or `train.text`: its unit, and what follows from scores.
+      reads: the module `train.image_runs` or `train.text_runs`: its unit, and what follows from scores.
 
     Attributes:
       diverged: by the number of the member, what happened.

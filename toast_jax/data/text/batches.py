@@ -22,7 +22,7 @@ def train_batches(
 ) -> Generator[Batch]:
     """Iterate over shuffled batches; each epoch has its own order and drops its last incomplete batch.
 
-    Args: as in `image_runs.batches.train_batches`.
+    Args: as in `data.images.batches.train_batches`.
 
     Returns:
       An iterator of dicts of the arrays of `source[i]`, stacked, and `index` int32 `[b]`, the position i.
