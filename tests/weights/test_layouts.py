@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import refusals_of_damaged_copies
-from tests.weights.test_parameters import HEAD, network, recording, start
+from tests.weights.test_initial_parameters import HEAD, network, recording, start
 from tests.weights.test_pretrained import DEPTH, FIXTURES, assert_same, backbone, load, logged, recorded, refusal, save  # noqa: F401
 from toast_jax import trees
 from toast_jax.model.steered import apply
