@@ -193,3 +193,18 @@ def test_ctrl_c_saves_and_says_how_to_resume(image_folder, tmp_path):
     )
     assert stopped and f"--workdir={tmp_path}" in error and "Traceback" not in error
     assert (tmp_path / "checkpoints" / stopped[1]).is_dir()
+
+
+def test_a_reduction_of_many_rows_is_right_on_a_cpu():
+    """XLA's fusions with YNNPACK, which the command line switches off, return garbage for more than 32,768 rows."""
+    code = (
+        "from toast_jax import cli; cli._set_environment()\n"
+        "import jax, jax.numpy as jnp, numpy as np\n"
+        "rows, ones = np.random.default_rng(0).normal(size=(33_000, 16)).astype('f4'), jnp.ones((16, 16))\n"
+        "compiled = jax.jit(lambda x: jnp.sum(jnp.square(jax.vmap(lambda row: ones @ row)(x))))(rows)\n"
+        "expected = 16 * np.square(rows.astype(float).sum(axis=1)).sum()\n"
+        "assert abs(compiled / expected - 1) < 1e-5, (compiled, expected)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
