@@ -73,6 +73,7 @@ def test_every_method_runs_to_its_result(method, image_folder, tmp_path, caplog)
     assert 0.0 <= result["test"]["accuracy"] <= 1.0
     assert result["config"]["method"] == method and result["seed"] == 42
     assert result["versions"]["jax"] == jax.__version__ and result["device"]["count"] == 8
+    assert "xla_force_host_platform_device_count=8" in result["xla_flags"]
     assert result["tuned_parameters"]["all"] > result["tuned_parameters"]["without_head"]
     assert len(losses(tmp_path)) == result["steps"] == 6
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text

@@ -191,10 +191,11 @@ def unwritable(path: str | Path, error: OSError) -> str:
 
 
 def circumstances() -> dict:
-    """Return the versions and devices that a result states beside its config."""
+    """Return the versions, devices and `XLA_FLAGS` that a result states beside its config."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "versions": {"toast_jax": toast_jax.__version__, "python": platform.python_version(), **versions},
         "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "hosts": jax.process_count()},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
