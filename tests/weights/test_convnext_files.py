@@ -11,7 +11,7 @@ from tests import FIXTURES
 from tests.weights.test_pretrained import assert_same, recorded, save
 from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.weights import containers, layouts, pretrained, rename, top_down_file
+from toast_jax.weights import containers, other_projects, pretrained, rename, top_down_file
 
 RECORDINGS = ("convnext_linear", "convnext_toast")
 RELEASED = FIXTURES / "convnext_top_down_pretuned.pth"
@@ -123,7 +123,7 @@ def test_low_rank_deltas_have_the_axes_of_their_kernels():
 )
 def test_names_of_other_frameworks_give_the_same_network(form, tmp_path):
     state = backbone() | classifier()
-    assert_same(layouts.known_names(form(state)), state)
+    assert_same(other_projects.known_names(form(state)), state)
     expected, _ = rename.from_torch(backbone(), 1)
     assert_same(load(save(tmp_path / "convnext.safetensors", form(state))), expected)
     assert len(form(state)) == len(state)

@@ -402,7 +402,7 @@ def test_position_embeddings_that_are_no_square_are_refused(tokens, tmp_path):
     embed = np.zeros((1, tokens, 32), np.float32)
     with pytest.raises(ValueError, match=f"of {tokens} tokens are not one class token and a square"):
         pretrained.resize_pos_embed(embed, 17)
-    if tokens == 16:  # in a file, a square without a class token (see test_layouts.py)
+    if tokens == 16:  # in a file, a square without a class token (see test_other_projects.py)
         return
     assert f"of {tokens} tokens" in refusal(save(tmp_path / "vit.safetensors", backbone(pos_embed=embed)))
 

@@ -20,7 +20,7 @@ from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama import LLaMA, RopeScaling
 from toast_jax.model.backbones.llama_torch_names import NAMES
 from toast_jax.weights.containers import TORCH, read_tensors
-from toast_jax.weights.layouts import known_names
+from toast_jax.weights.other_projects import known_names
 
 log = logging.getLogger(__name__)
 

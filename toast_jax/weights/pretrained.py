@@ -10,7 +10,7 @@ import numpy as np
 from toast_jax.errors import InputError, listed
 from toast_jax.model.families import Family
 from toast_jax.weights.containers import read
-from toast_jax.weights.layouts import known_names, other_network
+from toast_jax.weights.other_projects import known_names, other_network
 from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, rename, stack, unstack
 
 log = logging.getLogger(__name__)

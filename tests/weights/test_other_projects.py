@@ -16,7 +16,7 @@ from tests.weights.test_initial_parameters import HEAD, network, recording, star
 from tests.weights.test_pretrained import DEPTH, FIXTURES, assert_same, backbone, load, logged, recorded, refusal, save  # noqa: F401
 from toast_jax import trees
 from toast_jax.model.steered import apply
-from toast_jax.weights import containers, layouts, rename
+from toast_jax.weights import containers, other_projects, rename
 
 HEADS, PER_HEAD = 4, 8
 CLASSIFIER = {"head.weight": np.arange(160, dtype="f4").reshape(5, 32), "head.bias": np.arange(5, dtype="f4")}
@@ -175,7 +175,7 @@ def test_the_arrays_of_the_fixture_show_every_mistake():
 @pytest.mark.parametrize("name", ["vit_linear", "vit_toast", "vit_lora", "vit_vpt_deep"])
 def test_files_with_timm_names_stay_as_they_are(name, logged):  # noqa: F811
     state = recorded(name) | CLASSIFIER
-    named = layouts.known_names(state)
+    named = other_projects.known_names(state)
     assert all(named[name] is array for name, array in state.items()) and list(named) == list(state)
     assert not logged.messages
 
@@ -200,7 +200,7 @@ def test_classifiers_get_the_name_that_timm_gives_them(form):
         hugging_face: {name.replace("head", "classifier"): array for name, array in CLASSIFIER.items()},
     }
     classifier = sources.get(form, sources[hugging_face])
-    assert_same(layouts.known_names(form(backbone()) | classifier), backbone() | CLASSIFIER)
+    assert_same(other_projects.known_names(form(backbone()) | classifier), backbone() | CLASSIFIER)
 
 
 def test_masked_auto_encoder_of_hugging_face(plain, tmp_path, logged):  # noqa: F811
@@ -232,7 +232,7 @@ def test_a_classifier_behind_a_representation_layer_is_no_classifier(plain, tmp_
     extra = zeros("pre_logits/kernel", "pre_logits/bias", "head/kernel", "head/bias")
     assert_same(load(to_file(tmp_path, augreg(backbone()) | extra, ".npz")), plain)
     assert "holds head/bias, head/kernel, pre_logits/bias, pre_logits/kernel, not used" in left_out(logged)
-    assert "head.weight" not in layouts.known_names(backbone() | CLASSIFIER | zeros("pre_logits.fc.weight"))
+    assert "head.weight" not in other_projects.known_names(backbone() | CLASSIFIER | zeros("pre_logits.fc.weight"))
 
 
 def test_known_names_in_npz(plain, tmp_path):
@@ -393,13 +393,13 @@ def test_any_module_around_a_network_is_taken_off(parts, form, dtype, beside):
     state = {wrapper + name: array for name, array in WRAPPED[form](half).items()}
     if len(parts) > 1 and beside:
         state |= {"zz.momentum": np.ones(3, "f4"), f"{parts[0]}.zz.1.weight": np.ones((2, 2), "f4")}
-    assert_same(layouts.known_names(state), half)
+    assert_same(other_projects.known_names(state), half)
 
 
 def test_the_classifier_beside_a_wrapped_network_is_kept(tmp_path):
     state = {f"model.encoder.{name}": array for name, array in backbone().items()}
     state |= {f"model.{name}": array for name, array in CLASSIFIER.items()}
-    assert_same(layouts.known_names(state), backbone() | CLASSIFIER)
+    assert_same(other_projects.known_names(state), backbone() | CLASSIFIER)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_the_classifier_beside_a_wrapped_network_is_kept(tmp_path):
 def test_of_several_networks_the_evaluated_one_is_taken(used, other, tmp_path, logged):  # noqa: F811
     state = {used + name: array for name, array in backbone().items()}
     state |= {other + name: array + 1 for name, array in backbone().items()} | {f"{used}head.0.weight": np.ones((2, 2), "f4")}
-    assert_same(layouts.known_names(state), backbone())
+    assert_same(other_projects.known_names(state), backbone())
     assert any(f"of which {used} is used" in message for message in logged.messages)
     neither = {name.replace(used, "first."): array for name, array in state.items()}
     assert "it holds several networks (first., " in refusal(to_file(tmp_path, neither, ".npz"))
@@ -546,7 +546,7 @@ def test_queries_keys_and_values_without_axes_are_refused(tmp_path):
 
 def test_feedback_decoders_are_no_masked_auto_encoder():
     decoders = zeros("decoders.0.linear.weight")
-    assert decoders.keys() <= layouts.known_names(hugging_face(backbone()) | decoders).keys()
+    assert decoders.keys() <= other_projects.known_names(hugging_face(backbone()) | decoders).keys()
 
 
 def test_one_array_under_two_names_is_refused(tmp_path):
