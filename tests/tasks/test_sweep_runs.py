@@ -76,7 +76,7 @@ def test_all_of_vtab(few_images, tmp_path):
     config.epochs = config.eval_every = 1
     sweep.run(config, str(tmp_path / "sweep"))
     check(tmp_path, "linear", list(tasks.TASKS), points=4)
-    ours = table.means("vtab", paper_tables.collect([tmp_path / "sweep"]).measured_means("linear"))
+    ours = paper_tables.means("vtab", paper_tables.collect([tmp_path / "sweep"]).measured_means("linear"))
     assert None not in ours.values() and len(ours) == 5
 
 
