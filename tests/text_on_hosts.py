@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from configs import alpaca
-from tests.train import test_text
+from tests.train import test_text_runs
 from toast_jax.data.text import tokenizer
 from toast_jax.model.backbones import llama
 from toast_jax.train import loop
@@ -18,10 +18,10 @@ from toast_jax.train import loop
 def main(folder, port, hosts, stage, method, size, number):
     if hosts != "1":
         jax.distributed.initialize(f"127.0.0.1:{port}", int(hosts), int(number))
-    words = test_text.Words()
+    words = test_text_runs.Words()
     tokenizer.load = lambda path: words
-    llama.SIZES["stories260k"] = test_text.SIZE
-    config = test_text.of(alpaca, Path(folder), method=method)
+    llama.SIZES["stories260k"] = test_text_runs.SIZE
+    config = test_text_runs.of(alpaca, Path(folder), method=method)
     config.stage, config.data.format, config.data.held_out, config.fsdp = stage, "prompts", 0.2, int(size)
     loop.fit(config, Path(folder) / hosts)
 
