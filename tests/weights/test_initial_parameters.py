@@ -320,7 +320,7 @@ def test_files_of_the_released_sizes_fit(name, monkeypatch):
             shapes |= {f"blocks.{i}.{part}.weight": shape, f"blocks.{i}.{part}.bias": shape[:1]}
         shapes |= {f"decoders.{i}.{part}.weight": (width, width) for part in ("linear", "linear2")}
     state = {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in shapes.items()}
-    monkeypatch.setattr(pretrained, "read", lambda path: state)
+    monkeypatch.setattr(pretrained, "read", lambda path, field: state)
     expected = trees.flat(jax.eval_shape(lambda: init(model, row, jax.random.key(0))))
     loaded = pretrained.load("file", expected, last_blocks=1, wanted="(backbone|top_down)/.*")
     assert {name: array.shape for name, array in loaded.items()} == {
