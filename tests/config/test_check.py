@@ -183,6 +183,8 @@ IMAGES = [
     ({"data.image_size": 200}, "config.data.image_size 200 is no multiple of the patch size 16; use 192, for example"),
     ({"data.image_size": 4}, "image_size 4 is no multiple of the patch size 16; use 16, for example"),
     ({"method": "partial", "tuned_blocks": 13}, "config.tuned_blocks is 13; this network has 1 to 12 blocks to tune"),
+    ({"method": "lora", "steered_blocks": 4}, "config.steered_blocks is 4, but method lora steers nothing; set it to 0, or"),
+    ({"method": "toast", "steered_blocks": 13}, "config.steered_blocks is 13; this network has 12 blocks to steer"),
     ({"data.resize": 223}, "crop of 224 pixels does not fit in images resized to 223; set --config.data.resize=224"),
     ({"stage": "pretune", "data.labels": False}, "leaves the variational loss alone; set --config.task_weight=0"),
     ({"data.labels": False}, "config.data.labels is False, but tuning needs labels"),
@@ -192,6 +194,7 @@ IMAGES = [
 CONVNEXT = [
     ({"method": "vpt"}, "Method vpt adds prompt tokens, which a ConvNeXt has no place for; use another"),
     ({"data.image_size": 200}, "config.data.image_size 200 is no multiple of 32, as a ConvNeXt needs; use 192, for example"),
+    ({"method": "toast", "steered_blocks": 5}, "this network has 4 blocks to steer, stages in a ConvNeXt"),
     ({"method": "partial", "tuned_blocks": 4}, "this network has 1 to 3 blocks to tune, of a ConvNeXt those of its last stage"),
 ]
 TEXT = [
@@ -200,6 +203,7 @@ TEXT = [
     ({"fsdp": 3}, "config.fsdp is 3, which does not divide the 8 devices of a host"),
     ({"fsdp": 16}, "config.fsdp is 16, which does not divide the 8 devices of a host"),
     ({"data.splits.val": "x.json"}, "config.data.splits.val and config.data.held_out both give a val split"),
+    ({"steered_blocks": 33}, "config.steered_blocks is 33; this network has 32 blocks to steer"),
     ({"method": "vpt"}, "config.method is 'vpt'; it must be one of finetune, lora, toast, toast_lite"),
     ({"tune_transform": True, "method": "lora"}, "but method lora has no transform; set it to False"),
 ]

@@ -19,7 +19,7 @@ from toast_jax.analysis import maps
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.rename_rules import STEERED, Names, bias, linear, low_rank, norm, token_feedback
 from toast_jax.model.families import FAMILIES, Family
-from toast_jax.model.layers import dtypes, patches
+from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import METHODS, with_lora
@@ -64,14 +64,18 @@ class Mixer(nn.Module):
     def example(self):
         return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
 
-    def __call__(self, images, td=None, rng=None):
-        x = self.stem(patches.split(normalize(images), self.patch).reshape(len(images), self.grid**2, -1))
-        x, seen = self.blocks(x, td)
+    def __call__(self, images, td=None, rng=None, start=None):
+        if start is None:
+            x = self.stem(patches.split(normalize(images), self.patch).reshape(len(images), self.grid**2, -1))
+        else:
+            x = start
+        block = MixerBlock(self.grid**2, self.width, self.dtype, parent=None)
+        x, seen = stack.look(self.blocks, block, 0 if start is None else self.depth - len(td), x, (td,), ())
         tokens = self.norm(x)
         return self.pooled_map(x), {"tokens": tokens, "fed_back": tokens, "hidden": jnp.concatenate([seen, x[None]])}
 
-    def pooled(self, images, td=None, rng=None):
-        return self(images, td)[0]
+    def pooled(self, images, td=None, rng=None, start=None):
+        return self(images, td, start=start)[0]
 
     def pooled_map(self, last):
         return self.norm(last).mean(axis=1)
@@ -168,6 +172,13 @@ def test_a_family_is_one_record(method, config_of, tmp_path):
     assert set(drawn) == {maps.GRAD_CAM} | ({maps.SELECTION} if looks_twice else set())
     assert all(picture.shape == (2, 4, 4) for picture in (*drawn.values(), *parts.top_down))
     assert len(parts.top_down) == 2 * looks_twice
+
+
+def test_the_last_block_alone_is_steered(config_of, tmp_path):
+    config = config_of("toast")
+    config.steered_blocks = 1
+    loop.fit(config, tmp_path)
+    assert len(saved_run.load_tuned(tmp_path).params["top_down"]["back"]) == 1
 
 
 def test_a_top_down_module_of_a_new_family_is_pretuned_and_used(config_of, tmp_path):

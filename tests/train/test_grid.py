@@ -121,16 +121,19 @@ def fixed(vtab_root, monkeypatch):
     return config
 
 
-@pytest.mark.parametrize("method", [pytest.param("toast", marks=pytest.mark.slow), "linear"])
-def test_what_is_kept_is_what_would_be_computed(method, fixed, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("method", "steered_blocks"),
+    [pytest.param("toast", 0, marks=pytest.mark.slow), pytest.param("toast", 2, marks=pytest.mark.slow), ("linear", 0)],
+)
+def test_what_is_kept_is_what_would_be_computed(method, steered_blocks, fixed, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
-    fixed.method = method
+    fixed.method, fixed.steered_blocks = method, steered_blocks
     seen = []
     attached = feature_cache.FeatureCache.attached
     monkeypatch.setattr(feature_cache.FeatureCache, "attached", lambda *args: seen.append(attached(*args)) or seen[-1])
     loop.fit(fixed, tmp_path / "kept")
     assert len(seen) == 3 and "Frozen features are computed once for each view and cached in memory" in caplog.text
-    assert ("image" in seen[0]) == (method == "toast")
+    assert ("image" in seen[0]) == (method == "toast" and not steered_blocks)
     together(fixed, tmp_path / "grid", POINTS[:2])
     assert len(seen) == 6
     fixed.keep_known = False

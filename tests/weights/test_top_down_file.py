@@ -77,6 +77,40 @@ def test_tuning_starts_from_it(pretuned, image_folder, method):
     np.testing.assert_array_equal(params["top_down"]["out"][0], saved["decoders.0.linear2.weight"].T)
 
 
+def test_a_shorter_second_look_uses_the_layers_of_its_blocks(pretuned, image_folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    folder, weights = pretuned
+    config = tuning(image_folder, weights, folder / "top_down.safetensors")
+    config.steered_blocks = 2
+    params = trees.merge(*network(config))
+    assert "top_down.safetensors steers the last 3 blocks; only its layers of the last 2 are used." in caplog.text
+    saved = load_file(folder / "top_down.safetensors")
+    for layer, block in enumerate((1, 2)):
+        np.testing.assert_array_equal(params["top_down"]["back"][layer], saved[f"decoders.{block}.linear.weight"].T)
+        np.testing.assert_array_equal(params["top_down"]["out"][layer], saved[f"decoders.{block}.linear2.weight"].T)
+
+
+def test_a_module_of_the_last_blocks_has_their_numbers_and_steers_no_more(pretuned, image_folder, tmp_path):
+    _, weights = pretuned
+    config = tuning(image_folder, weights, "")
+    config.steered_blocks = 2
+    params = trees.merge(*network(config))
+    top_down_file.save(tmp_path / "late.safetensors", params, config)
+    assert {name for name in load_file(tmp_path / "late.safetensors") if name.endswith("linear.weight")} == {
+        "decoders.1.linear.weight",
+        "decoders.2.linear.weight",
+    }
+    config.top_down, config.seed = str(tmp_path / "late.safetensors"), 7
+    loaded = trees.merge(*network(config))
+    for name in ("prior", "transform", "back", "out"):
+        np.testing.assert_array_equal(loaded["top_down"][name], params["top_down"][name])
+    config.steered_blocks = 0
+    with pytest.raises(
+        InputError, match="late.safetensors steers the last 2 blocks, the network of the config 3; set --config.st"
+    ):
+        network(config)
+
+
 def test_file_says_how_it_was_made(pretuned):
     facts = json.loads(containers.read_header(pretuned[0] / "top_down.safetensors")["toast_jax"])
     assert facts["config"]["stage"] == "pretune" and facts["config"]["backbone"]["weights"] == pretuned[1]

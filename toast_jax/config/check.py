@@ -44,6 +44,19 @@ _OF_RUNS = (
         lambda c: "config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.",
     ),
     Conflict(
+        lambda c: c.steered_blocks and (row := _family(c).methods.get(c.method)) is not None and row.signal != "top_down",
+        lambda c: (
+            f"config.steered_blocks is {c.steered_blocks}, but method {c.method} steers nothing; set it to 0, or "
+            "config.method to toast or toast_lite."
+        ),
+    ),
+    Conflict(
+        lambda c: c.steered_blocks > _sites(c),
+        lambda c: (
+            f"config.steered_blocks is {c.steered_blocks}; this network has {_sites(c)} blocks to steer, stages in a ConvNeXt."
+        ),
+    ),
+    Conflict(
         lambda c: c.batch_size % jax.device_count(),
         lambda c: (
             f"config.batch_size is {c.batch_size}, which does not split over {jax.device_count()} devices; use a multiple of "
@@ -257,6 +270,11 @@ def _has_transform(config):
 def _blocks(config):
     """Return how many blocks method partial can tune."""
     return _family(config).tunable_blocks(_family(config).sizes[config.backbone.size])
+
+
+def _sites(config):
+    """Return how many parts of the network can take a top-down input."""
+    return _family(config).sites(_family(config).sizes[config.backbone.size])
 
 
 def _context(config):

@@ -55,6 +55,11 @@ _RUN = {
     ),
     "backbone.remat": Field(False, FLAG, "recompute activations in the backward pass, which saves memory"),
     "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none", TO_MOVE),
+    "steered_blocks": Field(
+        0,
+        whole(0),
+        "toast, toast_lite: how many of the last blocks (ConvNeXt: stages) look again, steered; 0: all",
+    ),
     "tune_transform": Field(False, FLAG, "toast: also tune the transform of the selected tokens; the release does not"),
     "checkpoint": Field("", TEXT, "task evaluate: a file tuned by the PyTorch release, instead of the checkpoint of --workdir"),
     "lora.rank": Field(4, whole(1, 4096), "rank of the low-rank deltas"),

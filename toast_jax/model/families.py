@@ -30,7 +30,8 @@ class Family:
       methods: the row of every method that it supports.
       fields: of `config.backbone`, besides those that every family has.
       refused: why other methods are refused, by name: the rest of a sentence that begins with "Method NAME".
-      top_down: `backbone -> module`, its top-down module.
+      sites: of a backbone or a size: how many of its parts take a top-down input.
+      top_down: `(backbone, k) -> module`, its top-down module for the last k sites.
       own_head: whether the backbone has a head of its own, `logits`.
       image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
       tunable_blocks: of a size: how many blocks method partial may tune.
@@ -51,7 +52,8 @@ class Family:
     methods: Mapping[str, Method]
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    top_down: Callable[[Any], nn.Module] = lambda backbone: TopDown(backbone.depth, backbone.width, backbone.dtype)
+    sites: Callable[[Any], int] = lambda backbone: backbone.depth
+    top_down: Callable[[Any, int], nn.Module] = lambda backbone, k: TopDown(k, backbone.width, backbone.dtype)
     own_head: bool = False
     image_multiple: Callable[[Any], int] = lambda backbone: 1
     tunable_blocks: Callable[[Any], int] = lambda size: 1
@@ -89,7 +91,8 @@ FAMILIES = {
         names=convnext_torch_names.NAMES,
         methods=with_lora({name: row for name, row in METHODS.items() if name != "vpt"}, convnext.LORA_KERNELS),
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
-        top_down=lambda backbone: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype),
+        sites=lambda backbone: len(backbone.depths),
+        top_down=lambda backbone, k: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype, steered=k),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],
     ),

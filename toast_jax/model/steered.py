@@ -32,18 +32,21 @@ class Steered(nn.Module):
 
     Without a signal the network looks once; prompts are part of that look. The top-down signal is computed from a first look
     and steers a second one with the same weights. The first look depends on no tuned parameter, so gradients stop there.
+    With `steered_blocks` the second look starts in the middle, from the hidden state of the first.
 
     Attributes:
       backbone: a `backbones.protocol.Backbone`; it defines `inputs`.
       head: maps the output of `backbone.pooled` to logits; None for a backbone with `logits` of its own.
       top_down: a `top_down.TopDown` or `ConvTopDown`; None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.
+      steered_blocks: how many of the last blocks (stages of a ConvNeXt) the second look applies; 0 for all.
     """
 
     backbone: Any
     head: nn.Module | None = None
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
+    steered_blocks: int = 0
 
     def __call__(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N C"]:
         """Compute the logits, float32, and nothing that they do not need.
@@ -52,7 +55,7 @@ class Steered(nn.Module):
           inputs: images, or text as a `LLaMA` takes it.
           rng: for drop-path and prompt dropout; None at evaluation.
           features: what `frozen_features` returned for these inputs and keys, so that it is not computed again. With `pooled`
-            among them `inputs` may be None.
+            or `start` among them `inputs` may be None.
 
         Returns:
           `[B, C]`, or of text the logits `[B, N, V]` of every next token.
@@ -66,23 +69,25 @@ class Steered(nn.Module):
         """Compute the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
 
         Returns:
-          `pooled [B, D]` of a network that looks once, `tokens` (and `fed_back`, where that is another array) of the first look
-          of one with a top-down signal, nothing of one with prompts.
+          `pooled [B, D]` of a network that looks once; of one with a top-down signal `tokens` of the first look, `fed_back`
+          where that is another array, and `start` if only the last blocks are steered; nothing of one with prompts.
         """
         if self.prompts is not None:
             return {}
         if self.top_down is None:
             return {"pooled": self.backbone.pooled(inputs, rng=_of_pass(rng, 2))}
-        _, first = self.backbone(inputs, rng=_of_pass(rng, 1))
-        same = first["fed_back"] is first["tokens"]
-        return {"tokens": first["tokens"]} if same else {name: first[name] for name in ("tokens", "fed_back")}
+        first = self._first_look(inputs, rng)
+        kept = {name: first[name] for name in ("tokens", "fed_back", "start") if name in first}
+        if kept["fed_back"] is kept["tokens"]:
+            del kept["fed_back"]
+        return kept
 
     def explain(self, inputs: Inputs, rng: Keys | None = None) -> tuple[Float[Array, "B *N C"], dict]:
         """Compute the logits of `__call__` and every named intermediate.
 
         Returns:
           logits and a dict: `look`, the backbone's dict of the final look, and with a top-down signal also `first_look`, that
-          of the first look, `selection` and `td` (see the top-down module).
+          of the first look, `selection` and `td` (see the top-down module). `look` and `td` are of the steered blocks alone.
         """
         extra, out = self._signal(inputs, rng)
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2))
@@ -107,18 +112,20 @@ class Steered(nn.Module):
         Returns:
           logits of the token after `last`, and the caches with these tokens.
         """
-        td, caches = None, dict(caches)
+        extra, caches = {}, dict(caches)
         if self.top_down is not None:
-            first, caches["first_look"] = self.backbone.extend(tokens, positions, caches["first_look"])
-            td, _ = self.top_down(first, first)
-        x, caches["look"] = self.backbone.extend(tokens, positions, caches["look"], td)
-        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+            hidden, caches["first_look"] = self.backbone.extend(tokens, positions, caches["first_look"])
+            extra["td"], _ = self.top_down(hidden[-1], hidden[-1])
+            if self.steered_blocks:
+                extra["start"] = hidden[-self.steered_blocks - 1]
+        hidden, caches["look"] = self.backbone.extend(tokens, positions, caches["look"], **extra)
+        x = jnp.take_along_axis(hidden[-1], last[:, None, None], axis=1)[:, 0]
         return self._logits(self.backbone.norm(x)), caches
 
     def caches(self, rows: int, length: int) -> dict:
         """Create empty caches for `extend`: one for the final look and, if there are two looks, one for the first."""
-        looks = ("look",) if self.top_down is None else ("first_look", "look")
-        return {name: self.backbone.cache(rows, length) for name in looks}
+        looks = {"look": self.steered_blocks} if self.top_down is None else {"first_look": 0, "look": self.steered_blocks}
+        return {name: self.backbone.cache(rows, length, blocks) for name, blocks in looks.items()}
 
     def _logits(self, pooled):
         return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
@@ -129,10 +136,15 @@ class Steered(nn.Module):
             return {"prompts": self.prompts(_of_pass(rng, 0))}, {}
         if self.top_down is None:
             return {}, {}
-        first = features or self.backbone(inputs, rng=_of_pass(rng, 1))[1]
-        first = jax.lax.stop_gradient(first)
+        first = jax.lax.stop_gradient(features or self._first_look(inputs, rng))
         td, selection = self.top_down(first["tokens"], first.get("fed_back", first["tokens"]))
-        return {"td": td}, {"first_look": first, "selection": selection, "td": td}
+        start = {"start": first["start"]} if "start" in first else {}
+        return {"td": td, **start}, {"first_look": first, "selection": selection, "td": td}
+
+    def _first_look(self, inputs, rng):
+        """The backbone's dict of a look, with the `start` of the second one if that begins in the middle."""
+        _, first = self.backbone(inputs, rng=_of_pass(rng, 1))
+        return {**first, "start": first["hidden"][-self.steered_blocks - 1]} if self.steered_blocks else first
 
 
 def _of_pass(rng, index):
@@ -148,8 +160,8 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     """Build the network of a config and the row of its method.
 
     Args:
-      config: reads the fields `backbone`, `head`, `data.image_size`, `prompts`, `tuned_blocks` and those of `methods.row`; for
-        a language model `backbone` and those of `methods.row` alone.
+      config: reads the fields `backbone`, `head`, `data.image_size`, `prompts`, `tuned_blocks`, `steered_blocks` and those of
+        `methods.row`; for a language model `backbone`, `steered_blocks` and those of `methods.row` alone.
       num_classes: C; unused for a language model, which predicts its own vocabulary.
 
     Raises:
@@ -161,9 +173,13 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     head = None
     if not family.own_head:
         head = classifier(num_classes, **choose("config.head.start", config.head.start, HEAD_STARTS))
-    top_down = family.top_down(backbone) if method.signal == "top_down" else None
     prompts = _prompts(backbone, config.prompts) if method.signal == "prompts" else None
-    return Steered(backbone, head, top_down=top_down, prompts=prompts), method
+    if method.signal != "top_down":
+        return Steered(backbone, head, prompts=prompts), method
+    sites = family.sites(backbone)
+    top_down = family.top_down(backbone, config.steered_blocks or sites)
+    # A look that starts at the first block is a whole one.
+    return Steered(backbone, head, top_down=top_down, steered_blocks=config.steered_blocks % sites), method
 
 
 def _prompts(backbone, fields):

@@ -3,8 +3,8 @@
 Shi et al., "Refocusing Is Key to Transfer Learning" (arXiv 2305.15542), section 3. In the PyTorch release: the methods
 `forward_features`, `feedback` and `get_var_loss` of the top-down transformers.
 
-Letters in shapes: B batch, N tokens, D width, L sites (one per block of a transformer). For networks of stages, `[B, h, w, C]`
-is a map, C_i the input channels of stage i and S_i its stride.
+Letters in shapes: B batch, N tokens, D width, L sites (one per steered block of a transformer). For networks of stages,
+`[B, h, w, C]` is a map, C_i the input channels of stage i and S_i its stride.
 """
 
 import flax.linen as nn
@@ -95,7 +95,7 @@ class TopDown(_Selection):
         gets a gradient.
 
         Args:
-          hidden: the input of every block and the output of the last.
+          hidden: the input of every steered block and the output of the last.
 
         Returns:
           one loss per example, neither averaged nor weighted.
@@ -116,20 +116,23 @@ class ConvTopDown(_Selection):
     Attributes:
       widths: C_0, ..., C_L, the channels of every stage's input (the image first) and of the last output.
       strides: S_0, ..., S_{L-1}, the down-sampling factors of the stages.
+      steered: how many of the last stages have a top-down input; 0 for all.
     """
 
     widths: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: DTypeLike = jnp.float32
+    steered: int = 0
 
     def setup(self):
         self._create_selection(self.widths[-1])
         self.layers = [
             (
-                self.param(f"back_{i}", _as_conv_transpose, (self.widths[i + 1], stride**2 * width)),
-                self.param(f"out_{i}", nn.initializers.normal(0.02), (width, width)),
+                stride,
+                self.param(f"back_{i}", _as_conv_transpose, (self.widths[i + 1], stride**2 * self.widths[i])),
+                self.param(f"out_{i}", nn.initializers.normal(0.02), (self.widths[i], self.widths[i])),
             )
-            for i, (width, stride) in enumerate(zip(self.widths[:-1], self.strides, strict=True))
+            for i, stride in list(enumerate(self.strides))[-self.steered :]
         ]
 
     def __call__(
@@ -146,27 +149,27 @@ class ConvTopDown(_Selection):
         """
         z, mask = self._selected(compared, fed_back)
         td = []
-        for i in reversed(range(len(self.strides))):
-            z = self._back(i, z)
-            td.append(z @ self.layers[i][1].astype(self.dtype))
+        for stride, back, out in reversed(self.layers):
+            z = self._back(z, back, stride)
+            td.append(z @ out.astype(self.dtype))
         return tuple(reversed(td)), mask
 
     def variational_loss(self, hidden: Maps) -> Float32[Array, " B"]:
         """Measure how well the feedback path reconstructs each stage's input; see `TopDown.variational_loss`.
 
         Args:
-          hidden: the input of every stage, without its top-down input, and the output of the last.
+          hidden: the input of every steered stage, without its top-down input, and the output of the last.
         """
         hidden = jax.lax.stop_gradient(hidden)
         loss = jnp.zeros(())
-        for i, (stage_input, output) in enumerate(zip(hidden[:-1], hidden[1:], strict=True)):
-            error = self._back(i, output).astype(jnp.float32) - stage_input.astype(jnp.float32)
+        for stage_input, output, (stride, back, _) in zip(hidden[:-1], hidden[1:], self.layers, strict=True):
+            error = self._back(output, back, stride).astype(jnp.float32) - stage_input.astype(jnp.float32)
             loss += jnp.mean(jnp.square(error), axis=(1, 2, 3))
         return loss
 
-    def _back(self, i, x):
-        """Map the signal from the output of stage i to its input."""
-        return patches.join(x.astype(self.dtype) @ self.layers[i][0].astype(self.dtype), self.strides[i])
+    def _back(self, x, back, stride):
+        """Map the signal from the output of a stage to its input."""
+        return patches.join(x.astype(self.dtype) @ back.astype(self.dtype), stride)
 
 
 def _as_conv_transpose(key, shape):

@@ -15,7 +15,7 @@ from toast_jax.model.methods import BACKBONE
 from toast_jax.train import saved_run
 from toast_jax.weights import download, pretrained, top_down_file
 from toast_jax.weights.containers import check_writable, read_header, write
-from toast_jax.weights.rename import Arrays, rename_back, table, uneven_layers, unstack
+from toast_jax.weights.rename import Arrays, rename_back, stacked_depth, table, uneven_layers, unstack
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,10 @@ def _of_run(folder: Path, weights: str) -> tuple[Family, Arrays, dict[str, str]]
     header = top_down_file.header(saved.params, saved.config)
     flat = trees.flat(saved.params)
     family = families.of_config(saved.config)
+    depth = stacked_depth(flat, family)
     if family.layer_files and BACKBONE in saved.method.frozen:  # it is large, and as it was
         flat = {path: leaf for path, leaf in flat.items() if not path.startswith("backbone/")}
-    arrays = unstack({path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}, family)
+    arrays = unstack({path: np.asarray(leaf, np.float32) for path, leaf in flat.items()}, family, depth)
     if saved.config.stage == "pretune":
         arrays = {path: array for path, array in arrays.items() if not path.startswith("head/")}
     return family, arrays, header

@@ -126,7 +126,7 @@ def _build(arrays, family, method) -> Steered:
     backbone = family.sized(arrays, HEAD_WIDTH)
     signal = {}
     if method.signal == "top_down":
-        signal = {"top_down": family.top_down(backbone)}
+        signal = {"top_down": family.top_down(backbone, family.sites(backbone))}
     if method.signal == "prompts":
         layers, num, _ = arrays["prompts/tokens"].shape
         signal = {"prompts": Prompts(layers, num, backbone.width, backbone.patch)}

@@ -55,6 +55,11 @@ def has_fixed_views(config: ConfigDict) -> bool:
     return bool(config.data.views or identical) and not any(changed_later)
 
 
+def replaces_images(features: dict) -> bool:
+    """Return whether a network with these features looks at no images, see `Steered.frozen_features`."""
+    return "pooled" in features or "start" in features
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
     """The frozen features of every view of a source.
@@ -72,7 +77,7 @@ class FeatureCache:
     @property
     def replaces_images(self) -> bool:
         """Whether a step needs no images beside the features."""
-        return "pooled" in self.arrays
+        return replaces_images(self.arrays)
 
     def attached(self, batch: dict) -> dict:
         """Return a batch of `batches.train_batches` with the features of its views, as `features`."""

@@ -144,7 +144,7 @@ def _batch_of(run):
     batch = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8), "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
     if feature_cache.is_cached(run.config, run.features):
         batch["features"] = jax.eval_shape(run.features, run.frozen, batch)
-        if "pooled" in batch["features"]:
+        if feature_cache.replaces_images(batch["features"]):
             del batch["image"]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((jax.local_device_count(), *leaf.shape), leaf.dtype), batch)
 

@@ -72,6 +72,7 @@ def load(
     if depths_of(present) not in ((0,), depths_of(needed)):
         in_file, expected = ("-".join(map(str, depths_of(names))) for names in (present, needed))
         raise InputError(f"{path} has {in_file} layers, the network of the config has {expected}; check config.backbone.size.")
+    present = _cut(path, present, needed)
     missing = sorted(set(needed) - set(present))
     if missing == [identity]:
         log.info("%s has no %s; it starts as the identity, as in the release.", path, identity)
@@ -101,6 +102,26 @@ def load(
     if unknown:
         log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
     return stack(chosen, last_blocks)
+
+
+def _cut(path, present, needed):
+    """Return the names that are present without the layers of a top-down module below the steered blocks of the network."""
+    in_file, steered = ({_site(name) for name in names} - {None} for names in (present, needed))
+    if in_file and in_file == {site for site in steered if site >= min(in_file)} < steered:
+        raise InputError(
+            f"{path} steers the last {len(in_file)} blocks, the network of the config {len(steered)}; set "
+            f"--config.steered_blocks={len(in_file)} or fewer."
+        )
+    if steered and steered < in_file:
+        log.info("%s steers the last %d blocks; only its layers of the last %d are used.", path, len(in_file), len(steered))
+        return [name for name in present if _site(name) in {None, *steered}]
+    return present
+
+
+def _site(name) -> int | None:
+    """Return the number of the block or stage that a layer of a top-down module, or a delta of one, belongs to."""
+    match = re.fullmatch(r"(?:lora/)?top_down/(?:back|out)[/_](\d+)(?:/.*)?", name)
+    return int(match[1]) if match else None
 
 
 def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, list[str]]:

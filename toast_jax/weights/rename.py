@@ -62,14 +62,15 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     return layers, sorted(left)
 
 
-def to_torch(arrays: Arrays, family: Family | None = None) -> Arrays:
+def to_torch(arrays: Arrays, family: Family | None = None, depth: int = 0) -> Arrays:
     """Undo `from_torch`: return arrays by the release's names, without its prefix `enc.`.
 
     Args:
       arrays: by path.
       family: of the network; None infers it from the paths (see `kind`).
+      depth: see `unstack`.
     """
-    return rename_back(unstack(arrays, family), family)
+    return rename_back(unstack(arrays, family, depth), family)
 
 
 def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
@@ -141,20 +142,31 @@ def stack(arrays: Arrays, last_blocks: int) -> Arrays:
             for i in [i for i in layers if i >= depth - last_blocks]:
                 out[path.replace("/blocks/", f"/last_{i - depth + last_blocks}/")] = layers.pop(i)
         if layers:
-            if missing := [i for i in range(len(layers)) if i not in layers]:
+            first = _first(path, layers)
+            if missing := [i for i in range(first, first + len(layers)) if i not in layers]:
                 raise ValueError(f"{path} has no layer {missing[0]}")
             out[path] = np.stack([layers[i] for i in sorted(layers)])
     return out
 
 
-def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
-    """Undo `stack`; `family` as in `to_torch`."""
+def unstack(arrays: Arrays, family: Family | None = None, depth: int = 0) -> Arrays:
+    """Undo `stack`; `family` as in `to_torch`.
+
+    Layers of a top-down module have the numbers of their blocks, the last ones of a network.
+
+    Args:
+      arrays: by path.
+      family: as in `to_torch`.
+      depth: number of blocks of the network, for arrays without a backbone; 0 if the module has a layer for each block.
+    """
     names = (family or kind(arrays)).names
-    stacked = max((len(array) for path, array in arrays.items() if re.match(f"{names.last_stack}/", path)), default=0)
+    stacked, alone = _blocks(arrays, names)
+    depth = depth or stacked + alone
     out: Arrays = {}
     for path, array in arrays.items():
         if match := re.fullmatch(rf"(?P<stack>{names.stacks})(?P<rest>/.*)?", path):
-            out |= {f"{match['stack']}/{i}{match['rest'] or ''}": array[i] for i in range(len(array))}
+            first = max(0, depth - len(array)) if "top_down/" in path else 0
+            out |= {f"{match['stack']}/{first + i}{match['rest'] or ''}": array[i] for i in range(len(array))}
         elif match := re.search(r"/last_(\d+)/", path):
             out[path.replace(match[0], f"/blocks/{stacked + int(match[1])}/")] = array
         else:
@@ -162,16 +174,31 @@ def unstack(arrays: Arrays, family: Family | None = None) -> Arrays:
     return out
 
 
+def stacked_depth(arrays: Arrays, family: Family) -> int:
+    """Return the number of blocks of a network, or of its last stage, by its stacked arrays."""
+    return sum(_blocks(arrays, family.names))
+
+
+def _blocks(arrays, names):
+    """Count the blocks in the stack whose last ones may stand alone, and those that do."""
+    stacked = max((len(array) for path, array in arrays.items() if re.match(f"{names.last_stack}/", path)), default=0)
+    return stacked, len({match[0] for path in arrays if (match := re.search(r"/last_\d+/", path))})
+
+
 def uneven_layers(layers: Arrays) -> list[str]:
     """List the paths, with `{i}` for the layer, that some layers of their stage lack."""
-    counts: dict[tuple[str, str], int] = {}
+    numbers: dict[tuple[str, str], list[int]] = {}
     layer = _layer(kind(layers))
     for name in layers:
         if match := re.fullmatch(layer, name):
-            key = _stage(match), f"{match['stack']}/{{i}}{match['rest'] or ''}"
-            counts[key] = counts.get(key, 0) + 1
+            numbers.setdefault((_stage(match), f"{match['stack']}/{{i}}{match['rest'] or ''}"), []).append(int(match["i"]))
     depths = _depths(layers)
-    return sorted(pattern for (stage, pattern), count in counts.items() if count < depths[stage])
+    return sorted(pattern for (stage, pattern), own in numbers.items() if len(own) < depths[stage] - _first(pattern, own))
+
+
+def _first(path, numbers):
+    """Return the number that the layers of a path begin with: a top-down module may be of the last blocks alone."""
+    return min(numbers) if "top_down/" in path else 0
 
 
 def depths_of(names: Iterable[str]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.weights.containers import read_header, write
-from toast_jax.weights.rename import kind, to_torch, unstack
+from toast_jax.weights.rename import kind, stacked_depth, to_torch, unstack
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.fingerprint import differing, is_split, moments
 
@@ -27,7 +27,8 @@ def save(path: str | Path, params: dict, config: ConfigDict) -> None:
     if jax.process_index():
         return
     module = {name: np.asarray(array, np.float32) for name, array in flat.items() if name.startswith("top_down/")}
-    write(path, to_torch(module, kind(flat)), facts)
+    family = kind(flat)
+    write(path, to_torch(module, family, stacked_depth(flat, family)), facts)
 
 
 def header(params: dict, config: ConfigDict) -> dict[str, str]:

@@ -183,28 +183,40 @@ class ConvNeXt(nn.Module):
         return jnp.zeros((1, 32, 32, 3))
 
     def __call__(
-        self, images: Images, td: Maps | None = None, rng: Keys | None = None
+        self,
+        images: Images | None,
+        td: Maps | None = None,
+        rng: Keys | None = None,
+        start: Float[Array, "B _ _ _"] | None = None,
     ) -> tuple[Float[Array, "B C_3"], dict[str, Float[Array, "B h w C_3"] | Maps]]:
         """Look at images and return every named intermediate.
 
         Args:
           images: of sides that are multiples of 32, uint8, or floats if already normalized.
-          td: None, or the top-down input of every stage, shaped as the input of the stage: `[B, S, S, 3]`,
+          td: None, or the top-down input of every stage that is applied, shaped as the input of the stage: `[B, S, S, 3]`,
             `[B, S / 4, S / 4, C_0]`, `[B, S / 8, S / 8, C_1]`, `[B, S / 16, S / 16, C_2]`.
           rng: for drop-path, None at evaluation.
+          start: None, or the input of the first stage to apply, one of the last `len(td)`, without its top-down input; the
+            images are then not read.
 
         Returns:
-          pooled, and a dict:
+          pooled, and a dict, of the applied stages:
             tokens: `[B, S / 32, S / 32, C_3]`, the last map after the final LayerNorm; compared with the prior.
             fed_back: the last map before the LayerNorm.
-            hidden: five maps, the input of every stage (without its top-down input) and the output of the last.
+            hidden: the maps at the input of every stage (without its top-down input) and the output of the last.
         """
-        hidden = self._maps(images, td, rng)
+        hidden = self._maps(images, td, rng, start)
         return self.pooled_map(hidden[-1]), {"tokens": self.norm(hidden[-1]), "fed_back": hidden[-1], "hidden": hidden}
 
-    def pooled(self, images: Images, td: Maps | None = None, rng: Keys | None = None) -> Float[Array, "B C_3"]:
+    def pooled(
+        self,
+        images: Images | None,
+        td: Maps | None = None,
+        rng: Keys | None = None,
+        start: Float[Array, "B _ _ _"] | None = None,
+    ) -> Float[Array, "B C_3"]:
         """Compute the pooled output of `__call__` alone."""
-        return self.pooled_map(self._maps(images, td, rng)[-1])
+        return self.pooled_map(self._maps(images, td, rng, start)[-1])
 
     def pooled_map(self, x: Float[Array, "B h w C_3"]) -> Float[Array, "B C_3"]:
         """Pool the last map."""
@@ -214,15 +226,21 @@ class ConvNeXt(nn.Module):
         """Return one value per place as it is: it already covers the image."""
         return values
 
-    def _maps(self, images, td, rng):
-        if images.shape[-1] != 3 or any(side % 32 or not side for side in images.shape[1:3]):
-            raise ValueError(f"images are {images.shape[1:]}; a ConvNeXt takes [S, S, 3], S a multiple of 32")
+    def _maps(self, images, td, rng, start):
+        skipped = 0 if start is None else len(self.stages) - len(td)
         rng = rng if self.drop_path else None
         blocks = sum(self.depths)
         depth = (jnp.arange(blocks), jnp.linspace(0.0, self.drop_path, blocks))
-        hidden, start = [normalize(images)], 0
-        for i, stage in enumerate(self.stages):
+        hidden = [_checked(images) if start is None else start]
+        for i, stage in enumerate(self.stages[skipped:]):
             x = hidden[-1] if td is None else hidden[-1] + td[i]
-            hidden.append(stage(x, rng, jax.tree.map(lambda a: a[start : start + stage.depth], depth)))  # noqa: B023
-            start += stage.depth
+            before = sum(self.depths[: skipped + i])
+            hidden.append(stage(x, rng, jax.tree.map(lambda a: a[before : before + stage.depth], depth)))  # noqa: B023
         return tuple(hidden)
+
+
+def _checked(images):
+    """Return normalized images of a shape that the network takes."""
+    if images.shape[-1] != 3 or any(side % 32 or not side for side in images.shape[1:3]):
+        raise ValueError(f"images are {images.shape[1:]}; a ConvNeXt takes [S, S, 3], S a multiple of 32")
+    return normalize(images)

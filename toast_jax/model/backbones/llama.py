@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float32, Int
 
 from toast_jax.errors import choose
-from toast_jax.model.layers import batch, dtypes
+from toast_jax.model.layers import batch, dtypes, stack
 from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.remat import remat
@@ -214,7 +214,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Tokens, td: Tokens | None, positions: Int[Array, "B N"], mask: Mask, cache: BlockCache | None = None
+        self, x: Tokens, td: Tokens | None, cache: BlockCache | None, positions: Int[Array, "B N"], mask: Mask
     ) -> tuple[Tokens, dict]:
         """Return the output and `{"input": x, "cache": cache}`; see `Attention`."""
         norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
@@ -259,12 +259,12 @@ class LLaMA(nn.Module):
         init = nn.initializers.normal(0.02)
         self.embed = self.param("embed", init, (self.vocabulary, self.width))
         self.blocks = nn.scan(
-            remat(Block, everything=self.remat, scanned=True),
+            self._block(),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, 0),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=self.depth,
-        )(self.num_heads, self.num_kv_heads, self.hidden, self.rope_theta, self.rope_scaling, self.norm_eps, self.dtype)
+        )(*self._block_fields)
         self.norm = nn.RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
             self.head = self.param("head", init, (self.width, self.vocabulary))
@@ -275,57 +275,79 @@ class LLaMA(nn.Module):
         return {name: jnp.ones((1, 1), jnp.int32) for name in ("tokens", "segments")}
 
     def __call__(
-        self, text: Text, td: Signal | None = None, rng: Keys | None = None
+        self, text: Text, td: Signal | None = None, rng: Keys | None = None, start: Tokens | None = None
     ) -> tuple[Tokens, dict[str, Float[Array, "..."]]]:
         """Look at tokens and return every named intermediate.
 
         Args:
           text: `tokens` and `segments` (see `places`), N at most `context`.
-          td: the top-down input of every block.
+          td: the top-down input of every block that is applied.
           rng: unused, as nothing here is random.
+          start: None, or the input of the first block to apply, one of the last `len(td)`; the tokens are then not read.
 
         Returns:
-          the output after the final norm, which `logits` reads, and a dict:
+          the output after the final norm, which `logits` reads, and a dict, of the applied blocks:
             tokens: `[B, N, D]` before the final norm; compared with the prior.
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
         """
-        x, seen = self._blocks(text["tokens"], td, *places(text["segments"]))
-        return self.norm(x), {"tokens": x, "fed_back": x, "hidden": jnp.concatenate([seen["input"], x[None]])}
+        x, seen = self._blocks(text["tokens"], td, start, *places(text["segments"]))
+        return self.norm(x), {"tokens": x, "fed_back": x, "hidden": _hidden(seen, x)}
 
-    def pooled(self, text: Text, td: Signal | None = None, rng: Keys | None = None) -> Tokens:
+    def pooled(self, text: Text, td: Signal | None = None, rng: Keys | None = None, start: Tokens | None = None) -> Tokens:
         """Compute the first output of `__call__` alone."""
-        x, _ = self._blocks(text["tokens"], td, *places(text["segments"]))
+        x, _ = self._blocks(text["tokens"], td, start, *places(text["segments"]))
         return self.norm(x)
 
-    def cache(self, rows: int, length: int) -> Cache:
-        """Create an empty cache for `rows` sequences of at most `length` tokens."""
-        shape = (self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
+    def cache(self, rows: int, length: int, blocks: int = 0) -> Cache:
+        """Create an empty cache of the last `blocks` blocks (0: of all) for `rows` sequences of at most `length` tokens."""
+        shape = (blocks or self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
         return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
 
     def extend(
-        self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], cache: Cache, td: Float[Array, "L B M D"] | None = None
-    ) -> tuple[Float[Array, "B M D"], Cache]:
+        self,
+        tokens: Int[Array, "B M"],
+        positions: Int[Array, "B M"],
+        cache: Cache,
+        td: Float[Array, "L B M D"] | None = None,
+        start: Float[Array, "B M D"] | None = None,
+    ) -> tuple[Float[Array, "L+1 B M D"], Cache]:
         """Look at the next tokens of sequences whose earlier ones are cached.
 
         Args:
           positions: less than S. A token attends to the cache up to its own position.
           cache: of this look, see `cache`.
+          td, start: see `__call__`.
 
         Returns:
-          the output before the final norm, and the cache with these tokens.
+          `hidden` as in `__call__`, and the cache with these tokens.
         """
         mask = jnp.arange(cache["k"].shape[2]) <= positions[..., None]
-        x, seen = self._blocks(tokens, td, positions, mask, cache)
-        return x, seen["cache"]
+        x, seen = self._blocks(tokens, td, start, positions, mask, cache)
+        return _hidden(seen, x), seen["cache"]
 
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
         """Predict the next token."""
         kernel = self.embed.T if self.tied else self.head
         return jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
 
-    def _blocks(self, tokens, td, positions, mask, cache=None):
-        """Run all blocks and return the last output and the stacked intermediates."""
+    def _block(self):
+        return remat(Block, everything=self.remat, scanned=True)
+
+    @property
+    def _block_fields(self):
+        rope = self.rope_theta, self.rope_scaling
+        return self.num_heads, self.num_kv_heads, self.hidden, *rope, self.norm_eps, self.dtype
+
+    def _blocks(self, tokens, td, start, positions, mask, cache=None):
+        """Run the blocks and return the last output and the stacked intermediates."""
         if positions.shape[1] > self.context:
             raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
-        return self.blocks(batch.split_by_example(self.embed[tokens].astype(self.dtype)), td, positions, mask, cache)
+        skipped = 0 if start is None else self.depth - len(td)
+        x = batch.split_by_example(self.embed[tokens].astype(self.dtype) if start is None else start)
+        layer = self._block()(*self._block_fields, parent=None)
+        return stack.look(self.blocks, layer, skipped, x, (td, cache), (positions, mask))
+
+
+def _hidden(seen, x):
+    return jnp.concatenate([seen["input"], x[None]])

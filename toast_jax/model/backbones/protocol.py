@@ -27,24 +27,36 @@ class Backbone(Protocol):
         """The smallest input that the network takes, to create its parameters from."""
 
     def __call__(
-        self, inputs: Inputs, td: Signal | Maps | None = None, rng: Keys | None = None
+        self,
+        inputs: Inputs | None,
+        td: Signal | Maps | None = None,
+        rng: Keys | None = None,
+        start: Float[Array, "B *N D"] | None = None,
     ) -> tuple[Float[Array, "B *N D"], dict[str, Any]]:
         """Look at inputs and return every named intermediate.
 
         Args:
           inputs: images, or `tokens` and `segments` of text.
-          td: None, or the top-down input of every site as the family's top-down module makes it.
+          td: None, or the top-down input of every site that is applied, as the family's top-down module makes it.
           rng: for drop-path; None at evaluation.
+          start: None to apply all sites, or one of `hidden` of another look: the input of the first site to apply, one of the
+            last `len(td)`. The inputs are then not read.
 
         Returns:
-          pooled, `[B, N, D]` of text alone, and a dict:
+          pooled, `[B, N, D]` of text alone, and a dict, of the applied sites:
             tokens: `[B, N, D]` or a map `[B, h, w, D]`; compared with the prior.
             fed_back: what is scaled and fed back; often the same array.
             hidden: the input of every site and the output of the last; read by the variational loss.
             attention: `[L, B, H, N, N]`, of networks that attend from a class token; makes maps of attention.
         """
 
-    def pooled(self, inputs: Inputs, td: Signal | Maps | None = None, rng: Keys | None = None) -> Float[Array, "B *N D"]:
+    def pooled(
+        self,
+        inputs: Inputs | None,
+        td: Signal | Maps | None = None,
+        rng: Keys | None = None,
+        start: Float[Array, "B *N D"] | None = None,
+    ) -> Float[Array, "B *N D"]:
         """Compute the pooled output of `__call__` alone, as cheaply as possible."""
 
 
@@ -72,14 +84,19 @@ class LanguageBackbone(Backbone, Protocol):
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
         """Predict the next token."""
 
-    def cache(self, rows: int, length: int) -> Cache:
-        """Create an empty cache for `rows` sequences of at most `length` tokens."""
+    def cache(self, rows: int, length: int, blocks: int = 0) -> Cache:
+        """Create an empty cache of the last `blocks` blocks (0: of all) for `rows` sequences of at most `length` tokens."""
 
     def extend(
-        self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], cache: Cache, td: Float[Array, "L B M D"] | None = None
-    ) -> tuple[Float[Array, "B M D"], Cache]:
+        self,
+        tokens: Int[Array, "B M"],
+        positions: Int[Array, "B M"],
+        cache: Cache,
+        td: Float[Array, "L B M D"] | None = None,
+        start: Float[Array, "B M D"] | None = None,
+    ) -> tuple[Float[Array, "_ B M D"], Cache]:
         """Look at the next tokens of sequences whose earlier ones are cached.
 
         Returns:
-          the output before the final norm, and the cache with these tokens.
+          `hidden` as in `__call__`, whose last entry is the output before the final norm, and the cache with these tokens.
         """

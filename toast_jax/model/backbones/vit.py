@@ -7,7 +7,6 @@ Letters in shapes: B batch, N tokens (class token first), D width, H heads, K = 
 """
 
 import dataclasses
-import functools
 from typing import TypeAlias
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
 from toast_jax.errors import choose
-from toast_jax.model.layers import dtypes, patches
+from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
@@ -132,8 +131,8 @@ class Block(nn.Module):
         x: Tokens,
         td: Tokens | None = None,
         prompts: Float[Array, "_ P D"] | None = None,
-        rng: Keys | None = None,
         depth: Depth = (0, 0.0),
+        rng: Keys | None = None,
         num_queries: int | None = None,
     ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "B ..."]]]:
         """Compute the output of the block and its intermediates.
@@ -141,8 +140,8 @@ class Block(nn.Module):
         Args:
           td: top-down input of this block.
           prompts: of every example or of all; they replace the P tokens after the class token.
-          rng: for drop-path; None drops nothing.
           depth: index of the block and its drop-path rate.
+          rng: for drop-path; None drops nothing.
           num_queries: how many tokens of the output to compute, from the first; None computes all.
 
         Returns:
@@ -195,21 +194,19 @@ class ViT(nn.Module):
     remat: bool = False
 
     def setup(self):
-        block = functools.partial(remat, Block, everything=self.remat, static_argnums=(6,))
-        fields = {"num_heads": self.num_heads, "dtype": self.dtype}
         self.patch_embed = Linear(self.width, dtype=self.dtype)
         init = nn.initializers.normal(0.02)
         self.cls_token = self.param("cls_token", init, (1, 1, self.width))
         self.pos_embed = self.param("pos_embed", init, (1, 1 + self.grid**2, self.width))
         if self.depth > self.last_blocks:
             self.blocks = nn.scan(
-                block(scanned=True),
+                self._block(scanned=True),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast, 0, nn.broadcast),
+                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
                 length=self.depth - self.last_blocks,
-            )(**fields)
-        self.last = [block(scanned=False)(**fields) for _ in range(self.last_blocks)]
+            )(self.num_heads, self.dtype)
+        self.last = [self._block(scanned=False)(self.num_heads, self.dtype) for _ in range(self.last_blocks)]
         self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
 
     @property
@@ -218,40 +215,54 @@ class ViT(nn.Module):
         return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
 
     def __call__(
-        self, images: Images, td: Signal | None = None, prompts: Prompts | None = None, rng: Keys | None = None
+        self,
+        images: Images | None,
+        td: Signal | None = None,
+        prompts: Prompts | None = None,
+        rng: Keys | None = None,
+        start: Tokens | None = None,
     ) -> tuple[Float[Array, "B D"], dict[str, Float[Array, "..."]]]:
         """Look at images and return every named intermediate.
 
         Args:
           images: of sides grid * patch, uint8, or floats if already normalized.
-          td: the top-down input of every block.
+          td: the top-down input of every block that is applied.
           prompts: None; `[1, B or 1, P, D]`, inserted after the class token (shallow VPT, arXiv 2203.12119); or
             `[L, B or 1, P, D]`, which also replace the prompts at the input of every later block (deep VPT).
           rng: for drop-path, None at evaluation.
+          start: None, or the input of the first block to apply, one of the last `len(td)`; the images are then not read.
 
         Returns:
-          pooled, and a dict:
+          pooled, and a dict, of the applied blocks:
             tokens: `[B, N, D]` after the final LayerNorm; compared with the prior.
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
             attention: `[L, B, H, N, N]`.
         """
-        x, seen = self._blocks(images, td, prompts, rng, num_queries=None)
+        x, seen = self._blocks(images, td, prompts, rng, start, num_queries=None)
         tokens = self.norm(x)
         hidden = jnp.concatenate([seen["input"], x[None]])
         out = {"tokens": tokens, "fed_back": tokens, "hidden": hidden, "attention": seen["attention"]}
         return self._pool(tokens), out
 
     def pooled(
-        self, images: Images, td: Signal | None = None, prompts: Prompts | None = None, rng: Keys | None = None
+        self,
+        images: Images | None,
+        td: Signal | None = None,
+        prompts: Prompts | None = None,
+        rng: Keys | None = None,
+        start: Tokens | None = None,
     ) -> Float[Array, "B D"]:
         """Compute the pooled output of `__call__` alone; the last block computes only pooled tokens."""
-        x, _ = self._blocks(images, td, prompts, rng, num_queries=1 if self.pool == "cls" else None)
+        x, _ = self._blocks(images, td, prompts, rng, start, num_queries=1 if self.pool == "cls" else None)
         return self._pool(self.norm(x))
 
     def on_grid(self, values: Float[Array, "B N"]) -> Float[Array, "B {self.grid} {self.grid}"]:
         """Map one value per token to the image; only patches count."""
         return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)
+
+    def _block(self, *, scanned):
+        return remat(Block, everything=self.remat, scanned=scanned, static_argnums=(6,))
 
     def _pool(self, tokens):
         if self.pool == "cls":
@@ -266,9 +277,10 @@ class ViT(nn.Module):
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (b, 1, self.width))
         return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
 
-    def _blocks(self, images, td, prompts, rng, num_queries):
-        """Run all blocks and return the last output and the stacked intermediates."""
-        x = self._embed(images)
+    def _blocks(self, images, td, prompts, rng, start, num_queries):
+        """Run the blocks and return the last output and the stacked intermediates."""
+        skipped = 0 if start is None else self.depth - len(td)
+        x = self._embed(images) if start is None else start
         rng = rng if self.drop_path else None
         if prompts is not None:
             first = jnp.broadcast_to(prompts[0], (x.shape[0], *prompts.shape[2:])).astype(x.dtype)
@@ -276,16 +288,18 @@ class ViT(nn.Module):
             if len(prompts) not in (1, self.depth):
                 raise ValueError(f"prompts are for {len(prompts)} blocks; give them for 1 or for all {self.depth}")
             prompts = prompts if len(prompts) == self.depth > 1 else None
-        depth = (jnp.arange(self.depth), jnp.linspace(0.0, self.drop_path, self.depth))
-        stacked = self.depth - self.last_blocks
+        depth = (jnp.arange(self.depth)[skipped:], jnp.linspace(0.0, self.drop_path, self.depth)[skipped:])
+        count = self.depth - skipped
+        stacked = max(0, count - self.last_blocks)
         seen = []
         if stacked:
-            first = jax.tree.map(lambda a: a[:stacked], (td, prompts, depth))
-            x, stack = self.blocks(x, first[0], first[1], rng, first[2], None)
-            seen.append(stack)
-        for i, block in enumerate(self.last, start=stacked):
-            td_i, prompts_i, depth_i = jax.tree.map(lambda a: a[i], (td, prompts, depth))  # noqa: B023
-            x, intermediates = block(x, td_i, prompts_i, rng, depth_i, num_queries if i == self.depth - 1 else None)
+            layer = self._block(scanned=True)(self.num_heads, self.dtype, parent=None)
+            per_layer = jax.tree.map(lambda a: a[:stacked], (td, prompts, depth))
+            x, intermediates = stack.look(self.blocks, layer, skipped, x, per_layer, (rng, None))
+            seen.append(intermediates)
+        for i, block in enumerate(self.last[stacked - count :], start=stacked):
+            per_layer = jax.tree.map(lambda a: a[i], (td, prompts, depth))  # noqa: B023
+            x, intermediates = block(x, *per_layer, rng, num_queries if i == count - 1 else None)
             seen.append(jax.tree.map(lambda a: a[None], intermediates))
         if num_queries is not None:
             return x, None
