@@ -122,6 +122,7 @@ IMAGES = _with(
     "data.name": Field("", TEXT, "tfds: name of the dataset; vtab, scenes: name of the task"),
     "data.split_file": Field("", TEXT, "vtab: published list of images to check the splits against; '' for no check"),
     "data.num_classes": Field(0, whole(0), "number of classes; 0: as many as the data has"),
+    "data.shots": Field(0, whole(0), "few-shot: train on so many images of each class, drawn by seed; 0: all"),
     "data.labels": Field(True, FLAG, "read labels; False: pre-tune on unlabeled images"),
     "data.resize": Field(256, whole(1, 16_384), "shorter side of the image before the crop, in pixels"),
     "data.image_size": Field(224, whole(1, 16_384), "side of the crop, in pixels"),
