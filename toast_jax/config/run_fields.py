@@ -118,7 +118,7 @@ IMAGES = _with(
     "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
     "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),
     "data.root": Field("", TEXT, "folder of the data", TO_MOVE),
-    "data.image_dir": Field("", TEXT, "json: folder of the images under data.root", TO_MOVE),
+    "data.image_dir": Field("", TEXT, "json: folder or zip archive of the images under data.root", TO_MOVE),
     "data.name": Field("", TEXT, "tfds: name of the dataset; vtab, scenes: name of the task"),
     "data.split_file": Field("", TEXT, "vtab: published list of images to check the splits against; '' for no check"),
     "data.num_classes": Field(0, whole(0), "number of classes; 0: as many as the data has"),
