@@ -9,7 +9,6 @@ from toast_jax.data.images.corruptions import CORRUPTIONS, SEVERITIES
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Text, nested, real, whole
 
-
 _RUNS = Field((), Several(TEXT), "folders of runs to compare")
 _IMAGES = Field("test", TEXT, "a split of the first run's data (train, val, test), or folders and images joined by +")
 _WEIGHTS = Field("", TEXT, "weights of the backbone, if the file has moved since the run")
