@@ -142,12 +142,7 @@ def read_tensors(file: Path, mmap: bool = False) -> dict:
         tensors = {str(name): tensor.detach() for name, tensor in state.items()}
         if any(tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided for tensor in tensors.values()):
             raise TypeError("no plain numbers")
-    except (
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # not a dict, or not of dense tensors
+    except (AttributeError, TypeError, RuntimeError) as error:  # not a dict, or not of dense tensors
         raise InputError(
             f"{file} holds no dict of plain tensors, alone or under model, model_state_dict, state_dict or teacher."
         ) from error
@@ -156,19 +151,13 @@ def read_tensors(file: Path, mmap: bool = False) -> dict:
 
 def _chosen(file, state, tensor_type):
     """Take the weights out of a training checkpoint, and log the choice where it holds several."""
-    if not isinstance(state, dict):
-        return state
-    key = next((key for key in _KEYS if state.get(key) is not None), None)
+    key = next((key for key in _KEYS if state.get(key) is not None), None) if isinstance(state, dict) else None
     if key is None:
         return state
-    sets = [name for name, value in state.items() if isinstance(value, dict) and _has_tensor(value, tensor_type)]
-    if others := [str(name) for name in sets if name != key]:
+    sets = {name: value.values() for name, value in state.items() if isinstance(value, dict) and name != key}
+    if others := [str(name) for name, values in sets.items() if any(isinstance(value, tensor_type) for value in values)]:
         log.info("%s holds several sets of weights: %s is used, %s not.", file, key, listed(others))
     return state[key]
-
-
-def _has_tensor(values, tensor_type):
-    return any(isinstance(value, tensor_type) for value in values.values())
 
 
 def _torch(purpose: str):
