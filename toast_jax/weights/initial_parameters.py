@@ -94,25 +94,18 @@ def _dtypes(model, method, shapes):
 
 def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
     has_top_down = any(path.startswith("top_down/") for path in shapes)
-    layer_files, blocks = families.of_backbone(model.backbone).layer_files, model.backbone.last_blocks
+    layer_files = families.of_backbone(model.backbone).layer_files
+    load = functools.partial(pretrained.load, shapes=shapes, last_blocks=model.backbone.last_blocks, identity=TRANSFORM)
     loaded = {}
     if weights != RANDOM and layer_files:
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
-        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*", identity=TRANSFORM)
+        loaded = load(weights, wanted=wanted, optional="top_down/.*")
     if top_down and has_top_down:
         # Released modules of language models come with embeddings that have one extra token.
         optional = "" if layer_files else "backbone/.*"
-        module = pretrained.load(
-            top_down,
-            shapes,
-            last_blocks=blocks,
-            wanted="top_down/.*",
-            optional=optional,
-            identity=TRANSFORM,
-            field="top_down",
-        )
+        module = load(top_down, wanted="top_down/.*", optional=optional, field="top_down")
         _check_same_backbone(top_down, module, loaded)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:

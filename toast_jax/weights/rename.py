@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from toast_jax.errors import listed
+from toast_jax.model.backbones.rename_rules import Rename
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.weights.containers import Arrays
 
@@ -48,17 +49,14 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     """Rename as `from_torch` does, but with a path for every layer: `backbone/blocks/3/x`."""
     left = dict(state)
     layers: Arrays = {}
-    for row in kind_of_torch(state).names.table:
-        for i in _layers(row.torch[0], left):
+    for row, i, torch_arrays in _taken(kind_of_torch(state).names.table, "torch", left):
+        try:
+            arrays = row.forward(*torch_arrays)
+        except (ValueError, IndexError) as error:
             names = [name.format(i=i) for name in row.torch]
-            if all(name in left for name in names):
-                torch_arrays = [left.pop(name) for name in names]
-                try:
-                    arrays = row.forward(*torch_arrays)
-                except (ValueError, IndexError) as error:
-                    shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
-                    raise ValueError(f"{shapes}, which no network here has") from error
-                layers |= dict(zip((path.format(i=i) for path in row.paths), arrays, strict=True))
+            shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
+            raise ValueError(f"{shapes}, which no network here has") from error
+        layers |= dict(zip((path.format(i=i) for path in row.paths), arrays, strict=True))
     return layers, sorted(left)
 
 
@@ -77,12 +75,9 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
     """Undo `rename`, from a path for every layer; `family` as in `to_torch`."""
     left = dict(layers)
     state: Arrays = {}
-    for row in (family or kind(layers)).names.table:
-        for i in _layers(row.paths[0], left):
-            paths = [path.format(i=i) for path in row.paths]
-            if all(path in left for path in paths):
-                arrays = row.backward(*(np.asarray(left.pop(path)) for path in paths))
-                state |= dict(zip((name.format(i=i) for name in row.torch), arrays, strict=True))
+    for row, i, arrays in _taken((family or kind(layers)).names.table, "paths", left):
+        torch_arrays = row.backward(*map(np.asarray, arrays))
+        state |= dict(zip((name.format(i=i) for name in row.torch), torch_arrays, strict=True))
     if left:
         raise ValueError(f"the rename table has no line for {listed(sorted(left))}")
     return {name: array for name, array in state.items() if array.size}
@@ -90,13 +85,13 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
 
 def table(layers: Arrays, family: Family | None = None) -> str:
     """Format the rows that apply to `layers`, one a line: PyTorch's names, paths, number of layers, shape."""
-    left, lines = dict(layers), []
-    for row in (family or kind(layers)).names.table:
-        numbers = [i for i in _layers(row.paths[0], left) if all(path.format(i=i) in left for path in row.paths)]
-        arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.paths]
-        if arrays:
-            names = ", ".join(row.torch), _abbreviated(row.paths)
-            lines.append((*names, f"{len(numbers)}x" if "{i}" in row.torch[0] else "", str(arrays[0].shape)))
+    shapes: dict[Rename, list[str]] = {}
+    for row, _, arrays in _taken((family or kind(layers)).names.table, "paths", dict(layers)):
+        shapes.setdefault(row, []).append(str(arrays[0].shape))
+    lines = [
+        (", ".join(row.torch), _abbreviated(row.paths), f"{len(each)}x" if "{i}" in row.torch[0] else "", each[0])
+        for row, each in shapes.items()
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
@@ -108,6 +103,16 @@ def _abbreviated(paths: tuple[str, ...]) -> str:
     start = os.path.commonprefix(paths)
     end = os.path.commonprefix([path[len(start) :][::-1] for path in paths])[::-1]
     return f"{start}{{{','.join(path[len(start) : len(path) - len(end)] for path in paths)}}}{end}"
+
+
+def _taken(table: Iterable[Rename], side: str, left: Arrays) -> Iterator[tuple[Rename, int, list[np.ndarray]]]:
+    """Yield the rows, for each layer, whose arrays are all in `left`, and take them out; `side` is "torch" or "paths"."""
+    for row in table:
+        patterns = getattr(row, side)
+        for i in _layers(patterns[0], left):
+            names = [pattern.format(i=i) for pattern in patterns]
+            if all(name in left for name in names):
+                yield row, i, [left.pop(name) for name in names]
 
 
 def _layers(pattern: str, names: Iterable[str]) -> list[int]:
