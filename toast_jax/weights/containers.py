@@ -58,14 +58,20 @@ def read(path: str, field: str = "backbone.weights") -> Arrays:
     return out
 
 
-def _read_safetensors(file: Path) -> Arrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def open_safetensors(file: Path):
+    """Open a .safetensors file for reading its arrays one by one; InputError if it is incomplete."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return {name: array.astype(np.float32) for name, array in load_file(file).items()}
+        return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a complete safetensors file ({error}); copy or download it again.") from error
+
+
+def _read_safetensors(file: Path) -> Arrays:
+    content = open_safetensors(file)
+    try:
+        return {name: content.get_tensor(name).astype(np.float32) for name in content.keys()}  # noqa: SIM118 (not a dict)
     except AttributeError as error:  # safetensors asks NumPy for a dtype that it lacks
         raise InputError(f"{file} holds numbers of a type that cannot be read ({error}); convert it to float32.") from error
 
@@ -175,13 +181,8 @@ def _torch(purpose: str):
 
 def read_header(path: str) -> dict[str, str]:
     """Return the metadata of a .safetensors file; {} for other files."""
-    from safetensors import safe_open
-
     file = package_files.find(path)
-    if file.suffix != ".safetensors":
-        return {}
-    with safe_open(file, framework="numpy") as opened:
-        return opened.metadata() or {}
+    return open_safetensors(file).metadata() or {} if file.suffix == ".safetensors" else {}
 
 
 def check_writable(path: str | Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama import LLaMA, RopeScaling
 from toast_jax.model.backbones.llama_torch_names import NAMES
-from toast_jax.weights.containers import TORCH, read_tensors
+from toast_jax.weights.containers import TORCH, open_safetensors, read_tensors
 from toast_jax.weights.other_projects import known_names
 
 log = logging.getLogger(__name__)
@@ -146,12 +146,7 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _of_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        file = safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error}); copy or download it again.") from error
+    file = open_safetensors(path)
     out = {}
     for name in file.keys():  # noqa: SIM118 (not a dict)
         tensor = file.get_slice(name)

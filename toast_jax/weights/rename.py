@@ -123,9 +123,13 @@ def _layers(pattern: str, names: Iterable[str]) -> list[int]:
     return sorted({int(match[1]) for name in names if (match := re.fullmatch(regex, name))})
 
 
-def _layer(family: Family) -> str:
-    """Return the regex of paths of single layers that are stacked."""
-    return rf"(?P<stack>{family.names.stacks})/(?P<i>\d+)(?P<rest>/.*)?"
+def _numbered(paths: Iterable[str]) -> Iterator[tuple[str, str, str, int]]:
+    """Yield the paths of single layers that are stacked, each with its stage, `{i}` in place of its number, and the number."""
+    paths = list(paths)
+    stacks = kind(paths).names.stacks
+    for path in paths:
+        if match := re.fullmatch(rf"(?P<layers>{stacks})/(?P<i>\d+)(?P<rest>/.*)?", path):
+            yield path, match.groupdict().get("stage") or "", f"{match['layers']}/{{i}}{match['rest'] or ''}", int(match["i"])
 
 
 def stack(arrays: Arrays, last_blocks: int) -> Arrays:
@@ -135,12 +139,9 @@ def stack(arrays: Arrays, last_blocks: int) -> Arrays:
     """
     family = kind(arrays)
     stacks: dict[str, dict[int, np.ndarray]] = {}
-    out = {}
-    for path, array in arrays.items():
-        if match := re.fullmatch(_layer(family), path):
-            stacks.setdefault(match["stack"] + (match["rest"] or ""), {})[int(match["i"])] = array
-        else:
-            out[path] = array
+    out = dict(arrays)
+    for path, _, pattern, i in _numbered(arrays):
+        stacks.setdefault(pattern.replace("/{i}", ""), {})[i] = out.pop(path)
     depth = depths_of(arrays)[-1]
     for path, layers in stacks.items():
         if re.match(f"{family.names.last_stack}/", path):
@@ -193,10 +194,8 @@ def _blocks(arrays, names):
 def uneven_layers(layers: Arrays) -> list[str]:
     """List the paths, with `{i}` for the layer, that some layers of their stage lack."""
     numbers: dict[tuple[str, str], list[int]] = {}
-    layer = _layer(kind(layers))
-    for name in layers:
-        if match := re.fullmatch(layer, name):
-            numbers.setdefault((_stage(match), f"{match['stack']}/{{i}}{match['rest'] or ''}"), []).append(int(match["i"]))
+    for _, stage, pattern, i in _numbered(layers):
+        numbers.setdefault((stage, pattern), []).append(i)
     depths = _depths(layers)
     return sorted(pattern for (stage, pattern), own in numbers.items() if len(own) < depths[stage] - _first(pattern, own))
 
@@ -211,16 +210,8 @@ def depths_of(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(depth for _, depth in sorted(_depths(names).items())) or (0,)
 
 
-def _stage(match: re.Match) -> str:
-    return match.groupdict().get("stage") or ""
-
-
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    names = list(names)
     depths: dict[str, int] = {}
-    layer = _layer(kind(names))
-    for name in names:
-        if match := re.fullmatch(layer, name):
-            stage = _stage(match)
-            depths[stage] = max(depths.get(stage, 0), 1 + int(match["i"]))
+    for _, stage, _, i in _numbered(names):
+        depths[stage] = max(depths.get(stage, 0), 1 + i)
     return depths
