@@ -60,11 +60,11 @@ def problems(values: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str
       fields: the fields that the config should have.
     """
     sentences = {}
-    for name, value in values.items():
+    for name in {**values, **fields}:
         if name not in fields:
             sentences[name] = unknown(name, fields)
-        elif refusal := fields[name].allowed.refusal(value):
-            sentences[name] = f"config.{name} is {value!r}; {refusal}."
-    for name in fields.keys() - values.keys():
-        sentences[name] = f"config.{name} is missing; start from a config of configs/, which has every field."
-    return {name: sentences[name] for name in sorted(sentences, key=[*values, *fields].index)}
+        elif name not in values:
+            sentences[name] = f"config.{name} is missing; start from a config of configs/, which has every field."
+        elif refusal := fields[name].allowed.refusal(values[name]):
+            sentences[name] = f"config.{name} is {values[name]!r}; {refusal}."
+    return sentences

@@ -210,11 +210,10 @@ def notes(table: Table) -> list[str]:
         lines.append(f"Partial: not run yet: {', '.join(idle)}.")
     if fewer := [f"{method} on {task}" for (method, task), count in seeds.items() if count < max(seeds.values())]:
         lines.append(f"Fewer seeds than the others: {', '.join(fewer)}.")
-    lines.append("Top-1 on test after the last epoch, in percent: mean +- standard deviation (seeds).")
-    lines.append("Hours: time in training steps at their median speed, selection included.")
-    if table.published["source"]:
-        lines.append(f"Published: {table.published['source']}.")
-        lines.append("Published means are computed here from their rows.")
-    else:
-        lines.append(f"Nothing is published here for {table.table} with {table.backbone}.")
+    published = [f"Published: {table.published['source']}.", "Published means are computed here from their rows."]
+    lines += [
+        "Top-1 on test after the last epoch, in percent: mean +- standard deviation (seeds).",
+        "Hours: time in training steps at their median speed, selection included.",
+        *(published if table.published["source"] else [f"Nothing is published here for {table.table} with {table.backbone}."]),
+    ]
     return lines + [f"{note[0].upper()}{note[1:]}." for note in table.published["notes"]]

@@ -188,8 +188,7 @@ def _run_config(config, cell, phase, point, seed) -> ConfigDict:
     with run.unlocked():
         del run["sweep"]
         run.name = f"{config.name}_{cell.task}_{cell.method}_{phase}"
-        run.update({"task": "train", "method": cell.method, "seed": seed})
-        run.update({"resume": True, "checkpoint": "", "confusion": False})
+        run.update({"task": "train", "method": cell.method, "seed": seed, "resume": True, "checkpoint": "", "confusion": False})
         run.data.update({"name": "", "image_dir": run.data.get("image_dir", ""), **changes["data"]})
         run.data.splits = ConfigDict(config.sweep.splits[phase].to_dict())
         run.optimizer.update({"lr": point.lr, "weight_decay": point.weight_decay})
