@@ -1,12 +1,11 @@
 """Errors that are messages to the user. Nothing here imports JAX, which reads its settings when it is imported."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import NoReturn, TypeVar
-
-from toast_jax.fields import Choice
 
 T = TypeVar("T")
 
@@ -38,9 +37,11 @@ def command(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 def choose(what: str, name: object, options: Mapping[str, T]) -> T:
     """Return `options[name]`, or raise InputError with the nearest valid names and all of them."""
-    if refusal := Choice(options).refusal(name):
-        raise InputError(f"{what} is {name!r}; {refusal}.")
-    return options[str(name)]
+    if isinstance(name, str) and name in options:
+        return options[name]
+    near = difflib.get_close_matches(str(name), list(options), n=1)
+    hint = f" (the nearest is {near[0]!r})" if near else ""
+    raise InputError(f"{what} is {name!r}; it must be one of {', '.join(options)}{hint}.")
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
