@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from toast_jax.errors import choose
 from toast_jax.model.layers import batch, dtypes
 from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
+from toast_jax.model.layers.attention import attend
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.remat import remat
 
@@ -184,7 +185,7 @@ class Attention(nn.Module):
             row = jnp.arange(len(x))[:, None]
             k, v = (cache[name].at[row, positions].set(new) for name, new in (("k", k), ("v", v)))
             cache = {"k": k, "v": v}
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        mixed = attend(q, k, v, mask)
         return Linear(width, use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], width)), cache
 
 
