@@ -57,10 +57,18 @@ class Steered(nn.Module):
         Returns:
           `[B, C]`, or of text the logits `[B, N, V]` of every next token.
         """
+        return self.logits(self.pooled(inputs, rng, features))
+
+    def pooled(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N D"]:
+        """Compute the output of the final look, `[B, D]` or of text `[B, N, D]`, which `logits` reads; see `__call__`."""
         if features and "pooled" in features:
-            return self._logits(features["pooled"])
+            return features["pooled"]
         extra, _ = self._signal(inputs, rng, features)
-        return self._logits(self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2)))
+        return self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2))
+
+    def logits(self, pooled: Float[Array, "*N D"]) -> Float[Array, "*N C"]:
+        """Classify outputs of `pooled`, or predict the next tokens."""
+        return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
 
     def frozen_features(self, inputs: Inputs, rng: Keys | None = None) -> dict:
         """Compute the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
@@ -84,13 +92,18 @@ class Steered(nn.Module):
           logits and a dict: `look`, the backbone's dict of the final look, and with a top-down signal also `first_look`, that
           of the first look, `selection` and `td` (see the top-down module).
         """
+        pooled, out = self.looks(inputs, rng)
+        return self.logits(pooled), out
+
+    def looks(self, inputs: Inputs, rng: Keys | None = None) -> tuple[Float[Array, "B *N D"], dict]:
+        """Compute the output of `pooled` and the intermediates of `explain`."""
         extra, out = self._signal(inputs, rng)
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2))
-        return self._logits(pooled), {**out, "look": look}
+        return pooled, {**out, "look": look}
 
     def classify_map(self, last: Float[Array, "B *N D"], rng: Keys | None = None) -> Float[Array, "B C"]:
         """Classify the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""
-        return self._logits(self.backbone.pooled_map(last))
+        return self.logits(self.backbone.pooled_map(last))
 
     def extend(
         self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], caches: dict, last: Int[Array, " B"]
@@ -113,15 +126,12 @@ class Steered(nn.Module):
             td, _ = self.top_down(first, first)
         x, caches["look"] = self.backbone.extend(tokens, positions, caches["look"], td)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        return self._logits(self.backbone.norm(x)), caches
+        return self.logits(self.backbone.norm(x)), caches
 
     def caches(self, rows: int, length: int) -> dict:
         """Create empty caches for `extend`: one for the final look and, if there are two looks, one for the first."""
         looks = ("look",) if self.top_down is None else ("first_look", "look")
         return {name: self.backbone.cache(rows, length) for name in looks}
-
-    def _logits(self, pooled):
-        return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
 
     def _signal(self, inputs, rng, features=None):
         """The extra inputs of the final look, and what led to them."""
