@@ -84,6 +84,7 @@ _RUN = {
     "optimizer.clip": Field(0.0, real(0.0), "maximum global norm of the gradients; 0: no clipping"),
     "ema": Field(0.0, SHARE, "decay of a moving average of the tuned parameters, used for evaluation; 0: no average"),
     "skip_nonfinite": Field(0, whole(0), "how many consecutive non-finite steps to skip before stopping"),
+    "profile": Field(0, whole(0, 10_000), "trace so many steps, from the fourth on, to profile/ in the workdir", TO_RESUME),
     "log_every": Field(10, COUNT, "steps between log lines", TO_RESUME),
     "eval_every": Field(10, COUNT, "epochs between evaluations", TO_RESUME),
     "checkpoint_every": Field(5, COUNT, "epochs between checkpoints", TO_RESUME),
