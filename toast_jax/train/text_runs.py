@@ -1,6 +1,6 @@
-"""The part of a run that is specific to text: data sources, batches and token weights.
+"""The text-specific part of a run: data sources, batches and token weights.
 
-The module `images` has the same functions for images; the step and the loop work with either.
+`image_runs` has the same functions for images; the step and the loop work with either.
 """
 
 import functools
@@ -46,7 +46,7 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict
     data, words = config.data, open_tokenizer(config)
     arrange = sequences.packed if data.format == "text" else sequences.padded
     opened = {}
-    # Training text is the largest and comes last, so that a fault of the others is reported at once.
+    # Training text is the largest; it comes last so that errors in the other files are reported at once.
     for name, (file, read) in reversed(_texts(data).items()):
         fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)
         make = lambda read=read: arrange(read(), words, data.length)  # noqa: E731
@@ -98,7 +98,7 @@ def eval_batches(config: ConfigDict, source: Sequences) -> Generator[Batch]:
 
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:
-    """Return the augmentation on the device, `(batch, rng) -> batch`, which weights examples by their tokens."""
+    """Return the augmentation on the device, `(batch, rng) -> batch`: it weights examples by their predicted tokens."""
     return by_token
 
 
@@ -114,6 +114,6 @@ def summary(scores: dict[str, float]) -> dict[str, float]:
 
 
 def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Scale the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
+    """Scale the weights of each example by its number of predicted tokens; over all devices they then sum to B."""
     share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
     return {**batch, "weight": batch["weight"] * share[:, None]}

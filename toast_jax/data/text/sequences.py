@@ -49,7 +49,7 @@ class Sequences:
         return {"tokens": tokens, "segments": segments, "label": label, "weight": weight, "mask": mask}
 
     def __reduce__(self):
-        # Worker processes map the same files instead of receiving a copy of the arrays.
+        # Worker processes map the same files; a memory-mapped array would be pickled as a copy.
         if isinstance(self.tokens, np.memmap):
             return mapped, (Path(self.tokens.filename).parent,)
         return Sequences, (self.tokens, self.segments, self.answers)
@@ -84,7 +84,7 @@ def packed(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> 
     Raises:
       InputError: there is not enough text for one row.
     """
-    # These grow in place: 4 bytes a token and 1 a flag, where lists of Python's integers take 8 to 36.
+    # Growing arrays take 4 bytes per token and 1 per flag; lists of Python integers take 8 to 36.
     tokens, answers, sizes = array("i"), bytearray(), array("i")
     for document in documents:
         ids, flags = encode(document, tokenizer)

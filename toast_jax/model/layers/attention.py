@@ -34,7 +34,7 @@ def attend_with_weights(
     q: Float[Array, "B M H K"], k: Float[Array, "B N H K"], v: Float[Array, "B N H K"]
 ) -> tuple[Float[Array, "B M H K"], Float32[Array, "B H M N"]]:
     """Compute `attend` without a mask, and the softmax weights."""
-    # Heads come before tokens: on CPUs the other order makes both attention products several times slower.
+    # Heads before tokens: on CPUs the other order makes both products several times slower.
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     logits = jnp.einsum("bhmk,bhnk->bhmn", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
@@ -45,8 +45,8 @@ def attend_with_weights(
 def fits_cudnn(queries: int, keys: int, channels: int, dtype: DTypeLike, masked: bool) -> bool:
     """Check that cuDNN's flash attention takes these sizes, in the backward pass too, on any GPU since Ampere.
 
-    It takes 16-bit floats, heads of a multiple of 8 up to 128 channels, and a mask of even sides only. A single query has next
-    to no weights to save.
+    It requires 16-bit floats, at most 128 channels per head in multiples of 8, and even lengths with a mask. A single query is
+    excluded because its weights are small.
     """
     is_half = dtype in (jnp.bfloat16, jnp.float16)
     has_even_lengths = queries % 2 == keys % 2 == 0
