@@ -22,7 +22,7 @@ from tests import ROOT
 from tests.model.backbones.test_llama import D, G, H, L
 from tests.words import Words
 from toast_jax import trees
-from toast_jax.data.text import tokenizer
+from toast_jax.data.text import token_cache, tokenizer
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
@@ -355,3 +355,20 @@ def test_hosts_that_share_parameters_equal_one(stage, method, size, tmp_path):
     if stage == "pretune":
         files = (load_file(tmp_path / str(hosts) / "top_down.safetensors") for hosts in (2, 1))
         jax.tree.map(lambda array, expected: np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5), *files)
+
+
+def test_tokens_of_a_large_text_are_cached_and_give_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path, ASKED)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = of(alpaca, tmp_path)
+    config.data.format, config.data.held_out, config.data.tokenizer = "prompts", 0.2, str(tmp_path)
+    plain = text_runs.open_sources(config, verified=True)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(token_cache, "MIN_BYTES", 1)
+    text_runs.open_sources(config, verified=True)
+    monkeypatch.setattr(Words, "encode", None)  # nothing is encoded again
+    cached = text_runs.open_sources(config, verified=True)
+    assert isinstance(cached[0].tokens, np.memmap) and len(list((tmp_path / "cache/toast_jax/text").iterdir())) == 2
+    for ours, expected in ((cached[0], plain[0]), (cached[1]["val"], plain[1]["val"])):
+        assert fingerprint.of_source(ours) == fingerprint.of_source(expected)

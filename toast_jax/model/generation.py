@@ -21,7 +21,7 @@ from toast_jax.model.steered import Steered, apply
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Says how to draw the next token.
+    """Describes how the next token is drawn.
 
     Attributes:
       temperature: divides the logits; 0 takes the most likely token.
@@ -45,7 +45,7 @@ class Decoding:
       position: position of that token.
       done: whether a sequence has ended.
       caches: of both looks, see `Steered.caches`.
-      rng: key of all draws; a draw depends on the number of its sequence and on its position alone.
+      rng: key of all draws; each draw depends only on its sequence's row and its position.
     """
 
     token: Int32[Array, " B"]
@@ -93,13 +93,13 @@ def begin(
       model, method, params: see `steered.apply`.
       prompts: padded on the right with any token.
       lengths: number of tokens of each prompt, 1 or more.
-      places: S, the longest sequence to come.
+      places: S, the length of the longest sequence to generate, prompt included.
       sampling: how to draw.
       rng: key of all draws.
     """
     caches = model.caches(len(prompts), places)
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-    # Padding is cached too, but each of its positions is overwritten before any token attends to it.
+    # Padding is cached too, but its positions are overwritten before any token attends to them.
     logits, caches = apply(model, method, params, prompts, positions, caches, lengths - 1, call="extend")
     token, done = _draw(logits, rng, lengths, sampling)
     return Decoding(token, lengths, done, caches, rng)
@@ -161,7 +161,7 @@ def generate(
     yield np.asarray(state.token)[:, None]
     left = most - 1
     while left > 0 and not np.asarray(state.done).all():
-        # The last call may draw too many tokens, even past the end of the caches; those are cut off.
+        # The last call may draw too many tokens, even past the end of the caches; the surplus is cut off.
         state, tokens = extend(model, method, params, state, at_once, sampling)
         yield np.asarray(tokens)[:, :left]
         left -= at_once

@@ -3,10 +3,9 @@
 Scores are arrays `[B]`, one value per example. Training minimizes the mean of `loss` and reports the means of all; evaluation
 averages the same scores over a split.
 
-An example of text predicts many tokens; its scores are sums over them, weighted by the batch's `weight [B, N]`. The data
-pipeline sets weights that sum to 1 per example, and `mask [B]` to the number of predicted tokens. The mean over a split
-weighs examples by `mask`, so it is a mean over tokens. `train.text_runs.by_token` makes the plain mean over a training batch
-one over tokens too.
+The scores of a text are sums over its predicted tokens, weighted by the batch's `weight [B, N]`. The data pipeline sets weights
+that sum to 1 per example, and `mask [B]` to the number of predicted tokens. An evaluation weights examples by `mask` and so
+averages over tokens; in training, `train.text_runs.by_token` rescales the weights to the same effect.
 """
 
 import functools
@@ -23,13 +22,13 @@ from toast_jax.model.layers.batch import split_by_example
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 
-# The logits of a language model, and their gradient, are in memory for this many numbers at a time, but for no fewer tokens of
-# each sequence, so that the products stay large.
+# Limits of a chunk of a language model's logits: at most so many values, but at least so many tokens of each sequence, to keep
+# the products large.
 MAX_LOGITS, MIN_TOKENS = 2**26, 64
 
 
 def inputs(batch: Batch) -> Inputs | None:
-    """What a network looks at: a batch's images, or None where their features are given, or its tokens and their documents."""
+    """Return the network's inputs: images, None if the batch has cached features instead, or tokens and their documents."""
     return {name: batch[name] for name in ("tokens", "segments")} if "tokens" in batch else batch.get("image")
 
 
@@ -45,7 +44,7 @@ def cross_entropy(logits: Float[Array, "B *N C"], batch: Batch) -> Float[Array, 
 
 
 def tune(model: Steered, method: Method) -> Callable:
-    """Scores the final look by its cross-entropy, `loss`, and by its `accuracy`."""
+    """Build the scores of tuning: `loss`, the cross-entropy of the final look, and `accuracy`."""
 
     def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
         network = functools.partial(apply, model, method, params)
@@ -57,7 +56,7 @@ def tune(model: Steered, method: Method) -> Callable:
 
 
 def pretune(model: Steered, method: Method, *, task_weight: float, variational_weight: float) -> Callable:
-    """Scores the final look by the weighted sum of cross-entropy and variational loss (paper, section 3.3).
+    """Build the scores of pre-tuning: a weighted sum of cross-entropy and variational loss (paper, section 3.3).
 
     The scores are `loss`, `variational_loss` and, unless `task_weight` is 0, `task_loss` and `accuracy`.
     """
@@ -99,9 +98,9 @@ def _of_predictions(logits, pooled, batch):
 
 
 def _in_chunks(function, size, *arrays):
-    """Compute `function(*arrays)`, arrays `[B, N]` from arrays `[B, N, ...]`, for `size` of N tokens at a time.
+    """Map arrays `[B, N, ...]` to arrays `[B, N]`, `size` tokens at a time.
 
-    The backward pass computes a chunk again, so no more than a chunk of the intermediates is ever in memory.
+    The backward pass recomputes each chunk, so memory holds the intermediates of one chunk only.
     """
     length = arrays[0].shape[1]
     if length <= size:

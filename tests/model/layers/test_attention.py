@@ -149,3 +149,15 @@ def test_only_maps_hold_attention_weights(with_cudnn):
         text = program(functools.partial(net.apply, method=look), params, images, platforms=("cuda",))
         assert ("3x2x5x5xf32" in text) == has_maps
         assert ("cudnn" in text) != has_maps
+
+
+@pytest.mark.skipif(jax.devices()[0].platform != "gpu", reason="set JAX_PLATFORMS=cuda on a machine with a GPU")
+@pytest.mark.parametrize(("queries", "keys", "kv_heads", "masked"), [(197, 197, 4, False), (7, 5, 4, False), (6, 6, 2, True)])
+def test_cudnn_on_a_gpu(queries, keys, kv_heads, masked):
+    given = arrays(queries, keys=keys, kv_heads=kv_heads)
+    mask = [causal_in_segments(queries)] if masked else []
+    half = [x.astype(jnp.bfloat16) for x in given]
+    assert calls_of_cudnn(program(functools.partial(with_gradients, attend), *half, *mask, platforms=("cuda",))) == (2, 1)
+    ours, expected = with_gradients(attend, *half, *mask), with_gradients(definition, *given, *mask)
+    for x, y in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(x.astype(jnp.float32), y, rtol=0, atol=0.03 * np.abs(y).max())

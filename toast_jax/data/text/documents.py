@@ -1,6 +1,6 @@
 """Documents of text files, split into the text to read and the text to predict.
 
-A document is a list of turns. The part of a turn before `answer` is read only; the rest is predicted.
+A document is a list of turns. The text of a turn before `answer` is context; the rest is predicted.
 """
 
 import json
@@ -75,7 +75,7 @@ def instruct(text: str, context: str = "") -> str:
 
 
 def prompt(record: Any) -> list[Document]:
-    """Make a document of `{"prompt", "response"}`, with nothing added."""
+    """Make a document of `{"prompt", "response"}` without a template."""
     return [_answered(_text(record, "prompt"), _text(record, "response"))]
 
 
@@ -157,7 +157,7 @@ def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0)
 
 
 def records(file: Path) -> Iterator[tuple[str, Any]]:
-    """Iterate over the records of a file, each with a phrase that says where it is.
+    """Iterate over the records of a file, each with its place in words, for messages.
 
     Raises:
       InputError: the file does not exist or is not JSON.

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from array import array
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Sequences:
 
     Attributes:
       tokens, segments: int32 `[count, N]`; a segment is a document, negative in padding.
-      answers: bool `[count, N]`, whether a token is predicted from those before it.
+      answers: bool `[count, N]`, whether a token is predicted from those before it. All three may be memory-mapped.
     """
 
     tokens: np.ndarray
@@ -46,6 +47,17 @@ class Sequences:
         label = np.append(tokens[1:], 0).astype(np.int32)
         weight = predicted / np.maximum(mask, 1)
         return {"tokens": tokens, "segments": segments, "label": label, "weight": weight, "mask": mask}
+
+    def __reduce__(self):
+        # Worker processes map the same files; a memory-mapped array would be pickled as a copy.
+        if isinstance(self.tokens, np.memmap):
+            return mapped, (Path(self.tokens.filename).parent,)
+        return Sequences, (self.tokens, self.segments, self.answers)
+
+
+def mapped(folder: Path) -> Sequences:
+    """Open the arrays in a folder, an `.npy` file for each attribute, without reading them into memory."""
+    return Sequences(*(np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in dataclasses.fields(Sequences)))
 
 
 def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -72,7 +84,7 @@ def packed(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> 
     Raises:
       InputError: there is not enough text for one row.
     """
-    # These grow in place: 4 bytes a token and 1 a flag, where lists of Python's integers take 8 to 36.
+    # Growing arrays take 4 bytes per token and 1 per flag; lists of Python integers take 8 to 36.
     tokens, answers, sizes = array("i"), bytearray(), array("i")
     for document in documents:
         ids, flags = encode(document, tokenizer)

@@ -27,14 +27,14 @@ def attend(
       q, k, v: queries, keys and values.
       mask: True where a query attends to a key; None: everywhere.
     """
-    return _by_platform(lambda compute, *args: compute(*args), q, k, v, mask)
+    return _by_platform(lambda compute, *args: compute(*args), _cudnn, q, k, v, mask)
 
 
 def attend_with_weights(
     q: Float[Array, "B M H K"], k: Float[Array, "B N H K"], v: Float[Array, "B N H K"]
 ) -> tuple[Float[Array, "B M H K"], Float32[Array, "B H M N"]]:
     """Compute `attend` without a mask, and the softmax weights."""
-    # Heads come before tokens: on CPUs the other order makes both attention products several times slower.
+    # Heads before tokens: on CPUs the other order makes both products several times slower.
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     logits = jnp.einsum("bhmk,bhnk->bhmn", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
@@ -45,8 +45,8 @@ def attend_with_weights(
 def fits_cudnn(queries: int, keys: int, channels: int, dtype: DTypeLike, masked: bool) -> bool:
     """Check that cuDNN's flash attention takes these sizes, in the backward pass too, on any GPU since Ampere.
 
-    It takes 16-bit floats, heads of a multiple of 8 up to 128 channels, and a mask of even sides only. A single query has next
-    to no weights to save.
+    It requires 16-bit floats, at most 128 channels per head in multiples of 8, and even lengths with a mask. A single query is
+    excluded because its weights are small.
     """
     is_half = dtype in (jnp.bfloat16, jnp.float16)
     has_even_lengths = queries % 2 == keys % 2 == 0
@@ -62,13 +62,13 @@ def _has_cudnn() -> bool:
     return "cuda" in gpu.client.platform_version and float(gpu.compute_capability) >= 8.0
 
 
-def _by_platform(run, q, k, v, mask, *more):
+def _by_platform(run, cudnn, q, k, v, mask, *more):
     """Call `run(compute, q, k, v, [mask], *more)` with the implementation for the platform of the lowering."""
     args = (q, k, v, *([] if mask is None else [mask]), *more)
     cpu = _heads_first if mask is None and q.shape[2] == k.shape[2] else _xla
     branches = {"cpu": functools.partial(run, cpu)}
     if fits_cudnn(q.shape[1], k.shape[1], q.shape[-1], q.dtype, mask is not None) and _has_cudnn():
-        branches["cuda"] = _folded(functools.partial(run, _cudnn))
+        branches["cuda"] = _folded(functools.partial(run, cudnn))
     if cpu is _xla and len(branches) == 1:
         return run(_xla, *args)
     return jax.lax.platform_dependent(*args, default=functools.partial(run, _xla), **branches)
@@ -83,17 +83,19 @@ def _xla(q, k, v, mask=None):
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
 
-def _cudnn(q, k, v, mask=None):
-    attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    if mask is not None:
-        return attention(q, k, v, mask=mask[:, None])
+def _cudnn(q, k, v, mask=None, **lengths):
+    mask = None if mask is None else mask[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn", **lengths)
+
+
+def _differentiable_cudnn(q, k, v, mask=None):
     # JAX refuses odd lengths in the backward pass, such as the 197 tokens of a ViT; the added tokens are masked by length.
     queries, keys = q.shape[1], k.shape[1]
-    if not (queries % 2 or keys % 2):
-        return attention(q, k, v)
+    if queries % 2 == keys % 2 == 0:
+        return _cudnn(q, k, v, mask)
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
-    lengths = (jnp.full(len(q), count, jnp.int32) for count in (queries, keys))
-    return attention(q, k, v, query_seq_lengths=next(lengths), key_value_seq_lengths=next(lengths))[:, :queries]
+    of_queries, of_keys = (jnp.full(len(q), count, jnp.int32) for count in (queries, keys))
+    return _cudnn(q, k, v, query_seq_lengths=of_queries, key_value_seq_lengths=of_keys)[:, :queries]
 
 
 def _folded(compute: Callable) -> Callable:
@@ -118,7 +120,7 @@ def _backward(saved, gradient):
         *mask, gradient = rest
         return jax.vjp(lambda q, k, v: compute(q, k, v, *mask), q, k, v)[1](gradient)
 
-    return *_by_platform(run, *saved, gradient), None
+    return *_by_platform(run, _differentiable_cudnn, *saved, gradient), None
 
 
 attend.defvjp(_forward, _backward)
