@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.config.check import check_fields
+from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.text import documents
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, renaming
 from toast_jax.model import families, generation
 from toast_jax.model.generation import Sampling
 from toast_jax.train import saved_run, text_runs
@@ -53,18 +54,21 @@ class Speaker:
 
     def __init__(self, config: ConfigDict):
         if config.run:
-            saved = saved_run.load(config.run, config.weights)
+            with renaming(OF_SAVED):
+                saved = saved_run.load(config.run, config.weights, config.top_down)
             of_run, self._network = saved.config, (saved.model, saved.method, saved.params)
             if families.of_config(of_run).reads != "text":
                 raise InputError(f"The run in {config.run} has tuned a network of images; give one of a language model.")
         elif config.network:
-            of_run, network = config.network, load_network(config.network, 0)
+            with renaming({}, "network"):
+                of_run, network = config.network, load_network(config.network, 0)
             self._network = network.model, network.method, trees.merge(network.tuned, network.frozen)
         else:
             raise InputError("Nothing to generate with; write --config=configs/generate.py:run=RUN, or :backbone=BACKBONE.")
         if config.tokenizer:
             of_run.data.tokenizer = config.tokenizer
-        self._tokenizer = text_runs.open_tokenizer(of_run)
+        with renaming(OF_SAVED):
+            self._tokenizer = text_runs.open_tokenizer(of_run)
         self._most, self._seed = config.most, config.seed
         self._context = families.of_config(of_run).sizes[of_run.backbone.size].context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
@@ -115,7 +119,8 @@ class Speaker:
 
 def _answer_file(config, speaker, folder: Path) -> None:
     path = Path(config.file).expanduser()
-    questions = documents.records(path)
+    with renaming({"data.splits": "file"}):
+        questions = documents.records(path)
     for place, record in questions:
         if not isinstance(record, dict) or not isinstance(record.get("question"), str):
             raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')

@@ -27,7 +27,7 @@ class TfdsRecords:
         record = self._records[index]
         name = record.get("image/filename", record.get("file_name", f"{self.split}[{index}]".encode()))
         label = 0 if self.classes == (UNLABELLED,) else int(record["label"])
-        return {"image": record["image"], "label": label, "name": name.decode()}
+        return {"image": record["image"], "label": label, "name": name.decode(errors="backslashreplace")}
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
