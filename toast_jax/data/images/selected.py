@@ -33,7 +33,7 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
     """
     if where in SPLITS:
         source = sources.read_split(data, where)
-        if data.skip_corrupt:
+        if data.get("skip_corrupt", False):
             source = _flat(verify(source, skip_corrupt=True))
         root = os.path.join(data.root, data.image_dir) if data.format == "json" else data.root
         return relabel(source, classes) if classes else source, os.path.expanduser(root)
