@@ -1,5 +1,6 @@
 """Boxes and masks: read as they are written, cut as their images are, and refused where they do not fit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -174,6 +175,23 @@ def test_tfds_features(birds):
         np.testing.assert_array_equal(masks[i], expected)
     with pytest.raises(InputError, match="Of TFDS records objects are the features bbox, segmentation_mask; .* is 'box'"):
         annotations.open_objects("box", source, "")
+
+
+def test_tfds_records_that_are_damaged_or_have_no_box(birds, monkeypatch):
+    _, boxes = annotations.open_objects("bbox", sources.open_split(birds, "test"), "")
+    image = small_tfds.png(np.zeros((4, 6, 3), np.uint8)).read()
+    for record, message in (
+        ({"image": b"nothing", "bbox": np.array([0, 0, 1, 1.0])}, "Image test.0. of .* cannot be decoded: prepare"),
+        ({"image": image, "bbox": np.array([0, 0, np.nan, 1.0])}, r"box of image test.0. of .* is \[0.0, 0.0, nan, 1.0\], not"),
+        ({"image": image, "bbox": np.array([0, 0, 9, 1.0])}, r"box of image test.0. of .* is \[0.0, 0.0, 9.0, 1.0\], not"),
+        ({"image": None, "bbox": None}, "caltech_birds2011/.* is damaged .a record is empty.: remove it and prepare it again"),
+    ):
+        monkeypatch.setattr(annotations, "records", lambda *_, record=record: [record])
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(boxes)[0]
+    empty = {"image": image, "bbox": np.array([0.5, 0.5, 0.5, 0.5])}
+    monkeypatch.setattr(annotations, "records", lambda *_: [empty])
+    assert not dataclasses.replace(boxes)[0].any()  # left out and counted, like objects that the crop cuts off
 
 
 def test_scenes_have_the_boxes_of_their_digits():

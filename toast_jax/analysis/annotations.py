@@ -21,7 +21,7 @@ from toast_jax.analysis.localization import box_of
 from toast_jax.data.images import pixels, synthetic_scenes
 from toast_jax.data.images.image_files import Files
 from toast_jax.data.images.sources import Source
-from toast_jax.data.images.tfds_records import TfdsRecords, records
+from toast_jax.data.images.tfds_records import TfdsRecords, record_of, records
 from toast_jax.errors import InputError, listed
 
 log = logging.getLogger(__name__)
@@ -92,12 +92,20 @@ class TfdsObjects:
         return len(self._records)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        record = self._records[index]
+        record, name = record_of(self._records, index, self.directory), f"{self.split}[{index}]"
         if self.feature == "segmentation_mask":
-            return _bright(record["segmentation_mask"], f"{self.split}[{index}]")
-        with Image.open(io.BytesIO(record["image"])) as image:
-            width, height = image.size
+            return _bright(record["segmentation_mask"], name)
+        try:
+            with Image.open(io.BytesIO(record["image"])) as image:
+                width, height = image.size
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise InputError(f"Image {name} of {self.directory} cannot be decoded: prepare the dataset again.") from error
         ymin, xmin, ymax, xmax = record["bbox"]
+        if not (0 <= ymin <= ymax <= 1 and 0 <= xmin <= xmax <= 1):
+            raise InputError(
+                f"The box of image {name} of {self.directory} is {np.array(record['bbox']).tolist()}, not ymin, xmin, ymax and "
+                "xmax as fractions of its sides: use another dataset, or masks."
+            )
         mask = np.zeros((height, width), bool)
         mask[round(ymin * height) : round(ymax * height), round(xmin * width) : round(xmax * width)] = True
         return mask
@@ -226,8 +234,8 @@ def _log_turned(source, masks=()):
         turned = [path for path in turned if not pixels.is_turned(own[path])]
     if turned:
         log.warning(
-            "%d images are turned upright by their EXIF orientation (%s); their boxes and masks have to be those of the upright "
-            "image, which viewers show.",
+            "%d images are turned upright by their EXIF orientation (%s); their boxes and masks have to be those of the "
+            "upright image, which viewers show.",
             len(turned),
             listed(turned, most=3),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+import toast_jax
 from toast_jax.analysis import curves, report
 from toast_jax.config.check import check_fields
 from toast_jax.data.text import synthetic_tales
@@ -142,17 +143,25 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
 
 
 def _answers(config: ConfigDict, folder: Path, of_run: Path, **speaker) -> tuple[str, ...]:
-    """Answer the held-out questions, cached in `answers.jsonl`; `speaker` holds fields of `configs/generate.py`."""
+    """Answer the held-out questions; `speaker` holds fields of `configs/generate.py`.
+
+    The answers are cached in `answers.jsonl`, beside the settings of the version that wrote them.
+    """
     asked = folder / "tales" / synthetic_tales.QUESTIONS
-    file = of_run / "answers.jsonl"
+    file, settings = of_run / "answers.jsonl", of_run / "answers_settings.json"
+    current = json.loads(json.dumps({**ConfigDict(config.speaker).to_dict(), "version": toast_jax.__version__}))
     try:
         answers = _lines(file)
-    except (OSError, ValueError):  # missing or incomplete
-        answers = []
-    if [line["question"] for line in answers] != [line["question"] for line in _lines(asked)]:
+        is_current = json.loads(settings.read_text()) == current and [
+            (line["question"], type(line["answer"])) for line in answers
+        ] == [(line["question"], str) for line in _lines(asked)]
+    except (OSError, ValueError, KeyError, TypeError):  # missing, incomplete or damaged
+        is_current = False
+    if not is_current:
         section = NOT_TUNED if "network" in speaker else f"runs.{of_run.parent.name}"
         with renaming(_of_speaker(section), "speaker"):
             generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), str(of_run))
+        run_folder.write_json(settings, current)
         answers = _lines(file)
     return tuple(line["answer"].strip() for line in answers)
 

@@ -54,7 +54,8 @@ class VtabImages:
         return record[feature].decode(errors="backslashreplace") if feature else f"{self.split}[{index}]"
 
     def _record(self, index: int) -> dict[str, Any]:
-        return self._records[index if self.indices is None else self.indices[index]]
+        place = index if self.indices is None else self.indices[index]
+        return tfds_records.record_of(self._records, place, self.directory)
 
     def _read(self, index: int) -> dict[str, Any]:
         task, record = tasks.TASKS[self.task], self._record(index)
