@@ -104,14 +104,13 @@ class Speaker:
         print(self._text(answer)[len(shown) :])
         return [*ids, *generation.until_stop(np.array(answer), self._sampling.stop), self._tokenizer.end]
 
-    def answers(self, prompts: list[list[int]]) -> list[str]:
-        """Answer several prompts at once."""
-        return [self._text(row) for row in np.concatenate(list(self._sample(prompts, at_once=16)), axis=1)]
+    def answers(self, prompts: list[list[int]], numbers: Sequence[int] | None = None) -> list[str]:
+        """Answer several prompts at once; their draws depend on `numbers`, see `generation.numbers_of`."""
+        return [self._text(row) for row in np.concatenate(list(self._sample(prompts, 16, numbers)), axis=1)]
 
-    def _sample(self, prompts, at_once) -> Iterator[np.ndarray]:
-        return generation.generate(
-            *self._network, prompts, most=self._most, sampling=self._sampling, seed=self._seed, at_once=at_once
-        )
+    def _sample(self, prompts, at_once, numbers=None) -> Iterator[np.ndarray]:
+        settings = {"most": self._most, "sampling": self._sampling, "seed": self._seed}
+        return generation.generate(*self._network, prompts, **settings, at_once=at_once, numbers=numbers)
 
     def _text(self, tokens):
         return self._tokenizer.decode(generation.until_stop(np.asarray(tokens), self._sampling.stop))
@@ -125,12 +124,16 @@ def _answer_file(config, speaker, folder: Path) -> None:
         if not isinstance(record, dict) or not isinstance(record.get("question"), str):
             raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')
     prompts = [speaker.tokens(record["question"]) for _, record in questions]
+    numbers = generation.numbers_of(prompts)
     answered = folder / "answers.jsonl"
     with answered.open("w", encoding="utf-8") as file:
         for start in range(0, len(prompts), config.batch_size):
-            batch = prompts[start : start + config.batch_size]
             # Padded, so that the last batch runs the same compiled program.
-            answers = speaker.answers(batch + batch[:1] * (config.batch_size - len(batch)))
+            batch, numbered = (
+                part + part[:1] * (config.batch_size - len(part))
+                for part in (values[start : start + config.batch_size] for values in (prompts, numbers))
+            )
+            answers = speaker.answers(batch, numbered)
             for (_, record), answer in zip(questions[start : start + config.batch_size], answers, strict=False):
                 file.write(json.dumps({**record, "answer": answer}, ensure_ascii=False) + "\n")
             file.flush()
