@@ -24,7 +24,7 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
 from toast_jax.train import checkpoint, image_runs, loop, setup
-from toast_jax.workdir import interrupt
+from toast_jax.workdir import interrupt, run_folder
 
 
 class Killed(Exception):
@@ -438,6 +438,14 @@ def test_a_run_is_not_overwritten(config, tmp_path):
     config.resume = False
     with pytest.raises(InputError, match="already holds a run; set --config.resume=True or give another --workdir"):
         setup.prepare(config, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"steps": ', "\udcff"])
+def test_a_result_that_is_damaged_is_named(config, tmp_path, content):
+    run_folder.write_json(tmp_path / "config.json", config.to_dict())
+    (tmp_path / "result.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(InputError, match="/result.json is damaged .*; remove it and give the same command again"):
+        run_folder.recorded(tmp_path, config)
 
 
 def test_remote_workdir_is_refused(config):

@@ -163,6 +163,23 @@ def test_a_file_of_questions_is_answered(runs, tmp_path):
     assert lines == [{**one, "answer": answer} for one, answer in zip(questions, expected, strict=True)]
 
 
+def test_sampled_answers_do_not_depend_on_the_batch_size_or_on_the_order(runs, tmp_path):
+    root, _ = runs
+    questions = [f"{i % 3}?" for i in range(5)]  # two of them twice
+
+    def answers(order, batch_size):
+        lines = [json.dumps({"question": questions[i]}) for i in order]
+        (tmp_path / "q.jsonl").write_text("\n".join(lines))
+        fields = {"file": str(tmp_path / "q.jsonl"), "batch_size": batch_size, "temperature": 1.0, "most": 8}
+        generate.run(spoken(root, **fields), str(tmp_path))
+        said = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+        return sorted((line["question"], line["answer"]) for line in said)
+
+    expected = answers(range(5), 2)
+    assert len(set(expected)) == 5
+    assert answers([4, 2, 0, 1, 3], 2) == answers([1, 0, 3, 2, 4], 3) == expected
+
+
 def test_a_conversation_goes_on_until_the_input_ends(runs, monkeypatch, capsys):
     """The second question is read with all that was said; one that does not fit begins anew."""
     root, _ = runs

@@ -13,6 +13,9 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import drawing, maps, report
 from toast_jax.analysis.maps import Parts
+from toast_jax.config.task_fields import OF_SAVED
+from toast_jax.errors import renaming
+from toast_jax.fields import flat_fields, nested
 from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.workdir.progress import log_to_file
@@ -41,9 +44,15 @@ class Looked:
 
 
 def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str, SavedRun]:
-    """Load `config.runs` as `saved_run.load_compared`; the dozen lines that each network logs go to `log.txt` alone."""
-    with log_to_file(folder / "log.txt", but=log):
-        return saved_run.load_compared(config.runs, config.weights)
+    """Load `config.runs` as `saved_run.load_compared`, with data that has moved where `config.data` says.
+
+    The dozen lines that each network logs go to `log.txt` alone.
+    """
+    with log_to_file(folder / "log.txt", but=log), renaming(OF_SAVED):
+        runs = saved_run.load_compared(config.runs, config.weights, config.top_down)
+    moved = {name: place for name, place in flat_fields(config.data.to_dict()).items() if place}
+    next(iter(runs.values())).config.data.update(nested(moved))
+    return runs
 
 
 def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from toast_jax.analysis import drawing, maps, views
 from toast_jax.config.check import check_fields
+from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.images import image_files
-from toast_jax.errors import InputError, listed
+from toast_jax.errors import InputError, listed, renaming
 from toast_jax.model.steered import apply
 from toast_jax.train import saved_run
 from toast_jax.workdir import run_folder
@@ -37,7 +38,8 @@ def run(config: ConfigDict, folder: str) -> None:
     check_fields(config)
     folder = run_folder.writable(folder)
     source = image_files.unlabelled(config.images)
-    saved = saved_run.load_tuned(config.run, config.weights)
+    with renaming(OF_SAVED):
+        saved = saved_run.load_tuned(config.run, config.weights, config.top_down)
     look = jax.jit(functools.partial(maps.look if config.attention else _classified, saved.model, saved.method))
     count, by_name = 0, {}
     faults: dict[int, str] = {}

@@ -23,6 +23,29 @@ def test_plain_text_is_predicted_from_its_first_word():
     assert documents.plain({"text": " \n"}) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.txt", b"a\r\nb\x00\x0c", ["a\nb\x00\x0c"]),
+        ("a.jsonl", b'{"text": "a\\r\\nb"}\r\n\r\n\xef\xbb\xbf{"text": "c\\u0000"}\r\n', ["a\r\nb", "c\x00"]),
+        ("a.jsonl", '{"text": "a\u2028\u0085b"}\n{"text": ""}'.encode(), ["a\u2028\u0085b"]),  # not the end of a line
+        ("a.json", b'\xef\xbb\xbf[{"text": "a"}]', ["a"]),
+        ("a.jsonl", b'{"text": "' + b"x" * 3_000_000 + b'"}', ["x" * 3_000_000]),
+        ("a.txt", "a".encode("utf-16"), None),
+        ("a.txt", b"a\xff", None),
+        ("a.jsonl", b'{"text": "\xff"}', None),
+    ],
+)
+def test_line_ends_marks_and_control_characters(tmp_path, name, content, texts):
+    (tmp_path / name).write_bytes(content)
+    if texts is None:
+        with pytest.raises(InputError, match=f"The text .*/{name} cannot be read .*utf-8.*; correct --config.data.splits"):
+            documents.read(str(tmp_path / name), documents.plain)
+    else:
+        made = documents.read(str(tmp_path / name), documents.plain)
+        assert [turn.text for document in made for turn in document] == texts
+
+
 def test_instructions_with_and_without_input():
     (with_input,) = documents.instruction({"instruction": "Add", "input": "1 2", "output": "3"})
     assert with_input[0].text == (

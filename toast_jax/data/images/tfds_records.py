@@ -24,10 +24,10 @@ class TfdsRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
+        record = record_of(self._records, index, self.directory)
         name = record.get("image/filename", record.get("file_name", f"{self.split}[{index}]".encode()))
         label = 0 if self.classes == (UNLABELLED,) else int(record["label"])
-        return {"image": record["image"], "label": label, "name": name.decode()}
+        return {"image": record["image"], "label": label, "name": name.decode(errors="backslashreplace")}
 
     @functools.cached_property
     def _records(self) -> Sequence[dict[str, Any]]:
@@ -52,13 +52,25 @@ def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
     return builder.as_data_source(split, decoders=encoded)
 
 
+def record_of(opened: Sequence[dict[str, Any]], index: int, directory: str) -> dict[str, Any]:
+    """Read a record of the dataset in `directory`; InputError if its files are damaged."""
+    try:
+        record = opened[index]
+        if any(value is None for value in record.values()):  # what is left of a file that was cut off
+            raise ValueError("a record is empty")
+        return record
+    except Exception as error:  # TFDS and array_record raise nearly anything
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise InputError(f"{directory} is damaged ({reason}): remove it and prepare it again.") from error
+
+
 def read(data: ConfigDict, split: str) -> TfdsRecords:
     """Open a split of the builder `data.name` under `data.root`; InputError with the command that prepares it."""
     tfds = library()
     root = existing_root(data)
     try:
         builder = tfds.builder(data.name, data_dir=root)
-    except ValueError as error:
+    except Exception as error:  # ValueError for an unknown name, nearly anything for damaged files
         reason = str(error).splitlines()[0].strip(".")
         raise InputError(f"TFDS cannot open dataset {data.name!r} ({reason}): correct --config.data.name.") from error
     if not builder.info.splits:

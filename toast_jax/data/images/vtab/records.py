@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.data.images import pixels, tfds_records
 from toast_jax.data.images.vtab import published_lists, tasks
-from toast_jax.errors import InputError, choose, listed
+from toast_jax.errors import InputError, choose, fault_of, listed
 
 # Splits up to this size are cached in memory; larger ones are test splits, which are read once.
 CACHED = tasks.TRAIN + tasks.VAL
@@ -51,10 +51,11 @@ class VtabImages:
 
     def _name(self, index: int, record: dict[str, Any]) -> str:
         feature = tasks.BUILDERS[tasks.TASKS[self.task].builder].filename
-        return record[feature].decode() if feature else f"{self.split}[{index}]"
+        return record[feature].decode(errors="backslashreplace") if feature else f"{self.split}[{index}]"
 
     def _record(self, index: int) -> dict[str, Any]:
-        return self._records[index if self.indices is None else self.indices[index]]
+        place = index if self.indices is None else self.indices[index]
+        return tfds_records.record_of(self._records, place, self.directory)
 
     def _read(self, index: int) -> dict[str, Any]:
         task, record = tasks.TASKS[self.task], self._record(index)
@@ -64,7 +65,10 @@ class VtabImages:
                 f"Image {name} has class {label} of {self.task}, which has 0 to {task.num_classes - 1}: remove "
                 f"{self.directory} and prepare it again."
             )
-        image = pixels.decode(record["image"], name) * tasks.BUILDERS[task.builder].scale
+        try:
+            image = pixels.decode(record["image"], name) * tasks.BUILDERS[task.builder].scale
+        except InputError as error:
+            raise InputError(f"{fault_of(error)}: remove {self.directory} and prepare it again.") from error
         return {"image": pixels.stretch(image, self.size), "label": label, "name": name}
 
     @functools.cached_property
