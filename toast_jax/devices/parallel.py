@@ -9,8 +9,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from toast_jax.data.loader import Batch
-
 AXIS = "data"
 
 
@@ -39,7 +37,7 @@ def shard(batch: dict) -> dict:
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def sharded(batches: Generator[Batch]) -> Iterator[dict]:
+def sharded(batches: Generator[dict]) -> Iterator[dict]:
     """Split each batch with `shard`; close `batches`, which stops its threads, at the end.
 
     Dispatch is asynchronous, so the next batch is made and copied while the devices compute.

@@ -5,7 +5,7 @@ averages the same scores over a split.
 
 An example of text predicts many tokens; its scores are sums over them, weighted by the batch's `weight [B, N]`. The data
 pipeline sets weights that sum to 1 per example, and `mask [B]` to the number of predicted tokens. The mean over a split
-weighs examples by `mask`, so it is a mean over tokens. `train.text_runs.by_token` makes the plain mean over a training batch
+weighs examples by `mask`, so it is a mean over tokens. `train.augment.by_token` makes the plain mean over a training batch
 one over tokens too.
 """
 

@@ -8,16 +8,15 @@ import math
 from collections.abc import Callable, Generator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.data.loader import Batch
 from toast_jax.data.text import batches, documents, sequences, tokenizer
 from toast_jax.data.text.sequences import Sequences
-from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import families
+from toast_jax.train.augment import by_token
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +96,3 @@ def summary(scores: dict[str, float]) -> dict[str, float]:
     """Return the scores of a split and its perplexity, the exponential of the cross-entropy."""
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
-
-
-def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Scale the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
-    share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
-    return {**batch, "weight": batch["weight"] * share[:, None]}
