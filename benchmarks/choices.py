@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from toast_jax.model.layers import depthwise
@@ -56,9 +57,12 @@ _POLICY = {"products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 def parameters(width: int, depth: int, dtype: DTypeLike) -> dict:
     """Draw the kernels of a stack, each `[L, in, out]`."""
     shapes = {"qkv": (width, 3 * width), "proj": (width, width), "fc1": (width, 4 * width), "fc2": (4 * width, width)}
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    draw = {name: jax.random.normal(key, (depth, *shape)) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
-    return {name: (0.02 * array).astype(dtype) for name, array in draw.items()}
+    return {name: 0.02 * drawn((depth, *shape), dtype) for name, shape in shapes.items()}
+
+
+def drawn(shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+    """Draw normal numbers on the host, which compiles nothing."""
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32), dtype)
 
 
 def gradient(stack: Stack, num_heads: int) -> Callable:
