@@ -62,7 +62,7 @@ def test_rows_are_saved_as_they_end_and_a_failure_stops_nothing(tmp_path, monkey
     assert before["part"]["first"]["a_bytes"] == 2**21 and "second" not in before["part"]
     report = json.loads((tmp_path / "accelerator.json").read_text())
     assert report["parts"]["part"]["second"]["error"] == "ValueError: no such kernel"
-    assert report["parts"]["part"]["third"]["b"] == 2**21 and report["machine"]["instruction_set"]
+    assert report["parts"]["part"]["third"]["b"] == 2 and report["machine"]["instruction_set"]
     table = (tmp_path / "accelerator.md").read_text()
     assert "| first | 2 MiB |" in table and "ValueError: no such kernel" in table
     assert not list(tmp_path.glob("*.partial"))
@@ -80,6 +80,16 @@ def test_a_missing_recording_is_a_sentence(tmp_path, monkeypatch):
     accelerator.main(["--tiny", "--out", str(tmp_path), "--parts", "parity"])
     rows = json.loads((tmp_path / "accelerator.json").read_text())["parts"]["parity"]
     assert all("vit_linear.npz is missing; copy tests/fixtures" in row["error"] for row in rows.values()) and len(rows) == 2
+
+
+def test_both_depthwise_forms_are_timed(tmp_path, monkeypatch):
+    of_choices = accelerator.PARTS["choices"]
+    monkeypatch.setattr(
+        accelerator, "PARTS", {"choices": lambda *args: (row for row in of_choices(*args) if row.name.startswith("depthwise"))}
+    )
+    accelerator.main(["--tiny", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "accelerator.json").read_text())["parts"]["choices"]
+    assert len(rows) == 2 and all(row["milliseconds"] > 0 and len(row["seconds"]) == 4 for row in rows.values())
 
 
 @pytest.mark.parametrize(
