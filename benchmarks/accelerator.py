@@ -379,8 +379,7 @@ def _idle(sizes: Sizes, release: str) -> Iterator[Row]:
     def profiled(method, parts):
         images = steps.images(sizes.batches[0] * jax.device_count(), sizes.image_size)
         case = steps.Case(method, sizes.backbone, images, dtype=sizes.dtype)
-        case.time_train(images, 3)
-        return idle.measured(lambda count: case.time_train(images, count), sizes.profiled)
+        return idle.measured(lambda: case.dispatch(images), sizes.profiled)
 
     for method in ("toast", "linear"):
         yield Row(f"{sizes.backbone}, batch {sizes.batches[0]}, {method}", functools.partial(profiled, method))

@@ -10,32 +10,36 @@ from pathlib import Path
 import jax
 
 
-def measured(run: Callable[[int], None], count: int) -> dict:
-    """Profile `count` steps.
+def measured(dispatch: Callable[[], jax.Array], count: int) -> dict:
+    """Profile `count` consecutive steps.
 
     Args:
-      run: runs so many consecutive steps and waits for the last.
+      dispatch: starts a step and returns its result, without waiting for it.
 
     Returns:
-      seconds of a step, and `idle_share` of the device between its first and last operation; None if the trace names no
-      device, as on a CPU.
+      seconds of a step; `dispatch_share` of them that the host took to start it, near 1 if the device waits for the host;
+      `idle_share` of the device, None if the trace names no device, as on a CPU.
     """
+    jax.block_until_ready(dispatch())
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
         with jax.profiler.trace(folder):
-            run(count)
-        seconds = time.perf_counter() - started
-        files = sorted(Path(folder).rglob("*.trace.json.gz"))
-        traces = [json.loads(gzip.decompress(path.read_bytes())) for path in files]
+            started = time.perf_counter()
+            for _ in range(count):
+                result = dispatch()
+            dispatched = time.perf_counter() - started
+            jax.block_until_ready(result)
+            seconds = time.perf_counter() - started
+        traces = [json.loads(gzip.decompress(path.read_bytes())) for path in Path(folder).rglob("*.trace.json.gz")]
     shares = [share for trace in traces for share in idle_shares(trace).values()]
-    return {"steps": count, "profiled_seconds_a_step": seconds / count, "idle_share": max(shares, default=None)}
+    times = {"seconds_a_step": seconds / count, "dispatch_share": dispatched / seconds}
+    return {"steps": count, "traces": len(traces), **times, "idle_share": max(shares, default=None)}
 
 
 def idle_shares(trace: dict) -> dict[str, float]:
     """Compute the idle share of every device of a trace in Chrome's format.
 
-    A device is idle while none of its threads runs an operation, between the first operation and the end of the last. Threads
-    that show whole steps or modules are left out, as they also cover the gaps.
+    A device is idle while none of its operations runs, between the start of the first and the end of the last. Operations are
+    in the threads of streams (GPU) or "XLA Ops" (TPU); threads of steps, modules and source lines also cover the gaps.
     """
     named = [event for event in trace["traceEvents"] if event.get("ph") == "M"]
     devices = {
@@ -43,14 +47,14 @@ def idle_shares(trace: dict) -> dict[str, float]:
         for event in named
         if event["name"] == "process_name" and event["args"]["name"].startswith("/device:")
     }
-    whole = {
+    threads = {
         (event["pid"], event["tid"])
         for event in named
-        if event["name"] == "thread_name" and any(word in event["args"]["name"] for word in ("Steps", "Modules", "Framework"))
+        if event["name"] == "thread_name" and event["args"]["name"].startswith(("Stream #", "XLA Ops"))
     }
     spans: dict[str, list] = {}
     for event in trace["traceEvents"]:
-        if event.get("ph") == "X" and event["pid"] in devices and (event["pid"], event["tid"]) not in whole:
+        if event.get("ph") == "X" and event["pid"] in devices and (event["pid"], event["tid"]) in threads:
             spans.setdefault(devices[event["pid"]], []).append((event["ts"], event["ts"] + event["dur"]))
     return {device: _idle(sorted(operations)) for device, operations in spans.items()}
 

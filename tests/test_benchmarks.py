@@ -62,7 +62,7 @@ def test_rows_are_saved_as_they_end_and_a_failure_stops_nothing(tmp_path, monkey
     assert before["part"]["first"]["a_bytes"] == 2**21 and "second" not in before["part"]
     report = json.loads((tmp_path / "accelerator.json").read_text())
     assert report["parts"]["part"]["second"]["error"] == "ValueError: no such kernel"
-    assert report["parts"]["part"]["third"]["b"] == 2 and report["machine"]["instruction_set"]
+    assert report["parts"]["part"]["third"]["b"] == 2**21 and report["machine"]["instruction_set"]
     table = (tmp_path / "accelerator.md").read_text()
     assert "| first | 2 MiB |" in table and "ValueError: no such kernel" in table
     assert not list(tmp_path.glob("*.partial"))
@@ -112,7 +112,7 @@ def test_a_device_kind_names_its_chip(kind, name):
 
 def test_a_device_is_idle_between_its_operations():
     names = [(1, None, "process_name", "/device:GPU:0"), (2, None, "process_name", "/host:CPU")]
-    names += [(1, 7, "thread_name", "XLA Modules"), (1, 8, "thread_name", "Stream #1")]
+    names += [(1, 7, "thread_name", "XLA Modules"), (1, 8, "thread_name", "Stream #1"), (1, 9, "thread_name", "Stream #2")]
     events = [{"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}} for pid, tid, kind, name in names]
     spans = [(1, 7, 0, 100), (2, 1, 0, 100), (1, 8, 10, 20), (1, 8, 20, 20), (1, 9, 70, 20)]
     events += [{"ph": "X", "pid": pid, "tid": tid, "ts": start, "dur": time} for pid, tid, start, time in spans]
