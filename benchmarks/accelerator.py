@@ -31,7 +31,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks import chips, choices, idle, machine, release_weights, steps  # noqa: E402
+from benchmarks import against_release, chips, choices, idle, machine, release_weights, steps  # noqa: E402
 from benchmarks.recipe import DECAY, RATE  # noqa: E402
 from toast_jax import trees  # noqa: E402
 from toast_jax.config import run_fields  # noqa: E402
@@ -215,13 +215,12 @@ def _torch(sizes: Sizes, release: str) -> Iterator[Row]:
             facts = {name: getattr(sizes, name) for name in ("backbone", "image_size", "window", "rounds")}
             facts |= {"kind": kind, "method": method, "batch": sizes.batches[0], "folder": folder, "release": release}
             command = [sys.executable, "-m", "benchmarks.torch_side", json.dumps(facts)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240)
             if done.returncode:
                 raise RuntimeError(done.stderr[-1500:])
             row = json.loads(done.stdout.splitlines()[-1])
             if logits is not None:
-                theirs = np.load(f"{folder}/release.npy")
-                row["logits_differ_by"] = float(np.abs(theirs - logits).max() / np.abs(logits).max())
+                row["logits_differ_by"] = parity.relative_error(np.load(f"{folder}/release.npy"), logits)
         here = parts.get("steps", {}).get(f"{sizes.backbone}, batch {sizes.batches[0]}, {method}", {})
         for step in ("train", "evaluation"):
             if step in here:
@@ -238,8 +237,6 @@ def _torch(sizes: Sizes, release: str) -> Iterator[Row]:
 
 def _reference_logits(method, sizes, folder):
     """Save weights for the release, and compute the logits of its eight images in float32."""
-    from benchmarks import against_release
-
     network, row, *_ = steps.timed(method, sizes.backbone, sizes.image_size)
     params = jax.jit(lambda: steered.init(network, row, jax.random.key(0)))()
     release_weights.save(f"{folder}/weights.npz", params)
