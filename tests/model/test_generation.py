@@ -10,6 +10,7 @@ import pytest
 from tests.model.backbones.test_llama import V, apply, parameters, steered_llama
 from toast_jax.model import generation, steered
 from toast_jax.model.generation import Sampling
+from toast_jax.model.top_down import TopDown
 
 PROMPTS = ((3, 1, 4, 1, 5, 9), (2,), (6, 5, 3))
 MOST = 7
@@ -108,3 +109,17 @@ def test_temperature_and_top_p_of_draws():
     np.testing.assert_allclose(frequencies(1.0, 0.6), expected, atol=0.03)
     assert (frequencies(1.0, 0.6)[expected == 0] == 0).all()
     np.testing.assert_array_equal(frequencies(1.0, 1e-6), frequencies(0.0, 1.0))
+
+
+def test_tokens_are_added_to_the_caches_in_place():
+    """Beside the caches themselves, memory holds a few arrays of one layer, not one of all layers."""
+    depth, rows, places = 9, 2, 4096
+    net, row = steered_llama("toast", depth=depth, context=places)
+    net = net.clone(top_down=TopDown(depth, net.backbone.width))
+    params = jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0)))
+    zeros = jnp.zeros(rows, jnp.int32)
+    state = jax.eval_shape(lambda: generation.Decoding(zeros, zeros, zeros > 0, net.caches(rows, places), jax.random.key(0)))
+    memory = generation.extend.lower(net, row, params, state, 3, GREEDY).compile().memory_analysis()
+    caches = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.caches))
+    assert memory.alias_size_in_bytes >= caches
+    assert memory.temp_size_in_bytes < caches / 3, (memory.temp_size_in_bytes, caches)

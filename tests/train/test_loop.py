@@ -215,6 +215,44 @@ def test_speed_counts_the_time_that_the_device_takes(image_folder, tmp_path, mon
     assert loop.fit(config, tmp_path)["images_per_second"] <= 60.0
 
 
+def test_the_host_waits_for_no_step_before_it_has_dispatched_the_next(config, tmp_path, monkeypatch):
+    """Between two dispatches it only takes a batch and fetches earlier metrics, once for each window of steps."""
+    config.epochs, config.log_every, config.eval_every, config.checkpoint_every = 4, 2, 4, 4
+    run, state = setup.prepare(config, tmp_path)
+    events, fetch = [], jax.device_get
+
+    def step(*args):
+        events.append(("dispatch", sum(what == "dispatch" for what, _ in events) + 1))
+        return run.step(*args)
+
+    def logged_fetch(tree):
+        if isinstance(tree, list) and tree and isinstance(tree[0], tuple):  # metrics of steps
+            events.append(("fetch", [number for number, *_ in tree]))
+        return fetch(tree)
+
+    monkeypatch.setattr(loop, "_evaluate", lambda *args: {})
+    monkeypatch.setattr(jax, "device_get", logged_fetch)
+    loop._finish(dataclasses.replace(run, step=step), state, time.perf_counter())
+    assert [value for what, value in events if what == "dispatch"] == list(range(1, 13))
+    fetches = [(value, events[i - 1]) for i, (what, value) in enumerate(events) if what == "fetch"]
+    # The first step ends compilation; epochs have three steps; the run waits for its last step.
+    assert [value for value, _ in fetches] == [[1], [2], [3], [4], [5, 6], [7, 8], [9], [10], [11, 12]]
+    for value, before in fetches[1:-1]:
+        assert before == ("dispatch", value[-1] + 1)
+
+
+def test_some_steps_can_be_profiled(config, tmp_path, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    config.epochs, config.profile = 2, 2
+    loop.fit(config, tmp_path / "run")
+    assert "Traced 2 steps; open" in caplog.text
+    (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    config.profile = 100
+    loop.fit(config, tmp_path / "short")  # ends within the trace
+    assert "Traced 3 steps; open" in caplog.text
+
+
 def test_which_examples_a_step_saw_is_noted_on_the_host(config, tmp_path, monkeypatch):
     """The batch on the devices of several hosts cannot be fetched by one of them."""
     device_get, fetched = jax.device_get, []

@@ -1,5 +1,7 @@
 """What a seed decides: parameters, order and views of images, and drop-path are streams of their own."""
 
+import shutil
+
 import jax
 import numpy as np
 import optax
@@ -9,9 +11,11 @@ from configs import demo
 from tests.conftest import tiny_config
 from toast_jax import trees
 from toast_jax.devices import parallel
-from toast_jax.train import image_runs, loop
+from toast_jax.errors import InputError
+from toast_jax.train import image_runs, loop, setup
 from toast_jax.train.setup import load_network
 from toast_jax.train.step import draw, init_state
+from toast_jax.workdir import fingerprint
 
 
 def streams(image_folder, **changes):
@@ -73,3 +77,28 @@ def test_a_row_of_the_demo_comes_to_the_numbers_it_came_to(row, tmp_path):
     test = loop.fit(config, tmp_path)["test"]
     accuracy, loss = GOLDEN[row]
     assert test["accuracy"] == pytest.approx(accuracy, abs=2.5 / 300) and test["loss"] == pytest.approx(loss, rel=2e-3), test
+
+
+def test_few_shots_are_drawn_by_the_seed_of_each_run(image_folder, tmp_path):
+    config = tiny_config(image_folder, "linear")
+    config.data.shots, config.data.verify = 4, False
+    first, _ = setup.prepare(config, tmp_path / "first")
+    assert (len(first.train), len(first.evals["test"]), first.steps_per_epoch) == (12, 9, 1)
+    second, _ = setup.reseed(first, 43, tmp_path / "second")
+    config.seed = 43
+    alone, _ = setup.prepare(config, tmp_path / "alone")
+    assert first.train.indices != second.train.indices == alone.train.indices
+    assert fingerprint.of_source(first.train) != fingerprint.of_source(second.train)
+
+
+def test_corrupt_images_do_not_cost_a_class_its_shots(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "data")
+    for broken in sorted((tmp_path / "data/train/kite").iterdir())[:5]:
+        broken.write_bytes(b"")
+    config = tiny_config(tmp_path / "data", "linear")
+    config.data.shots, config.data.skip_corrupt = 3, True
+    source, _ = image_runs.open_sources(config, verified=False)
+    assert [source[i]["label"] for i in range(9)] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    config.data.shots = 4
+    with pytest.raises(InputError, match="Class kite has 3 training images, fewer than config.data.shots .4."):
+        image_runs.open_sources(config, verified=False)

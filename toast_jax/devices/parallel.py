@@ -1,7 +1,8 @@
 """Data parallelism: a step mapped over all devices, with replicated parameters; see `protocol.Devices`."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,25 @@ def shard(batch: dict) -> dict:
     mesh = _mesh()
     split = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def take(arrays: Mapping[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
+    """Gather rows of arrays that `place` has put on every device.
+
+    Args:
+      arrays: each `[n, ...]`.
+      rows: indices of a batch, from `shard`, `[devices, b]`.
+
+    Returns:
+      arrays `[devices, b, ...]`, split as from `shard`.
+    """
+    return _take(_mesh())(dict(arrays), rows)
+
+
+@functools.cache
+def _take(mesh):
+    gather = lambda arrays, rows: jax.tree.map(lambda array: array[rows], arrays)  # noqa: E731
+    return jax.jit(gather, out_shardings=NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def sharded(batches: Generator[dict]) -> Iterator[dict]:

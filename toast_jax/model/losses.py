@@ -9,15 +9,23 @@ weighs examples by `mask`, so it is a mean over tokens. `train.augment.by_token`
 one over tokens too.
 """
 
+import functools
+import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
 from toast_jax.model.layers.arrays import Array, Batch, Inputs, Keys, Scores
+from toast_jax.model.layers.batch import split_by_example
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
+
+# The logits of a language model, and their gradient, are in memory for this many numbers at a time, but for no fewer tokens of
+# each sequence, so that the products stay large.
+MAX_LOGITS, MIN_TOKENS = 2**26, 64
 
 
 def inputs(batch: Batch) -> Inputs | None:
@@ -25,24 +33,25 @@ def inputs(batch: Batch) -> Inputs | None:
     return {name: batch[name] for name in ("tokens", "segments")} if "tokens" in batch else batch.get("image")
 
 
-def cross_entropy(logits: Float[Array, "B *N C"], batch: Batch) -> Float[Array, " B"]:
-    """Compute the cross-entropy of every example.
+def cross_entropy(logits: Float[Array, "B *N C"], batch: Batch) -> Float[Array, "B ..."]:
+    """Compute the cross-entropy of every example or, from logits `[B, N, V]`, of every token.
 
     Args:
-      logits: `[B, C]`, or `[B, N, V]` of text.
       batch: with `target [B, C]` or, if it has none, `label [B]`; of text, `label [B, N]`.
     """
     if "target" in batch:
         return optax.softmax_cross_entropy(logits, batch["target"])
-    return _of_example(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]), batch)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
 def tune(model: Steered, method: Method) -> Callable:
     """Scores the final look by its cross-entropy, `loss`, and by its `accuracy`."""
 
     def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
-        logits = apply(model, method, params, inputs(batch), rng, features=batch.get("features"))
-        return {"loss": cross_entropy(logits, batch), "accuracy": _hits(logits, batch)}
+        network = functools.partial(apply, model, method, params)
+        pooled = network(inputs(batch), rng, features=batch.get("features"), call="pooled")
+        loss, accuracy = _of_predictions(functools.partial(network, call="logits"), pooled, batch)
+        return {"loss": loss, "accuracy": accuracy}
 
     return scores
 
@@ -53,18 +62,19 @@ def pretune(model: Steered, method: Method, *, task_weight: float, variational_w
     The scores are `loss`, `variational_loss` and, unless `task_weight` is 0, `task_loss` and `accuracy`.
     """
 
-    def explain(module, inputs, rng):
-        logits, out = module.explain(inputs, rng)
-        return logits, module.top_down.variational_loss(out["look"]["hidden"])
+    def look(module, inputs, rng):
+        pooled, out = module.looks(inputs, rng, maps=False)
+        return pooled, module.top_down.variational_loss(out["look"]["hidden"])
 
     def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
-        logits, variational = apply(model, method, params, inputs(batch), rng, call=explain)
+        network = functools.partial(apply, model, method, params)
+        pooled, variational = network(inputs(batch), rng, call=look)
         if not task_weight:
             return {"loss": variational_weight * variational, "variational_loss": variational}
-        task = cross_entropy(logits, batch)
+        task, accuracy = _of_predictions(functools.partial(network, call="logits"), pooled, batch)
         return {
             "loss": task_weight * task + variational_weight * variational,
-            "accuracy": _hits(logits, batch),
+            "accuracy": accuracy,
             "task_loss": task,
             "variational_loss": variational,
         }
@@ -72,12 +82,42 @@ def pretune(model: Steered, method: Method, *, task_weight: float, variational_w
     return scores
 
 
+def _of_predictions(logits, pooled, batch):
+    """Return cross-entropy and accuracy `[B]` of the predictions `logits(pooled)`."""
+    if pooled.ndim == 2:
+        predicted = logits(pooled)
+        return cross_entropy(predicted, batch), _hits(predicted, batch)
+
+    def of_tokens(pooled, label):
+        predicted, labels = logits(pooled), {"label": label}
+        return cross_entropy(predicted, labels), _hits(predicted, labels)
+
+    of_one = math.prod(jax.eval_shape(logits, pooled[:, :1]).shape)
+    size = max(MIN_TOKENS, MAX_LOGITS // of_one)
+    of_all = _in_chunks(of_tokens, size, split_by_example(pooled), batch["label"])
+    return tuple(jnp.sum(batch["weight"] * values, axis=1) for values in of_all)
+
+
+def _in_chunks(function, size, *arrays):
+    """Compute `function(*arrays)`, arrays `[B, N]` from arrays `[B, N, ...]`, for `size` of N tokens at a time.
+
+    The backward pass computes a chunk again, so no more than a chunk of the intermediates is ever in memory.
+    """
+    length = arrays[0].shape[1]
+    if length <= size:
+        return function(*arrays)
+    count = -(-length // size)
+
+    def split(x):
+        padded = jnp.pad(x, ((0, 0), (0, count * size - length), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(padded.reshape(len(x), count, size, *x.shape[2:]), 1, 0)
+
+    chunk = jax.checkpoint(function, prevent_cse=False)
+    results = jax.lax.map(lambda parts: chunk(*parts), tuple(map(split, arrays)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], results)
+
+
 def _hits(logits, batch):
-    """Is 1 where the largest logit is that of the largest target."""
-    wanted = jnp.argmax(batch["target"], axis=-1) if "target" in batch else batch["label"]
-    return _of_example((jnp.argmax(logits, axis=-1) == wanted).astype(jnp.float32), batch)
-
-
-def _of_example(values, batch):
-    """Reduce `[B, N]`, one value per token, to `[B]`; return `[B]` as it is."""
-    return values if values.ndim == 1 else jnp.sum(batch["weight"] * values, axis=1)
+    """Return 1 where the largest logit is that of the largest target, and 0 elsewhere."""
+    expected = jnp.argmax(batch["target"], axis=-1) if "target" in batch else batch["label"]
+    return (jnp.argmax(logits, axis=-1) == expected).astype(jnp.float32)

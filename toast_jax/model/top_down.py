@@ -7,6 +7,8 @@ Letters in shapes: B batch, N tokens, D width, L sites (one per steered block of
 `[B, h, w, C]` is a map, C_i the input channels of stage i and S_i its stride.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -101,9 +103,16 @@ class TopDown(_Selection):
           one loss per example, neither averaged nor weighted.
         """
         hidden = jax.lax.stop_gradient(hidden)
-        rebuilt = jax.vmap(lambda output, back: output @ back)(hidden[1:], self.back.astype(hidden.dtype))
-        error = rebuilt.astype(jnp.float32) - hidden[:-1].astype(jnp.float32)
-        return jnp.mean(jnp.square(error), axis=(2, 3)).sum(axis=0)
+
+        # One block at a time: devices that split `back` gather one layer of it, and no block's error is saved.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def of_block(layer):
+            block, back = layer
+            rebuilt = hidden[block + 1] @ back.astype(hidden.dtype)
+            error = rebuilt.astype(jnp.float32) - hidden[block].astype(jnp.float32)
+            return jnp.mean(jnp.square(error), axis=(1, 2))
+
+        return jax.lax.map(of_block, (jnp.arange(self.sites), self.back)).sum(axis=0)
 
 
 class ConvTopDown(_Selection):

@@ -115,7 +115,7 @@ class Speaker:
 
 def _answer_file(config, speaker, folder: Path) -> None:
     path = Path(config.file).expanduser()
-    questions = documents.records(path)
+    questions = list(documents.records(path))
     for place, record in questions:
         if not isinstance(record, dict) or not isinstance(record.get("question"), str):
             raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax.data.images import batches, sources
+from toast_jax.data.images import batches, few_shot, sources
 from toast_jax.data.images.verify import verify
 from toast_jax.data.loader import Batch
 from toast_jax.train.augment import augment
@@ -28,8 +28,11 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source,
     """
     names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
     opened = {name: sources.open_split(config.data, name) for name in names}
-    if config.data.skip_corrupt or (config.data.verify and not verified):
-        opened = {name: verify(source, skip_corrupt=config.data.skip_corrupt) for name, source in opened.items()}
+    if config.data.skip_corrupt:  # before shots are drawn, so that a class keeps its number of images
+        opened = {name: verify(source, skip_corrupt=True) for name, source in opened.items()}
+    opened["train"] = few_shot.draw(opened["train"], config.data.get("shots", 0), config.seed)
+    if config.data.verify and not config.data.skip_corrupt and not verified:
+        opened = {name: verify(source, skip_corrupt=False) for name, source in opened.items()}
     log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
     return opened.pop("train"), opened
 

@@ -7,12 +7,13 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.errors import Diverged, Interrupted
-from toast_jax.train import checkpoint, feature_cache
+from toast_jax.train import checkpoint, feature_cache, profile
 from toast_jax.train.evaluation import evaluate
 from toast_jax.train.grid import prepare_grid
 from toast_jax.train.setup import Run, domain, prepare, reseed
@@ -111,30 +112,39 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     count = reads.examples(config) * len(run.members)
     with (
         Progress(count, reads.UNIT, start, run.steps, started) as progress,
+        profile.traced(run.folder, config.get("profile", 0)) as dispatched,
         interrupt.asked() as interrupted,
         contextlib.closing(_train_batches(run, start)) as batches,
     ):
-        for step, batch in enumerate(batches, start=start + 1):
-            # The step returns before it is computed, so the next batch is made and copied while the device works.
-            state, metrics = run.step(state, run.frozen, run.devices.shard(batch))
-            pending.append((step, metrics, batch["index"]))
-            last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
-            if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
-                fetched, pending = jax.device_get(pending), []  # waits for the device
-                progress.tick(len(fetched))
-                progress.report(*record.steps(fetched))
+        step, ready = start, next(batches, None)
+        while ready is not None:
+            step, (batch, examples) = step + 1, ready
+            state, metrics = run.step(state, run.frozen, batch)
+            # The step returns before it is computed: the next batch is made and copied while the device works.
+            ready = next(batches, None)
+            pending.append((step, metrics, examples))
+            dispatched(metrics)
+            epoch, last_of_epoch, stop = step // run.steps_per_epoch, step % run.steps_per_epoch == 0, interrupted()
+            evaluates = last_of_epoch and (epoch % config.eval_every == 0 or step == run.steps)
+            saves = stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps))
+            # Metrics are fetched while the device computes the step after them, except where the run waits for the device.
+            waits = evaluates or saves or step == start + 1
+            if waits or _ends_window(run, step - 1, start):
+                finished, pending = (pending, []) if waits else (pending[:-1], pending[-1:])
+                fetched = jax.device_get(finished)
+                if fetched:
+                    progress.tick(len(fetched))
+                    progress.report(*record.steps(fetched))
                 checkpoint.check_written(checkpoints)
-            if last_of_epoch and not record.all_diverged:
-                epoch = step // run.steps_per_epoch
-                if epoch % config.eval_every == 0 or step == run.steps:
-                    evaluated = _evaluate(run, state, record, step)
+            if evaluates and not record.all_diverged:
+                evaluated = _evaluate(run, state, record, step)
             if record.all_diverged:
                 return [record.diverged[i] for i in range(len(run.members))]
-            if stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps)):
+            if saves:
                 checkpoint.save(checkpoints, parallel.fetch(state), meta)
             if stop and step < run.steps:
                 raise Interrupted(f"Stopped after step {step} of {run.steps}, which is saved in {run.folder}.")
-            if last_of_epoch:
+            if evaluates or saves:
                 progress.resume()
     evaluated = evaluated or _evaluate(run, state, record, run.steps)
     if config.stage == "pretune":
@@ -147,15 +157,24 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     ]
 
 
-def _train_batches(run: Run, start: int) -> Generator[dict]:
-    """Yield this host's share of every batch from step `start` on, with its frozen features if they are cached."""
+def _ends_window(run: Run, step: int, start: int) -> bool:
+    """Return whether the metrics up to a step are reported together."""
+    return step > start and (step % run.config.log_every == 0 or step % run.steps_per_epoch == 0)
+
+
+def _train_batches(run: Run, start: int) -> Generator[tuple[dict, np.ndarray]]:
+    """Yield this host's share of every batch from step `start` on, on its devices, and which examples are in it.
+
+    Frozen features come with the batch if they are cached.
+    """
     config, cache = run.config, None
     if start < run.steps and run.features and feature_cache.is_cached(config, run.features):
         cache = feature_cache.build(config, run.features, run.frozen, run.train, run.folder)
     labels = {"labels": cache.labels} if cache and cache.replaces_images else {}
+    shard = cache.sharded if cache else run.devices.shard
     with contextlib.closing(domain(config).train_batches(config, run.train, start, **labels)) as loader:
         for batch in loader:
-            yield cache.attached(batch) if cache else batch
+            yield shard(batch), batch["index"]
 
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:

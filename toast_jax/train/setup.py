@@ -131,9 +131,11 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     network = load_network(config, len(run.train.classes))
     frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
+    # Few shots are drawn by the seed.
+    train = domain(config).open_sources(config, verified=True)[0] if config.data.get("shots") else run.train
     folder = run_folder.claim(folder, config)
     members = (Member(config, folder, run.members[0].rates),)
-    return dataclasses.replace(run, members=members, folder=folder, frozen=frozen), state
+    return dataclasses.replace(run, members=members, folder=folder, train=train, frozen=frozen), state
 
 
 _DOMAINS = {"images": image_runs, "text": text_runs}

@@ -43,11 +43,10 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict
     """Open the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
     data, words = config.data, open_tokenizer(config)
     names = ["train"] + [name for name in ("val", "test") if data.splits[name]]
-    texts = {name: documents.read(data.splits[name], documents.FORMATS[data.format]) for name in names}
-    if data.documents:
-        texts["train"] = texts["train"][: data.documents]
+    limits = {"train": data.documents}
+    texts = {name: documents.stream(data.splits[name], documents.FORMATS[data.format], limits.get(name, 0)) for name in names}
     if data.held_out:
-        texts["train"], texts["val"] = _held_out(texts["train"], data.held_out)
+        texts["train"], texts["val"] = _held_out(list(texts["train"]), data.held_out)
     arrange = sequences.packed if data.format == "text" else sequences.padded
     opened = {name: arrange(documents_of_split, words, data.length) for name, documents_of_split in texts.items()}
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))

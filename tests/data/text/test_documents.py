@@ -161,3 +161,19 @@ def test_a_byte_order_mark_is_not_read(tmp_path, name, content):
     assert plain[0][0].text == "a"
     (tmp_path / name).write_text("\ufeff" + content)
     assert documents.read(str(tmp_path / name), documents.plain) == plain
+
+
+def test_reading_stops_at_the_last_document(tmp_path):
+    """What follows is not even parsed."""
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"text": "a"}\n{"text": ""}\n{"text": "b"}\n{"text"\n')
+    assert answers(documents.stream(str(file), documents.plain, 2)) == [["a"], ["b"]]
+    with pytest.raises(InputError, match="1 lines that are not JSON, the first is line 4"):
+        list(documents.stream(str(file), documents.plain, 3))
+
+
+def test_documents_of_one_record_are_cut_at_the_limit(tmp_path):
+    instances = [{"input": "", "output": letter} for letter in "abc"]
+    (tmp_path / "x.json").write_text(json.dumps([{"instruction": "Say", "instances": instances}] * 2))
+    limited = [answers(documents.stream(str(tmp_path / "x.json"), documents.instruction, most)) for most in (2, 4)]
+    assert limited == [[["a"], ["b"]], [["a"], ["b"], ["c"], ["a"]]]

@@ -6,12 +6,13 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 from PIL import Image
 
+from toast_jax.data.images import archive
 from toast_jax.errors import InputError, listed
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,18 @@ class Files:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        try:
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe would block
-                example = {"image": file.read(), "label": self.labels[index], "name": path}
-        except OSError as error:
-            raise InputError(f"Image {path} cannot be read ({error.strerror}): mend or remove it.") from error
+        example = {"image": _content(path), "label": self.labels[index], "name": path}
         return {**example, "orient": True} if self.orient else example
+
+
+def _content(path: str) -> bytes:
+    if inside := archive.split(path):
+        return archive.read(*inside)
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe would block
+            return file.read()
+    except OSError as error:
+        raise InputError(f"Image {path} cannot be read ({error.strerror}): mend or remove it.") from error
 
 
 class UprightFiles(Files):
@@ -109,12 +116,12 @@ def read_json(data: ConfigDict, split: str) -> Files:
     """Read a split in VPT's format, `SPLIT.json`: image path to class id; the training split defines the classes."""
     root = existing_root(data)
     folder = os.path.join(root, data.image_dir)
-    if not os.path.isdir(folder):
+    if not os.path.isdir(folder) and not archive.is_archive(folder):
         raise InputError(f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir.")
     if not data.labels:
-        paths = tuple(os.path.join(folder, name) for name in _load_json(_json_path(data, split), labels=False))
-        _require_files(paths)
-        return _files(paths, (0,) * len(paths), (UNLABELLED,), _orients(data))
+        listing = _load_json(_json_path(data, split), labels=False)
+        _require_files(folder, listing)
+        return _in_folder(folder, listing, (0,) * len(listing), (UNLABELLED,), _orients(data))
     # Integers sort as numbers and strings as text: the heads of released checkpoints follow that order.
     class_ids = sorted(set(_load_json(_json_path(data, TRAIN)).values()))
     listing = _load_json(_json_path(data, split))
@@ -125,9 +132,8 @@ def read_json(data: ConfigDict, split: str) -> Files:
             f"{_json_path(data, split)} has class {unknown[0]!r}, which {_json_path(data, TRAIN)} has not: "
             "make both use the same class ids."
         )
-    paths = tuple(os.path.join(folder, name) for name in listing)
-    _require_files(paths)
-    return _files(paths, (label_of[class_id] for class_id in listing.values()), classes, _orients(data))
+    _require_files(folder, listing)
+    return _in_folder(folder, listing, (label_of[class_id] for class_id in listing.values()), classes, _orients(data))
 
 
 def _number(ids: Sequence, numbers: Sequence[int] | None, num_classes: int) -> tuple[tuple[str, ...], dict]:
@@ -181,17 +187,31 @@ def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _require_files(paths: Sequence[str]) -> None:
+def _in_folder(folder, names, labels, classes, orient) -> Files:
+    return _files((os.path.join(folder, name) for name in names), labels, classes, orient)
+
+
+def _require_files(images: str, listing: Iterable[str]) -> None:
+    """Raise InputError unless all files of a listing are in a folder or an archive."""
+    paths = [os.path.join(images, name) for name in listing]
+    if archive.is_archive(images):
+        inside = archive.names(images)
+        return _refuse_missing([path for path, name in zip(paths, listing, strict=True) if name not in inside], len(paths))
     names = collections.defaultdict(list)
     for path in paths:
         folder, name = os.path.split(path)
         names[folder].append(name)
     # One listing per folder: a query per file takes minutes on network disks.
     present = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else () for folder in names}
-    missing = [os.path.join(folder, name) for folder in names for name in names[folder] if name not in present[folder]]
+    _refuse_missing(
+        [os.path.join(folder, name) for folder in names for name in names[folder] if name not in present[folder]], len(paths)
+    )
+
+
+def _refuse_missing(missing, count):
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(paths)} images do not exist, the first is {missing[0]}: "
+            f"{len(missing)} of {count} images do not exist, the first is {missing[0]}: "
             "unpack all of them, or set --config.data.root and --config.data.image_dir."
         )
 

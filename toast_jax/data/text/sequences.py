@@ -5,7 +5,8 @@ Letters in shapes: N tokens of a sequence.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Sequences:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        tokens, segments = self.tokens[index], self.segments[index]
+        tokens, segments = np.asarray(self.tokens[index]), np.asarray(self.segments[index])
         # The next token, if it belongs to the same document; the last token of a row predicts nothing.
         predicted = np.append(self.answers[index][1:] & (segments[1:] == segments[:-1]), False).astype(np.float32)
         mask = predicted.sum()
@@ -65,31 +66,41 @@ def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bo
     return ids, answers
 
 
-def packed(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Sequences:
+def packed(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> Sequences:
     """Concatenate documents and cut them into rows of `length` tokens; the incomplete last row is dropped, as in the release.
 
     Raises:
       InputError: there is not enough text for one row.
     """
-    encoded = [encode(document, tokenizer) for document in documents]
-    tokens = np.concatenate([np.array(ids, np.int32) for ids, _ in encoded])
-    answers = np.concatenate([np.array(flags, bool) for _, flags in encoded])
-    numbers = np.repeat(np.arange(1, len(encoded) + 1, dtype=np.int32), [len(ids) for ids, _ in encoded])
+    # These grow in place: 4 bytes a token and 1 a flag, where lists of Python's integers take 8 to 36.
+    tokens, answers, sizes = array("i"), bytearray(), array("i")
+    for document in documents:
+        ids, flags = encode(document, tokenizer)
+        tokens.extend(ids)
+        answers.extend(flags)
+        sizes.append(len(ids))
     rows = len(tokens) // length
     if not rows:
         raise InputError(f"The text has {len(tokens)} tokens, fewer than one sequence; set --config.data.length to less.")
-    return Sequences(*(array[: rows * length].reshape(rows, length) for array in (tokens, numbers, answers)))
+    numbers = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+    flat = np.frombuffer(tokens, np.int32), numbers, np.frombuffer(answers, bool)
+    return Sequences(*(values[: rows * length].reshape(rows, length) for values in flat))
 
 
-def padded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Sequences:
+def padded(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> Sequences:
     """Make a row of each document, truncated to `length` tokens; documents whose answers lie beyond are left out.
 
     Raises:
       InputError: no document is left.
     """
-    encoded = [encode(document, tokenizer) for document in documents]
-    rows = [(ids, flags) for ids, flags in encoded if any(flags[:length])]
-    cut, dropped = sum(len(ids) > length for ids, _ in rows), len(encoded) - len(rows)
+    rows, cut, dropped = [], 0, 0
+    for document in documents:
+        ids, flags = encode(document, tokenizer)
+        if any(flags[:length]):
+            rows.append((np.array(ids[:length], np.int32), np.array(flags[:length], bool)))
+            cut += len(ids) > length
+        else:
+            dropped += 1
     if cut or dropped:
         log.warning("%d texts are cut off at %d tokens; %d are left out, as no answer begins before it.", cut, length, dropped)
     if not rows:
@@ -97,6 +108,6 @@ def padded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> 
     shape = (len(rows), length)
     tokens, segments, answers = np.zeros(shape, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, bool)
     for row, (ids, flags) in enumerate(rows):
-        size = min(len(ids), length)
-        tokens[row, :size], segments[row, :size], answers[row, :size] = ids[:size], 1, flags[:size]
+        size = len(ids)
+        tokens[row, :size], segments[row, :size], answers[row, :size] = ids, 1, flags
     return Sequences(tokens, segments, answers)

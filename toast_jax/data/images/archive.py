@@ -1,0 +1,52 @@
+"""Images inside a zip archive, read in place. Their paths go through the archive, as in `data/images.zip/birds/1.jpg`."""
+
+import functools
+import os
+import re
+import zipfile
+import zlib
+
+from toast_jax.errors import InputError
+
+
+def split(path: str) -> tuple[str, str] | None:
+    """Split the path of an image into its archive and its name there; None for an image outside of archives."""
+    ends = (match.end() for match in re.finditer(r"\.zip(?=/)", path, re.IGNORECASE))
+    return next(((path[:end], path[end + 1 :]) for end in ends if is_archive(path[:end])), None)
+
+
+def is_archive(path: str) -> bool:
+    """Return whether a path is that of a zip file; a folder may have such a name too."""
+    return path.lower().endswith(".zip") and os.path.isfile(path)
+
+
+def names(archive: str) -> frozenset[str]:
+    """List the files in an archive.
+
+    Raises:
+      InputError: it is damaged or not a zip file.
+    """
+    return frozenset(name for name in _opened(archive, os.getpid()).namelist() if not name.endswith("/"))
+
+
+def read(archive: str, name: str) -> bytes:
+    """Read a file of an archive, and check it by its checksum. Threads and processes may read at the same time.
+
+    Raises:
+      InputError: the archive or the file in it is missing, damaged or encrypted.
+    """
+    try:
+        return _opened(archive, os.getpid()).read(name)
+    except KeyError as error:
+        raise InputError(f"{archive} has no {name}: give the archive that the split file lists.") from error
+    except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{name} in {archive} cannot be read ({error}): copy or download the archive again.") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(archive: str, process: int) -> zipfile.ZipFile:
+    """Open an archive once in each process: after a fork, two processes would move one file position."""
+    try:
+        return zipfile.ZipFile(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{archive} cannot be read as a zip file ({error}): copy or download it again.") from error
