@@ -11,6 +11,7 @@ from configs import alpaca, folder, vicuna
 from tests import FIXTURES, ROOT
 from tests.config.test_configs import CONFIGS
 from toast_jax.config import backbone_names, field_table, run_fields, schema, task_fields
+from toast_jax.data.images import sources
 from toast_jax.errors import InputError
 from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields, nested
 from toast_jax.model import methods, steered
@@ -39,6 +40,7 @@ def test_choices_that_are_written_out_are_those_of_the_code():
     assert run_fields.IMAGES["optimizer.schedule"].allowed.options == tuple(optim.SCHEDULES)
     assert run_fields.IMAGES["head.start"].allowed.options == tuple(steered.HEAD_STARTS)
     assert run_fields.IMAGES["backbone.dtype"].allowed.options == tuple(dtypes.DTYPES)
+    assert run_fields.IMAGES["data.format"].allowed.options == tuple(sources.READERS)
     assert tuple(methods.METHODS) == run_fields.METHODS and set(methods.LANGUAGE_METHODS) <= set(run_fields.METHODS)
 
 

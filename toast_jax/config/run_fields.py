@@ -1,7 +1,7 @@
 """The fields of a run, on images or on text: one row each. The base configs are the defaults of these rows.
 
 Rows that depend on the family of the backbone (its name, sizes, methods and own fields) are completed by `schema.py`.
-Reading a config must not import JAX, so nothing here does; a test checks that choices written out here are complete.
+Reading a config must not import JAX or Pillow, so nothing here does; a test checks that choices written out here are complete.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax.config import backbone_names
-from toast_jax.data.images.sources import READERS
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import (
     COUNT,
@@ -32,6 +31,7 @@ from toast_jax.fields import (
     whole,
 )
 
+IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes")
 METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
@@ -102,7 +102,7 @@ def _with(fields: Mapping[str, Field], **changes: Mapping[str, Any]) -> dict[str
 
 IMAGES = _with(
     _RUN,
-    allowed={"data.format": Choice(READERS)},
+    allowed={"data.format": Choice(IMAGE_FORMATS)},
     meaning={
         "data.format": "json: VPT's split files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS datasets; scenes: the demo",
     },

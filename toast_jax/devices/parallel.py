@@ -10,8 +10,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from toast_jax.data.loader import Batch
-
 AXIS = "data"
 
 
@@ -59,7 +57,7 @@ def _take(mesh):
     return jax.jit(gather, out_shardings=NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def sharded(batches: Generator[Batch]) -> Iterator[dict]:
+def sharded(batches: Generator[dict]) -> Iterator[dict]:
     """Split each batch with `shard`; close `batches`, which stops its threads, at the end.
 
     Dispatch is asynchronous, so the next batch is made and copied while the devices compute.

@@ -5,7 +5,7 @@ averages the same scores over a split.
 
 The scores of a text are sums over its predicted tokens, weighted by the batch's `weight [B, N]`. The data pipeline sets weights
 that sum to 1 per example, and `mask [B]` to the number of predicted tokens. An evaluation weights examples by `mask` and so
-averages over tokens; in training, `train.text_runs.by_token` rescales the weights to the same effect.
+averages over tokens; in training, `train.augment.by_token` rescales the weights to the same effect.
 """
 
 import functools

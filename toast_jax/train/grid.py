@@ -3,19 +3,18 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from toast_jax.devices import parallel
 from toast_jax.train import feature_cache
-from toast_jax.train.evaluation import eval_step
+from toast_jax.train.grid_step import grid_eval_step, grid_step, own, with_own
 from toast_jax.train.setup import Run, optimizer, prepare, rates, schedule
-from toast_jax.train.step import State, draw, update
+from toast_jax.train.step import State
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -45,8 +44,8 @@ def prepare_grid(
         return optimizer(configs[0], lambda step: lr * unit_schedule(step), run.mask, weight_decay=weight_decay)
 
     points = tuple(jnp.array([config.optimizer[name] for config in configs]) for name in ("lr", "weight_decay"))
-    stacked = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(configs), axis=0), _own(state))
-    state = _with_own(state, stacked)
+    stacked = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(configs), axis=0), own(state))
+    state = with_own(state, stacked)
     parts = {"features": run.features or _no_features, **run.parts, "tx": tx, "points": points}
     at_once = at_once or _at_once(parts, run, state, len(configs), jax.local_devices()[0])
     members = tuple(
@@ -61,60 +60,6 @@ def prepare_grid(
         step=_replicated(parts, at_once),
         eval_step=parallel.replicate(evaluation, num_replicated=2),
     ), state
-
-
-def grid_step(
-    state: State,
-    frozen: dict,
-    batch: dict,
-    *,
-    points: tuple[jax.Array, jax.Array],
-    features: Callable,
-    scores: Callable,
-    tx: Callable[..., optax.GradientTransformation],
-    augment: Callable,
-    ema: float,
-    at_once: int,
-):
-    """Make one `step.train_step` of every point with one batch; frozen features are computed once.
-
-    Args:
-      state: its `tuned`, `opt_state` and `average` have the points as a leading axis.
-      points: learning rates and weight decays, each `[points]`; `tx` makes an optimizer from a rate and a decay.
-      features: `(frozen, batch, rng) -> dict`, see `feature_cache.features_of`; not called if the batch has `features`.
-      at_once: how many points are computed side by side.
-
-    Returns:
-      the new state, and the metrics of `train_step`, each `[points]`.
-    """
-    batch, rng = draw(state, batch, augment)
-    if "features" not in batch:
-        batch = {**batch, "features": features(frozen, batch, rng)}
-
-    def step_of_point(args):
-        own, point = args
-        new, metrics = update(_with_own(state, own), frozen, batch, rng, scores=scores, tx=tx(*point), ema=ema)
-        return _own(new), metrics
-
-    own, metrics = jax.lax.map(step_of_point, (_own(state), points), batch_size=at_once)
-    return _with_own(state, own).replace(step=state.step + 1), metrics
-
-
-def grid_eval_step(tuned: dict, frozen: dict, batch: dict, *, features: Callable, scores: Callable, at_once: int) -> dict:
-    """Run `evaluation.eval_step` for every point: sums `[points]`."""
-    batch = {**batch, "features": features(frozen, batch, None)}
-    step_of_point = functools.partial(eval_step, frozen=frozen, batch=batch, scores=scores)
-    return jax.lax.map(step_of_point, tuned, batch_size=at_once)
-
-
-def _own(state):
-    """Return the part of a state that differs between points."""
-    return state.tuned, state.opt_state, state.average
-
-
-def _with_own(state, own):
-    tuned, opt_state, average = own
-    return state.replace(tuned=tuned, opt_state=opt_state, average=average)
 
 
 def _no_features(frozen, batch, rng):

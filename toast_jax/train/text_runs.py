@@ -9,16 +9,15 @@ import math
 from collections.abc import Callable, Generator, Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.data.loader import Batch
 from toast_jax.data.text import batches, documents, sequences, token_cache, tokenizer
 from toast_jax.data.text.sequences import Sequences
-from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import families
+from toast_jax.train.augment import by_token
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +110,3 @@ def summary(scores: dict[str, float]) -> dict[str, float]:
     """Return the scores of a split and its perplexity, the exponential of the cross-entropy."""
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
-
-
-def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Scale the weights of each example by its number of predicted tokens; over all devices they then sum to B."""
-    share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
-    return {**batch, "weight": batch["weight"] * share[:, None]}

@@ -12,9 +12,6 @@ from PIL import Image
 
 from toast_jax.errors import InputError
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
 # The EXIF tag of the orientation, and for each of its values the operation that shows the image upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from toast_jax.data.images import pixels
+from toast_jax.data.images import statistics
 
 MAX_LEVEL = 10
 DEVIATION = 0.5
 PROBABILITY = 0.5
 # ImageNet's mean color, which normalization maps to zero.
-FILL = tuple(round(255 * mean) for mean in pixels.MEAN)
+FILL = tuple(round(255 * mean) for mean in statistics.MEAN)
 
 
 def randaugment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, magnitude: float) -> np.ndarray:
