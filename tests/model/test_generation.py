@@ -137,8 +137,8 @@ def test_tokens_are_added_to_the_caches_in_place():
     net, row = steered_llama("toast", depth=depth, context=places)
     net = net.clone(top_down=TopDown(depth, net.backbone.width))
     params = jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0)))
-    zeros = jnp.zeros(rows, jnp.int32)
-    state = jax.eval_shape(lambda: generation.Decoding(zeros, zeros, zeros > 0, net.caches(rows, places), jax.random.key(0)))
+    zeros, keys = jnp.zeros(rows, jnp.int32), jax.random.split(jax.random.key(0), rows)
+    state = jax.eval_shape(lambda: generation.Decoding(zeros, zeros, zeros > 0, net.caches(rows, places), keys))
     memory = generation.extend.lower(net, row, params, state, 3, GREEDY).compile().memory_analysis()
     caches = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.caches))
     assert memory.alias_size_in_bytes >= caches

@@ -123,9 +123,7 @@ def test_a_module_of_the_last_blocks_has_their_numbers_and_steers_no_more(pretun
     for name in ("prior", "transform", "back", "out"):
         np.testing.assert_array_equal(loaded["top_down"][name], params["top_down"][name])
     config.steered_blocks = 0
-    with pytest.raises(
-        InputError, match="late.safetensors steers the last 2 blocks, the network of the config 3; set --config.st"
-    ):
+    with pytest.raises(InputError, match="late.safetensors steers the last 2 blocks, the network of the config 3; name a mod"):
         network(config)
 
 

@@ -187,9 +187,9 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     if method.signal != "top_down":
         return Steered(backbone, head, prompts=prompts), method
     sites = family.sites(backbone)
-    top_down = family.top_down(backbone, config.steered_blocks or sites)
+    steered = config.get("steered_blocks", 0)  # runs of earlier versions have no such field
     # A look that starts at the first block is a whole one.
-    return Steered(backbone, head, top_down=top_down, steered_blocks=config.steered_blocks % sites), method
+    return Steered(backbone, head, top_down=family.top_down(backbone, steered or sites), steered_blocks=steered % sites), method
 
 
 def _prompts(backbone, fields):

@@ -13,13 +13,13 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.errors import Diverged, Interrupted
-from toast_jax.train import checkpoint, feature_cache, profile
+from toast_jax.train import checkpoint, feature_cache
 from toast_jax.train.evaluation import evaluate
 from toast_jax.train.grid import prepare_grid
 from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
 from toast_jax.weights import top_down_file
-from toast_jax.workdir import fingerprint, interrupt, run_folder
+from toast_jax.workdir import fingerprint, interrupt, profile, run_folder
 from toast_jax.workdir.metrics import Record
 from toast_jax.workdir.progress import Progress
 
@@ -129,12 +129,14 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
             saves = stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps))
             # Metrics are fetched while the device computes the step after them, except where the run waits for the device.
             waits = evaluates or saves or step == start + 1
-            if waits or _ends_window(run, step - 1, start):
-                finished, pending = (pending, []) if waits else (pending[:-1], pending[-1:])
-                fetched = jax.device_get(finished)
-                if fetched:
-                    progress.tick(len(fetched))
-                    progress.report(*record.steps(fetched))
+            ended = len(pending) > 1 and _ends_window(run, step - 1)
+            if waits or ended:
+                windows = [pending[:-1], pending[-1:]] if ended else [pending]
+                pending = [] if waits else windows.pop()
+                fetched = jax.device_get(windows)
+                progress.tick(sum(map(len, fetched)))
+                for window in fetched:
+                    progress.report(*record.steps(window))
                 checkpoint.check_written(checkpoints)
             if evaluates and not record.all_diverged:
                 evaluated = _evaluate(run, state, record, step)
@@ -157,9 +159,9 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     ]
 
 
-def _ends_window(run: Run, step: int, start: int) -> bool:
+def _ends_window(run: Run, step: int) -> bool:
     """Return whether the metrics up to a step are reported together."""
-    return step > start and (step % run.config.log_every == 0 or step % run.steps_per_epoch == 0)
+    return step % run.config.log_every == 0 or step % run.steps_per_epoch == 0
 
 
 def _train_batches(run: Run, start: int) -> Generator[tuple[dict, np.ndarray]]:
