@@ -3,7 +3,6 @@
 In a clone of the repository: python main.py --config=configs/fgvc.py:dataset=cub,method=toast ...
 """
 
-import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -21,7 +20,7 @@ from ml_collections import config_flags
 
 from toast_jax.config import config_files
 from toast_jax.errors import InputError, Interrupted, choose
-from toast_jax.fields import flat_fields
+from toast_jax.fields import flat_fields, unknown
 
 # Modules of toast_jax/tasks, each with a field that its configs have.
 TASKS = {
@@ -89,8 +88,7 @@ def check_arguments(argv: list[str]) -> None:
     fields = list(flat_fields(config_files.read_config(config).to_dict()))
     for arg in argv:
         if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg)) and match[1] not in fields:
-            near = difflib.get_close_matches(match[1], fields, n=3, cutoff=0.4)
-            raise InputError(f"The config has no field {match[1]}; the nearest are {', '.join(near) or ', '.join(fields)}.")
+            raise InputError(unknown(match[1], fields))
 
 
 def _main(argv: list[str]) -> None:

@@ -4,9 +4,10 @@ import contextlib
 import difflib
 import importlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -53,6 +54,15 @@ def fault_of(error: InputError) -> str:
 
 class Interrupted(Exception):
     """A run was asked to stop and has saved its state; the same command resumes it."""
+
+
+def command(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Run `main` with the arguments of the process, and exit with its status; 2 with the sentence of an InputError."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as message:
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 def choose(what: str, name: object, options: Mapping[str, T]) -> T:

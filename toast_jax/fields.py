@@ -154,6 +154,12 @@ class Field:
     may_change: str = NEVER
 
 
+def unknown(name: str, fields: Collection[str]) -> str:
+    """Return the sentence for a field that a config does not have, with the fields whose names come nearest."""
+    near = difflib.get_close_matches(name, list(fields), n=3, cutoff=0.4)
+    return f"The config has no field {name}; the nearest are {', '.join(near or fields)}."
+
+
 def joined(text: str) -> tuple[str, ...]:
     """Split text into the values that `+` joins; `++` is a plus within a value."""
     return tuple(value.replace("\0", "+") for value in text.replace("++", "\0").split("+") if value)

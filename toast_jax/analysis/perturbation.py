@@ -19,9 +19,7 @@ _BLUR = 5 / 224  # standard deviation, as a fraction of the side
 def order(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Rank the cells of a map `[g, g]`, 0 the highest, ties in random order."""
     flat = values.ravel()
-    by_height = np.lexsort((rng.random(flat.size), -flat))
-    ranks = np.empty(flat.size, int)
-    ranks[by_height] = np.arange(flat.size)
+    ranks = np.lexsort((rng.random(flat.size), -flat)).argsort()
     return ranks.reshape(values.shape)
 
 

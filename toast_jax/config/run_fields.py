@@ -5,8 +5,6 @@ Reading a config must not import JAX or Pillow, so nothing here does; a test che
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -91,22 +89,12 @@ _RUN = {
 }
 
 
-def _with(fields: Mapping[str, Field], **changes: Mapping[str, Any]) -> dict[str, Field]:
-    """Return `fields` with other defaults, rules or meanings, by name of the attribute and then of the field."""
-    fields = dict(fields)
-    for attribute, by_name in changes.items():
-        for name, value in by_name.items():
-            fields[name] = dataclasses.replace(fields[name], **{attribute: value})
-    return fields
-
-
-IMAGES = _with(
-    _RUN,
-    allowed={"data.format": Choice(IMAGE_FORMATS)},
-    meaning={
-        "data.format": "json: VPT's split files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS datasets; scenes: the demo",
-    },
-) | {
+IMAGES = _RUN | {
+    "data.format": Field(
+        "json",
+        Choice(IMAGE_FORMATS),
+        "json: VPT's split files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS datasets; scenes: the demo",
+    ),
     "backbone.drop_path": Field(0.0, SHARE, "stochastic depth: rate of the last block; the base config of a ViT has 0.1"),
     "tuned_blocks": Field(1, COUNT, "partial: number of last blocks to tune"),
     "head.start": Field(
@@ -142,48 +130,45 @@ IMAGES = _with(
     "keep_known": Field(True, FLAG, "cache the frozen features if views repeat (VTAB, data.views) and drop-path is off"),
     "confusion": Field(False, FLAG, "at the end, log the confused classes and write confusion.csv", TO_RESUME),
 }
-TEXTS = _with(
-    _RUN,
-    default={
-        "backbone.family": "llama",
-        "backbone.size": "llama1_7b",
-        "backbone.weights": "weights/llama1_7b",
-        "data.format": "text",
-        "data.splits.train": "",
-        "data.splits.val": "",
-        "data.splits.test": "",
-        "batch_size": 144,
-        "epochs": 3,
-        "warmup_epochs": 0.09,  # 3 % of the run
-        "optimizer.name": "adamw",
-        "optimizer.lr": 2e-5,
-        "optimizer.schedule": "step",
-        "optimizer.weight_decay": 0.0,
-        "optimizer.no_decay": (),
-        "optimizer.clip": 1.0,  # default of Hugging Face's trainer
-        "eval_every": 1,
-        "checkpoint_every": 1,
-    },
-    allowed={"data.format": Choice(FORMATS), "warmup_epochs": real(0.0)},
-    meaning={
-        "data.format": "text: packed; instructions: Alpaca; prompts: prompt and response; conversations: ShareGPT",
-        "data.splits.train": "training file: .txt, .json or .jsonl",
-        "data.splits.val": "validation file; '' for none",
-        "data.splits.test": "test file; '' for none",
-        "batch_size": "sequences per step, over all devices",
-    },
-    may_change={f"data.splits.{split}": TO_MOVE for split in ("train", "val", "test")},
-) | {
-    "data.tokenizer": Field(
-        "weights/llama1_7b", Text("weights/llama1_7b"), "tokenizer.model or tokenizer.json, or its folder", TO_MOVE
-    ),
-    "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),
-    "data.length": Field(512, whole(2, 1_000_000), "tokens of a sequence"),
-    "data.documents": Field(0, whole(0), "read only the first so many documents; 0: all"),
-    "data.held_out": Field(0.0, SHARE, "share of the training texts to hold out for validation"),
-    "microbatches": Field(1, COUNT, "parts of a device's batch to compute one after the other, which saves memory"),
-    "fsdp": Field(1, COUNT, "number of devices to shard parameters and optimizer state over; 1: replicated", TO_RESUME),
+_TEXT_DEFAULTS = {
+    "backbone.family": "llama",
+    "backbone.size": "llama1_7b",
+    "backbone.weights": "weights/llama1_7b",
+    "epochs": 3,
+    "optimizer.name": "adamw",
+    "optimizer.lr": 2e-5,
+    "optimizer.schedule": "step",
+    "optimizer.weight_decay": 0.0,
+    "optimizer.no_decay": (),
+    "optimizer.clip": 1.0,  # default of Hugging Face's trainer
+    "eval_every": 1,
+    "checkpoint_every": 1,
 }
+TEXTS = (
+    _RUN
+    | {name: dataclasses.replace(_RUN[name], default=default) for name, default in _TEXT_DEFAULTS.items()}
+    | {
+        "data.format": Field(
+            "text",
+            Choice(FORMATS),
+            "text: packed; instructions: Alpaca; prompts: prompt and response; conversations: ShareGPT",
+        ),
+        "data.splits.train": Field("", Text("train"), "training file: .txt, .json or .jsonl", TO_MOVE),
+        "data.splits.val": Field("", TEXT, "validation file; '' for none", TO_MOVE),
+        "data.splits.test": Field("", TEXT, "test file; '' for none", TO_MOVE),
+        "batch_size": Field(144, COUNT, "sequences per step, over all devices", TO_EVALUATE),
+        "warmup_epochs": Field(0.09, real(0.0), "epochs of linear warmup of the learning rate"),  # 3 % of the run
+        "data.tokenizer": Field(
+            "weights/llama1_7b", Text("weights/llama1_7b"), "tokenizer.model or tokenizer.json, or its folder", TO_MOVE
+        ),
+        "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),
+        "data.length": Field(512, whole(2, 1_000_000), "tokens of a sequence"),
+        "data.documents": Field(0, whole(0), "read only the first so many documents; 0: all"),
+        "data.held_out": Field(0.0, SHARE, "share of the training texts to hold out for validation"),
+        "microbatches": Field(1, COUNT, "parts of a device's batch to compute one after the other, which saves memory"),
+        "fsdp": Field(1, COUNT, "number of devices to shard parameters and optimizer state over; 1: replicated", TO_RESUME),
+    }
+)
 
 
 def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:

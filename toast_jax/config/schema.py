@@ -1,7 +1,6 @@
 """Look up the fields that a config has, and check each value by itself. `check.py` checks fields against one another."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 from toast_jax.config.run_fields import IMAGES, METHODS, TEXTS
 from toast_jax.config.task_fields import TASKS
 from toast_jax.errors import choose
-from toast_jax.fields import Choice, Field
+from toast_jax.fields import Choice, Field, unknown
 from toast_jax.model.families import FAMILIES
 
 
@@ -63,8 +62,7 @@ def problems(values: Mapping[str, Any], fields: Mapping[str, Field]) -> dict[str
     sentences = {}
     for name, value in values.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, list(fields), n=3)
-            sentences[name] = f"The config has no field {name}; the nearest are {', '.join(near or fields)}."
+            sentences[name] = unknown(name, fields)
         elif refusal := fields[name].allowed.refusal(value):
             sentences[name] = f"config.{name} is {value!r}; {refusal}."
     for name in fields.keys() - values.keys():

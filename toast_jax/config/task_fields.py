@@ -9,12 +9,6 @@ from toast_jax.data.images.corruptions import CORRUPTIONS, SEVERITIES
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Text, nested, real, whole
 
-
-def _of(task, fields, name=None):
-    name = Field(name or task, Text("mine"), "name; without --workdir the folder is runs/NAME")
-    return {"name": name, "task": Field(task, TEXT, "module of toast_jax/tasks/ to run"), **fields}
-
-
 _RUNS = Field((), Several(TEXT), "folders of runs to compare")
 _IMAGES = Field("test", TEXT, "a split of the first run's data (train, val, test), or folders and images joined by +")
 _WEIGHTS = Field("", TEXT, "weights of the backbone, if the file has moved since the run")
@@ -37,129 +31,110 @@ _BATCH_SIZE = Field(32, COUNT, "images per step, over all devices")
 _SEVERAL_SEEDS = Several(SEED, least=1)
 _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
 
+_FIELDS = {
+    "predict": {
+        "run": Field("", TEXT, "folder of the run"),
+        "images": Field("", TEXT, "a folder, searched recursively, or one image"),
+        "attention": Field(True, FLAG, "draw where the network looks"),
+        "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
+        "batch_size": _BATCH_SIZE,
+    },
+    "visualize": {
+        "runs": _RUNS,
+        "images": _IMAGES,
+        "most": Field(12, COUNT, "maximum number of images, evenly spaced"),
+        **_DATA,
+        "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
+        "batch_size": _BATCH_SIZE,
+    },
+    "attention_metrics": {
+        "runs": _RUNS,
+        "images": _IMAGES,
+        "objects": Field("", TEXT, "JSON file of boxes, folder of masks, or TFDS feature; '' for deletion and insertion"),
+        **_DATA,
+        "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
+        "only_annotated": Field(False, FLAG, "leave out images without a box or a mask"),
+        "threshold_split": Field(
+            "val", Choice(("", "train", "val", "test")), "split to pick the best threshold on; '' for the measured images"
+        ),
+        "shares": Field(
+            (0.1, 0.25, 0.5),
+            Several(real(above=0.0, below=1.0)),
+            "measure the IoU of these shares of the pixels",
+        ),
+        "steps": Field(16, COUNT, "steps of deletion and insertion"),
+        "most": Field(0, whole(0), "maximum number of images, evenly spaced; 0: all"),
+        "seed": Field(0, SEED, "seed of the bootstrap and of the order of equal cells"),
+        "batch_size": _BATCH_SIZE,
+    },
+    "corruptions": {
+        "runs": _RUNS,
+        "images": Field("test", TEXT, "a split of the first run's data: train, val or test"),
+        "kinds": Field(tuple(CORRUPTIONS), Several(Choice(CORRUPTIONS), least=1), "corruptions"),
+        "severities": Field(SEVERITIES, Several(whole(1, 5), least=1), "severities of each corruption"),
+        **_DATA,
+        "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
+        "most": Field(0, whole(0), "maximum number of images, evenly spaced; 0: all"),
+        "seed": Field(0, SEED, "seed of the corruptions and of the bootstrap"),
+        "batch_size": _BATCH_SIZE,
+    },
+    "generate": {
+        "run": Field("", TEXT, "folder of a run on text"),
+        "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
+        "tokenizer": Field("", TEXT, "tokenizer, if the file has moved since the run"),
+        "prompt": Field("", TEXT, "question to answer; '' to ask in the terminal"),
+        "file": Field("", TEXT, "questions to answer: a .jsonl file"),
+        "format": Field("", Choice(("", *FORMATS)), "prompt format of a question; '' for the format of the run"),
+        "most": Field(128, COUNT, "maximum number of new tokens"),
+        "temperature": Field(0.7, real(0.0), "temperature of sampling, 0.7 as in the release; 0: greedy"),
+        "top_p": Field(1.0, real(most=1.0, above=0.0), "sample from the likeliest tokens with this total probability"),
+        "seed": Field(42, SEED, "seed of sampling"),
+        "batch_size": Field(8, COUNT, "questions of a file to answer at once"),
+    },
+    "convert": {
+        "source": Field("", TEXT, "folder of a run, file of weights, or its gs:// address"),
+        "target": Field("", TEXT, "file to write: .pth or .safetensors"),
+        "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
+        "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
+    },
+    "table": {"sweeps": Field((), Several(TEXT), "folders of sweeps")},
+    "demo": {
+        "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
+        "attention_scenes": Field(200, COUNT, "test scenes to measure attention on"),
+        "shown_scenes": Field(6, COUNT, "scenes in the report"),
+        "rows": _ROWS,
+    },
+    "demo_language": {
+        "weights": Field("weights/stories15m", Text("weights/stories15m"), "folder of a language model and its tokenizer"),
+        "seeds": Field((42,), _SEVERAL_SEEDS, "seeds of every run"),
+        "tales.text": Field(500, COUNT, "tales without questions, to pre-tune on"),
+        "tales.train": Field(320, COUNT, "tales to tune on"),
+        "tales.val": Field(48, COUNT, "tales to validate on"),
+        "tales.test": Field(100, COUNT, "tales to test on"),
+        "shown": Field(8, COUNT, "test tales in the report"),
+        "rows": _ROWS,
+    },
+    "prepare_data": {
+        "datasets": Field((), Several(TEXT), "TFDS datasets to prepare"),
+        "root": Field("data/tfds", Text("data/tfds"), "folder for the datasets"),
+        "manual": Field("", TEXT, "folder of files downloaded by hand; '' for root/downloads/manual"),
+        "check_disk": Field(True, FLAG, "refuse a dataset that does not fit on the disk"),
+    },
+}
+_NAMES = {"prepare_data": "prepare"}  # default names, where they are not the task's
 TASKS = {
-    "predict": _of(
-        "predict",
-        {
-            "run": Field("", TEXT, "folder of the run"),
-            "images": Field("", TEXT, "a folder, searched recursively, or one image"),
-            "attention": Field(True, FLAG, "draw where the network looks"),
-            "weights": _WEIGHTS,
-            "top_down": _TOP_DOWN,
-            "batch_size": _BATCH_SIZE,
-        },
-    ),
-    "visualize": _of(
-        "visualize",
-        {
-            "runs": _RUNS,
-            "images": _IMAGES,
-            "most": Field(12, COUNT, "maximum number of images, evenly spaced"),
-            **_DATA,
-            "weights": _WEIGHTS,
-            "top_down": _TOP_DOWN,
-            "batch_size": _BATCH_SIZE,
-        },
-    ),
-    "attention_metrics": _of(
-        "attention_metrics",
-        {
-            "runs": _RUNS,
-            "images": _IMAGES,
-            "objects": Field("", TEXT, "JSON file of boxes, folder of masks, or TFDS feature; '' for deletion and insertion"),
-            **_DATA,
-            "weights": _WEIGHTS,
-            "top_down": _TOP_DOWN,
-            "only_annotated": Field(False, FLAG, "leave out images without a box or a mask"),
-            "threshold_split": Field(
-                "val", Choice(("", "train", "val", "test")), "split to pick the best threshold on; '' for the measured images"
-            ),
-            "shares": Field(
-                (0.1, 0.25, 0.5),
-                Several(real(above=0.0, below=1.0)),
-                "measure the IoU of these shares of the pixels",
-            ),
-            "steps": Field(16, COUNT, "steps of deletion and insertion"),
-            "most": Field(0, whole(0), "maximum number of images, evenly spaced; 0: all"),
-            "seed": Field(0, SEED, "seed of the bootstrap and of the order of equal cells"),
-            "batch_size": _BATCH_SIZE,
-        },
-    ),
-    "corruptions": _of(
-        "corruptions",
-        {
-            "runs": _RUNS,
-            "images": Field("test", TEXT, "a split of the first run's data: train, val or test"),
-            "kinds": Field(tuple(CORRUPTIONS), Several(Choice(CORRUPTIONS), least=1), "corruptions"),
-            "severities": Field(SEVERITIES, Several(whole(1, 5), least=1), "severities of each corruption"),
-            **_DATA,
-            "weights": _WEIGHTS,
-            "top_down": _TOP_DOWN,
-            "most": Field(0, whole(0), "maximum number of images, evenly spaced; 0: all"),
-            "seed": Field(0, SEED, "seed of the corruptions and of the bootstrap"),
-            "batch_size": _BATCH_SIZE,
-        },
-    ),
-    "generate": _of(
-        "generate",
-        {
-            "run": Field("", TEXT, "folder of a run on text"),
-            "weights": _WEIGHTS,
-            "top_down": _TOP_DOWN,
-            "tokenizer": Field("", TEXT, "tokenizer, if the file has moved since the run"),
-            "prompt": Field("", TEXT, "question to answer; '' to ask in the terminal"),
-            "file": Field("", TEXT, "questions to answer: a .jsonl file"),
-            "format": Field("", Choice(("", *FORMATS)), "prompt format of a question; '' for the format of the run"),
-            "most": Field(128, COUNT, "maximum number of new tokens"),
-            "temperature": Field(0.7, real(0.0), "temperature of sampling, 0.7 as in the release; 0: greedy"),
-            "top_p": Field(1.0, real(most=1.0, above=0.0), "sample from the likeliest tokens with this total probability"),
-            "seed": Field(42, SEED, "seed of sampling"),
-            "batch_size": Field(8, COUNT, "questions of a file to answer at once"),
-        },
-    ),
-    "convert": _of(
-        "convert",
-        {
-            "source": Field("", TEXT, "folder of a run, file of weights, or its gs:// address"),
-            "target": Field("", TEXT, "file to write: .pth or .safetensors"),
-            "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
-            "weights": _WEIGHTS,
-            "top_down": _TOP_DOWN,
-        },
-    ),
-    "table": _of("table", {"sweeps": Field((), Several(TEXT), "folders of sweeps")}),
-    "demo": _of(
-        "demo",
-        {
-            "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
-            "attention_scenes": Field(200, COUNT, "test scenes to measure attention on"),
-            "shown_scenes": Field(6, COUNT, "scenes in the report"),
-            "rows": _ROWS,
-        },
-    ),
-    "demo_language": _of(
-        "demo_language",
-        {
-            "weights": Field("weights/stories15m", Text("weights/stories15m"), "folder of a language model and its tokenizer"),
-            "seeds": Field((42,), _SEVERAL_SEEDS, "seeds of every run"),
-            "tales.text": Field(500, COUNT, "tales without questions, to pre-tune on"),
-            "tales.train": Field(320, COUNT, "tales to tune on"),
-            "tales.val": Field(48, COUNT, "tales to validate on"),
-            "tales.test": Field(100, COUNT, "tales to test on"),
-            "shown": Field(8, COUNT, "test tales in the report"),
-            "rows": _ROWS,
-        },
-    ),
-    "prepare_data": _of(
-        "prepare_data",
-        {
-            "datasets": Field((), Several(TEXT), "TFDS datasets to prepare"),
-            "root": Field("data/tfds", Text("data/tfds"), "folder for the datasets"),
-            "manual": Field("", TEXT, "folder of files downloaded by hand; '' for root/downloads/manual"),
-            "check_disk": Field(True, FLAG, "refuse a dataset that does not fit on the disk"),
-        },
-        name="prepare",
-    ),
+    task: {
+        "name": Field(_NAMES.get(task, task), Text("mine"), "name; without --workdir the folder is runs/NAME"),
+        "task": Field(task, TEXT, "module of toast_jax/tasks/ to run"),
+        **fields,
+    }
+    for task, fields in _FIELDS.items()
 }
 SWEEP = {
     "sweep.seeds": Field(SEEDS, _SEVERAL_SEEDS, "seeds of the tested runs"),

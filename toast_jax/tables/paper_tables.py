@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,8 +36,8 @@ class Measured:
         return statistics.fmean(self.accuracy)
 
     @property
-    def std(self) -> float | None:
-        return statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else None
+    def std(self) -> float:
+        return statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +65,20 @@ class Table:
         measured = {method for method, _ in self.measured}
         return [name for name in METHODS if name in self.published["rows"] or name in measured]
 
-    def measured_means(self, method: str) -> dict[str, float | None]:
-        """Return the measured mean of every task that has one, and the averages over tasks."""
-        by_task = {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
-        return by_task | means(self.table, by_task)
+    def entries(self, method: str) -> dict[str, tuple[Measured | None, float, float]]:
+        """Return the results of a method, then its averages over tasks, by label.
 
-    def published_means(self, method: str) -> dict[str, float | None]:
-        """Return the published number of every task that has one, and the averages over tasks."""
-        by_task = dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
-        return by_task | means(self.table, by_task)
+        Returns:
+          the measured result (None for an average), the measured mean and the published one, NaN where there is none.
+        """
+        measured = {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
+        published = dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
+        measured |= means(self.table, measured)
+        published |= means(self.table, published)
+        return {
+            name: (self.measured.get((method, name)), measured.get(name, math.nan), published.get(name, math.nan))
+            for name in (*self.tasks, *means(self.table, {}))
+        }
 
 
 def collect(folders: Sequence[str | Path]) -> Table:
@@ -128,26 +134,23 @@ def _hours(result: dict) -> float:
     return images / result["images_per_second"] / 3600 if result["images_per_second"] else 0.0
 
 
-def means(table: str, values: Mapping[str, float]) -> dict[str, float | None]:
-    """Compute the averages of a row, by label; None if a task is missing."""
+def means(table: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Compute the averages of a row, by label; NaN if a task is missing."""
 
     def mean(names):
-        return statistics.fmean(values[name] for name in names) if all(name in values for name in names) else None
+        return statistics.fmean(values.get(name, math.nan) for name in names)
 
     if table != "vtab":
         return {"mean": mean(_FGVC)}
-    groups: dict[str, list[str]] = {}
-    for name, task in TASKS.items():
-        groups.setdefault(task.group, []).append(name)
-    by_group = {group: mean(names) for group, names in groups.items()}
-    of_groups = None if None in by_group.values() else statistics.fmean(by_group.values())
+    groups = dict.fromkeys(task.group for task in TASKS.values())
+    by_group = {group: mean([name for name, task in TASKS.items() if task.group == group]) for group in groups}
+    of_groups = statistics.fmean(by_group.values())
     return {**by_group, f"mean of {len(TASKS)} tasks": mean(TASKS), f"mean of {len(groups)} groups": of_groups}
 
 
 def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """Format header and rows: each method measured, published, and the difference; wide tables are transposed."""
-    labels = list(means(table.table, {}))
-    header = ["method", *table.tasks, *labels, "tuned, without head", "hours"]
+    header = ["method", *table.tasks, *means(table.table, {}), "tuned, without head", "hours"]
     rows = [row for method in table.methods for row in _rows_of(table, method)]
     if len(header) > 12:
         header, *rows = map(list, zip(*[header, *rows], strict=True))
@@ -156,48 +159,42 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def _rows_of(table: Table, method: str) -> list[list[str]]:
-    measured, published = table.measured_means(method), table.published_means(method)
-    columns = [*table.tasks, *means(table.table, {})]
-    done = [table.measured[method, task] for task in table.tasks if (method, task) in table.measured]
-    tested = [_spread(table.measured.get((method, name)), measured.get(name)) for name in columns]
+    entries = table.entries(method).values()
+    done = [result for result, _, _ in entries if result]
     costs = [f"{done[0].tuned:,}", f"{sum(result.hours for result in done):.1f}"] if done else [NOTHING, NOTHING]
-    rows = [[method, *tested, *costs]]
+    rows = [[method, *(_spread(result) if result else _number(mean) for result, mean, _ in entries), *costs]]
     if table.published["rows"].get(method):
-        printed, tuned = [_number(published.get(name)) for name in columns], table.published["tuned"].get(method)
+        tuned = table.published["tuned"].get(method)
+        printed = [_number(published) for _, _, published in entries]
         rows.append([f"{method}, published", *printed, f"{tuned:,}" if tuned else NOTHING, NOTHING])
-        differences = [_number(_difference(measured.get(name), published.get(name)), "+") for name in columns]
+        differences = [_number(mean - published, "+") for _, mean, published in entries]
         rows.append([f"{method}, difference", *differences, NOTHING, NOTHING])
     return rows
 
 
-def _spread(result: Measured | None, mean: float | None) -> str:
-    """Format a task's mean, standard deviation and number of seeds; an average over tasks is a plain number."""
-    if result is None:
-        return _number(mean)
-    spread = f" +- {result.std:.1f}" if result.std is not None else ""
-    return f"{result.mean:.1f}{spread} ({len(result.accuracy)})"
+def _spread(result: Measured) -> str:
+    """Format a task's mean, standard deviation and number of seeds."""
+    seeds = len(result.accuracy)
+    return f"{result.mean:.1f}{f' +- {result.std:.1f}' * (seeds > 1)} ({seeds})"
 
 
-def _difference(measured: float | None, published: float | None) -> float | None:
-    return None if measured is None or published is None else measured - published
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return NOTHING if value is None else f"{value:{sign}.1f}"
+def _number(value: float, sign: str = "") -> str:
+    return NOTHING if math.isnan(value) else f"{value:{sign}.1f}"
 
 
 def values(table: Table) -> list[list[object]]:
     """List a row of HEADER for each method and task, then for each average; '' for a missing number."""
-    rows = []
+    rows: list[list[object]] = []
     for method in table.methods:
-        measured_means, published_means = table.measured_means(method), table.published_means(method)
-        for name in (*table.tasks, *means(table.table, {})):
-            result, mean, published = table.measured.get((method, name)), measured_means.get(name), published_means.get(name)
-            spread = [result.std, len(result.accuracy)] if result else [None, None]
-            costs = [result.tuned, result.hours] if result else [None, None]
-            row = [mean, *spread, published, _difference(mean, published), *costs]
-            rows.append([method, name, *("" if value is None else value for value in row)])
-    return [[round(value, 4) if isinstance(value, float) else value for value in row] for row in rows]
+        for name, (result, mean, published) in table.entries(method).items():
+            std, seeds = (result.std, len(result.accuracy)) if result else (math.nan, "")
+            tuned, hours = (result.tuned, result.hours) if result else ("", math.nan)
+            rows.append([method, name, mean, std, seeds, published, mean - published, tuned, hours])
+    return [[_rounded(value) if isinstance(value, float) else value for value in row] for row in rows]
+
+
+def _rounded(value: float) -> float | str:
+    return "" if math.isnan(value) else round(value, 4)
 
 
 def notes(table: Table) -> list[str]:

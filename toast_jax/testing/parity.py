@@ -9,7 +9,6 @@ its bound and its name. The exit status is 1 if any error exceeds its bound.
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +57,9 @@ def replay(path: str) -> list[Check]:
     model, method, arrays = recorded.model, recorded.method, recorded.arrays
     mask = tuned_mask(recorded.params, method)
     tuned, frozen = trees.split(recorded.params, mask)
-    weights = {"variational_weight": recorded.family.variational_weight}  # recordings include it
-    scores = losses.tune(model, method)
-    if recorded.pretuning:
-        scores = losses.pretune(model, method, task_weight=1.0, **weights)
+    # Recordings include the weight of the variational loss.
+    pretune = functools.partial(losses.pretune, model, method, variational_weight=recorded.family.variational_weight)
+    scores = pretune(task_weight=1.0) if recorded.pretuning else losses.tune(model, method)
     checks = [
         Check("count/total", abs(trees.count(recorded.params) - int(arrays["count/total"])), 0),
         Check("count/trainable", abs(trees.count(tuned) - int(arrays["count/trainable"])), 0),
@@ -69,7 +67,7 @@ def replay(path: str) -> list[Check]:
     checks += _forward(recorded, scores)
     checks += _gradients(recorded, scores, tuned, frozen, "grad/")
     if "var/loss" in arrays:
-        variational = losses.pretune(model, method, task_weight=0.0, **weights)
+        variational = pretune(task_weight=0.0)
         checks.append(Check("var/loss", relative_error(_loss(recorded, variational), arrays["var/loss"]), FORWARD))
         checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
     if "sgd/losses" in arrays:
@@ -164,7 +162,7 @@ def _generate(recorded: Recording) -> list[Check]:
 
 def main(paths: list[str]) -> int:
     """Print a line per quantity and return the exit status."""
-    if not paths or any(re.match("-", path) for path in paths):
+    if not paths or any(path.startswith("-") for path in paths):
         print(__doc__)
         return 2
     # By default, accelerators multiply float32 matrices in lower precision than the comparison needs.

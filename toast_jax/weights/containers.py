@@ -58,14 +58,20 @@ def read(path: str, field: str = "backbone.weights") -> Arrays:
     return out
 
 
-def _read_safetensors(file: Path) -> Arrays:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def open_safetensors(file: Path):
+    """Open a .safetensors file for reading its arrays one by one; InputError if it is incomplete."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return {name: array.astype(np.float32) for name, array in load_file(file).items()}
+        return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a complete safetensors file ({error}); copy or download it again.") from error
+
+
+def _read_safetensors(file: Path) -> Arrays:
+    content = open_safetensors(file)
+    try:
+        return {name: content.get_tensor(name).astype(np.float32) for name in content.keys()}  # noqa: SIM118 (not a dict)
     except AttributeError as error:  # safetensors asks NumPy for a dtype that it lacks
         raise InputError(f"{file} holds numbers of a type that cannot be read ({error}); convert it to float32.") from error
 
@@ -142,12 +148,7 @@ def read_tensors(file: Path, mmap: bool = False) -> dict:
         tensors = {str(name): tensor.detach() for name, tensor in state.items()}
         if any(tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided for tensor in tensors.values()):
             raise TypeError("no plain numbers")
-    except (
-        AttributeError,
-        TypeError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # not a dict, or not of dense tensors
+    except (AttributeError, TypeError, RuntimeError) as error:  # not a dict, or not of dense tensors
         raise InputError(
             f"{file} holds no dict of plain tensors, alone or under model, model_state_dict, state_dict or teacher."
         ) from error
@@ -156,19 +157,13 @@ def read_tensors(file: Path, mmap: bool = False) -> dict:
 
 def _chosen(file, state, tensor_type):
     """Take the weights out of a training checkpoint, and log the choice where it holds several."""
-    if not isinstance(state, dict):
-        return state
-    key = next((key for key in _KEYS if state.get(key) is not None), None)
+    key = next((key for key in _KEYS if state.get(key) is not None), None) if isinstance(state, dict) else None
     if key is None:
         return state
-    sets = [name for name, value in state.items() if isinstance(value, dict) and _has_tensor(value, tensor_type)]
-    if others := [str(name) for name in sets if name != key]:
+    sets = {name: value.values() for name, value in state.items() if isinstance(value, dict) and name != key}
+    if others := [str(name) for name, values in sets.items() if any(isinstance(value, tensor_type) for value in values)]:
         log.info("%s holds several sets of weights: %s is used, %s not.", file, key, listed(others))
     return state[key]
-
-
-def _has_tensor(values, tensor_type):
-    return any(isinstance(value, tensor_type) for value in values.values())
 
 
 def _torch(purpose: str):
@@ -186,13 +181,8 @@ def _torch(purpose: str):
 
 def read_header(path: str) -> dict[str, str]:
     """Return the metadata of a .safetensors file; {} for other files."""
-    from safetensors import safe_open
-
     file = package_files.find(path)
-    if file.suffix != ".safetensors":
-        return {}
-    with safe_open(file, framework="numpy") as opened:
-        return opened.metadata() or {}
+    return open_safetensors(file).metadata() or {} if file.suffix == ".safetensors" else {}
 
 
 def check_writable(path: str | Path) -> None:

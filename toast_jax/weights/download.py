@@ -22,11 +22,20 @@ def local(address: str, sha256: str = "") -> Path:
     Raises:
       InputError: the address cannot be read, or the hash differs.
     """
-    if "://" not in address:
-        path = Path(address).expanduser()
-        if sha256:
-            _check(path, sha256)
-        return path
+    path = _copied(address) if "://" in address else Path(address).expanduser()
+    if sha256:
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); correct the path.") from error
+        if digest != sha256.lower():
+            raise InputError(f"{path} is another file: its sha256 is {digest}, not {sha256}; remove it and fetch it again.")
+    return path
+
+
+def _copied(address: str) -> Path:
+    """Copy a remote file to the cache, unless it is there already."""
     if address.startswith(("http://", "https://")):
         raise InputError(f"{address} is not fetched from here; download it with curl or a browser, and give the file.")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax" / "downloads"
@@ -44,16 +53,4 @@ def local(address: str, sha256: str = "") -> Path:
         except Exception as error:  # the storage library may raise anything
             raise InputError(f"{address} cannot be read ({error}); check it, or download the file yourself.") from error
         partial.replace(path)
-    if sha256:
-        _check(path, sha256)
     return path
-
-
-def _check(path, sha256):
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); correct the path.") from error
-    if digest != sha256.lower():
-        raise InputError(f"{path} is another file: its sha256 is {digest}, not {sha256}; remove it and fetch it again.")

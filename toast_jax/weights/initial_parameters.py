@@ -12,7 +12,6 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.config.backbone_names import RANDOM
 from toast_jax.devices import parallel
-from toast_jax.errors import InputError
 from toast_jax.model import families
 from toast_jax.model.methods import TRANSFORM, Method, tuned_mask
 from toast_jax.model.steered import Steered, init
@@ -94,26 +93,22 @@ def _dtypes(model, method, shapes):
 
 def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
     has_top_down = any(path.startswith("top_down/") for path in shapes)
-    layer_files, blocks = families.of_backbone(model.backbone).layer_files, model.backbone.last_blocks
+    layer_files = families.of_backbone(model.backbone).layer_files
+    load = functools.partial(pretrained.load, shapes=shapes, last_blocks=model.backbone.last_blocks, identity=TRANSFORM)
     loaded = {}
     if weights != RANDOM and layer_files:
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
-        loaded = pretrained.load(weights, shapes, last_blocks=blocks, wanted=wanted, optional="top_down/.*", identity=TRANSFORM)
+        loaded = load(weights, wanted=wanted, optional="top_down/.*")
     if top_down and has_top_down:
         # Released modules of language models come with embeddings that have one extra token.
         optional = "" if layer_files else "backbone/.*"
-        module = pretrained.load(
-            top_down,
-            shapes,
-            last_blocks=blocks,
-            wanted="top_down/.*",
-            optional=optional,
-            identity=TRANSFORM,
-            field="top_down",
-        )
-        _check_same_backbone(top_down, module, loaded)
+        module = load(top_down, wanted="top_down/.*", optional=optional, field="top_down")
+        # Released files hold the backbone too, to half precision.
+        for path in [path for path in module if path.startswith("backbone/") and path in loaded]:
+            if not np.allclose(module[path], loaded[path], rtol=1e-2, atol=1e-2):
+                raise top_down_file.other_backbone(top_down, path)
         loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
     elif top_down:
         log.warning("%s is not used: this method has no top-down module.", top_down)
@@ -122,13 +117,3 @@ def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
             "The top-down module starts at random; tuned like that it falls far behind a pre-tuned one (config.top_down)."
         )
     return loaded
-
-
-def _check_same_backbone(file, module, loaded):
-    """Check that a top-down module belongs to the loaded backbone, which released files hold too, to half precision."""
-    for path in [path for path in module if path.startswith("backbone/") and path in loaded]:
-        if not np.allclose(module[path], loaded[path], rtol=1e-2, atol=1e-2):
-            raise InputError(
-                f"The top-down module in {file} was made for another backbone ({path} differs); give the one it belongs to in "
-                "--config.backbone.weights."
-            )

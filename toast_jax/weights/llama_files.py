@@ -19,7 +19,7 @@ import numpy as np
 from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama import LLaMA, RopeScaling
 from toast_jax.model.backbones.llama_torch_names import NAMES
-from toast_jax.weights.containers import TORCH, read_tensors
+from toast_jax.weights.containers import TORCH, open_safetensors, read_tensors
 from toast_jax.weights.other_projects import known_names
 
 log = logging.getLogger(__name__)
@@ -64,8 +64,12 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
             f"{path} lacks {listed(missing, 3)}; it is of another kind or size of network than config.backbone.size."
         )
     if model.tied and {_EMBEDDING, _HEAD} <= set(in_file):
-        _check_tied(path, in_file, model)
-        del in_file[_HEAD]
+        embedding, head = in_file[_EMBEDDING], in_file.pop(_HEAD)
+        if embedding.shape != head.shape or not np.array_equal(embedding.read(), head.read()):
+            raise InputError(
+                f"{path} has a {_HEAD} that differs from {_EMBEDDING}, but a LLaMA of config.backbone.size {_of(model)} uses "
+                "one array for both; give weights of that size, or merge what tuned them."
+            )
     if surplus := sorted(set(in_file) - wanted):
         raise InputError(f"{path} has {listed(surplus, 3)}, which no LLaMA of config.backbone.size {_of(model)} has.")
     for name, (names, turned) in needed.items():
@@ -142,12 +146,7 @@ def _of_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _of_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        file = safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error}); copy or download it again.") from error
+    file = open_safetensors(path)
     out = {}
     for name in file.keys():  # noqa: SIM118 (not a dict)
         tensor = file.get_slice(name)
@@ -155,16 +154,6 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path} holds {name} as {tensor.get_dtype()}; give weights as float32, float16 or bfloat16.")
         out[name] = Tensor(tuple(tensor.get_shape()), functools.partial(file.get_tensor, name))
     return out
-
-
-def _check_tied(path: str, tensors: dict[str, Tensor], model: LLaMA) -> None:
-    """Raise InputError if the head of a tied model's file is not a copy of the embedding."""
-    embedding, head = tensors[_EMBEDDING], tensors[_HEAD]
-    if embedding.shape != head.shape or not np.array_equal(embedding.read(), head.read()):
-        raise InputError(
-            f"{path} has a {_HEAD} that differs from {_EMBEDDING}, but a LLaMA of config.backbone.size {_of(model)} uses one "
-            "array for both; give weights of that size, or merge what tuned them."
-        )
 
 
 def _is_torch(path: Path) -> bool:
@@ -179,34 +168,31 @@ def _of_llama2c(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is neither a PyTorch file nor one of llama2.c (version 0); give it as .safetensors.")
     width, hidden, depth, heads, kv_heads, vocabulary, length = map(int, numbers)
     head, kv = width // heads, width // heads * kv_heads
-    layer = "model.layers.{i}"
-    shapes = {
-        "model.embed_tokens": (abs(vocabulary), width),
-        f"{layer}.input_layernorm": (depth, width),
-        f"{layer}.self_attn.q_proj": (depth, width, width),
-        f"{layer}.self_attn.k_proj": (depth, kv, width),
-        f"{layer}.self_attn.v_proj": (depth, kv, width),
-        f"{layer}.self_attn.o_proj": (depth, width, width),
-        f"{layer}.post_attention_layernorm": (depth, width),
-        f"{layer}.mlp.gate_proj": (depth, hidden, width),
-        f"{layer}.mlp.down_proj": (depth, width, hidden),
-        f"{layer}.mlp.up_proj": (depth, hidden, width),
-        "model.norm": (width,),
-        "rotations": (length, head),
-        "lm_head": (abs(vocabulary), width),
+    of_layer = {
+        "input_layernorm": (width,),
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (kv, width),
+        "self_attn.v_proj": (kv, width),
+        "self_attn.o_proj": (width, width),
+        "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (hidden, width),
+        "mlp.down_proj": (width, hidden),
+        "mlp.up_proj": (hidden, width),
     }
-    if vocabulary > 0:  # the head is tied to the embedding
-        del shapes["lm_head"]
-    size, sizes = path.stat().st_size, [math.prod(shape) for shape in shapes.values()]
-    if size != 4 * (7 + sum(sizes)):
-        raise InputError(f"{path} has {size:,} bytes where its header asks for {4 * (7 + sum(sizes)):,}; copy it again.")
+    outside = {"model.embed_tokens": (abs(vocabulary), width), "model.norm": (width,), "rotations": (length, head)}
+    if vocabulary < 0:  # the head is not tied to the embedding
+        outside["lm_head"] = (abs(vocabulary), width)
+    count = sum(map(math.prod, outside.values())) + depth * sum(map(math.prod, of_layer.values()))
+    size, expected = path.stat().st_size, 4 * (7 + count)
+    if size != expected:
+        raise InputError(f"{path} has {size:,} bytes where its header asks for {expected:,}; copy it again.")
+    shapes = {"model.embed_tokens": outside.pop("model.embed_tokens")}
+    shapes |= {f"model.layers.{i}.{part}": shape for part, shape in of_layer.items() for i in range(depth)} | outside
     out, data, start = {}, np.memmap(path, np.float32, "r", offset=28), 0
-    for (name, shape), count in zip(shapes.items(), sizes, strict=True):
-        array, start = data[start : start + count].reshape(shape), start + count
+    for name, shape in shapes.items():
+        array, start = data[start : start + math.prod(shape)].reshape(shape), start + math.prod(shape)
         turn = functools.partial(_halved, head=head) if name.endswith(("q_proj", "k_proj")) else np.asarray
-        for i in range(depth if "{i}" in name else 1):
-            values = array[i] if "{i}" in name else array
-            out[f"{name.format(i=i)}.weight"] = Tensor(values.shape, functools.partial(turn, values))
+        out[f"{name}.weight"] = Tensor(shape, functools.partial(turn, array))
     del out["rotations.weight"]
     return out
 

@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from toast_jax.errors import listed
+from toast_jax.model.backbones.rename_rules import Rename
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.weights.containers import Arrays
 
@@ -48,17 +49,14 @@ def rename(state: Arrays) -> tuple[Arrays, list[str]]:
     """Rename as `from_torch` does, but with a path for every layer: `backbone/blocks/3/x`."""
     left = dict(state)
     layers: Arrays = {}
-    for row in kind_of_torch(state).names.table:
-        for i in _layers(row.torch[0], left):
+    for row, i, torch_arrays in _taken(kind_of_torch(state).names.table, "torch", left):
+        try:
+            arrays = row.forward(*torch_arrays)
+        except (ValueError, IndexError) as error:
             names = [name.format(i=i) for name in row.torch]
-            if all(name in left for name in names):
-                torch_arrays = [left.pop(name) for name in names]
-                try:
-                    arrays = row.forward(*torch_arrays)
-                except (ValueError, IndexError) as error:
-                    shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
-                    raise ValueError(f"{shapes}, which no network here has") from error
-                layers |= dict(zip((path.format(i=i) for path in row.paths), arrays, strict=True))
+            shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
+            raise ValueError(f"{shapes}, which no network here has") from error
+        layers |= dict(zip((path.format(i=i) for path in row.paths), arrays, strict=True))
     return layers, sorted(left)
 
 
@@ -77,12 +75,9 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
     """Undo `rename`, from a path for every layer; `family` as in `to_torch`."""
     left = dict(layers)
     state: Arrays = {}
-    for row in (family or kind(layers)).names.table:
-        for i in _layers(row.paths[0], left):
-            paths = [path.format(i=i) for path in row.paths]
-            if all(path in left for path in paths):
-                arrays = row.backward(*(np.asarray(left.pop(path)) for path in paths))
-                state |= dict(zip((name.format(i=i) for name in row.torch), arrays, strict=True))
+    for row, i, arrays in _taken((family or kind(layers)).names.table, "paths", left):
+        torch_arrays = row.backward(*map(np.asarray, arrays))
+        state |= dict(zip((name.format(i=i) for name in row.torch), torch_arrays, strict=True))
     if left:
         raise ValueError(f"the rename table has no line for {listed(sorted(left))}")
     return {name: array for name, array in state.items() if array.size}
@@ -90,13 +85,13 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
 
 def table(layers: Arrays, family: Family | None = None) -> str:
     """Format the rows that apply to `layers`, one a line: PyTorch's names, paths, number of layers, shape."""
-    left, lines = dict(layers), []
-    for row in (family or kind(layers)).names.table:
-        numbers = [i for i in _layers(row.paths[0], left) if all(path.format(i=i) in left for path in row.paths)]
-        arrays = [left.pop(path.format(i=i)) for i in numbers for path in row.paths]
-        if arrays:
-            names = ", ".join(row.torch), _abbreviated(row.paths)
-            lines.append((*names, f"{len(numbers)}x" if "{i}" in row.torch[0] else "", str(arrays[0].shape)))
+    shapes: dict[Rename, list[str]] = {}
+    for row, _, arrays in _taken((family or kind(layers)).names.table, "paths", dict(layers)):
+        shapes.setdefault(row, []).append(str(arrays[0].shape))
+    lines = [
+        (", ".join(row.torch), _abbreviated(row.paths), f"{len(each)}x" if "{i}" in row.torch[0] else "", each[0])
+        for row, each in shapes.items()
+    ]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
@@ -110,6 +105,16 @@ def _abbreviated(paths: tuple[str, ...]) -> str:
     return f"{start}{{{','.join(path[len(start) : len(path) - len(end)] for path in paths)}}}{end}"
 
 
+def _taken(table: Iterable[Rename], side: str, left: Arrays) -> Iterator[tuple[Rename, int, list[np.ndarray]]]:
+    """Yield the rows, for each layer, whose arrays are all in `left`, and take them out; `side` is "torch" or "paths"."""
+    for row in table:
+        patterns = getattr(row, side)
+        for i in _layers(patterns[0], left):
+            names = [pattern.format(i=i) for pattern in patterns]
+            if all(name in left for name in names):
+                yield row, i, [left.pop(name) for name in names]
+
+
 def _layers(pattern: str, names: Iterable[str]) -> list[int]:
     """List the layer numbers for which `pattern` matches a name; [0] for a pattern without a layer."""
     if "{i}" not in pattern:
@@ -118,9 +123,13 @@ def _layers(pattern: str, names: Iterable[str]) -> list[int]:
     return sorted({int(match[1]) for name in names if (match := re.fullmatch(regex, name))})
 
 
-def _layer(family: Family) -> str:
-    """Return the regex of paths of single layers that are stacked."""
-    return rf"(?P<stack>{family.names.stacks})/(?P<i>\d+)(?P<rest>/.*)?"
+def _numbered(paths: Iterable[str]) -> Iterator[tuple[str, str, str, int]]:
+    """Yield the paths of single layers that are stacked, each with its stage, `{i}` in place of its number, and the number."""
+    paths = list(paths)
+    stacks = kind(paths).names.stacks
+    for path in paths:
+        if match := re.fullmatch(rf"(?P<layers>{stacks})/(?P<i>\d+)(?P<rest>/.*)?", path):
+            yield path, match.groupdict().get("stage") or "", f"{match['layers']}/{{i}}{match['rest'] or ''}", int(match["i"])
 
 
 def stack(arrays: Arrays, last_blocks: int) -> Arrays:
@@ -130,12 +139,9 @@ def stack(arrays: Arrays, last_blocks: int) -> Arrays:
     """
     family = kind(arrays)
     stacks: dict[str, dict[int, np.ndarray]] = {}
-    out = {}
-    for path, array in arrays.items():
-        if match := re.fullmatch(_layer(family), path):
-            stacks.setdefault(match["stack"] + (match["rest"] or ""), {})[int(match["i"])] = array
-        else:
-            out[path] = array
+    out = dict(arrays)
+    for path, _, pattern, i in _numbered(arrays):
+        stacks.setdefault(pattern.replace("/{i}", ""), {})[i] = out.pop(path)
     depth = depths_of(arrays)[-1]
     for path, layers in stacks.items():
         if re.match(f"{family.names.last_stack}/", path):
@@ -188,10 +194,8 @@ def _blocks(arrays, names):
 def uneven_layers(layers: Arrays) -> list[str]:
     """List the paths, with `{i}` for the layer, that some layers of their stage lack."""
     numbers: dict[tuple[str, str], list[int]] = {}
-    layer = _layer(kind(layers))
-    for name in layers:
-        if match := re.fullmatch(layer, name):
-            numbers.setdefault((_stage(match), f"{match['stack']}/{{i}}{match['rest'] or ''}"), []).append(int(match["i"]))
+    for _, stage, pattern, i in _numbered(layers):
+        numbers.setdefault((stage, pattern), []).append(i)
     depths = _depths(layers)
     return sorted(pattern for (stage, pattern), own in numbers.items() if len(own) < depths[stage] - _first(pattern, own))
 
@@ -206,16 +210,8 @@ def depths_of(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(depth for _, depth in sorted(_depths(names).items())) or (0,)
 
 
-def _stage(match: re.Match) -> str:
-    return match.groupdict().get("stage") or ""
-
-
 def _depths(names: Iterable[str]) -> dict[str, int]:
-    names = list(names)
     depths: dict[str, int] = {}
-    layer = _layer(kind(names))
-    for name in names:
-        if match := re.fullmatch(layer, name):
-            stage = _stage(match)
-            depths[stage] = max(depths.get(stage, 0), 1 + int(match["i"]))
+    for _, stage, _, i in _numbered(names):
+        depths[stage] = max(depths.get(stage, 0), 1 + i)
     return depths

@@ -61,7 +61,12 @@ def check_backbone(path: str, params: Mapping[str, ArrayLike]) -> None:
     if not recorded:
         return
     if name := differing(fingerprint(params), recorded):
-        raise InputError(
-            f"The top-down module in {path} was made for another backbone ({name} differs); give the one it belongs to in "
-            "--config.backbone.weights."
-        )
+        raise other_backbone(path, name)
+
+
+def other_backbone(path: str, name: str) -> InputError:
+    """Return the error for a module whose backbone differs in the parameter `name` from the one it is used with."""
+    return InputError(
+        f"The top-down module in {path} was made for another backbone ({name} differs); give the one it belongs to in "
+        "--config.backbone.weights."
+    )

@@ -61,21 +61,11 @@ class Operation(NamedTuple):
     signed: bool = False
 
 
-def _rotate(image: Image.Image, level: float) -> Image.Image:
-    """Rotate by up to 30 degrees about the center, counterclockwise for positive levels."""
-    return image.rotate(30 * level / MAX_LEVEL, Image.Resampling.BILINEAR, fillcolor=FILL)
-
-
 def _posterize(image: Image.Image, level: float) -> Image.Image:
     """Keep 4 bits per channel at level 0 down to 0 bits, a black image, at level 10."""
     # ImageOps.posterize refuses 0 bits since Pillow 13.
     step = 2 ** (4 + int(level / MAX_LEVEL * 4))
     return image.point([value // step * step for value in range(256)] * 3)
-
-
-def _solarize(image: Image.Image, level: float) -> Image.Image:
-    """Invert values above a threshold, which falls from 256 to 0 with the level."""
-    return ImageOps.solarize(image, 256 - int(level / MAX_LEVEL * 256))
 
 
 def _solarize_add(image: Image.Image, level: float) -> Image.Image:
@@ -94,38 +84,29 @@ def _affine(image: Image.Image, *coefficients: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL)
 
 
-def _shear_x(image: Image.Image, level: float) -> Image.Image:
-    return _affine(image, 1, 0.3 * level / MAX_LEVEL, 0, 0, 1, 0)
-
-
-def _shear_y(image: Image.Image, level: float) -> Image.Image:
-    return _affine(image, 1, 0, 0, 0.3 * level / MAX_LEVEL, 1, 0)
-
-
-def _translate_x(image: Image.Image, level: float) -> Image.Image:
-    """Shift by up to 0.45 of the width, to the left for positive levels."""
-    return _affine(image, 1, 0, 0.45 * level / MAX_LEVEL * image.width, 0, 1, 0)
-
-
-def _translate_y(image: Image.Image, level: float) -> Image.Image:
-    """Shift by up to 0.45 of the height, upwards for positive levels."""
-    return _affine(image, 1, 0, 0, 0, 1, 0.45 * level / MAX_LEVEL * image.height)
-
-
 OPERATIONS = {
     "AutoContrast": Operation(lambda image, level: ImageOps.autocontrast(image)),
     "Equalize": Operation(lambda image, level: ImageOps.equalize(image)),
     "Invert": Operation(lambda image, level: ImageOps.invert(image)),
-    "Rotate": Operation(_rotate, signed=True),
+    # By up to 30 degrees about the center, counterclockwise for positive levels.
+    "Rotate": Operation(
+        lambda image, level: image.rotate(30 * level / MAX_LEVEL, Image.Resampling.BILINEAR, fillcolor=FILL), signed=True
+    ),
     "PosterizeIncreasing": Operation(_posterize),
-    "SolarizeIncreasing": Operation(_solarize),
+    # Inverts values above a threshold, which falls from 256 to 0 with the level.
+    "SolarizeIncreasing": Operation(lambda image, level: ImageOps.solarize(image, 256 - int(level / MAX_LEVEL * 256))),
     "SolarizeAdd": Operation(_solarize_add),
     "ColorIncreasing": Operation(_enhance(ImageEnhance.Color), signed=True),
     "ContrastIncreasing": Operation(_enhance(ImageEnhance.Contrast), signed=True),
     "BrightnessIncreasing": Operation(_enhance(ImageEnhance.Brightness), signed=True),
     "SharpnessIncreasing": Operation(_enhance(ImageEnhance.Sharpness), signed=True),
-    "ShearX": Operation(_shear_x, signed=True),
-    "ShearY": Operation(_shear_y, signed=True),
-    "TranslateXRel": Operation(_translate_x, signed=True),
-    "TranslateYRel": Operation(_translate_y, signed=True),
+    "ShearX": Operation(lambda image, level: _affine(image, 1, 0.3 * level / MAX_LEVEL, 0, 0, 1, 0), signed=True),
+    "ShearY": Operation(lambda image, level: _affine(image, 1, 0, 0, 0.3 * level / MAX_LEVEL, 1, 0), signed=True),
+    # By up to 0.45 of a side, to the left or upwards for positive levels.
+    "TranslateXRel": Operation(
+        lambda image, level: _affine(image, 1, 0, 0.45 * level / MAX_LEVEL * image.width, 0, 1, 0), signed=True
+    ),
+    "TranslateYRel": Operation(
+        lambda image, level: _affine(image, 1, 0, 0, 0, 1, 0.45 * level / MAX_LEVEL * image.height), signed=True
+    ),
 }
