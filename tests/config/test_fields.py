@@ -124,7 +124,7 @@ def test_a_run_resumes_and_is_evaluated_with_other_values_of_free_fields_alone(g
 def test_the_free_fields_are_these():
     resume = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify"}
     splits = {"data.splits.train", "data.splits.val", "data.splits.test"}
-    evaluate = {"batch_size", "epochs"}
+    evaluate = {"batch_size", "epochs", "precision"}
     move = {"backbone.weights", "top_down", "data.root", "data.image_dir", "data.tokenizer"}
     images, fields = run_fields.IMAGES, run_fields.IMAGES | run_fields.TEXTS
     assert {name for name, field in images.items() if field.may_change == TO_EVALUATE} == evaluate | splits

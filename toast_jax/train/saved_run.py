@@ -1,13 +1,15 @@
 """Read a run from its folder: its config, and its network at the latest checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from toast_jax import package_files, trees
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.devices import precision
 from toast_jax.errors import InputError
 from toast_jax.model import families
 from toast_jax.model.methods import Method
@@ -34,6 +36,15 @@ class SavedRun:
     model: Steered
     method: Method
     params: dict
+
+    def compiled(self, function: Callable) -> Callable:
+        """Compile `function(model, method, *args)` for this network, as `(*args)`, at the precision of the run."""
+
+        def at_precision(*args):
+            with precision.of_products(self.config):
+                return function(self.model, self.method, *args)
+
+        return jax.jit(at_precision)
 
 
 def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str = "") -> SavedRun:
