@@ -122,7 +122,17 @@ def test_a_run_resumes_and_is_evaluated_with_other_values_of_free_fields_alone(g
 
 
 def test_the_free_fields_are_these():
-    resume = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify"}
+    resume = {
+        "task",
+        "resume",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "confusion",
+        "data.workers",
+        "data.verify",
+        "profile",
+    }
     splits = {"data.splits.train", "data.splits.val", "data.splits.test"}
     evaluate = {"batch_size", "epochs", "precision"}
     move = {"backbone.weights", "top_down", "data.root", "data.image_dir", "data.tokenizer"}

@@ -8,9 +8,11 @@ import jax
 from ml_collections import ConfigDict
 
 from toast_jax import package_files, trees
+from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
 from toast_jax.devices import precision
 from toast_jax.errors import InputError
+from toast_jax.fields import flat_fields, nested
 from toast_jax.model import families
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
@@ -61,7 +63,8 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str =
     """
     with checkpoint.manager(folder) as checkpoints:
         meta = checkpoint.read_meta(checkpoints)
-        config = ConfigDict(meta["config"])
+        defaults = {name: field.default for name, field in schema.of_run(ConfigDict(meta["config"])).items()}
+        config = ConfigDict(nested(defaults | flat_fields(meta["config"])))  # an earlier version had fewer fields
         config.backbone.weights = weights or config.backbone.weights
         config.top_down = config.top_down and (top_down or config.top_down)
         for field, file in (("backbone.weights", config.backbone.weights), ("top_down", config.top_down)):
