@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -278,27 +279,52 @@ def test_memory_decides_on_an_accelerator(fixed, tmp_path):
     all_of, held = grid.prepare_grid(config, [tmp_path / str(i) for i in range(3)], tmp_path / "all", at_once=0)
     parts = all_of.step.__wrapped__.keywords
     parts = {name: value for name, value in parts.items() if name != "at_once"}
-    sizes = [grid._at_once(parts, run, held, 3, Accelerator(memory)) for memory in (10**3, 10**10)]
-    assert sizes == [1, 3] and grid._at_once(parts, run, held, 3, jax.local_devices()[0]) == 1
+    sizes = [grid._step(parts, run, held, 3, 0, Accelerator(memory))[1] for memory in (10**3, 10**10)]
+    assert sizes == [1, 3] and grid._step(parts, run, held, 3, 0, jax.local_devices()[0])[1] == 1
+
+
+@pytest.mark.parametrize(("memory", "at_once", "compiled"), [(10**10, 3, 1), pytest.param(10**3, 1, 2, marks=pytest.mark.slow)])
+def test_the_program_whose_memory_is_estimated_runs(memory, at_once, compiled, fixed, tmp_path, monkeypatch, caplog):
+    choose, chosen = grid._step, []
+    monkeypatch.setattr(grid, "_step", lambda *args: chosen.append(choose(*args[:-1], Accelerator(memory))) or chosen[-1])
+    fixed.method, fixed.epochs = "linear", 2
+    with jax.log_compiles():
+        together(fixed, tmp_path)
+    assert chosen[0][1] == at_once
+    of_step = r"Compiling jit\(_fun\) with .*ShapedArray\(uint32\[2\]\)"  # the step alone has the key of the state
+    assert len(re.findall(of_step, caplog.text)) == compiled
+
+
+def test_points_that_no_compiler_fits_are_halved(monkeypatch):
+    """As on TPUs, where a program that needs too much memory is not compiled."""
+    tried = []
+
+    def refuse(*args):
+        tried.append(args)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.")
+
+    monkeypatch.setattr(grid, "_replicated", lambda parts, at_once: SimpleNamespace(lower=refuse))
+    monkeypatch.setattr(grid, "_batch_of", lambda run: None)
+    assert grid._step({}, SimpleNamespace(frozen={}), {}, 28, 0, Accelerator(10**10))[1] == 1
+    assert len(tried) < 6
 
 
 def test_a_device_that_does_not_report_its_memory_gets_one_run_at_a_time(monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
     monkeypatch.setattr(Accelerator, "memory_stats", lambda device: None)
-    assert grid._at_once({}, None, None, 3, Accelerator(0)) == 1
+    assert grid._step({}, None, None, 3, 0, Accelerator(0))[1] == 1
     assert "The device does not report its memory" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["toast", "linear"])
 @pytest.mark.parametrize("cached", [True, False])
 def test_memory_is_estimated_for_the_batch_of_the_run(method, cached, fixed, tmp_path):
-    """With cached features a step computes none of the first look. No step reads index, view or mask."""
+    """With cached features a step computes none of the first look."""
     fixed.method, fixed.keep_known = method, cached
     run, _ = setup.prepare(fixed, tmp_path)
     ((batch, _),) = itertools.islice(loop._train_batches(run, 0), 1)
-    placed = {name: array for name, array in batch.items() if name not in ("index", "view", "mask")}
-    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), placed)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grid._batch_of(run)) == expected
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), batch)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), grid._batch_of(run)) == expected
     assert ("features" in expected) == cached and ("image" in expected) == (method == "toast" or not cached)
 
 

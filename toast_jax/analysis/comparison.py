@@ -1,7 +1,6 @@
 """Compare networks on the same images: load their runs, and show their maps side by side."""
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str
 
 def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
     """Run `maps.look_closely` on images uint8 `[B, S, S, 3]`, in batches of one size."""
-    look = jax.jit(functools.partial(maps.look_closely, run.model, run.method))
+    look = run.compiled(maps.look_closely)
     looks = [jax.device_get(look(run.params, batch)) for batch in padded(images, batch_size)]
     probabilities, by_name, parts = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *looks)
     labels = probabilities.argmax(axis=-1)

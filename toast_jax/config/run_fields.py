@@ -52,6 +52,13 @@ _RUN = {
         "float32", Choice(("float32", "bfloat16")), "dtype to compute in and, for a LLaMA, to store frozen weights in"
     ),
     "backbone.remat": Field(False, FLAG, "recompute activations in the backward pass, which saves memory"),
+    # Every device has these; JAX's names of algorithms, such as TF32_TF32_F32, fail on some when the step is compiled.
+    "precision": Field(
+        "default",
+        Choice(("default", "high", "highest")),
+        "precision of float32 products; highest: float32; default: TF32 on GPUs, bfloat16 passes on TPUs",
+        TO_EVALUATE,
+    ),
     "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none", TO_MOVE),
     "steered_blocks": Field(
         0,

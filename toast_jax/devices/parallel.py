@@ -38,6 +38,23 @@ def shard(batch: dict) -> dict:
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
+def placed_shapes(tree):
+    """Return the shapes of a tree with the sharding that `place` gives, to compile a step before its arrays exist."""
+    return _shapes(tree, PartitionSpec())
+
+
+def split_shapes(batch: dict) -> dict:
+    """Return the shapes of this host's batch `[b, ...]` with the split and the sharding that `shard` gives."""
+    devices = _mesh().size
+    split = lambda leaf: jax.ShapeDtypeStruct((devices, leaf.shape[0] // devices, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+    return _shapes(jax.tree.map(split, batch), PartitionSpec(AXIS))
+
+
+def _shapes(tree, spec):
+    sharding = NamedSharding(_mesh(), spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
 def take(arrays: Mapping[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
     """Gather rows of arrays that `place` has put on every device.
 

@@ -151,7 +151,7 @@ def _annotated(config, first: SavedRun, where: str) -> Annotated:
 
 def _maps_of(run: SavedRun, images: Annotated, config) -> dict[str, np.ndarray]:
     """Compute all maps of a run, `[n, g, g]` by name."""
-    look, parts = jax.jit(lambda params, images: maps.look_closely(run.model, run.method, params, images)[1]), []
+    look, parts = run.compiled(lambda *args: maps.look_closely(*args)[1]), []
     for batch in views.of_run(run, images.source, config.batch_size):
         by_name, real = jax.device_get(look(run.params, batch["image"])), batch["mask"] > 0
         parts.append({name: values[real] for name, values in by_name.items()})
@@ -177,7 +177,7 @@ def _without_objects(config, runs, first: SavedRun) -> tuple[list[Row], list[str
     rows = []
     for name, run in runs.items():
         looked = comparison.look_closely(run, images, config.batch_size)
-        probabilities = functools.partial(jax.jit(functools.partial(_probabilities, run.model, run.method)), run.params)
+        probabilities = functools.partial(run.compiled(_probabilities), run.params)
         grid = next((values.shape[1] for values in looked.maps.values()), _GRID)
         by_label = {label: values for (_, label), values in _baselines(grid, len(images)).items()}
         by_label |= {label: looked.maps[label] for label in maps.ALL if label in looked.maps}

@@ -1,7 +1,6 @@
 """Run the demo: `--config=configs/demo.py`. Each row of its table is an ordinary run, repeated with several seeds."""
 
 import dataclasses
-import functools
 import logging
 import textwrap
 import time
@@ -83,7 +82,7 @@ def run(config: ConfigDict, folder: str) -> None:
 def _measured(results, folders, shown, boxes) -> Row:
     runs = [saved_run.load(folder) for folder in folders]
     images = np.stack([scene.image for scene in shown])
-    look = jax.jit(functools.partial(maps.look, runs[0].model, runs[0].method))
+    look = runs[0].compiled(maps.look)
     looks = [jax.device_get(look(run.params, images)) for run in runs]
     probabilities, first_maps = looks[0]
     return Row(

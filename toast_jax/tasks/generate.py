@@ -1,5 +1,6 @@
 """Generate text with a tuned language model: `--config=configs/generate.py:run=FOLDER`."""
 
+import functools
 import json
 import logging
 import sys
@@ -13,6 +14,7 @@ from toast_jax import trees
 from toast_jax.config.check import check_fields
 from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.text import documents
+from toast_jax.devices import precision
 from toast_jax.errors import InputError, renaming
 from toast_jax.model import families, generation
 from toast_jax.model.generation import Sampling
@@ -41,16 +43,17 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     check_fields(config)
     speaker = Speaker(config)
-    if config.file:
-        _answer_file(config, speaker, run_folder.writable(folder))
-    elif config.prompt:
-        speaker.stream(speaker.tokens(config.prompt))
-    else:
-        _converse(speaker)
+    with speaker.precision():
+        if config.file:
+            _answer_file(config, speaker, run_folder.writable(folder))
+        elif config.prompt:
+            speaker.stream(speaker.tokens(config.prompt))
+        else:
+            _converse(speaker)
 
 
 class Speaker:
-    """A network with its tokenizer, prompt format and sampling parameters."""
+    """A network with its tokenizer, prompt format and sampling parameters; call its methods inside of `precision()`."""
 
     def __init__(self, config: ConfigDict):
         if config.run:
@@ -74,6 +77,7 @@ class Speaker:
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
         self.format = config.format or of_run.data.format
         self._prompt = _PROMPTS[self.format]
+        self.precision = functools.partial(precision.of_products, of_run)
 
     def tokens(self, question: str, before: Sequence[int] = ()) -> list[int]:
         """Encode a question as a prompt; `before` holds the tokens of the conversation so far.

@@ -1,7 +1,6 @@
 """Classify images with a tuned run: `--config=configs/predict.py:run=FOLDER,images=FOLDER`."""
 
 import csv
-import functools
 import logging
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def run(config: ConfigDict, folder: str) -> None:
     source = image_files.unlabelled(config.images)
     with renaming(OF_SAVED):
         saved = saved_run.load_tuned(config.run, config.weights, config.top_down)
-    look = jax.jit(functools.partial(maps.look if config.attention else _classified, saved.model, saved.method))
+    look = saved.compiled(maps.look if config.attention else _classified)
     count, by_name = 0, {}
     faults: dict[int, str] = {}
     with (folder / "predictions.csv").open("w", newline="") as file:

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import trees
-from toast_jax.devices import parallel
+from toast_jax.devices import parallel, precision
 from toast_jax.errors import Diverged, Interrupted
 from toast_jax.train import checkpoint, feature_cache
 from toast_jax.train.evaluation import evaluate
@@ -46,7 +46,7 @@ def fit_seeds(config: ConfigDict, folders: Mapping[int, str | Path]) -> list[dic
         started = time.perf_counter()
         config = config.copy_and_resolve_references()
         config.seed = seed
-        with run_folder.used_alone(folder):
+        with run_folder.used_alone(folder), precision.of_products(config):
             if result := run_folder.finished(folder, config):
                 log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
             else:
@@ -75,7 +75,7 @@ def fit_grid(
       InputError, Interrupted: as `fit`.
     """
     started = time.perf_counter()
-    with run_folder.used_alone(folder):
+    with run_folder.used_alone(folder), precision.of_products(configs[0]):
         return _finish(*prepare_grid(configs, folders, folder, at_once), started)
 
 

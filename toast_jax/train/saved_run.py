@@ -1,14 +1,18 @@
 """Read a run from its folder: its config, and its network at the latest checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from toast_jax import package_files, trees
+from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.devices import precision
 from toast_jax.errors import InputError
+from toast_jax.fields import flat_fields, nested
 from toast_jax.model import families
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
@@ -35,6 +39,15 @@ class SavedRun:
     method: Method
     params: dict
 
+    def compiled(self, function: Callable) -> Callable:
+        """Compile `function(model, method, *args)` for this network, as `(*args)`, at the precision of the run."""
+
+        def at_precision(*args):
+            with precision.of_products(self.config):
+                return function(self.model, self.method, *args)
+
+        return jax.jit(at_precision)
+
 
 def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str = "") -> SavedRun:
     """Read a run; its frozen parameters come from the files that its config names, or from `weights` and `top_down`.
@@ -50,7 +63,8 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str =
     """
     with checkpoint.manager(folder) as checkpoints:
         meta = checkpoint.read_meta(checkpoints)
-        config = ConfigDict(meta["config"])
+        defaults = {name: field.default for name, field in schema.of_run(ConfigDict(meta["config"])).items()}
+        config = ConfigDict(nested(defaults | flat_fields(meta["config"])))  # an earlier version had fewer fields
         config.backbone.weights = weights or config.backbone.weights
         config.top_down = config.top_down and (top_down or config.top_down)
         for field, file in (("backbone.weights", config.backbone.weights), ("top_down", config.top_down)):
