@@ -103,11 +103,8 @@ def write(
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Render the same table as plain text."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    aligned = (
-        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        for row in [header, *rows]
-    )
-    return "\n".join("  ".join(line) for line in aligned)
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [header, *rows]]
+    return "\n".join(map("  ".join, lines))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
