@@ -1,6 +1,7 @@
 """Run a sweep: `--config=configs/sweep.py:table=...`. Each of its runs is an ordinary run in its own folder."""
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable
@@ -236,12 +237,9 @@ def _score(unit: Unit) -> float | None:
 def _selected(scores: dict[Point, float], folder: Path) -> Point | None:
     """Select the best point and write it with all scores to `selected.json`."""
     point = plan.best(scores)
-    grid = [
-        {"lr": tried.lr, "weight_decay": tried.weight_decay, "val_accuracy": None if np.isnan(score) else score}
-        for tried, score in scores.items()
-    ]
-    chosen = point and {"lr": point.lr, "weight_decay": point.weight_decay}
-    run_folder.write_json(folder / "selected.json", {"selected": chosen, "grid": grid})
+    accuracy = {tried: None if np.isnan(score) else score for tried, score in scores.items()}
+    grid = [dataclasses.asdict(tried) | {"val_accuracy": accuracy[tried]} for tried in scores]
+    run_folder.write_json(folder / "selected.json", {"selected": point and dataclasses.asdict(point), "grid": grid})
     return point
 
 
