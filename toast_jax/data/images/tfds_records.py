@@ -12,8 +12,23 @@ from toast_jax.data.images.image_files import UNLABELLED, existing_root
 from toast_jax.errors import InputError, of_extra
 
 
+class Records:
+    """A split of the TFDS dataset prepared under `directory`, opened when it is first read; the base of dataclasses."""
+
+    directory: str
+    split: str
+
+    @functools.cached_property
+    def _records(self) -> Sequence[dict[str, Any]]:
+        return records(self.directory, self.split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files and cached images are not pickled; each process reads its own.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
 @dataclasses.dataclass(frozen=True)
-class TfdsRecords:
+class TfdsRecords(Records):
     """The images in a split of the TFDS dataset prepared under `directory`."""
 
     directory: str
@@ -28,14 +43,6 @@ class TfdsRecords:
         name = record.get("image/filename", record.get("file_name", f"{self.split}[{index}]".encode()))
         label = 0 if self.classes == (UNLABELLED,) else int(record["label"])
         return {"image": record["image"], "label": label, "name": name.decode(errors="backslashreplace")}
-
-    @functools.cached_property
-    def _records(self) -> Sequence[dict[str, Any]]:
-        return records(self.directory, self.split)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files are not pickled; each process opens its own.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def library() -> ModuleType:

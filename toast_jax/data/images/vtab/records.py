@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ CACHED = tasks.TRAIN + tasks.VAL
 
 
 @dataclasses.dataclass(frozen=True)
-class VtabImages:
+class VtabImages(tfds_records.Records):
     """A source (see `sources.Source`) of the images of a task; 'image' is uint8 [size, size, 3].
 
     Attributes:
@@ -75,14 +74,6 @@ class VtabImages:
     def _cached(self) -> tuple[dict[str, Any], ...]:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return tuple(pool.map(self._read, range(len(self))))
-
-    @functools.cached_property
-    def _records(self) -> Sequence[dict[str, Any]]:
-        return tfds_records.records(self.directory, self.split)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files and cached images are not pickled; each process reads its own.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def read(data: ConfigDict, split: str) -> VtabImages:
