@@ -245,16 +245,15 @@ def _selected(scores: dict[Point, float], folder: Path) -> Point | None:
 
 def _log_outcome(unit: Unit, place: str) -> bool:
     """Log the outcome of a unit in one line; False if it is unfinished."""
-    if not _is_final(unit):
-        score = _score(unit)
-        if score is not None:
-            log.info("%s  %s: %s", place, unit.name, "diverged" if np.isnan(score) else f"val accuracy {score:.4f}")
-        return score is not None
-    results = unit.results()
-    if results is not None:
-        test = [result["test"]["accuracy"] for result in results]
-        log.info("%s  %s: test accuracy %s, mean %.4f", place, unit.name, ", ".join(f"{x:.4f}" for x in test), np.mean(test))
-    return results is not None
+    outcome = ""
+    if _is_final(unit):
+        if test := [result["test"]["accuracy"] for result in unit.results() or ()]:
+            outcome = f"test accuracy {', '.join(f'{accuracy:.4f}' for accuracy in test)}, mean {np.mean(test):.4f}"
+    elif (score := _score(unit)) is not None:
+        outcome = "diverged" if np.isnan(score) else f"val accuracy {score:.4f}"
+    if outcome:
+        log.info("%s  %s: %s", place, unit.name, outcome)
+    return bool(outcome)
 
 
 def _reason(error: Exception) -> str:
