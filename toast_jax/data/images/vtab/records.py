@@ -111,7 +111,13 @@ def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> Vta
     chosen = choose(f"config.data.splits.{split}", data.splits[split], slices)
     open_slice = functools.partial(VtabImages, task=data.name, directory=directory, size=data.image_size, classes=classes)
     source = open_slice(split=chosen)
-    _check_readable(source, task, counts)
+    try:
+        len(source)
+    except ValueError as error:
+        have = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        raise InputError(
+            f"{directory} is too small for {chosen} of {task.builder} (it has {have}): remove it and prepare all of it again."
+        ) from error
     if data.split_file and data.splits[split] != "test":
         chosen, indices = published_lists.exact(open_slice, data.split_file, data.splits[split], task=task, slices=slices)
         source = open_slice(split=chosen, indices=indices)
@@ -146,14 +152,3 @@ def find(root: str | Path, builder: str) -> Path | None:
             )
         return folder
     return None
-
-
-def _check_readable(source: VtabImages, task: tasks.Task, counts: dict[str, int]) -> None:
-    try:
-        len(source)
-    except ValueError as error:
-        have = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        raise InputError(
-            f"{source.directory} is too small for {source.split} of {task.builder} (it has {have}): remove it and prepare "
-            "all of it again."
-        ) from error
