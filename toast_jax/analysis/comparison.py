@@ -84,10 +84,9 @@ def grid(
     """
     firsts = [look.maps[maps.FIRST] for look in looked.values() if maps.FIRST in look.maps]
     shared = maps.FIRST in shown and bool(firsts) and all(_same(other, firsts[0]) for other in firsts)
-    names = {network: [name for name in shown if name in look.maps] for network, look in looked.items()}
-    if shared:
-        names = {network: [name for name in own if name != maps.FIRST] for network, own in names.items()}
-    columns = {f"{network.replace('_', ' ')}: {name}": (network, name) for network, own in names.items() for name in own}
+    own = [name for name in shown if not (shared and name == maps.FIRST)]
+    names = {network: [name for name in own if name in look.maps] for network, look in looked.items()}
+    columns = {f"{network.replace('_', ' ')}: {name}": (network, name) for network in looked for name in names[network]}
     rows = []
     for i, image in enumerate(images):
         row = [report.picture(image, captions[i])]
