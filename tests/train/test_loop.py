@@ -251,6 +251,11 @@ def test_some_steps_can_be_profiled(config, tmp_path, caplog):
     config.profile = 100
     loop.fit(config, tmp_path / "short")  # ends within the trace
     assert "Traced 3 steps; open" in caplog.text
+    with (
+        jax.profiler.trace(tmp_path / "other"),
+        pytest.raises(InputError, match=r"config.profile cannot be used here \(.*Only one profile.*\); set it to 0"),
+    ):
+        loop.fit(config, tmp_path / "traced")
 
 
 def test_which_examples_a_step_saw_is_noted_on_the_host(config, tmp_path, monkeypatch):
