@@ -100,9 +100,9 @@ OPERATIONS = {
     "ContrastIncreasing": Operation(_enhance(ImageEnhance.Contrast), signed=True),
     "BrightnessIncreasing": Operation(_enhance(ImageEnhance.Brightness), signed=True),
     "SharpnessIncreasing": Operation(_enhance(ImageEnhance.Sharpness), signed=True),
+    # Shifts are up to 0.45 of the side; a positive level moves the image to the left or up.
     "ShearX": Operation(lambda image, level: _affine(image, 1, 0.3 * level / MAX_LEVEL, 0, 0, 1, 0), signed=True),
     "ShearY": Operation(lambda image, level: _affine(image, 1, 0, 0, 0.3 * level / MAX_LEVEL, 1, 0), signed=True),
-    # By up to 0.45 of a side, to the left or upwards for positive levels.
     "TranslateXRel": Operation(
         lambda image, level: _affine(image, 1, 0, 0.45 * level / MAX_LEVEL * image.width, 0, 1, 0), signed=True
     ),
