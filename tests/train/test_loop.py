@@ -215,30 +215,45 @@ def test_speed_counts_the_time_that_the_device_takes(image_folder, tmp_path, mon
     assert loop.fit(config, tmp_path)["images_per_second"] <= 60.0
 
 
+class OnDevice:
+    """A metric that only `jax.device_get` may read: converting it anywhere else would wait for the device unseen."""
+
+    def __init__(self, value):
+        self.value = value
+
+
 def test_the_host_waits_for_no_step_before_it_has_dispatched_the_next(config, tmp_path, monkeypatch):
     """Between two dispatches it only takes a batch and fetches earlier metrics, once for each window of steps."""
     config.epochs, config.log_every, config.eval_every, config.checkpoint_every = 4, 2, 4, 4
     run, state = setup.prepare(config, tmp_path)
-    events, fetch = [], jax.device_get
+    events, fetch, shard = [], jax.device_get, parallel.shard
 
     def step(*args):
         events.append(("dispatch", sum(what == "dispatch" for what, _ in events) + 1))
-        return run.step(*args)
+        with jax.transfer_guard("disallow"):  # all that a step takes is on the devices
+            state, metrics = run.step(*args)
+        return state, jax.tree.map(OnDevice, metrics)
 
     def logged_fetch(tree):
-        if isinstance(tree, list):  # metrics of windows of steps
-            events.append(("fetch", [number for window in tree for number, *_ in window]))
-        return fetch(tree)
+        if isinstance(tree, list) and tree and isinstance(tree[0], tuple):  # metrics of steps
+            events.append(("fetch", [number for number, *_ in tree]))
+        return fetch(jax.tree.map(lambda leaf: leaf.value if isinstance(leaf, OnDevice) else leaf, tree))
+
+    def logged_shard(batch):
+        events.append(("batch", sum(what == "batch" for what, _ in events) + 1))
+        return shard(batch)
 
     monkeypatch.setattr(loop, "_evaluate", lambda *args: {})
     monkeypatch.setattr(jax, "device_get", logged_fetch)
+    monkeypatch.setattr(parallel, "shard", logged_shard)
     loop._finish(dataclasses.replace(run, step=step), state, time.perf_counter())
     assert [value for what, value in events if what == "dispatch"] == list(range(1, 13))
-    fetches = [(value, events[i - 1]) for i, (what, value) in enumerate(events) if what == "fetch"]
-    # The first step ends compilation; epochs have three steps; the run waits for its last step.
-    assert [value for value, _ in fetches] == [[1], [2], [3], [4], [5, 6], [7, 8], [9], [10], [11, 12]]
-    for value, before in fetches[1:-1]:
-        assert before == ("dispatch", value[-1] + 1)
+    fetches = [value for what, value in events if what == "fetch"]
+    # The first step is logged for its compilation; epochs have three steps; the run waits for its last step.
+    assert fetches == [[1], [2], [3], [4], [5, 6], [7, 8], [9], [10], [11, 12]]
+    for value in fetches[:-1]:  # a step and a batch are ahead
+        assert events.index(("batch", value[-1] + 2)) + 1 == events.index(("fetch", value))
+        assert events.index(("dispatch", value[-1] + 1)) + 2 == events.index(("fetch", value))
 
 
 def test_some_steps_can_be_profiled(config, tmp_path, caplog):
@@ -263,9 +278,7 @@ def test_which_examples_a_step_saw_is_noted_on_the_host(config, tmp_path, monkey
     device_get, fetched = jax.device_get, []
     monkeypatch.setattr(jax, "device_get", lambda tree: fetched.append(tree) or device_get(tree))
     loop.fit(config, tmp_path)
-    steps = [
-        entry for tree in fetched if isinstance(tree, list) for window in tree if isinstance(window, list) for entry in window
-    ]
+    steps = [entry for tree in fetched if isinstance(tree, list) for entry in tree if isinstance(entry, tuple)]
     assert [step for step, *_ in steps] == [1, 2, 3, 4, 5, 6]
     assert all(isinstance(examples, np.ndarray) and len(examples) == 8 for *_, examples in steps)
 

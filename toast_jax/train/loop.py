@@ -107,9 +107,16 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
 def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, started: float) -> list[dict | Diverged]:
     """Run steps, evaluations and checkpoints until the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
-    state, pending, evaluated = run.devices.place(state), [], {}
-    reads = domain(config)
+    state, reads, evaluated = run.devices.place(state), domain(config), {}
+    window: list = []  # number, metrics and examples of each step since the last log line
     count = reads.examples(config) * len(run.members)
+
+    def report(window):
+        fetched = jax.device_get(window)  # waits for the last of these steps
+        progress.tick(len(fetched))
+        progress.report(*record.steps(fetched))
+        checkpoint.check_written(checkpoints)
+
     with (
         Progress(count, reads.UNIT, start, run.steps, started) as progress,
         profile.traced(run.folder, config.get("profile", 0)) as dispatched,
@@ -122,22 +129,18 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
             state, metrics = run.step(state, run.frozen, batch)
             # The step returns before it is computed: the next batch is made and copied while the device works.
             ready = next(batches, None)
-            pending.append((step, metrics, examples))
             dispatched(metrics)
+            # A window is fetched one step late, so the device has work while the host waits and writes.
+            if window and _ends_window(run, step - 1, start):
+                report(window)
+                window = []
+            window.append((step, metrics, examples))
             epoch, last_of_epoch, stop = step // run.steps_per_epoch, step % run.steps_per_epoch == 0, interrupted()
             evaluates = last_of_epoch and (epoch % config.eval_every == 0 or step == run.steps)
             saves = stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps))
-            # Metrics are fetched while the device computes the step after them, except where the run waits for the device.
-            waits = evaluates or saves or step == start + 1
-            ended = len(pending) > 1 and _ends_window(run, step - 1)
-            if waits or ended:
-                windows = [pending[:-1], pending[-1:]] if ended else [pending]
-                pending = [] if waits else windows.pop()
-                fetched = jax.device_get(windows)
-                progress.tick(sum(map(len, fetched)))
-                for window in fetched:
-                    progress.report(*record.steps(window))
-                checkpoint.check_written(checkpoints)
+            if evaluates or saves:  # before the next step overwrites the state
+                report(window)
+                window = []
             if evaluates and not record.all_diverged:
                 evaluated = _evaluate(run, state, record, step)
             if record.all_diverged:
@@ -159,9 +162,9 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     ]
 
 
-def _ends_window(run: Run, step: int) -> bool:
-    """Return whether the metrics up to a step are reported together."""
-    return step % run.config.log_every == 0 or step % run.steps_per_epoch == 0
+def _ends_window(run: Run, step: int, start: int) -> bool:
+    """Return whether a step is the last one before a log line."""
+    return step == start + 1 or step % run.config.log_every == 0 or step % run.steps_per_epoch == 0
 
 
 def _train_batches(run: Run, start: int) -> Generator[tuple[dict, np.ndarray]]:
