@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import against_release
+from benchmarks import against_release, release_weights
 from benchmarks.steps import timed
 from toast_jax import trees
 from toast_jax.devices import parallel
@@ -16,7 +16,6 @@ from toast_jax.model import losses, steered
 from toast_jax.train import feature_cache
 from toast_jax.train.evaluation import eval_step
 from toast_jax.train.step import init_state
-from toast_jax.weights import rename
 from toast_jax.workdir import run_folder
 
 
@@ -33,9 +32,7 @@ class Jax:
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
         self.features_of, self.features = feature_cache.features_of(network, row), None
         params = trees.merge(self.state.tuned, self.frozen)
-        state = rename.to_torch({path: np.array(leaf) for path, leaf in trees.flat(params).items()})
-        state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
-        np.savez(f"{folder}/weights.npz", **state)
+        release_weights.save(f"{folder}/weights.npz", params)
         np.save(f"{folder}/jax.npy", jax.jit(functools.partial(steered.apply, network, row))(params, self.images))
 
     def train(self) -> float:

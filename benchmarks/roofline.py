@@ -8,24 +8,11 @@ bounds, not predictions. Nothing is timed.
 """
 
 import argparse
-import dataclasses
 
 from benchmarks import products, scaling
+from benchmarks.chips import CHIPS, Chip
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Peaks of one chip by its vendor: operations per second in dense bfloat16, memory bytes per second."""
-
-    flops: float
-    bandwidth: float
-
-
-CHIPS = {
-    "TPU v4": Chip(flops=275e12, bandwidth=1.2e12),
-    "TPU v5e": Chip(flops=197e12, bandwidth=819e9),
-    "H100 SXM": Chip(flops=989e12, bandwidth=3.35e12),
-}
+DRAWN = {name: CHIPS[name] for name in ("TPU v4", "TPU v5e", "H100 SXM")}
 
 
 def main() -> None:
@@ -34,8 +21,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="images per step on one chip")
     parser.add_argument("--methods", nargs="*", default=["linear", "toast", "toast_lite", "lora", "finetune"])
     args = parser.parse_args()
-    print("| method | | FLOP a byte |" + "".join(f" {name}, images/s | of its peak |" for name in CHIPS))
-    print("|---|---|---|" + "---|---|" * len(CHIPS))
+    print("| method | | FLOP a byte |" + "".join(f" {name}, images/s | of its peak |" for name in DRAWN))
+    print("|---|---|---|" + "---|---|" * len(DRAWN))
     for name in args.methods:
         _, program = scaling.compiled(name, args.backbone, args.batch)
         counts = products.listed(program)
@@ -46,7 +33,7 @@ def main() -> None:
                 "attention fused" if fused else "",
                 f"{flops / sum(_bytes(p, fused) * n for p, n in counts.items()):,.0f}",
             ]
-            for chip in CHIPS.values():
+            for chip in DRAWN.values():
                 seconds = least_seconds(counts, chip, fused)
                 cells += [f"{args.batch / seconds:,.0f}", f"{flops / chip.flops / seconds:.0%}"]
             print("| " + " | ".join(cells) + " |", flush=True)

@@ -3,8 +3,8 @@
     python -m benchmarks.steps --backbone=vit_ti16 --batch=32 --rounds=10 --out=benchmarks/results/steps_vit_ti16.json
 
 Weights are random and inputs are noise (images, or sequences of 256 tokens); neither changes the time. All methods are compiled
-first, without a compilation cache. Then they take turns, one step per round, so that a slow minute of the machine hits all of
-them; the table has medians.
+first, without a compilation cache. Then they take turns, one window of `--window` consecutive steps per round, so that a slow
+minute of the machine hits all of them; the table has medians. The host waits for the device at the end of a window only.
 """
 
 import argparse
@@ -12,12 +12,14 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
-from benchmarks import products
+from benchmarks import machine, products
 from benchmarks.recipe import CLASSES, DECAY, MOMENTUM, RATE
 from configs import fgvc
 from toast_jax import trees
@@ -26,10 +28,9 @@ from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones import llama, vit
 from toast_jax.train import optim
-from toast_jax.train import text_runs as text_run
+from toast_jax.train.augment import by_token
 from toast_jax.train.evaluation import eval_step
 from toast_jax.train.step import init_state, train_step
-from toast_jax.workdir import run_folder
 
 TOKENS = 256
 
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="vit_ti16", help="any backbone, such as convnext_t or stories15m")
     parser.add_argument("--batch", type=int, default=32, help="images or sequences per step, over all devices")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--window", type=int, default=1, help="consecutive steps per round; 10 or more on an accelerator")
     parser.add_argument("--methods", nargs="*", help="all methods of the backbone by default")
     parser.add_argument("--out", type=Path, help="JSON file with every time")
     args = parser.parse_args()
@@ -49,8 +51,8 @@ def main() -> None:
     cases = {name: Case(name, args.backbone, batch) for name in args.methods or _methods(args.backbone)}
     for _ in range(args.rounds):
         for case in cases.values():
-            case.time_train(batch)
-            case.time_evaluation(batch)
+            case.time_train(batch, args.window)
+            case.time_evaluation(batch, args.window)
     rows = {name: case.row(batch["label"].size) for name, case in cases.items()}
     print(f"\n{args.backbone}, batch {args.batch}, medians of {args.rounds} rounds")
     print(f"| method | tuned | train {unit}/s | evaluation {unit}/s | compiled in, s | memory, MB | GFLOP | over minimum |")
@@ -64,44 +66,58 @@ def main() -> None:
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **run_folder.circumstances()})
-        print(json.dumps(run_folder.circumstances()))
+        machine.write_json(args.out, {**vars(args), "out": str(args.out), "rows": rows, **machine.facts()})
+        print(json.dumps(machine.facts()))
 
 
 class Case:
-    """One method: its compiled steps, state and times, and the FLOPs of a train step on one device."""
+    """One method: its compiled steps, state and times, and the FLOPs of a train step on one device.
 
-    def __init__(self, name: str, backbone: str, batch: dict):
-        network, method, mask, tx, step = timed(name, backbone, image_size=batch["image"].shape[-2] if "image" in batch else 0)
+    Args:
+      name, backbone, fields: see `timed`.
+      batch: of `images` or `texts`.
+    """
+
+    def __init__(self, name: str, backbone: str, batch: dict, **fields):
+        size = {"image_size": batch["image"].shape[-2]} if "image" in batch else {}
+        network, method, mask, tx, step = timed(name, backbone, **size, **fields)
         tuned, frozen = trees.split(jax.jit(lambda: steered.init(network, method, jax.random.key(0)))(), mask)
+        frozen = jax.tree.map(lambda leaf: leaf.astype(network.backbone.dtype), frozen)  # as when a run loads them
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
-        self.train, self.compile_seconds, self.temporary, self.flops = _compile(
-            parallel.replicate(step, num_replicated=2, donate=(0,)), self.state, self.frozen, batch
-        )
+        mapped = parallel.replicate(step, num_replicated=2, donate=(0,))
+        self.flops = products.traced(mapped, self.state, self.frozen, batch)
+        self.train, self.compile_seconds, memory = compiled(mapped, self.state, self.frozen, batch)
+        self.temporary, self.memory = memory.temp_size_in_bytes, planned_bytes(memory)
         evaluation = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, method)), num_replicated=2)
-        self.evaluation, *_ = _compile(evaluation, self.state.tuned, self.frozen, batch)
+        self.evaluation, *_ = compiled(evaluation, self.state.tuned, self.frozen, batch)
         self.train_seconds, self.evaluation_seconds = [], []
         print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)
 
-    def time_train(self, batch: dict) -> None:
-        """Time one train step."""
-        started = time.perf_counter()
+    def dispatch(self, batch: dict) -> dict:
+        """Start a train step and return its metrics without waiting for it."""
         self.state, metrics = self.train(self.state, self.frozen, batch)
+        return metrics
+
+    def time_train(self, batch: dict, window: int = 1) -> None:
+        """Time `window` consecutive train steps, in seconds per step."""
+        started = time.perf_counter()
+        for _ in range(window):
+            metrics = self.dispatch(batch)
         jax.block_until_ready((self.state, metrics))
-        self.train_seconds.append(time.perf_counter() - started)
+        self.train_seconds.append((time.perf_counter() - started) / window)
 
     def time_in_a_row(self, batch: dict, count: int) -> None:
-        """Time `count` consecutive train steps, after an uncounted one that warms the caches."""
+        """Time `count` train steps one by one, after an uncounted one that warms the caches."""
         for _ in range(count + 1):
             self.time_train(batch)
         del self.train_seconds[-count - 1]
 
-    def time_evaluation(self, batch: dict) -> None:
-        """Time one evaluation step."""
+    def time_evaluation(self, batch: dict, window: int = 1) -> None:
+        """Time `window` consecutive evaluation steps, in seconds per step."""
         started = time.perf_counter()
-        jax.block_until_ready(self.evaluation(self.state.tuned, self.frozen, batch))
-        self.evaluation_seconds.append(time.perf_counter() - started)
+        jax.block_until_ready([self.evaluation(self.state.tuned, self.frozen, batch) for _ in range(window)])
+        self.evaluation_seconds.append((time.perf_counter() - started) / window)
 
     def row(self, count: int) -> dict:
         """Summarize the times, for tables and files; `count` is the number of images or tokens in a step."""
@@ -111,33 +127,55 @@ class Case:
             "evaluation": count / statistics.median(self.evaluation_seconds),
             "compile_seconds": self.compile_seconds,
             "temporary_bytes": self.temporary,
+            "memory_bytes": self.memory,
             "flops": self.flops * jax.device_count(),
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
         }
 
 
-def timed(name: str, backbone: str, image_size: int = 224) -> tuple:
-    """Build what all benchmarks time: network, method, mask of tuned parameters, optimizer and train step."""
+def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32", **fields) -> tuple:
+    """Build what all benchmarks time: network, method, mask of tuned parameters, optimizer and train step.
+
+    Args:
+      name: of a method.
+      backbone: as `config.base` or `config.language` name it.
+      image_size: side of the images in pixels; unused for text.
+      dtype: of `config.backbone`.
+      fields: other fields of the config, such as `steered_blocks`.
+    """
     parts, no_decay = {}, ("head/bias",)
     if _reads_text(backbone):
         config = language(name="timed", method=name, backbone=backbone)
-        parts["augment"], no_decay = text_run.by_token, ()
+        parts["augment"], no_decay = by_token, ()
     else:
         config = fgvc.get_config(f"method={name},backbone={backbone}")
         config.data.image_size = image_size
+    config.backbone.dtype = dtype
+    config.update(fields)
     network, method = steered.build(config, CLASSES)
     mask = methods.tuned_mask(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), method)
-    fields = {"momentum": MOMENTUM, "weight_decay": DECAY, "no_decay": no_decay, "clip": 0.0}
-    tx = optim.optimizer(name="sgd", schedule=lambda _: RATE, mask=mask, **fields)
+    tx = optimizer(mask, no_decay)
     return network, method, mask, tx, functools.partial(train_step, scores=losses.tune(network, method), tx=tx, **parts)
 
 
-def _compile(step, *args):
+def optimizer(mask: dict, no_decay: tuple[str, ...], rate: float = RATE, decay: float = DECAY) -> optax.GradientTransformation:
+    """Build the SGD of all timed steps."""
+    fields = {"momentum": MOMENTUM, "weight_decay": decay, "no_decay": no_decay, "clip": 0.0}
+    return optim.optimizer(name="sgd", schedule=lambda _: rate, mask=mask, **fields)
+
+
+def compiled(step: Callable, *args) -> tuple:
+    """Compile a step; return it, the seconds this took and the compiler's plan of its memory."""
     started = time.perf_counter()
-    compiled = step.lower(*args).compile()
-    seconds = time.perf_counter() - started
-    return compiled, seconds, compiled.memory_analysis().temp_size_in_bytes, products.flops(compiled.as_text())
+    program = step.lower(*args).compile()
+    return program, time.perf_counter() - started, program.memory_analysis()
+
+
+def planned_bytes(memory) -> int:
+    """Sum the bytes that a program needs on a device, its arguments included."""
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return needed - memory.alias_size_in_bytes
 
 
 def _reads_text(backbone):
@@ -171,12 +209,12 @@ def images(size: int, image_size: int = 224) -> dict:
     )
 
 
-def texts(backbone: str, size: int) -> dict:
+def texts(backbone: str, size: int, length: int = TOKENS) -> dict:
     """Place a batch of noise sequences on the devices; every token is a target."""
     config = language(name="timed", method="toast", backbone=backbone)
     rng, vocabulary = np.random.default_rng(0), llama.SIZES[config.backbone.size].vocabulary
-    tokens = rng.integers(0, vocabulary, (size, TOKENS + 1)).astype(np.int32)
-    ones = np.ones((size, TOKENS), np.float32)
+    tokens = rng.integers(0, vocabulary, (size, length + 1)).astype(np.int32)
+    ones = np.ones((size, length), np.float32)
     batch = {"tokens": tokens[:, :-1], "label": tokens[:, 1:], "segments": ones.astype(np.int32), "weight": ones}
     return parallel.shard({**batch, "mask": np.ones(size, np.float32)})
 

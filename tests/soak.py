@@ -1,8 +1,8 @@
 """Run as a script, `MINUTES FOLDER [FILE.svg]`: watches the resources of a run of many short epochs.
 
 Every epoch is evaluated and saved. Every second the memory, open files and threads of the process are written to
-`FOLDER/soak.jsonl`. The last line on the console is JSON: how their medians grew from the first third to the last, and the last
-step. The picture shows them over the steps, relative to the first third.
+`FOLDER/soak.jsonl`. The last line on the console is JSON: how their medians grew from the first third to the last, by how many,
+and the last step. The picture shows them over the steps, relative to the first third.
 """
 
 import json
@@ -41,11 +41,13 @@ def main(minutes, folder, picture=None):
     steps = np.array([sample["step"] for sample in samples])
     series = {name: np.array([sample[name] for sample in samples]) for name in WATCHED}
     third = len(samples) // 3
-    grown = {name: np.median(values[-third:]) / np.median(values[:third]) for name, values in series.items()}
+    medians = {name: (np.median(values[:third]), np.median(values[-third:])) for name, values in series.items()}
+    grown = {name: after / before for name, (before, after) in medians.items()}
+    by = {name: after - before for name, (before, after) in medians.items()}
     if picture:
         lines = {name: curves.median_of_runs([(steps, values / np.median(values[:third]))]) for name, values in series.items()}
         Path(picture).write_text(curves.svg(lines, "of the median of the first third"))
-    summary = {"status": process.returncode, "minutes": float(minutes), "steps": int(steps[-1]), "grown": grown}
+    summary = {"status": process.returncode, "minutes": float(minutes), "steps": int(steps[-1]), "grown": grown, "by": by}
     print(json.dumps(summary | {"last": {name: float(values[-1]) for name, values in series.items()}}))
 
 

@@ -1,14 +1,17 @@
 """Benchmarks run to their tables, those that need data or code from elsewhere excepted."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import accelerator, chips, idle
 from tests import ROOT
 
 SMALL = {
+    "accelerator": "--tiny --out={folder}",
     "steps": "--backbone=vit_mini16 --batch=8 --rounds=1 --methods toast --out={folder}/steps.json",
     "steps on text": "--backbone=stories260k --batch=8 --rounds=1",
     "costs": "--methods=linear --rounds=1 --folder={folder}",
@@ -28,8 +31,108 @@ def test_a_benchmark_runs_to_its_table(name, tmp_path):
     command = [sys.executable, "-m", f"benchmarks.{name.split()[0]}", *SMALL[name].format(folder=tmp_path).split()]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    if name == "costs":
+    if name == "accelerator":
+        report = json.loads((tmp_path / "accelerator.json").read_text())
+        errors = {row for rows in report["parts"].values() for row, cells in rows.items() if "error" in cells}
+        assert errors <= {"attention by cuDNN"} and list(report["parts"]) == list(accelerator.PARTS)
+    elif name == "costs":
         pictures = {f"{cost}_{what}.svg" for cost in ("ms", "mb") for what in ("image_size", "batch", "depth")}
         assert {path.name for path in tmp_path.iterdir()} == {"costs.json", *pictures}
     else:
         assert ("filled cache: first step after" if name == "start" else "|---|") in done.stdout
+
+
+def test_rows_are_saved_as_they_end_and_a_failure_stops_nothing(tmp_path, monkeypatch):
+    saved = []
+
+    def fails(parts):
+        saved.append(json.loads((tmp_path / "accelerator.json").read_text())["parts"])
+        raise ValueError("no such kernel")
+
+    rows = {
+        "first": lambda parts: {"a_bytes": 2**21},
+        "second": fails,
+        "third": lambda parts: {"b": parts["part"]["first"]["a_bytes"]},
+    }
+    monkeypatch.setattr(
+        accelerator, "PARTS", {"part": lambda *_: (accelerator.Row(*row) for row in rows.items()), "other": lambda *_: ()}
+    )
+    accelerator.main(["--tiny", "--out", str(tmp_path), "--parts", "part"])
+    (before,) = saved
+    assert before["part"]["first"]["a_bytes"] == 2**21 and "second" not in before["part"]
+    report = json.loads((tmp_path / "accelerator.json").read_text())
+    assert report["parts"]["part"]["second"]["error"] == "ValueError: no such kernel"
+    assert report["parts"]["part"]["third"]["b"] == 2**21 and report["machine"]["instruction_set"]
+    table = (tmp_path / "accelerator.md").read_text()
+    assert "| first | 2 MiB |" in table and "ValueError: no such kernel" in table
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_no_row_starts_without_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "PARTS", {"part": lambda *_: iter([accelerator.Row("late", lambda parts: 1 / 0)])})
+    accelerator.main(["--tiny", "--out", str(tmp_path), "--minutes=0"])
+    rows = json.loads((tmp_path / "accelerator.json").read_text())["parts"]["part"]
+    assert rows == {"late": {"skipped": "no time was left"}}
+
+
+def test_a_missing_recording_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "FIXTURES", tmp_path)
+    accelerator.main(["--tiny", "--out", str(tmp_path), "--parts", "parity"])
+    rows = json.loads((tmp_path / "accelerator.json").read_text())["parts"]["parity"]
+    assert all("vit_linear.npz is missing; copy tests/fixtures" in row["error"] for row in rows.values()) and len(rows) == 2
+
+
+def test_both_depthwise_forms_are_timed(tmp_path, monkeypatch):
+    of_choices = accelerator.PARTS["choices"]
+    monkeypatch.setattr(
+        accelerator, "PARTS", {"choices": lambda *args: (row for row in of_choices(*args) if row.name.startswith("depthwise"))}
+    )
+    accelerator.main(["--tiny", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "accelerator.json").read_text())["parts"]["choices"]
+    assert len(rows) == 2 and all(row["milliseconds"] > 0 and len(row["seconds"]) == 4 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("TPU v4", "TPU v4"),
+        ("TPU v5 lite", "TPU v5e"),
+        ("TPU v5", "TPU v5p"),
+        ("TPU v6 lite", "TPU v6e"),
+        ("cpu", None),
+    ],
+)
+def test_a_device_kind_names_its_chip(kind, name):
+    assert chips.of_kind(kind) is chips.CHIPS.get(name)
+
+
+def test_a_device_is_idle_between_its_operations():
+    names = [(1, None, "process_name", "/device:GPU:0"), (2, None, "process_name", "/host:CPU")]
+    names += [(1, 7, "thread_name", "XLA Modules"), (1, 8, "thread_name", "Stream #1"), (1, 9, "thread_name", "Stream #2")]
+    events = [{"ph": "M", "pid": pid, "tid": tid, "name": kind, "args": {"name": name}} for pid, tid, kind, name in names]
+    spans = [(1, 7, 0, 100), (2, 1, 0, 100), (1, 8, 10, 20), (1, 8, 20, 20), (1, 9, 70, 20)]
+    events += [{"ph": "X", "pid": pid, "tid": tid, "ts": start, "dur": time} for pid, tid, start, time in spans]
+    assert idle.idle_shares({"traceEvents": events}) == {"/device:GPU:0": pytest.approx(1 - 50 / 80)}
+
+
+def test_the_accelerator_script_needs_few_packages():
+    """An accelerator machine may have neither data nor the packages that read it."""
+    absent = [
+        "orbax",
+        "orbax.checkpoint",
+        "grain",
+        "tensorflow",
+        "tensorflow_datasets",
+        "PIL",
+        "safetensors",
+        "filelock",
+        "tqdm",
+    ]
+    absent += ["etils.epath", "torch", "timm", "sklearn", "sentencepiece", "tokenizers", "tensorboardX"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import benchmarks.accelerator"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

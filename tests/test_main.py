@@ -134,6 +134,10 @@ def test_the_first_line_names_devices_and_versions(set_up):
     assert set_up[1][0] == f"Running on 1 cpu device (cpu), jax {jax.__version__}, XLA_FLAGS={xla_flags}."
 
 
+def test_the_first_line_of_a_run_names_the_precision():
+    assert f", jax {jax.__version__}, precision highest, XLA_FLAGS=" in cli._devices("highest")
+
+
 def test_jax_may_warn_and_orbax_may_not(set_up):
     assert set_up[1][2:] == ["WARNING", "CRITICAL"]
 

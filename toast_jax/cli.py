@@ -121,17 +121,18 @@ def _main(argv: list[str]) -> None:
 
 def _run(task, config, folder: str) -> None:
     if config.task not in _WITHOUT_DEVICES:
-        logging.getLogger("toast_jax").info("%s", _devices())
+        logging.getLogger("toast_jax").info("%s", _devices(config.get("precision")))
     task.run(config, folder)
 
 
-def _devices() -> str:
-    """Say what a run computes on, as in "1 cpu device (cpu), jax 0.10.2, XLA_FLAGS=..."."""
+def _devices(precision: str | None) -> str:
+    """Describe what a run computes on, as in "1 cpu device (cpu), jax 0.10.2, precision default, XLA_FLAGS=..."."""
     import jax
 
     count, device = jax.device_count(), jax.devices()[0]
     xla_flags = os.environ.get("XLA_FLAGS", "").strip()
     text = f"{count} {device.platform} device{'s' * (count > 1)} ({device.device_kind}), jax {jax.__version__}"
+    text += f", precision {precision}" if precision else ""
     return f"Running on {text}{f', XLA_FLAGS={xla_flags}' * bool(xla_flags)}."
 
 

@@ -1,9 +1,11 @@
 """Errors that are messages to the user. Nothing here imports JAX, which reads its settings when it is imported."""
 
+import contextlib
 import difflib
 import importlib
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import NoReturn, TypeVar
 
@@ -20,6 +22,34 @@ class InputError(Exception):
 
 class Diverged(InputError):
     """The loss of a run became non-finite, and would again with the same config."""
+
+
+@contextlib.contextmanager
+def renaming(names: Mapping[str, str], section: str = "") -> Iterator[None]:
+    """Rename config fields in the sentence of an InputError, for a task that holds them under other names.
+
+    Args:
+      names: by name of a field, or of a section of fields, the name that the task has for it.
+      section: of the task's config that holds all other fields; "" if they keep their names.
+    """
+
+    def renamed(match: re.Match) -> str:
+        inner = match[2]
+        for outer, name in names.items():
+            if f"{inner}.".startswith(f"{outer}."):
+                return match[1] + name + inner[len(outer) :]
+        return match[1] + (f"{section}.{inner}" if section else inner)
+
+    try:
+        yield
+    except InputError as error:
+        error.args = (re.sub(r"((?<![\w./-])(?:--)?config\.)(\w+(?:\.\w+)*)", renamed, str(error)),)
+        raise
+
+
+def fault_of(error: InputError) -> str:
+    """Return the sentence of an error without its remedy, for a task that has another one."""
+    return str(error).rpartition(": ")[0]
 
 
 class Interrupted(Exception):

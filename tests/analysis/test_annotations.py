@@ -1,5 +1,6 @@
 """Boxes and masks: read as they are written, cut as their images are, and refused where they do not fit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -176,6 +177,23 @@ def test_tfds_features(birds):
         annotations.open_objects("box", source, "")
 
 
+def test_tfds_records_that_are_damaged_or_have_no_box(birds, monkeypatch):
+    _, boxes = annotations.open_objects("bbox", sources.open_split(birds, "test"), "")
+    image = small_tfds.png(np.zeros((4, 6, 3), np.uint8)).read()
+    for record, message in (
+        ({"image": b"nothing", "bbox": np.array([0, 0, 1, 1.0])}, "Image test.0. of .* cannot be decoded: prepare"),
+        ({"image": image, "bbox": np.array([0, 0, np.nan, 1.0])}, r"box of image test.0. of .* is \[0.0, 0.0, nan, 1.0\], not"),
+        ({"image": image, "bbox": np.array([0, 0, 9, 1.0])}, r"box of image test.0. of .* is \[0.0, 0.0, 9.0, 1.0\], not"),
+        ({"image": None, "bbox": None}, "caltech_birds2011/.* is damaged .a record is empty.: remove it and prepare it again"),
+    ):
+        monkeypatch.setattr(annotations, "records", lambda *_, record=record: [record])
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(boxes)[0]
+    empty = {"image": image, "bbox": np.array([0.5, 0.5, 0.5, 0.5])}
+    monkeypatch.setattr(annotations, "records", lambda *_: [empty])
+    assert not dataclasses.replace(boxes)[0].any()  # left out and counted, like objects that the crop cuts off
+
+
 def test_scenes_have_the_boxes_of_their_digits():
     from toast_jax.data.images import synthetic_scenes
 
@@ -185,6 +203,76 @@ def test_scenes_have_the_boxes_of_their_digits():
     assert len(boxes) == 3 and boxes[2][strokes].all() and boxes[2].sum() >= strokes.sum()
     with pytest.raises(InputError, match="Scenes have the digits target, salient, other; --config.objects is 'box'"):
         annotations.open_objects("box", source, "")
+
+
+def mask_of(root, mask, **options):
+    """Write a mask of a/wide.png and read it beside its image, or beside another image at its place."""
+    (root / "masks/a").mkdir(parents=True, exist_ok=True)
+    mask.save(root / "masks/a/wide.png", **options)
+    source = image_files.unlabelled(str(root / "images/a"))
+    _, masks = annotations.open_objects(str(root / "masks"), source, str(root / "images"))
+    return masks[0]
+
+
+WHITE = np.zeros((40, 60), np.uint8)
+WHITE[5:20, 10:30] = 255
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(WHITE),
+        Image.fromarray(WHITE > 0),
+        Image.fromarray(WHITE.astype(np.uint16) * 257),
+        Image.fromarray(np.where(WHITE, 60_000, 300).astype(np.uint16)),  # 300 is not the 255 that Pillow would clip it to
+        Image.fromarray((WHITE > 0).astype(np.uint8)),  # 0 and 1
+        Image.merge("LA", [Image.new("L", (60, 40), 255), Image.fromarray(WHITE)]),  # marked by what is transparent
+        Image.fromarray(WHITE).convert("RGBA"),
+    ],
+    ids=lambda mask: mask.mode,
+)
+def test_masks_of_any_mode(root, mask):
+    np.testing.assert_array_equal(mask_of(root, mask), WHITE > 0)
+
+
+def test_masks_of_class_ids_or_colors_are_refused(root):
+    ids = np.where(WHITE, 5, 0).astype(np.uint8)
+    ids[30:] = 1
+    colored = Image.fromarray(ids).convert("P")
+    colored.putpalette([0, 0, 0, 128, 0, 0, *[0] * 9, 0, 128, 0])
+    for mask in (Image.fromarray(ids), colored):
+        with pytest.raises(InputError, match="Mask .*/a/wide.png holds class ids or colors, of which none is the object"):
+            mask_of(root, mask)
+
+
+def test_a_turned_image_has_a_turned_mask_or_a_warning(root, monkeypatch):
+    said = []
+    monkeypatch.setattr(annotations.log, "warning", lambda text, *values: said.append(text % values))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(root / "images/a/wide.png", exif=turned)
+    upright = np.rot90(WHITE > 0, -1)
+    np.testing.assert_array_equal(mask_of(root, Image.fromarray(WHITE), exif=turned), upright)
+    assert not said
+    np.testing.assert_array_equal(mask_of(root, Image.fromarray(np.rot90(WHITE, -1))), upright)
+    assert len(said) == 1 and "1 images are turned upright by their EXIF orientation" in said[0]
+    with pytest.raises(InputError, match="Mask .*/wide.png is 60 x 40, its image 40 x 60: make it as large"):
+        mask_of(root, Image.fromarray(WHITE))
+
+
+def test_damaged_masks_and_boxes_are_refused(root):
+    (root / "masks/a").mkdir(parents=True)
+    for content in (b"", b"nothing", small_tfds.png(WHITE[..., None]).read()[:60]):
+        (root / "masks/a/wide.png").write_bytes(content)
+        source = image_files.unlabelled(str(root / "images/a"))
+        with pytest.raises(InputError, match="Mask .*/a/wide.png cannot be decoded: make it a PNG again"):
+            annotations.open_objects(str(root / "masks"), source, str(root / "images"))[1][0]
+    for text, message in (("[" * 100_000, "cannot be read .maximum"), ("\ud800", "cannot be read")):
+        (root / "boxes.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(InputError, match=message):
+            annotations.open_objects(str(root / "boxes.json"), source, str(root / "images"))
+    with pytest.raises(InputError, match=r"write \[x0, y0, x1, y1\] in pixels"):
+        opened(root, {**BOXES, "tall.jpg": [0, 0, 10**400, 5]})
 
 
 # Which images.

@@ -101,6 +101,7 @@ def test_rows_of_a_task_are_its_fields(task):
         ("resume", 1, "it has to be True or False."),
         ("stage", "pretrain", r"it must be one of tune, pretune \(the nearest is 'pretune'\)."),
         ("method", "tost", r"it must be one of .*toast_lite \(the nearest is 'toast'\)."),
+        ("precision", "TF32_TF32_F32", "it must be one of default, high, highest."),
         ("top_down", None, "it has to be text."),
         ("data.root", "a\0b", "it has to be text."),
         ("backbone.weights", "", "give text, such as 'weights/vit_b16_in1k.pth'."),

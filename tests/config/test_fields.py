@@ -11,6 +11,7 @@ from configs import alpaca, folder, vicuna
 from tests import FIXTURES, ROOT
 from tests.config.test_configs import CONFIGS
 from toast_jax.config import backbone_names, field_table, run_fields, schema, task_fields
+from toast_jax.data.images import sources
 from toast_jax.errors import InputError
 from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields, nested
 from toast_jax.model import methods, steered
@@ -39,6 +40,7 @@ def test_choices_that_are_written_out_are_those_of_the_code():
     assert run_fields.IMAGES["optimizer.schedule"].allowed.options == tuple(optim.SCHEDULES)
     assert run_fields.IMAGES["head.start"].allowed.options == tuple(steered.HEAD_STARTS)
     assert run_fields.IMAGES["backbone.dtype"].allowed.options == tuple(dtypes.DTYPES)
+    assert run_fields.IMAGES["data.format"].allowed.options == tuple(sources.READERS)
     assert tuple(methods.METHODS) == run_fields.METHODS and set(methods.LANGUAGE_METHODS) <= set(run_fields.METHODS)
 
 
@@ -120,9 +122,19 @@ def test_a_run_resumes_and_is_evaluated_with_other_values_of_free_fields_alone(g
 
 
 def test_the_free_fields_are_these():
-    resume = {"task", "resume", "log_every", "eval_every", "checkpoint_every", "confusion", "data.workers", "data.verify"}
+    resume = {
+        "task",
+        "resume",
+        "profile",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "confusion",
+        "data.workers",
+        "data.verify",
+    }
     splits = {"data.splits.train", "data.splits.val", "data.splits.test"}
-    evaluate = {"batch_size", "epochs"}
+    evaluate = {"batch_size", "epochs", "precision"}
     move = {"backbone.weights", "top_down", "data.root", "data.image_dir", "data.tokenizer"}
     images, fields = run_fields.IMAGES, run_fields.IMAGES | run_fields.TEXTS
     assert {name for name, field in images.items() if field.may_change == TO_EVALUATE} == evaluate | splits

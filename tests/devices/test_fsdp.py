@@ -1,6 +1,7 @@
 """Split parameters and batches: the numbers of replicated ones, what devices exchange, and that large networks fit."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -118,6 +119,15 @@ def test_memory_of_activations_shrinks_with_more_devices(small, monkeypatch):
     assert temporaries[8] < 0.3 * temporaries[2], temporaries
 
 
+def test_logits_and_feedback_are_never_whole(small, monkeypatch):
+    monkeypatch.setattr(losses, "MAX_LOGITS", 2**16)
+    program = small("toast", size=8, length=300, stage="pretune")
+    shapes = {tuple(map(int, sizes.split(","))) for sizes in re.findall(r"f32\[([\d,]+)\]", program.as_text())}
+    assert (3, losses.MIN_TOKENS, 500) in shapes or (1, 3, losses.MIN_TOKENS, 500) in shapes  # logits of one chunk on a device
+    assert not {(3, 300, 500), (1, 3, 300, 500)} & shapes
+    assert not {(6, 256, 256), (1, 6, 256, 256)} & shapes  # `back` of all layers, gathered
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "arguments", "temporaries"),
@@ -140,3 +150,10 @@ def test_step_of_a_large_network_compiles_and_fits(name, method, arguments, temp
     assert memory.argument_size_in_bytes == pytest.approx(expected, rel=0.001)
     assert memory.argument_size_in_bytes < arguments * 2**30
     assert memory.temp_size_in_bytes < temporaries * 2**30
+
+
+@pytest.mark.slow
+def test_pretuning_of_a_large_network_fits():
+    """The hidden states of all blocks come on top; the feedback layers are gathered one at a time."""
+    memory = benchmark.compiled("llama1_7b", "toast", batch=144, length=512, size=8, stage="pretune").memory_analysis()
+    assert memory.temp_size_in_bytes < 34 * 2**30

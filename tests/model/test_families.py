@@ -64,7 +64,7 @@ class Mixer(nn.Module):
     def example(self):
         return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
 
-    def __call__(self, images, td=None, rng=None, start=None):
+    def __call__(self, images, td=None, rng=None, start=None, maps=True):
         if start is None:
             x = self.stem(patches.split(normalize(images), self.patch).reshape(len(images), self.grid**2, -1))
         else:

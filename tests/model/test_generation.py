@@ -10,6 +10,7 @@ import pytest
 from tests.model.backbones.test_llama import V, apply, parameters, steered_llama
 from toast_jax.model import generation, steered
 from toast_jax.model.generation import Sampling
+from toast_jax.model.top_down import TopDown
 
 PROMPTS = ((3, 1, 4, 1, 5, 9), (2,), (6, 5, 3))
 MOST = 7
@@ -59,12 +60,32 @@ def test_number_of_tokens_drawn_at_once_does_not_matter():
     np.testing.assert_array_equal(generated(sampling=RANDOM), generated(sampling=RANDOM, at_once=16))
 
 
-def test_a_draw_depends_on_seed_row_and_position_alone():
+def test_a_draw_depends_on_seed_prompt_and_position_alone():
     all_rows = generated(sampling=RANDOM)
     np.testing.assert_array_equal(generated(sampling=RANDOM, prompts=PROMPTS[:1]), all_rows[:1])
     assert (generated(sampling=RANDOM, seed=1) != all_rows).any()
     same = generated(sampling=RANDOM, prompts=((3, 1), (3, 1)))
     assert (same[0] != same[1]).any()
+
+
+@pytest.mark.parametrize("count", [pytest.param(6, id="few"), pytest.param(60, id="many", marks=pytest.mark.slow)])
+def test_a_prompt_is_continued_in_the_same_way_wherever_it_is_and_whatever_is_beside_it(count):
+    """In batches of 3, whose program is shared; random orders, and others beside it."""
+    rng = np.random.default_rng(0)
+    everything = [*PROMPTS, (3, 1), (3, 1), (2, 7)]
+    numbers = generation.numbers_of(everything)
+    net, row = steered_llama("toast")
+
+    def continued(chosen):
+        prompts, own = [everything[i] for i in chosen], [numbers[i] for i in chosen]
+        settings = {"most": MOST, "sampling": RANDOM, "seed": 0, "at_once": 3, "numbers": own}
+        return np.concatenate(list(generation.generate(net, row, parameters(), prompts, **settings)), axis=1)
+
+    expected = np.concatenate([continued([0, 1, 2]), continued([3, 4, 5])])
+    assert len({tuple(row) for row in expected}) == len(everything)
+    for _ in range(count):
+        chosen = rng.choice(len(everything), 3, replace=False)
+        np.testing.assert_array_equal(continued(chosen), expected[chosen])
 
 
 def test_a_sequence_ends_at_a_stop_token_and_the_others_go_on():
@@ -108,3 +129,17 @@ def test_temperature_and_top_p_of_draws():
     np.testing.assert_allclose(frequencies(1.0, 0.6), expected, atol=0.03)
     assert (frequencies(1.0, 0.6)[expected == 0] == 0).all()
     np.testing.assert_array_equal(frequencies(1.0, 1e-6), frequencies(0.0, 1.0))
+
+
+def test_tokens_are_added_to_the_caches_in_place():
+    """Beside the caches themselves, memory holds a few arrays of one layer, not one of all layers."""
+    depth, rows, places = 9, 2, 4096
+    net, row = steered_llama("toast", depth=depth, context=places)
+    net = net.clone(top_down=TopDown(depth, net.backbone.width))
+    params = jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0)))
+    zeros, keys = jnp.zeros(rows, jnp.int32), jax.random.split(jax.random.key(0), rows)
+    state = jax.eval_shape(lambda: generation.Decoding(zeros, zeros, zeros > 0, net.caches(rows, places), keys))
+    memory = generation.extend.lower(net, row, params, state, 3, GREEDY).compile().memory_analysis()
+    caches = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.caches))
+    assert memory.alias_size_in_bytes >= caches
+    assert memory.temp_size_in_bytes < caches / 3, (memory.temp_size_in_bytes, caches)

@@ -3,13 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.model.backbones.test_llama import N, V, apply, parameters, steered_llama, text
 from toast_jax import trees
 from toast_jax.devices import parallel
-from toast_jax.model import losses, methods
+from toast_jax.model import losses, methods, steered
 from toast_jax.model.methods import LANGUAGE_METHODS
 from toast_jax.train import evaluation, optim
 from toast_jax.train import text_runs as text_run
@@ -99,3 +100,33 @@ def test_variational_loss_of_text_is_over_all_positions():
     # Both sides divided by ten, as in the release.
     expected = ((rebuilt / 10 - hidden[:-1] / 10) ** 2).mean(axis=(2, 3)).sum(axis=0)
     np.testing.assert_allclose(ours["loss"] - ours["task_loss"], expected, rtol=1e-4)
+
+
+def whole_scores(net, row, params, batch):
+    """As defined, with all logits at once."""
+    logits = steered.apply(net, row, params, losses.inputs(batch))
+    entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][..., None], axis=-1)[..., 0]
+    hits = jnp.argmax(logits, axis=-1) == batch["label"]
+    return {name: (batch["weight"] * values).sum(axis=1) for name, values in (("loss", entropy), ("accuracy", hits))}
+
+
+@pytest.mark.parametrize(("method", "size"), [("toast", 4), ("finetune", 5)])  # 10 tokens, with and without padding
+def test_chunks_of_tokens_score_as_all_tokens_at_once(method, size, monkeypatch):
+    monkeypatch.setattr(losses, "MAX_LOGITS", size * ROWS * V)
+    monkeypatch.setattr(losses, "MIN_TOKENS", 1)
+    net, row = steered_llama(method)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def graded(scores, params):
+        (_, all_scores), gradient = jax.value_and_grad(lambda params: _summed(scores(params)), has_aux=True)(params)
+        return all_scores, gradient
+
+    chunked, whole = lambda p: losses.tune(net, row)(p, batch()), lambda p: whole_scores(net, row, p, batch())
+    assert (f"f32[{ROWS},{N},{V}]" in str(jax.make_jaxpr(chunked)(parameters(method)))) is False
+    ours, expected = graded(chunked, parameters(method)), graded(whole, parameters(method))
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * max(1, np.abs(y).max()))
+
+
+def _summed(scores):
+    return scores["loss"].sum(), scores

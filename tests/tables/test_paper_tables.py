@@ -42,12 +42,12 @@ def column(cells, name):
 def test_fgvc(tmp_path):
     folder = sweep_of(tmp_path / "sweep")
     for name, accuracies in zip(
-        paper_tables._FGVC, [(0.84, 0.86), (0.75, 0.75), (0.88, 0.9), (0.97, 0.98), (0.8, 0.85)], strict=True
+        paper_tables.FGVC, [(0.84, 0.86), (0.75, 0.75), (0.88, 0.9), (0.97, 0.98), (0.8, 0.85)], strict=True
     ):
         write(folder, "toast", name, accuracies)
     table = paper_tables.collect([folder])
     header, rows = paper_tables.cells(table)
-    assert header == ["method", *paper_tables._FGVC, "mean", "tuned, without head", "hours"]
+    assert header == ["method", *paper_tables.FGVC, "mean", "tuned, without head", "hours"]
     rows = {row[0]: row[1:] for row in rows}
     assert [name for name in rows if "," not in name] == ["linear", "finetune", "vpt", "lora", "toast", "toast_lite"]
     assert rows["toast"][0] == "85.0 +- 1.4 (2)" and rows["toast, published"][0] == "85.0"
@@ -161,7 +161,7 @@ def test_damaged_result(tmp_path):
 
 def test_published_numbers():
     for entry in json.loads((paper_tables.Path(paper_tables.__file__).parent / "published_results.json").read_text()):
-        assert tuple(entry["columns"]) == (tuple(tasks.TASKS) if entry["table"] == "vtab" else paper_tables._FGVC)
+        assert tuple(entry["columns"]) == (tuple(tasks.TASKS) if entry["table"] == "vtab" else tuple(paper_tables.FGVC))
         assert set(entry["rows"]) <= set(METHODS) and all(len(row) == len(entry["columns"]) for row in entry["rows"].values())
     toast = paper_tables._published("fgvc", "vit_b16_in1k")["rows"]["toast"]
     assert statistics.fmean(toast) == pytest.approx(86.16)

@@ -129,7 +129,7 @@ def test_pixelate_makes_blocks():
 def there(image_folder, monkeypatch):
     """Lets the folders `runs/NAME` hold networks with random parameters."""
 
-    def made_up(folder, weights=""):
+    def made_up(folder, *_):
         config = tiny_config(image_folder, str(folder).split("/")[-1])
         network, row = steered.build(config, len(CLASSES))
         shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from toast_jax.data.text import synthetic_tales
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import llama
 from toast_jax.tasks import demo_language as demo
+from toast_jax.workdir import run_folder
 
 STORIES = os.environ.get("TOAST_STORIES15M", "")
 D, HIDDEN, V = 8, 12, 259  # the letters of its tokenizer are bytes
@@ -77,6 +79,29 @@ def test_answers_are_those_of_the_networks(small):
         lines = [json.loads(line) for line in (folder / name / "answers.jsonl").read_text().splitlines()]
         assert [line["question"] for line in lines] == [" ".join(synthetic_tales.tale("test", i)[:2]) for i in range(3)]
     assert '"answer"' in (folder / "toast/seed_42/answers.jsonl").read_text()
+
+
+def test_answers_that_are_damaged_or_of_other_settings_are_made_again(tmp_path, monkeypatch):
+    config = demo_config.get_config()
+    synthetic_tales.write(run_folder.writable(tmp_path / "tales"), {"text": 1, "train": 1, "val": 1, "test": 2})
+    of_run, calls = run_folder.writable(tmp_path / "toast/seed_1"), []
+
+    def answer(asked, folder):
+        calls.append(asked.most)
+        lines = [json.loads(line) for line in Path(asked.file).read_text().splitlines()]
+        (Path(folder) / "answers.jsonl").write_text("".join(json.dumps({**line, "answer": " so"}) + "\n" for line in lines))
+
+    monkeypatch.setattr(demo.generate, "run", answer)
+    for damage, expected in ((None, 1), (None, 1), ("", 2), ('{"question": 1}', 3), ("[1]\n", 4), ("{", 5), (None, 5)):
+        if damage is not None:
+            (of_run / "answers.jsonl").write_text(damage)
+        assert demo._answers(config, tmp_path, of_run, run=str(of_run)) == ("so", "so") and len(calls) == expected
+    config.speaker.most = 20
+    demo._answers(config, tmp_path, of_run, run=str(of_run))
+    assert calls[-1] == 20
+    monkeypatch.setattr(demo.toast_jax, "__version__", "next")
+    demo._answers(config, tmp_path, of_run, run=str(of_run))
+    assert len(calls) == 7
 
 
 def test_page_shows_answers_side_by_side_and_curves(small):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import attention as metrics_config
+from configs import corrupt as corrupt_config
 from configs import visualize as visualize_config
 from tests.conftest import CLASSES, COUNTS, TINY_CONVNEXT, tiny_config
 from toast_jax.analysis import comparison, localization, maps, perturbation, views
@@ -18,7 +19,7 @@ from toast_jax.data.images import selected
 from toast_jax.errors import InputError
 from toast_jax.model import steered
 from toast_jax.model.backbones import convnext, vit
-from toast_jax.tasks import attention_metrics, visualize
+from toast_jax.tasks import attention_metrics, corruptions, visualize
 from toast_jax.train import saved_run
 
 IMAGES = 3 * COUNTS["test"]
@@ -57,7 +58,7 @@ def runs(image_folder):
 def there(runs, monkeypatch):
     """Lets folders `runs/NAME` hold them."""
     runs["pretuned"].config.stage = "pretune"
-    monkeypatch.setattr(saved_run, "load", lambda folder, weights="": runs[str(folder).split("/")[-1]])
+    monkeypatch.setattr(saved_run, "load", lambda folder, *_: runs[str(folder).split("/")[-1]])
 
 
 def configured(module, text="", **fields):
@@ -143,6 +144,23 @@ def test_a_broken_image_is_refused_with_advice_that_these_tasks_can_follow(there
     for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics)):
         with pytest.raises(InputError, match=r"^Image .*/z.jpg cannot be decoded \(.*\): download it again, or remove it\.$"):
             task.run(configured(module, f"runs=runs/vpt,images={images}", batch_size=2), str(tmp_path / "out"))
+
+
+def test_data_that_moved_is_read_where_the_field_of_the_message_says(runs, image_folder, tmp_path, monkeypatch):
+    images = shutil.copytree(image_folder, tmp_path / "images")
+    (images / "test/owl/z.jpg").write_bytes(b"nothing")
+    run = dataclasses.replace(runs["vpt"], config=runs["vpt"].config.copy_and_resolve_references())
+    run.config.data.update({"root": str(tmp_path / "before"), "skip_corrupt": True})
+    monkeypatch.setattr(saved_run, "load", lambda *_: run)
+    for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics), (corrupt_config, corruptions)):
+        config = configured(module, "runs=runs/vpt", images="test", most=2, batch_size=2)
+        with pytest.raises(InputError, match=r"Data folder .*/before does not exist: set --config.data.root\.$"):
+            task.run(config, str(tmp_path / "out"))
+    config = configured(visualize_config, "runs=runs/vpt", images="test", most=100, batch_size=2)
+    config.data.root = str(images)
+    visualize.run(config, str(tmp_path / "out"))
+    truths = json.loads((tmp_path / "out/visualize.json").read_text())["truths"]
+    assert len(truths) == 3 * COUNTS["test"]  # without the image that the run has left out, too
 
 
 def test_panels_of_a_picture(runs):

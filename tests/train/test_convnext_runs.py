@@ -109,7 +109,7 @@ def test_network_of_the_config():
     config.backbone.dtype = "bfloat16"
     network, row = steered.build(config, 200)
     backbone = convnext.ConvNeXt(DEPTHS, WIDTHS, dtype=jax.numpy.bfloat16)
-    top_down = ConvTopDown((3, *WIDTHS), SIDES, jax.numpy.bfloat16)
+    top_down = ConvTopDown((3, *WIDTHS), SIDES, jax.numpy.bfloat16, steered=4)
     assert network == steered.Steered(backbone, steered.classifier(200), top_down=top_down)
     assert (row.tuned, row.frozen) == (methods.METHODS["toast"].tuned, methods.METHODS["toast"].frozen)
     config = fgvc.get_config("method=partial,backbone=convnext_b_in1k")

@@ -65,9 +65,11 @@ def test_a_killed_run_resumes_and_ends_as_it_would_have(root, earlier, tmp_path)
 
 def test_a_field_that_it_did_not_have_is_named(earlier):
     config = this_versions_config(earlier)
-    config.data.exif_orientation = True
-    with pytest.raises(InputError, match=r"exif_orientation False -> True, set --config.data.exif_orientation=False\)"):
+    config.data.exif_orientation, config.precision = True, "highest"
+    with pytest.raises(InputError) as refused:
         loop.fit(config, "run")
+    assert "exif_orientation False -> True, set --config.data.exif_orientation=False; " in str(refused.value)
+    assert "precision 'default' -> 'highest', set --config.precision=default)" in str(refused.value)
 
 
 def test_other_data_and_another_module_are_refused(earlier, tmp_path):

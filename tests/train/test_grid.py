@@ -1,7 +1,9 @@
 """Runs that train together are the runs they would be alone, and what they share is computed once."""
 
+import contextlib
 import itertools
 import json
+import re
 from types import SimpleNamespace
 
 import jax
@@ -14,7 +16,6 @@ from tests import small_tfds
 from tests.conftest import tiny_config
 from toast_jax.data.images import batches, pixels
 from toast_jax.data.images.vtab import tasks
-from toast_jax.devices import parallel
 from toast_jax.errors import Diverged, InputError, Interrupted
 from toast_jax.model import methods, steered
 from toast_jax.train import checkpoint, feature_cache, grid, loop, setup
@@ -129,8 +130,8 @@ def test_what_is_kept_is_what_would_be_computed(method, steered_blocks, fixed, t
     caplog.set_level("INFO", "toast_jax")
     fixed.method, fixed.steered_blocks = method, steered_blocks
     seen = []
-    attached = feature_cache.FeatureCache.attached
-    monkeypatch.setattr(feature_cache.FeatureCache, "attached", lambda *args: seen.append(attached(*args)) or seen[-1])
+    sharded = feature_cache.FeatureCache.sharded
+    monkeypatch.setattr(feature_cache.FeatureCache, "sharded", lambda *args: seen.append(sharded(*args)) or seen[-1])
     loop.fit(fixed, tmp_path / "kept")
     assert len(seen) == 3 and "Frozen features are computed once for each view and cached in memory" in caplog.text
     assert ("image" in seen[0]) == (method == "toast" and not steered_blocks)
@@ -155,7 +156,26 @@ def test_what_is_kept_is_in_the_order_of_the_source(fixed, tmp_path):
         alone = run.features(run.frozen, {"image": run.train[i]["image"][None]})["tokens"]
         np.testing.assert_allclose(tokens[i], alone[0], rtol=1e-5, atol=1e-6)
     batch = next(batches.train_batches(run.train, batch_size=8, epochs=1, seed=0, resize=16, size=16, flip=False))
-    np.testing.assert_array_equal(kept.attached(batch)["features"]["tokens"], tokens[batch["index"]])
+    np.testing.assert_array_equal(kept.sharded(batch)["features"]["tokens"].reshape(8, 5, 16), tokens[batch["index"]])
+
+
+@pytest.mark.parametrize(("steered_blocks", "views"), [(0, 1), (2, 3)])
+def test_features_on_the_devices_are_those_on_the_host(steered_blocks, views, fixed, tmp_path, monkeypatch):
+    fixed.steered_blocks, fixed.data.views = steered_blocks, views
+    run, _ = setup.prepare(fixed, tmp_path)
+    on_host, on_devices = [], []
+    for free, batches_of in ((0, on_host), (10**9, on_devices)):
+        monkeypatch.setattr(feature_cache, "_free_on_device", lambda device, free=free: free)
+        with contextlib.closing(loop._train_batches(run, 0)) as loader:
+            batches_of += [batch for batch, _ in loader]
+    cache = feature_cache.build(fixed, run.features, run.frozen, run.train, tmp_path)
+    assert cache.on_devices and all(array.sharding.is_fully_replicated for array in cache.arrays.values())
+    assert len(on_host) == len(on_devices) == 3
+    for batch, expected in zip(on_devices, on_host, strict=True):
+        assert jax.tree.map(lambda leaf: leaf.sharding, batch) == jax.tree.map(lambda leaf: leaf.sharding, expected)
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+    monkeypatch.setattr(feature_cache, "_free_on_device", lambda device: 4 * sum(a.nbytes for a in cache.arrays.values()) - 4)
+    assert not feature_cache.build(fixed, run.features, run.frozen, run.train, tmp_path).on_devices
 
 
 def test_it_is_kept_in_a_file_or_not_at_all_where_memory_is_short(fixed, tmp_path, monkeypatch, caplog):
@@ -259,27 +279,52 @@ def test_memory_decides_on_an_accelerator(fixed, tmp_path):
     all_of, held = grid.prepare_grid(config, [tmp_path / str(i) for i in range(3)], tmp_path / "all", at_once=0)
     parts = all_of.step.__wrapped__.keywords
     parts = {name: value for name, value in parts.items() if name != "at_once"}
-    sizes = [grid._at_once(parts, run, held, 3, Accelerator(memory)) for memory in (10**3, 10**10)]
-    assert sizes == [1, 3] and grid._at_once(parts, run, held, 3, jax.local_devices()[0]) == 1
+    sizes = [grid._step(parts, run, held, 3, 0, Accelerator(memory))[1] for memory in (10**3, 10**10)]
+    assert sizes == [1, 3] and grid._step(parts, run, held, 3, 0, jax.local_devices()[0])[1] == 1
+
+
+@pytest.mark.parametrize(("memory", "at_once", "compiled"), [(10**10, 3, 1), pytest.param(10**3, 1, 2, marks=pytest.mark.slow)])
+def test_the_program_whose_memory_is_estimated_runs(memory, at_once, compiled, fixed, tmp_path, monkeypatch, caplog):
+    choose, chosen = grid._step, []
+    monkeypatch.setattr(grid, "_step", lambda *args: chosen.append(choose(*args[:-1], Accelerator(memory))) or chosen[-1])
+    fixed.method, fixed.epochs = "linear", 2
+    with jax.log_compiles():
+        together(fixed, tmp_path)
+    assert chosen[0][1] == at_once
+    of_step = r"Compiling jit\(_fun\) with .*ShapedArray\(uint32\[2\]\)"  # the step alone has the key of the state
+    assert len(re.findall(of_step, caplog.text)) == compiled
+
+
+def test_points_that_no_compiler_fits_are_halved(monkeypatch):
+    """As on TPUs, where a program that needs too much memory is not compiled."""
+    tried = []
+
+    def refuse(*args):
+        tried.append(args)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.")
+
+    monkeypatch.setattr(grid, "_replicated", lambda parts, at_once: SimpleNamespace(lower=refuse))
+    monkeypatch.setattr(grid, "_batch_of", lambda run: None)
+    assert grid._step({}, SimpleNamespace(frozen={}), {}, 28, 0, Accelerator(10**10))[1] == 1
+    assert len(tried) < 6
 
 
 def test_a_device_that_does_not_report_its_memory_gets_one_run_at_a_time(monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
     monkeypatch.setattr(Accelerator, "memory_stats", lambda device: None)
-    assert grid._at_once({}, None, None, 3, Accelerator(0)) == 1
+    assert grid._step({}, None, None, 3, 0, Accelerator(0))[1] == 1
     assert "The device does not report its memory" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["toast", "linear"])
 @pytest.mark.parametrize("cached", [True, False])
 def test_memory_is_estimated_for_the_batch_of_the_run(method, cached, fixed, tmp_path):
-    """With cached features a step computes none of the first look. No step reads index, view or mask."""
+    """With cached features a step computes none of the first look."""
     fixed.method, fixed.keep_known = method, cached
     run, _ = setup.prepare(fixed, tmp_path)
-    (batch,) = itertools.islice(loop._train_batches(run, 0), 1)
-    placed = parallel.shard({name: array for name, array in batch.items() if name not in ("index", "view", "mask")})
-    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), placed)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), grid._batch_of(run)) == expected
+    ((batch, _),) = itertools.islice(loop._train_batches(run, 0), 1)
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), batch)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), grid._batch_of(run)) == expected
     assert ("features" in expected) == cached and ("image" in expected) == (method == "toast" or not cached)
 
 

@@ -24,7 +24,7 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
 from toast_jax.train import checkpoint, image_runs, loop, setup
-from toast_jax.workdir import interrupt
+from toast_jax.workdir import interrupt, run_folder
 
 
 class Killed(Exception):
@@ -215,6 +215,64 @@ def test_speed_counts_the_time_that_the_device_takes(image_folder, tmp_path, mon
     assert loop.fit(config, tmp_path)["images_per_second"] <= 60.0
 
 
+class OnDevice:
+    """A metric that only `jax.device_get` may read: converting it anywhere else would wait for the device unseen."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_the_host_waits_for_no_step_before_it_has_dispatched_the_next(config, tmp_path, monkeypatch):
+    """Between two dispatches it only takes a batch and fetches earlier metrics, once for each window of steps."""
+    config.epochs, config.log_every, config.eval_every, config.checkpoint_every = 4, 2, 4, 4
+    run, state = setup.prepare(config, tmp_path)
+    events, fetch, shard = [], jax.device_get, parallel.shard
+
+    def step(*args):
+        events.append(("dispatch", sum(what == "dispatch" for what, _ in events) + 1))
+        with jax.transfer_guard("disallow"):  # all that a step takes is on the devices
+            state, metrics = run.step(*args)
+        return state, jax.tree.map(OnDevice, metrics)
+
+    def logged_fetch(tree):
+        if isinstance(tree, list) and tree and isinstance(tree[0], tuple):  # metrics of steps
+            events.append(("fetch", [number for number, *_ in tree]))
+        return fetch(jax.tree.map(lambda leaf: leaf.value if isinstance(leaf, OnDevice) else leaf, tree))
+
+    def logged_shard(batch):
+        events.append(("batch", sum(what == "batch" for what, _ in events) + 1))
+        return shard(batch)
+
+    monkeypatch.setattr(loop, "_evaluate", lambda *args: {})
+    monkeypatch.setattr(jax, "device_get", logged_fetch)
+    monkeypatch.setattr(parallel, "shard", logged_shard)
+    loop._finish(dataclasses.replace(run, step=step), state, time.perf_counter())
+    assert [value for what, value in events if what == "dispatch"] == list(range(1, 13))
+    fetches = [value for what, value in events if what == "fetch"]
+    # The first step is logged for its compilation; epochs have three steps; the run waits for its last step.
+    assert fetches == [[1], [2], [3], [4], [5, 6], [7, 8], [9], [10], [11, 12]]
+    for value in fetches[:-1]:  # a step and a batch are ahead
+        assert events.index(("batch", value[-1] + 2)) + 1 == events.index(("fetch", value))
+        assert events.index(("dispatch", value[-1] + 1)) + 2 == events.index(("fetch", value))
+
+
+def test_some_steps_can_be_profiled(config, tmp_path, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    config.epochs, config.profile = 2, 2
+    loop.fit(config, tmp_path / "run")
+    assert "Traced 2 steps; open" in caplog.text
+    (trace,) = (tmp_path / "run/profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    config.profile = 100
+    loop.fit(config, tmp_path / "short")  # ends within the trace
+    assert "Traced 3 steps; open" in caplog.text
+    with (
+        jax.profiler.trace(tmp_path / "other"),
+        pytest.raises(InputError, match=r"config.profile cannot be used here \(.*Only one profile.*\); set it to 0"),
+    ):
+        loop.fit(config, tmp_path / "traced")
+
+
 def test_which_examples_a_step_saw_is_noted_on_the_host(config, tmp_path, monkeypatch):
     """The batch on the devices of several hosts cannot be fetched by one of them."""
     device_get, fetched = jax.device_get, []
@@ -400,6 +458,14 @@ def test_a_run_is_not_overwritten(config, tmp_path):
     config.resume = False
     with pytest.raises(InputError, match="already holds a run; set --config.resume=True or give another --workdir"):
         setup.prepare(config, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"steps": ', "\udcff"])
+def test_a_result_that_is_damaged_is_named(config, tmp_path, content):
+    run_folder.write_json(tmp_path / "config.json", config.to_dict())
+    (tmp_path / "result.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(InputError, match="/result.json is damaged .*; remove it and give the same command again"):
+        run_folder.recorded(tmp_path, config)
 
 
 def test_remote_workdir_is_refused(config):

@@ -22,7 +22,7 @@ from tests import ROOT
 from tests.model.backbones.test_llama import D, G, H, L
 from tests.words import Words
 from toast_jax import trees
-from toast_jax.data.text import tokenizer
+from toast_jax.data.text import token_cache, tokenizer
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
@@ -161,6 +161,23 @@ def test_a_file_of_questions_is_answered(runs, tmp_path):
     speaker = generate.Speaker(spoken(root))
     expected = [speaker.answers([speaker.tokens(one["question"])])[0] for one in questions]
     assert lines == [{**one, "answer": answer} for one, answer in zip(questions, expected, strict=True)]
+
+
+def test_sampled_answers_do_not_depend_on_the_batch_size_or_on_the_order(runs, tmp_path):
+    root, _ = runs
+    questions = [f"{i % 3}?" for i in range(5)]  # two of them twice
+
+    def answers(order, batch_size):
+        lines = [json.dumps({"question": questions[i]}) for i in order]
+        (tmp_path / "q.jsonl").write_text("\n".join(lines))
+        fields = {"file": str(tmp_path / "q.jsonl"), "batch_size": batch_size, "temperature": 1.0, "most": 8}
+        generate.run(spoken(root, **fields), str(tmp_path))
+        said = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+        return sorted((line["question"], line["answer"]) for line in said)
+
+    expected = answers(range(5), 2)
+    assert len(set(expected)) == 5
+    assert answers([4, 2, 0, 1, 3], 2) == answers([1, 0, 3, 2, 4], 3) == expected
 
 
 def test_a_conversation_goes_on_until_the_input_ends(runs, monkeypatch, capsys):
@@ -355,3 +372,20 @@ def test_hosts_that_share_parameters_equal_one(stage, method, size, tmp_path):
     if stage == "pretune":
         files = (load_file(tmp_path / str(hosts) / "top_down.safetensors") for hosts in (2, 1))
         jax.tree.map(lambda array, expected: np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5), *files)
+
+
+def test_tokens_of_a_large_text_are_cached_and_give_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path, ASKED)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = of(alpaca, tmp_path)
+    config.data.format, config.data.held_out, config.data.tokenizer = "prompts", 0.2, str(tmp_path)
+    plain = text_runs.open_sources(config, verified=True)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(token_cache, "MIN_BYTES", 1)
+    text_runs.open_sources(config, verified=True)
+    monkeypatch.setattr(Words, "encode", None)  # nothing is encoded again
+    cached = text_runs.open_sources(config, verified=True)
+    assert isinstance(cached[0].tokens, np.memmap) and len(list((tmp_path / "cache/toast_jax/text").iterdir())) == 2
+    for ours, expected in ((cached[0], plain[0]), (cached[1]["val"], plain[1]["val"])):
+        assert fingerprint.of_source(ours) == fingerprint.of_source(expected)

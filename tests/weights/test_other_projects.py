@@ -415,6 +415,12 @@ def test_of_several_networks_the_evaluated_one_is_taken(used, other, tmp_path, l
     assert "it holds several networks (first., " in refusal(to_file(tmp_path, neither, ".npz"))
 
 
+@pytest.mark.parametrize("beside", ["neck.stem.0.weight", "model.neck.patch_embed.proj.weight", "decode_head.stem.0.weight"])
+def test_the_backbone_of_a_detector_is_taken(beside):
+    state = {f"backbone.{name}": array for name, array in backbone().items()} | {beside: np.ones((2, 2), "f4")}
+    assert_same(other_projects.known_names(state), backbone())
+
+
 def test_names_in_messages_are_those_of_the_file(tmp_path):
     state = {f"net.{name}": array for name, array in backbone(register_tokens=np.zeros((1, 4, 32), "f4")).items()}
     assert "belongs to a ViT with register tokens" in (text := refusal(to_file(tmp_path, state, ".npz")))

@@ -1,6 +1,8 @@
 """The file that pre-tuning leaves: from the run that makes it to the run that starts from it."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,9 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import tiny_config
 from toast_jax import trees
+from toast_jax.config import task_fields
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
-from toast_jax.train import checkpoint, loop, setup
+from toast_jax.train import checkpoint, loop, saved_run, setup
 from toast_jax.weights import containers, top_down_file
 from toast_jax.weights.rename import to_torch
 
@@ -39,6 +42,21 @@ def save_backbone(path, image_folder, seed):
     arrays = {name: np.asarray(array) for name, array in trees.flat(params).items() if name.startswith("backbone/")}
     containers.write(path, to_torch(arrays), {})
     return str(path)
+
+
+def test_a_module_that_moved_is_read_where_the_field_of_the_message_says(pretuned, image_folder, tmp_path):
+    folder, weights = pretuned
+    module = shutil.copy(folder / "top_down.safetensors", tmp_path)
+    config = tuning(image_folder, weights, module)
+    config.epochs, config.warmup_epochs = 1, 0
+    loop.fit(config, tmp_path / "run")
+    moved = Path(module).rename(tmp_path / "moved.safetensors")
+    with pytest.raises(InputError, match=r"no weights file at .*/top_down.* needs; correct --config.top_down\.$"):
+        saved_run.load(tmp_path / "run")
+    saved = saved_run.load(tmp_path / "run", top_down=str(moved))
+    assert saved.config.top_down == str(moved)
+    for name in ("predict", "visualize", "generate", "corruptions", "attention_metrics", "convert"):
+        assert "top_down" in task_fields.TASKS[name]
 
 
 def network(config):
@@ -105,9 +123,7 @@ def test_a_module_of_the_last_blocks_has_their_numbers_and_steers_no_more(pretun
     for name in ("prior", "transform", "back", "out"):
         np.testing.assert_array_equal(loaded["top_down"][name], params["top_down"][name])
     config.steered_blocks = 0
-    with pytest.raises(
-        InputError, match="late.safetensors steers the last 2 blocks, the network of the config 3; set --config.st"
-    ):
+    with pytest.raises(InputError, match="late.safetensors steers the last 2 blocks, the network of the config 3; name a mod"):
         network(config)
 
 

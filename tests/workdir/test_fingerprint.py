@@ -22,7 +22,7 @@ from toast_jax.data.images.vtab import tasks
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
-from toast_jax.tasks import evaluate
+from toast_jax.tasks import evaluate, predict
 from toast_jax.train import checkpoint, loop, saved_run
 from toast_jax.weights import containers as weight_files
 from toast_jax.weights import rename
@@ -178,8 +178,9 @@ def test_a_finished_run_whose_places_moved_is_checked_and_gives_its_result(begun
 
 def test_a_task_names_its_own_field_for_a_backbone_that_moved(begun, tmp_path):
     (tmp_path / "weights.safetensors").rename(tmp_path / "moved.safetensors")
+    config = task_fields.config_of("predict", run=str(tmp_path / "run"), images=str(tmp_path / "images"))
     with pytest.raises(InputError, match=r"no weights file at .*, which the run in .* needs; correct --config.weights\."):
-        saved_run.load(tmp_path / "run")
+        predict.run(config, str(tmp_path / "predictions"))
     assert saved_run.load(tmp_path / "run", str(tmp_path / "moved.safetensors")).step == 3
     for name in ("predict", "visualize", "generate", "corruptions", "attention_metrics", "convert"):
         assert "weights" in task_fields.TASKS[name]

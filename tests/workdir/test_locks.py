@@ -13,7 +13,8 @@ import time
 import pytest
 
 from tests import ROOT
-from toast_jax.workdir import locks
+from toast_jax.errors import InputError
+from toast_jax.workdir import locks, run_folder
 
 HOLD = """
 import os, sys
@@ -132,6 +133,34 @@ def test_where_the_kernel_locks_no_files_the_touches_decide(tmp_path, monkeypatc
     with locks.lock(path), pytest.raises(locks.Held), locks.lock(path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "number", "refused"),
+    [
+        (locks.os, "link", errno.EPERM, "hard links .Operation not permitted."),
+        (locks.os, "link", errno.ENOTSUP, "hard links .Operation not supported."),
+        (locks.filelock, "lock_descriptor", errno.EPERM, "file locks .Operation not permitted."),
+    ],
+)
+def test_a_mounted_bucket_is_refused_by_what_it_lacks(module, function, number, refused, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, function, refuse)
+    remedy = "a run needs them to keep other runs out; give a folder on a local or network disk"
+    with pytest.raises(InputError, match=f"The disk of {tmp_path} refuses {refused}, .* {remedy}"):
+        with run_folder.used_alone(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(module, function, lambda *args, **kwargs: refuse_as_full())
+    with pytest.raises(InputError, match="cannot be written .No space left on device.: free some space"):
+        with run_folder.used_alone(tmp_path):
+            pass
+
+
+def refuse_as_full():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -20,10 +21,13 @@ from toast_jax.analysis.localization import box_of
 from toast_jax.data.images import pixels, synthetic_scenes
 from toast_jax.data.images.image_files import Files
 from toast_jax.data.images.sources import Source
-from toast_jax.data.images.tfds_records import TfdsRecords, records
+from toast_jax.data.images.tfds_records import TfdsRecords, record_of, records
 from toast_jax.errors import InputError, listed
 
+log = logging.getLogger(__name__)
+
 _TFDS = ("bbox", "segmentation_mask")
+_MOST_IDS = 40  # a mask with several values, none of which is higher, holds class ids and not shades
 
 
 class Objects(Protocol):
@@ -63,16 +67,17 @@ class Boxes:
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """Masks in image files: the pixels brighter than half of the brightest one."""
+    """Masks in image files: the pixels brighter than half of the brightest one; transparent ones count as black."""
 
     paths: tuple[str, ...]
+    orient: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
         with open(self.paths[index], "rb") as file:
-            return _bright(file.read(), self.paths[index])
+            return _bright(file.read(), self.paths[index], self.orient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +92,20 @@ class TfdsObjects:
         return len(self._records)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        record = self._records[index]
+        record, name = record_of(self._records, index, self.directory), f"{self.split}[{index}]"
         if self.feature == "segmentation_mask":
-            return _bright(record["segmentation_mask"], f"{self.split}[{index}]")
-        with Image.open(io.BytesIO(record["image"])) as image:
-            width, height = image.size
+            return _bright(record["segmentation_mask"], name)
+        try:
+            with Image.open(io.BytesIO(record["image"])) as image:
+                width, height = image.size
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise InputError(f"Image {name} of {self.directory} cannot be decoded: prepare the dataset again.") from error
         ymin, xmin, ymax, xmax = record["bbox"]
+        if not (0 <= ymin <= ymax <= 1 and 0 <= xmin <= xmax <= 1):
+            raise InputError(
+                f"The box of image {name} of {self.directory} is {np.array(record['bbox']).tolist()}, not ymin, xmin, ymax and "
+                "xmax as fractions of its sides: use another dataset, or masks."
+            )
         mask = np.zeros((height, width), bool)
         mask[round(ymin * height) : round(ymax * height), round(xmin * width) : round(xmax * width)] = True
         return mask
@@ -168,7 +181,7 @@ def _boxes(path, source, root, only_annotated):
     try:
         with open(path, encoding="utf-8-sig") as file:
             boxes = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The boxes in {path} cannot be read ({error}): give a JSON object from image path to box.") from error
     if not isinstance(boxes, dict):
         raise InputError(f"{path} must hold a JSON object from image path to box [x0, y0, x1, y1].")
@@ -182,13 +195,14 @@ def _boxes(path, source, root, only_annotated):
                 f"The box of {name} in {path} is {boxes[name]}, the image {width} x {height}: write [x0, y0, x1, y1] in pixels "
                 "with 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height."
             )
+    _log_turned(source)
     return source, Boxes(source, tuple(tuple(boxes[name]) for name in names))
 
 
 def _is_box(box, width, height):
     if not isinstance(box, list) or len(box) != 4:
         return False
-    if not all(isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge) for edge in box):
+    if not all(isinstance(edge, int | float) and not isinstance(edge, bool) and abs(edge) < math.inf for edge in box):
         return False
     x0, y0, x1, y1 = (round(edge) for edge in box)
     return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
@@ -201,15 +215,30 @@ def _masks(folder, source, root, only_annotated):
     paths = tuple(paths[i] for i in kept)
     for i, path in enumerate(paths):
         try:
-            with Image.open(path) as mask:
-                size = mask.size
-        except OSError as error:
+            size = pixels.size_of(path, orient=source.orient)
+        except Exception as error:  # a damaged file can raise nearly anything
             raise InputError(f"Mask {path} cannot be decoded: make it a PNG again.") from error
         if size != _size(source, i):
             raise InputError(
                 f"Mask {path} is {size[0]} x {size[1]}, its image {' x '.join(map(str, _size(source, i)))}: make it as large."
             )
-    return source, Masks(paths)
+    _log_turned(source, paths)
+    return source, Masks(paths, source.orient)
+
+
+def _log_turned(source, masks=()):
+    """Warn of images that EXIF turns and whose annotation, drawn on the stored pixels, would be elsewhere in silence."""
+    turned = [path for path in source.paths if pixels.is_turned(path)] if source.orient else []
+    if masks and turned:
+        own = dict(zip(source.paths, masks, strict=True))
+        turned = [path for path in turned if not pixels.is_turned(own[path])]
+    if turned:
+        log.warning(
+            "%d images are turned upright by their EXIF orientation (%s); their boxes and masks have to be those of the "
+            "upright image, which viewers show.",
+            len(turned),
+            listed(turned, most=3),
+        )
 
 
 def _relative(source, root):
@@ -233,14 +262,25 @@ def _size(source, index):
     """Read the decoded width and height of an image from the header of its file."""
     try:
         return pixels.size_of(source.paths[index], orient=source.orient)
-    except OSError as error:
+    except Exception as error:
         raise InputError(f"Image {source.paths[index]} cannot be decoded: download it again, or remove it.") from error
 
 
-def _bright(data, name):
+def _bright(data, name, orient=False):
+    """Read the bright pixels of a mask; refuse one of class ids, of which brightness would choose some."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            grey = np.asarray(image.convert("L"))
-    except OSError as error:
+            image.load()
+            rgba = image.convert("RGBA")
+            deep = image.mode in ("I", "F") or image.mode.startswith("I;16")  # conversion would clip at 255
+            values = image if deep else rgba.convert("L")
+            number = pixels.orientation(image) if orient else 1
+            values, opaque = (np.asarray(pixels.upright(part, number)) for part in (values, rgba.getchannel("A")))
+    except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(f"Mask {name} cannot be decoded: make it a PNG again.") from error
-    return grey > grey.max() / 2 if grey.max() else np.zeros(grey.shape, bool)
+    values = values * (opaque / 255)
+    colors = np.asarray(rgba)[..., :3]
+    several = len(np.unique(values)) > 2
+    if several and not deep and (values.max() <= _MOST_IDS or (colors != colors[..., :1]).any()):
+        raise InputError(f"Mask {name} holds class ids or colors, of which none is the object: paint it white, all else black.")
+    return values > values.max() / 2 if values.max() else np.zeros(values.shape, bool)

@@ -1,7 +1,6 @@
 """Compare networks on the same images: load their runs, and show their maps side by side."""
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,9 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import drawing, maps, report
 from toast_jax.analysis.maps import Parts
+from toast_jax.config.task_fields import OF_SAVED
+from toast_jax.errors import renaming
+from toast_jax.fields import flat_fields, nested
 from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.workdir.progress import log_to_file
@@ -41,14 +43,20 @@ class Looked:
 
 
 def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str, SavedRun]:
-    """Load `config.runs` as `saved_run.load_compared`; the dozen lines that each network logs go to `log.txt` alone."""
-    with log_to_file(folder / "log.txt", but=log):
-        return saved_run.load_compared(config.runs, config.weights)
+    """Load `config.runs` as `saved_run.load_compared`, with data that has moved where `config.data` says.
+
+    The dozen lines that each network logs go to `log.txt` alone.
+    """
+    with log_to_file(folder / "log.txt", but=log), renaming(OF_SAVED):
+        runs = saved_run.load_compared(config.runs, config.weights, config.top_down)
+    moved = {name: place for name, place in flat_fields(config.data.to_dict()).items() if place}
+    next(iter(runs.values())).config.data.update(nested(moved))
+    return runs
 
 
 def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
     """Run `maps.look_closely` on images uint8 `[B, S, S, 3]`, in batches of one size."""
-    look = jax.jit(functools.partial(maps.look_closely, run.model, run.method))
+    look = run.compiled(maps.look_closely)
     looks = [jax.device_get(look(run.params, batch)) for batch in padded(images, batch_size)]
     probabilities, by_name, parts = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *looks)
     labels = probabilities.argmax(axis=-1)
@@ -76,10 +84,9 @@ def grid(
     """
     firsts = [look.maps[maps.FIRST] for look in looked.values() if maps.FIRST in look.maps]
     shared = maps.FIRST in shown and bool(firsts) and all(_same(other, firsts[0]) for other in firsts)
-    names = {network: [name for name in shown if name in look.maps] for network, look in looked.items()}
-    if shared:
-        names = {network: [name for name in own if name != maps.FIRST] for network, own in names.items()}
-    columns = {f"{network.replace('_', ' ')}: {name}": (network, name) for network, own in names.items() for name in own}
+    own = [name for name in shown if not (shared and name == maps.FIRST)]
+    names = {network: [name for name in own if name in look.maps] for network, look in looked.items()}
+    columns = {f"{network.replace('_', ' ')}: {name}": (network, name) for network in looked for name in names[network]}
     rows = []
     for i, image in enumerate(images):
         row = [report.picture(image, captions[i])]

@@ -1,10 +1,8 @@
 """Confusion matrix of a tuned run: its counts, a summary, and a CSV file."""
 
 import csv
-import functools
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from toast_jax.analysis import views
@@ -15,7 +13,7 @@ from toast_jax.train.saved_run import SavedRun
 
 def matrix(run: SavedRun, source: Source) -> np.ndarray:
     """Count predictions over a labelled source: `[C, C]`, true class by predicted class."""
-    logits = jax.jit(functools.partial(apply, run.model, run.method))
+    logits = run.compiled(apply)
     counts = np.zeros((len(run.classes),) * 2, np.int64)
     for batch in views.of_run(run, source, run.config.batch_size):
         predicted = np.asarray(logits(run.params, batch["image"])).argmax(axis=-1)

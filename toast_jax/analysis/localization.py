@@ -86,9 +86,9 @@ def centre_prior(grid: int) -> np.ndarray:
     return along[:, None] * along
 
 
-def interval(values: np.ndarray, seed: int, resamples: int = 10_000, level: float = 0.95) -> tuple[float, float]:
+def interval(values: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of `values [B]`, resampled over images."""
     values, rng = np.asarray(values, float), np.random.default_rng(seed)
-    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)])
+    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(10_000)])
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)

@@ -51,18 +51,15 @@ def look_closely(model: Steered, method: Method, params: dict, images: jax.Array
     channel is weighted by the mean gradient of the predicted class's logit, and negative evidence is clipped to zero.
     """
     logits, out = apply(model, method, params, images, call="explain")
-    maps = _maps(model, out)
-    first_heads: list[jax.Array] = []
-    last_heads: list[jax.Array] = []
-    if "attention" in out["look"]:
-        grid, last = maps[LAST].shape[-1], out["look"]["attention"]
-        deep_prompts = model.prompts.num if model.prompts is not None and model.prompts.layers > 1 else 0
-        maps[ROLLOUT] = rollout(last, grid, replaced=deep_prompts)
-        first_heads = _heads(out["first_look"]["attention"], grid) if "first_look" in out else []
-        last_heads = _heads(last, grid)
-    else:
+    maps, norms = _maps(model, out), [model.backbone.on_grid(jnp.linalg.norm(td, axis=-1)) for td in out.get("td", ())]
+    if "attention" not in out["look"]:
         maps[GRAD_CAM] = _grad_cam(model, method, params, out["look"]["hidden"][-1], logits.argmax(axis=-1))
-    return jax.nn.softmax(logits), maps, Parts(first_heads, last_heads, _norms(model, out))
+        return jax.nn.softmax(logits), maps, Parts([], [], norms)
+    grid, last = maps[LAST].shape[-1], out["look"]["attention"]
+    deep_prompts = model.prompts.num if model.prompts is not None and model.prompts.layers > 1 else 0
+    maps[ROLLOUT] = rollout(last, grid, replaced=deep_prompts)
+    first_heads = _heads(out["first_look"]["attention"], grid) if "first_look" in out else []
+    return jax.nn.softmax(logits), maps, Parts(first_heads, _heads(last, grid), norms)
 
 
 def of_class_token(attention: jax.Array, grid: int) -> jax.Array:
@@ -109,10 +106,6 @@ def _maps(model, out):
     if attends:
         maps[LAST] = of_class_token(out["look"]["attention"], backbone.grid)
     return maps
-
-
-def _norms(model, out):
-    return [model.backbone.on_grid(jnp.linalg.norm(td, axis=-1)) for td in out.get("td", ())]
 
 
 def _heads(weights, grid):

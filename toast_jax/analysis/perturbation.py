@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageFilter
 
-from toast_jax.data.images.pixels import MEAN
+from toast_jax.data.images.statistics import MEAN
 
 _GREY = np.round(255 * np.array(MEAN)).astype(np.uint8)  # zero after normalization
 _BLUR = 5 / 224  # standard deviation, as a fraction of the side

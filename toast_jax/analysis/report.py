@@ -11,30 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 76rem; margin: 0 auto; padding: 1rem; }
-h1, h2 { line-height: 1.2; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.pictures td, .pictures th { padding: .15rem .08rem; text-align: center; border: 0; font-size: .8rem; vertical-align: top; }
-.pictures th { white-space: normal; vertical-align: bottom; max-width: 5.5rem; }
-.pictures th:first-child { text-align: center; }
-.pictures img { display: block; margin: 0 auto; }
-.pictures td:first-child, .pictures th:first-child { position: sticky; left: 0; background: #fff; }
-.texts td, .texts th, .texts th:first-child { text-align: left; white-space: normal; vertical-align: top; min-width: 6rem; }
-.charts { display: flex; flex-wrap: wrap; gap: 1rem; }
-.charts svg { width: 100%; max-width: 36rem; height: auto; }
-.small { font-size: .85rem; color: #555; }
-"""
+_STYLE = Path(__file__).with_name("report.css").read_text()
 
 
 def page(title: str, *parts: str) -> str:
     """Render a whole page from parts of HTML."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>\n{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -103,11 +87,8 @@ def write(
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Render the same table as plain text."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    aligned = (
-        [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        for row in [header, *rows]
-    )
-    return "\n".join("  ".join(line) for line in aligned)
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in [header, *rows]]
+    return "\n".join(map("  ".join, lines))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

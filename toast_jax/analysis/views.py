@@ -9,7 +9,7 @@ import numpy as np
 from toast_jax.data.images import batches, pixels, selected
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, fault_of
 from toast_jax.train.saved_run import SavedRun
 
 
@@ -41,7 +41,7 @@ class Views:
             example = self.source[index]
             view = pixels.eval_view(pixels.decode_example(example), resize=self.resize, size=self.size)
         except InputError as error:
-            self.faults[index] = str(error).rpartition(": ")[0]  # without its remedy, which may be a field of training
+            self.faults[index] = fault_of(error)
             return {"image": np.zeros((self.size, self.size, 3), np.uint8), "label": 0, "name": ""}
         return {**example, "image": self.change(view, index) if self.change else view}
 

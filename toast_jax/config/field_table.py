@@ -4,6 +4,7 @@ python -m toast_jax.config.field_table > docs/config.md
 """
 
 import dataclasses
+import itertools
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -109,13 +110,8 @@ def _shown(value: Any) -> str:
 
 def _lines(cells, widths):
     """Lay out one row, whose cells wrap within their columns."""
-    wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
-    height = max(map(len, wrapped))
-    columns = [lines + [""] * (height - len(lines)) for lines in wrapped]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*columns, strict=True)
-    )
+    columns = itertools.zip_longest(*map(textwrap.wrap, cells, widths), fillvalue="")
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in columns)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The fields of a run, on images or on text: one row each. The base configs are the defaults of these rows.
 
 Rows that depend on the family of the backbone (its name, sizes, methods and own fields) are completed by `schema.py`.
-Reading a config must not import JAX, so nothing here does; a test checks that choices written out here are complete.
+Reading a config must not import JAX or Pillow, so nothing here does; a test checks that choices written out here are complete.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from toast_jax.config import backbone_names
-from toast_jax.data.images.sources import READERS
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import (
     COUNT,
@@ -30,6 +29,7 @@ from toast_jax.fields import (
     whole,
 )
 
+IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes")
 METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
@@ -52,6 +52,13 @@ _RUN = {
         "float32", Choice(("float32", "bfloat16")), "dtype to compute in and, for a LLaMA, to store frozen weights in"
     ),
     "backbone.remat": Field(False, FLAG, "recompute activations in the backward pass, which saves memory"),
+    # Every device has these; JAX's names of algorithms, such as TF32_TF32_F32, fail on some when the step is compiled.
+    "precision": Field(
+        "default",
+        Choice(("default", "high", "highest")),
+        "precision of float32 products; highest: float32; default: TF32 on GPUs, bfloat16 passes on TPUs",
+        TO_EVALUATE,
+    ),
     "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none", TO_MOVE),
     "steered_blocks": Field(
         0,
@@ -82,6 +89,7 @@ _RUN = {
     "optimizer.clip": Field(0.0, real(0.0), "maximum global norm of the gradients; 0: no clipping"),
     "ema": Field(0.0, SHARE, "decay of a moving average of the tuned parameters, used for evaluation; 0: no average"),
     "skip_nonfinite": Field(0, whole(0), "how many consecutive non-finite steps to skip before stopping"),
+    "profile": Field(0, whole(0, 10_000), "trace so many steps, from the fourth on, to profile/ in the workdir", TO_RESUME),
     "log_every": Field(10, COUNT, "steps between log lines", TO_RESUME),
     "eval_every": Field(10, COUNT, "epochs between evaluations", TO_RESUME),
     "checkpoint_every": Field(5, COUNT, "epochs between checkpoints", TO_RESUME),
@@ -91,7 +99,7 @@ _RUN = {
 IMAGES = _RUN | {
     "data.format": Field(
         "json",
-        Choice(READERS),
+        Choice(IMAGE_FORMATS),
         "json: VPT's split files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS datasets; scenes: the demo",
     ),
     "backbone.drop_path": Field(0.0, SHARE, "stochastic depth: rate of the last block; the base config of a ViT has 0.1"),

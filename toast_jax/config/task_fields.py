@@ -12,6 +12,21 @@ from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Te
 _RUNS = Field((), Several(TEXT), "folders of runs to compare")
 _IMAGES = Field("test", TEXT, "a split of the first run's data (train, val, test), or folders and images joined by +")
 _WEIGHTS = Field("", TEXT, "weights of the backbone, if the file has moved since the run")
+_TOP_DOWN = Field("", TEXT, "pre-tuned top-down module, if the file has moved since the run")
+# Where the data of the first run is now.
+_DATA = {
+    f"data.{name}": Field("", TEXT, f"{what}, if it has moved since the run")
+    for name, what in {
+        "root": "folder of the data",
+        "image_dir": "json: folder of the images under data.root",
+        "split_file": "vtab: published list of images",
+        "splits.train": "training split",
+        "splits.val": "validation split",
+        "splits.test": "test split",
+    }.items()
+}
+# Fields of a run by the names that tasks which read one have for them.
+OF_SAVED = {"backbone.weights": "weights", "data.tokenizer": "tokenizer"}
 _BATCH_SIZE = Field(32, COUNT, "images per step, over all devices")
 _SEVERAL_SEEDS = Several(SEED, least=1)
 _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
@@ -22,20 +37,25 @@ _FIELDS = {
         "images": Field("", TEXT, "a folder, searched recursively, or one image"),
         "attention": Field(True, FLAG, "draw where the network looks"),
         "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
         "batch_size": _BATCH_SIZE,
     },
     "visualize": {
         "runs": _RUNS,
         "images": _IMAGES,
         "most": Field(12, COUNT, "maximum number of images, evenly spaced"),
+        **_DATA,
         "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
         "batch_size": _BATCH_SIZE,
     },
     "attention_metrics": {
         "runs": _RUNS,
         "images": _IMAGES,
         "objects": Field("", TEXT, "JSON file of boxes, folder of masks, or TFDS feature; '' for deletion and insertion"),
+        **_DATA,
         "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
         "only_annotated": Field(False, FLAG, "leave out images without a box or a mask"),
         "threshold_split": Field(
             "val", Choice(("", "train", "val", "test")), "split to pick the best threshold on; '' for the measured images"
@@ -55,7 +75,9 @@ _FIELDS = {
         "images": Field("test", TEXT, "a split of the first run's data: train, val or test"),
         "kinds": Field(tuple(CORRUPTIONS), Several(Choice(CORRUPTIONS), least=1), "corruptions"),
         "severities": Field(SEVERITIES, Several(whole(1, 5), least=1), "severities of each corruption"),
+        **_DATA,
         "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
         "most": Field(0, whole(0), "maximum number of images, evenly spaced; 0: all"),
         "seed": Field(0, SEED, "seed of the corruptions and of the bootstrap"),
         "batch_size": _BATCH_SIZE,
@@ -63,6 +85,7 @@ _FIELDS = {
     "generate": {
         "run": Field("", TEXT, "folder of a run on text"),
         "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
         "tokenizer": Field("", TEXT, "tokenizer, if the file has moved since the run"),
         "prompt": Field("", TEXT, "question to answer; '' to ask in the terminal"),
         "file": Field("", TEXT, "questions to answer: a .jsonl file"),
@@ -78,6 +101,7 @@ _FIELDS = {
         "target": Field("", TEXT, "file to write: .pth or .safetensors"),
         "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
         "weights": _WEIGHTS,
+        "top_down": _TOP_DOWN,
     },
     "table": {"sweeps": Field((), Several(TEXT), "folders of sweeps")},
     "demo": {

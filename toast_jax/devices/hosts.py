@@ -10,8 +10,12 @@ from toast_jax.errors import InputError
 
 SILENCE = 40  # seconds without a heartbeat before JAX declares a process dead and stops the others
 
-# What JAX reports when another process is lost; other errors of devices are raised as they are.
-_LOST = r"UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|(?i:gloo|connection|peer|heartbeat|coordination)"
+# What JAX reports when another process is lost: its own service, gloo (CPUs), NCCL (GPUs) and the runtime of TPU slices. Other
+# errors of devices are raised as they are, such as NCCL's about a library or memory.
+_LOST = (
+    r"UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|(?i:gloo|connection|peer|heartbeat|coordination)|"
+    r"remote process exited|network error|unhandled system error|ncclRemoteError|ncclSystemError|SLICE_FAILURE"
+)
 
 
 class Lost(InputError):

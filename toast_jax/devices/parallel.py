@@ -1,15 +1,14 @@
 """Data parallelism: a step mapped over all devices, with replicated parameters; see `protocol.Devices`."""
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from toast_jax.data.loader import Batch
 
 AXIS = "data"
 
@@ -39,7 +38,43 @@ def shard(batch: dict) -> dict:
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def sharded(batches: Generator[Batch]) -> Iterator[dict]:
+def placed_shapes(tree):
+    """Return the shapes of a tree with the sharding that `place` gives, to compile a step before its arrays exist."""
+    return _shapes(tree, PartitionSpec())
+
+
+def split_shapes(batch: dict) -> dict:
+    """Return the shapes of this host's batch `[b, ...]` with the split and the sharding that `shard` gives."""
+    devices = _mesh().size
+    split = lambda leaf: jax.ShapeDtypeStruct((devices, leaf.shape[0] // devices, *leaf.shape[1:]), leaf.dtype)  # noqa: E731
+    return _shapes(jax.tree.map(split, batch), PartitionSpec(AXIS))
+
+
+def _shapes(tree, spec):
+    sharding = NamedSharding(_mesh(), spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def take(arrays: Mapping[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
+    """Gather rows of arrays that `place` has put on every device.
+
+    Args:
+      arrays: each `[n, ...]`.
+      rows: indices of a batch, from `shard`, `[devices, b]`.
+
+    Returns:
+      arrays `[devices, b, ...]`, split as from `shard`.
+    """
+    return _take(_mesh())(dict(arrays), rows)
+
+
+@functools.cache
+def _take(mesh):
+    gather = lambda arrays, rows: jax.tree.map(lambda array: array[rows], arrays)  # noqa: E731
+    return jax.jit(gather, out_shardings=NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def sharded(batches: Generator[dict]) -> Iterator[dict]:
     """Split each batch with `shard`; close `batches`, which stops its threads, at the end.
 
     Dispatch is asynchronous, so the next batch is made and copied while the devices compute.

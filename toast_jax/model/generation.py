@@ -3,8 +3,10 @@
 Letters in shapes: B sequences, S positions of a cache, V vocabulary.
 """
 
+import collections
 import dataclasses
 import functools
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import no_type_check
 
@@ -12,7 +14,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, Key
+from jaxtyping import Bool, Float, Int, Int32
 
 from toast_jax.model.layers.arrays import Array, Keys
 from toast_jax.model.methods import Method
@@ -21,7 +23,7 @@ from toast_jax.model.steered import Steered, apply
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Says how to draw the next token.
+    """Describes how the next token is drawn.
 
     Attributes:
       temperature: divides the logits; 0 takes the most likely token.
@@ -45,14 +47,14 @@ class Decoding:
       position: position of that token.
       done: whether a sequence has ended.
       caches: of both looks, see `Steered.caches`.
-      rng: key of all draws; a draw depends on the number of its sequence and on its position alone.
+      rng: key of each sequence; a draw depends only on it and on the position.
     """
 
     token: Int32[Array, " B"]
     position: Int32[Array, " B"]
     done: Bool[Array, " B"]
     caches: dict
-    rng: Key[Array, ""]
+    rng: Keys
 
 
 def sample(logits: Float[Array, "B V"], rng: Keys, temperature: float, top_p: float) -> Int32[Array, " B"]:
@@ -70,8 +72,7 @@ def sample(logits: Float[Array, "B V"], rng: Keys, temperature: float, top_p: fl
 
 def _draw(logits, rng, position, sampling):
     """Draw the tokens at some positions, and return whether they end their sequences."""
-    rows = jnp.arange(len(position))
-    keys = jax.vmap(lambda row, place: jax.random.fold_in(jax.random.fold_in(rng, row), place))(rows, position)
+    keys = jax.vmap(jax.random.fold_in)(rng, position)
     token = sample(logits, keys, sampling.temperature, sampling.top_p)
     return token, jnp.isin(token, jnp.array(sampling.stop, jnp.int32))
 
@@ -85,7 +86,7 @@ def begin(
     lengths: Int32[Array, " B"],
     places: int,
     sampling: Sampling,
-    rng: Key[Array, ""],
+    rng: Keys,
 ) -> Decoding:
     """Read prompts and draw the first token after each.
 
@@ -93,13 +94,13 @@ def begin(
       model, method, params: see `steered.apply`.
       prompts: padded on the right with any token.
       lengths: number of tokens of each prompt, 1 or more.
-      places: S, the longest sequence to come.
+      places: S, the length of the longest sequence to generate, prompt included.
       sampling: how to draw.
-      rng: key of all draws.
+      rng: key of each sequence.
     """
     caches = model.caches(len(prompts), places)
     positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
-    # Padding is cached too, but each of its positions is overwritten before any token attends to it.
+    # Padding is cached too, but its positions are overwritten before any token attends to them.
     logits, caches = apply(model, method, params, prompts, positions, caches, lengths - 1, call="extend")
     token, done = _draw(logits, rng, lengths, sampling)
     return Decoding(token, lengths, done, caches, rng)
@@ -134,6 +135,7 @@ def generate(
     sampling: Sampling,
     seed: int = 0,
     at_once: int = 16,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Int32[np.ndarray, "B n"]]:
     """Continue prompts until every sequence has ended or has `most` new tokens.
 
@@ -146,6 +148,7 @@ def generate(
       sampling: how to draw.
       seed: of the draws.
       at_once: number of tokens to draw before they are yielded.
+      numbers: of the sequences, which their draws depend on; None for `numbers_of(prompts)`.
 
     Yields:
       the next n tokens of every sequence. Drop those that follow a stop token, see `until_stop`.
@@ -157,14 +160,26 @@ def generate(
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     places = min(max(width, _rounded(lengths.max() + most)), context)
-    state = begin(model, method, params, padded, lengths, places, sampling, jax.random.key(seed))
+    numbers = np.asarray(numbers_of(prompts) if numbers is None else numbers, np.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+    state = begin(model, method, params, padded, lengths, places, sampling, keys)
     yield np.asarray(state.token)[:, None]
     left = most - 1
     while left > 0 and not np.asarray(state.done).all():
-        # The last call may draw too many tokens, even past the end of the caches; those are cut off.
+        # The last call may draw too many tokens, even past the end of the caches; the surplus is cut off.
         state, tokens = extend(model, method, params, state, at_once, sampling)
         yield np.asarray(tokens)[:, :left]
         left -= at_once
+
+
+def numbers_of(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Number prompts by their tokens, wherever they are in a batch; of equal prompts each has another number."""
+    seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+    numbers = []
+    for prompt in map(tuple, prompts):
+        numbers.append(zlib.crc32(np.array([*prompt, seen[prompt]], np.int32).tobytes()))
+        seen[prompt] += 1
+    return numbers
 
 
 def _rounded(length) -> int:

@@ -60,10 +60,18 @@ class Steered(nn.Module):
         Returns:
           `[B, C]`, or of text the logits `[B, N, V]` of every next token.
         """
+        return self.logits(self.pooled(inputs, rng, features))
+
+    def pooled(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N D"]:
+        """Compute the output of the final look, `[B, D]` or of text `[B, N, D]`, which `logits` reads; see `__call__`."""
         if features and "pooled" in features:
-            return self._logits(features["pooled"])
+            return features["pooled"]
         extra, _ = self._signal(inputs, rng, features)
-        return self._logits(self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2)))
+        return self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2))
+
+    def logits(self, pooled: Float[Array, "*N D"]) -> Float[Array, "*N C"]:
+        """Classify outputs of `pooled`, or predict the next tokens."""
+        return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
 
     def frozen_features(self, inputs: Inputs, rng: Keys | None = None) -> dict:
         """Compute the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
@@ -89,13 +97,18 @@ class Steered(nn.Module):
           logits and a dict: `look`, the backbone's dict of the final look, and with a top-down signal also `first_look`, that
           of the first look, `selection` and `td` (see the top-down module). `look` and `td` are of the steered blocks alone.
         """
-        extra, out = self._signal(inputs, rng)
-        pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2))
-        return self._logits(pooled), {**out, "look": look}
+        pooled, out = self.looks(inputs, rng)
+        return self.logits(pooled), out
+
+    def looks(self, inputs: Inputs, rng: Keys | None = None, maps: bool = True) -> tuple[Float[Array, "B *N D"], dict]:
+        """Compute the output of `pooled` and the intermediates of `explain`, attention weights only with `maps`."""
+        extra, out = self._signal(inputs, rng, maps=maps)
+        pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2), maps=maps)
+        return pooled, {**out, "look": look}
 
     def classify_map(self, last: Float[Array, "B *N D"], rng: Keys | None = None) -> Float[Array, "B C"]:
         """Classify the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""
-        return self._logits(self.backbone.pooled_map(last))
+        return self.logits(self.backbone.pooled_map(last))
 
     def extend(
         self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], caches: dict, last: Int[Array, " B"]
@@ -120,30 +133,27 @@ class Steered(nn.Module):
                 extra["start"] = hidden[-self.steered_blocks - 1]
         hidden, caches["look"] = self.backbone.extend(tokens, positions, caches["look"], **extra)
         x = jnp.take_along_axis(hidden[-1], last[:, None, None], axis=1)[:, 0]
-        return self._logits(self.backbone.norm(x)), caches
+        return self.logits(self.backbone.norm(x)), caches
 
     def caches(self, rows: int, length: int) -> dict:
         """Create empty caches for `extend`: one for the final look and, if there are two looks, one for the first."""
         looks = {"look": self.steered_blocks} if self.top_down is None else {"first_look": 0, "look": self.steered_blocks}
         return {name: self.backbone.cache(rows, length, blocks) for name, blocks in looks.items()}
 
-    def _logits(self, pooled):
-        return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
-
-    def _signal(self, inputs, rng, features=None):
+    def _signal(self, inputs, rng, features=None, maps=False):
         """The extra inputs of the final look, and what led to them."""
         if self.prompts is not None:
             return {"prompts": self.prompts(_of_pass(rng, 0))}, {}
         if self.top_down is None:
             return {}, {}
-        first = jax.lax.stop_gradient(features or self._first_look(inputs, rng))
+        first = jax.lax.stop_gradient(features or self._first_look(inputs, rng, maps))
         td, selection = self.top_down(first["tokens"], first.get("fed_back", first["tokens"]))
         start = {"start": first["start"]} if "start" in first else {}
         return {"td": td, **start}, {"first_look": first, "selection": selection, "td": td}
 
-    def _first_look(self, inputs, rng):
+    def _first_look(self, inputs, rng, maps=False):
         """The backbone's dict of a look, with the `start` of the second one if that begins in the middle."""
-        _, first = self.backbone(inputs, rng=_of_pass(rng, 1))
+        _, first = self.backbone(inputs, rng=_of_pass(rng, 1), maps=maps)
         return {**first, "start": first["hidden"][-self.steered_blocks - 1]} if self.steered_blocks else first
 
 
@@ -177,9 +187,9 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     if method.signal != "top_down":
         return Steered(backbone, head, prompts=prompts), method
     sites = family.sites(backbone)
-    top_down = family.top_down(backbone, config.steered_blocks or sites)
+    steered = config.get("steered_blocks", 0)  # runs of earlier versions have no such field
     # A look that starts at the first block is a whole one.
-    return Steered(backbone, head, top_down=top_down, steered_blocks=config.steered_blocks % sites), method
+    return Steered(backbone, head, top_down=family.top_down(backbone, steered or sites), steered_blocks=steered % sites), method
 
 
 def _prompts(backbone, fields):

@@ -7,6 +7,8 @@ Letters in shapes: B batch, N tokens, D width, L sites (one per steered block of
 `[B, h, w, C]` is a map, C_i the input channels of stage i and S_i its stride.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,12 +29,16 @@ def select(tokens: Float[Array, "*N D"], prior: Float[Array, " D"]) -> Float32[A
     Returns:
       values between 0 (dropped) and 1 (kept as it is).
     """
-    return jnp.clip(_unit(tokens.astype(jnp.float32)) @ _unit(prior)[:, None], 0.0, 1.0)
+    return jnp.clip(_exact(_unit(tokens.astype(jnp.float32)), _unit(prior)[:, None]), 0.0, 1.0)
 
 
 def _unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
     # Clipping before the square root keeps the gradient finite at zero; the bound is that of torch's F.normalize.
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+
+# Cosines and small differences between arrays are computed in full float32, whatever `config.precision` is.
+_exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class _Selection(nn.Module):
@@ -101,9 +107,16 @@ class TopDown(_Selection):
           one loss per example, neither averaged nor weighted.
         """
         hidden = jax.lax.stop_gradient(hidden)
-        rebuilt = jax.vmap(lambda output, back: output @ back)(hidden[1:], self.back.astype(hidden.dtype))
-        error = rebuilt.astype(jnp.float32) - hidden[:-1].astype(jnp.float32)
-        return jnp.mean(jnp.square(error), axis=(2, 3)).sum(axis=0)
+
+        # One block at a time: devices that split `back` gather one layer of it, and no block's error is saved.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def of_block(layer):
+            block, back = layer
+            rebuilt = _exact(hidden[block + 1], back.astype(hidden.dtype))
+            error = rebuilt.astype(jnp.float32) - hidden[block].astype(jnp.float32)
+            return jnp.mean(jnp.square(error), axis=(1, 2))
+
+        return jax.lax.map(of_block, (jnp.arange(self.sites), self.back)).sum(axis=0)
 
 
 class ConvTopDown(_Selection):
@@ -163,13 +176,13 @@ class ConvTopDown(_Selection):
         hidden = jax.lax.stop_gradient(hidden)
         loss = jnp.zeros(())
         for stage_input, output, (stride, back, _) in zip(hidden[:-1], hidden[1:], self.layers, strict=True):
-            error = self._back(output, back, stride).astype(jnp.float32) - stage_input.astype(jnp.float32)
+            error = self._back(output, back, stride, _exact).astype(jnp.float32) - stage_input.astype(jnp.float32)
             loss += jnp.mean(jnp.square(error), axis=(1, 2, 3))
         return loss
 
-    def _back(self, x, back, stride):
+    def _back(self, x, back, stride, product=jnp.matmul):
         """Map the signal from the output of a stage to its input."""
-        return patches.join(x.astype(self.dtype) @ back.astype(self.dtype), stride)
+        return patches.join(product(x.astype(self.dtype), back.astype(self.dtype)), stride)
 
 
 def _as_conv_transpose(key, shape):

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from toast_jax.config.paper_recipes import FGVC
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import InputError
 from toast_jax.model.methods import METHODS
@@ -14,7 +15,6 @@ from toast_jax.tables import plan
 
 NOTHING = "-"
 HEADER = ("method", "task", "mean", "std", "seeds", "published", "difference", "tuned_parameters", "hours")
-_FGVC = ("cub", "nabirds", "flowers", "dogs", "cars")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Table:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(TASKS) if self.table == "vtab" else _FGVC
+        return tuple(TASKS) if self.table == "vtab" else tuple(FGVC)
 
     @property
     def methods(self) -> list[str]:
@@ -99,7 +99,7 @@ def collect(folders: Sequence[str | Path]) -> Table:
     measured: dict[tuple[str, str], Measured] = {}
     where: dict[tuple[str, str], str] = {}
     for folder in map(str, folders):
-        for method, task in ((method, task) for method in METHODS for task in (*TASKS, *_FGVC)):
+        for method, task in ((method, task) for method in METHODS for task in (*TASKS, *FGVC)):
             if result := _measured(Path(folder).expanduser() / method / task):
                 if (method, task) in measured:
                     raise InputError(f"Both {where[method, task]} and {folder} hold {method} on {task}; leave one of them out.")
@@ -141,7 +141,7 @@ def means(table: str, values: Mapping[str, float]) -> dict[str, float]:
         return statistics.fmean(values.get(name, math.nan) for name in names)
 
     if table != "vtab":
-        return {"mean": mean(_FGVC)}
+        return {"mean": mean(FGVC)}
     groups = dict.fromkeys(task.group for task in TASKS.values())
     by_group = {group: mean([name for name, task in TASKS.items() if task.group == group]) for group in groups}
     of_groups = statistics.fmean(by_group.values())

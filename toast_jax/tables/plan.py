@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config.check import check_fields
 from toast_jax.errors import InputError, choose
+from toast_jax.fields import flat_fields
 from toast_jax.model.methods import METHODS
 from toast_jax.workdir import run_folder
 
@@ -51,12 +52,14 @@ class Unit:
       config: of the run with the first seed.
       folder: of the unit.
       folders: of its runs, by seed.
+      names: names in the sweep of fields that it sets for its runs, for `errors.renaming`.
     """
 
     name: str
     config: ConfigDict
     folder: Path
     folders: dict[int, Path]
+    names: dict[str, str]
 
     def results(self) -> list[dict] | None:
         """Read the results of all runs; None if one is missing.
@@ -176,7 +179,16 @@ def _unit(config, cell, phase, point, folder, place, seeds) -> Unit:
     run = _run_config(config, cell, phase, point, seeds[0])
     unit = folder / str(cell) / place
     folders = {seed: unit / f"seed_{seed}" for seed in seeds} if phase == "final" else {seeds[0]: unit}
-    return Unit(f"{cell}/{place}", run, unit, folders)
+    return Unit(f"{cell}/{place}", run, unit, folders, _names(config, cell, phase))
+
+
+def _names(config, cell, phase) -> dict[str, str]:
+    """Return where the sweep has the fields that it sets for its runs."""
+    recipe, grid = f"sweep.recipes.{cell.task}", f"sweep.grid.{cell.method}"
+    names = {"method": "sweep.methods", "seed": "sweep.seeds", "data.splits": f"sweep.splits.{phase}"}
+    names |= {name: f"{recipe}.{name}" for name in flat_fields(config.sweep.recipes[cell.task].to_dict())}
+    names |= {f"optimizer.{axis}": f"{grid}.{axis}" for axis, values in config.sweep.grid[cell.method].items() if values}
+    return names | {"data.root": "data.root"}  # the recipe's is below it
 
 
 def _run_config(config, cell, phase, point, seed) -> ConfigDict:

@@ -87,30 +87,29 @@ def run(config: ConfigDict, folder: str) -> None:
 def _on_objects(config, runs, first: SavedRun) -> tuple[list[Row], list[str], dict]:
     test = _annotated(config, first, config.images)
     val = _threshold_images(config, first)
-    on_test = {(name, label): values for name, run in runs.items() for label, values in _maps_of(run, test, config).items()}
-    grid = next((values.shape[1] for values in on_test.values()), _GRID)
-    on_test = _baselines(grid, len(test.masks)) | on_test
-    if val is None:
-        picked_on, masks = on_test, test.masks
-    else:
-        picked_on, masks = _baselines(grid, len(val.masks)), val.masks
-        for name, run in runs.items():
-            picked_on |= {(name, label): values for label, values in _maps_of(run, val, config).items()}
+    on_test = _all_maps(config, runs, test)
+    picked_on, masks = (_all_maps(config, runs, val), val.masks) if val else (on_test, test.masks)
     rows, thresholds = [], {}
     for (name, label), values in on_test.items():
         best = int(localization.iou_at_thresholds(picked_on[name, label], masks).mean(axis=0).argmax())
         thresholds[f"{name}: {label}"] = float(localization.THRESHOLDS[best])
         rows.append(Row(name, label, _scores(values, test.masks, best, config.shares)))
-    count = len(test.masks)
-    area, cropped = test.masks.mean(), test.cropped
+    count, area, cropped = len(test.masks), float(test.masks.mean()), test.cropped
     notes = [
         f"{count} images, {area:.1%} of which are covered by objects; mean and 95 % bootstrap interval over images, seed "
         f"{config.seed}. {cropped} more images were skipped, as the crop cuts their objects off.",
         "The best threshold is picked for each row "
         + (f"on the {len(val.masks)} images of {config.threshold_split}." if val else "on the same images, which flatters it."),
     ]
-    facts = {"images": count, "cropped_away": cropped, "area": float(area), "thresholds": thresholds}
+    facts = {"images": count, "cropped_away": cropped, "area": area, "thresholds": thresholds}
     return rows, notes, facts | {"threshold_split": config.threshold_split if val else None}
+
+
+def _all_maps(config, runs, images: Annotated) -> dict[tuple[str, str], np.ndarray]:
+    """Compute the maps `[n, g, g]` of the baselines and of all runs, by method and name."""
+    of_runs = {(name, label): values for name, run in runs.items() for label, values in _maps_of(run, images, config).items()}
+    grid = next((values.shape[1] for values in of_runs.values()), _GRID)
+    return _baselines(grid, len(images.masks)) | of_runs
 
 
 def _baselines(grid: int, count: int) -> dict[tuple[str, str], np.ndarray]:
@@ -151,7 +150,7 @@ def _annotated(config, first: SavedRun, where: str) -> Annotated:
 
 def _maps_of(run: SavedRun, images: Annotated, config) -> dict[str, np.ndarray]:
     """Compute all maps of a run, `[n, g, g]` by name."""
-    look, parts = jax.jit(lambda params, images: maps.look_closely(run.model, run.method, params, images)[1]), []
+    look, parts = run.compiled(lambda *args: maps.look_closely(*args)[1]), []
     for batch in views.of_run(run, images.source, config.batch_size):
         by_name, real = jax.device_get(look(run.params, batch["image"])), batch["mask"] > 0
         parts.append({name: values[real] for name, values in by_name.items()})
@@ -177,7 +176,7 @@ def _without_objects(config, runs, first: SavedRun) -> tuple[list[Row], list[str
     rows = []
     for name, run in runs.items():
         looked = comparison.look_closely(run, images, config.batch_size)
-        probabilities = functools.partial(jax.jit(functools.partial(_probabilities, run.model, run.method)), run.params)
+        probabilities = functools.partial(run.compiled(_probabilities), run.params)
         grid = next((values.shape[1] for values in looked.maps.values()), _GRID)
         by_label = {label: values for (_, label), values in _baselines(grid, len(images)).items()}
         by_label |= {label: looked.maps[label] for label in maps.ALL if label in looked.maps}

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.config.check import check_fields
-from toast_jax.errors import InputError, listed
+from toast_jax.config.task_fields import OF_SAVED
+from toast_jax.errors import InputError, listed, renaming
 from toast_jax.model import families
 from toast_jax.model.families import Family
 from toast_jax.model.methods import BACKBONE
@@ -29,7 +30,7 @@ def run(config: ConfigDict, folder: str) -> None:
     source = download.local(config.source, config.sha256)
     if not source.exists():
         raise InputError(f"There is nothing at {source}; correct from= in --config=configs/convert.py:from=...,to=...")
-    family, arrays, header = _of_run(source, config.weights) if source.is_dir() else _of_file(source)
+    family, arrays, header = _of_run(source, config) if source.is_dir() else _of_file(source)
     state, key = rename_back(arrays, family), family.export_key
     if "head.last_layer.weight" in state:  # it wraps its network: an encoder and a head
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
@@ -50,8 +51,9 @@ def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
     return family, arrays, read_header(str(path))
 
 
-def _of_run(folder: Path, weights: str) -> tuple[Family, Arrays, dict[str, str]]:
-    saved = saved_run.load(folder, weights, dtype="float32")
+def _of_run(folder: Path, config: ConfigDict) -> tuple[Family, Arrays, dict[str, str]]:
+    with renaming(OF_SAVED):
+        saved = saved_run.load(folder, config.weights, config.top_down, dtype="float32")
     log.info("Read %s at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network uses mean pooling; the release would classify its class token.")

@@ -13,6 +13,7 @@ from toast_jax.analysis import comparison, drawing, localization, report, views
 from toast_jax.config.check import check_fields
 from toast_jax.data.images import corruptions, selected
 from toast_jax.data.images.sources import Source
+from toast_jax.devices import precision
 from toast_jax.errors import InputError
 from toast_jax.model.steered import apply
 from toast_jax.workdir import run_folder
@@ -73,7 +74,8 @@ def _correct(config, runs, source: Source, change: Callable | None = None) -> di
     for batch in views.of_run(next(iter(runs.values())), source, config.batch_size, change=change):
         real = batch["mask"] > 0
         for name, run in runs.items():
-            predicted = np.asarray(_logits(run.model, run.method, run.params, batch["image"])).argmax(axis=-1)
+            with precision.of_products(run.config):
+                predicted = np.asarray(_logits(run.model, run.method, run.params, batch["image"])).argmax(axis=-1)
             correct[name].append((predicted == batch["label"])[real])
     return {name: np.concatenate(parts) for name, parts in correct.items()}
 

@@ -1,7 +1,6 @@
 """Run the demo: `--config=configs/demo.py`. Each row of its table is an ordinary run, repeated with several seeds."""
 
 import dataclasses
-import functools
 import logging
 import textwrap
 import time
@@ -14,6 +13,7 @@ from PIL import Image
 from toast_jax.analysis import comparison, curves, drawing, localization, maps, report
 from toast_jax.config.check import check_fields
 from toast_jax.data.images import synthetic_scenes
+from toast_jax.errors import renaming
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit_seeds
 from toast_jax.workdir import run_folder
@@ -56,7 +56,8 @@ def run(config: ConfigDict, folder: str) -> None:
     with log_to_file(folder / "log.txt", but=log):
         for name in config.rows:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
-            rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
+            with renaming({}, f"runs.{name}"):
+                rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), shown, boxes)
             log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
     # Networks that look twice share the first look, which tuning does not change.
     before = float(next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean())
@@ -81,7 +82,7 @@ def run(config: ConfigDict, folder: str) -> None:
 def _measured(results, folders, shown, boxes) -> Row:
     runs = [saved_run.load(folder) for folder in folders]
     images = np.stack([scene.image for scene in shown])
-    look = jax.jit(functools.partial(maps.look, runs[0].model, runs[0].method))
+    look = runs[0].compiled(maps.look)
     looks = [jax.device_get(look(run.params, images)) for run in runs]
     probabilities, first_maps = looks[0]
     return Row(

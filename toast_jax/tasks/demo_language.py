@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+import toast_jax
 from toast_jax.analysis import curves, report
 from toast_jax.config.check import check_fields
 from toast_jax.data.text import synthetic_tales
 from toast_jax.devices import parallel
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, renaming
 from toast_jax.tasks import generate
 from toast_jax.train import text_runs
 from toast_jax.train.evaluation import evaluate, mapped
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 HEADER = ("method", "tuned", "perplexity", "answered rightly, %", "tokens/s")
 NOT_TUNED = "not_tuned"
+# Fields of the runs that the demo sets from its own.
+_PLACED = {"backbone.weights": "weights", "data.tokenizer": "weights"}
 
 # A small model of children's stories, and its tokenizer.
 FILES = (
@@ -73,7 +76,8 @@ def run(config: ConfigDict, folder: str) -> None:
     with log_to_file(folder / "log.txt", but=log):
         files = run_folder.writable(folder / "tales")
         synthetic_tales.write(files, dict(config.tales))
-        fit(_placed(config.pretune, config, folder), folder / "pretune")
+        with renaming(_PLACED, "pretune"):
+            fit(_placed(config.pretune, config, folder), folder / "pretune")
         for name in (NOT_TUNED, *config.rows):
             rows[name] = _not_tuned(config, folder) if name == NOT_TUNED else _tuned(name, config, folder)
             log.info(
@@ -113,7 +117,8 @@ def _placed(run: ConfigDict, config: ConfigDict, folder: Path) -> ConfigDict:
 
 def _tuned(name: str, config: ConfigDict, folder: Path) -> Row:
     folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
-    results = fit_seeds(_placed(config.runs[name], config, folder), folders)
+    with renaming(_PLACED, f"runs.{name}"):
+        results = fit_seeds(_placed(config.runs[name], config, folder), folders)
     return Row(
         tuned=results[0]["tuned_parameters"]["all"],
         perplexity=np.array([result["test"]["perplexity"] for result in results]),
@@ -125,29 +130,46 @@ def _tuned(name: str, config: ConfigDict, folder: Path) -> Row:
 def _not_tuned(config: ConfigDict, folder: Path) -> Row:
     """Measure the language model without tuning."""
     run, here = _placed(config.not_tuned, config, folder), run_folder.writable(folder / NOT_TUNED)
-    if not (saved := run_folder.recorded(here, run)):
-        network = load_network(run, 0)
-        step = mapped(scores_of(run, network), parallel)
-        tuned, frozen = parallel.place(network.tuned), parallel.place(network.frozen)
-        source = text_runs.open_sources(run, verified=True)[1]["test"]
-        saved = {"test": text_runs.summary(evaluate(step, tuned, frozen, text_runs.eval_batches(run, source)))}
-        run_folder.write_json(here / "config.json", run.to_dict())
-        run_folder.write_json(here / "result.json", saved)
+    with renaming(_PLACED, "not_tuned"):
+        if not (saved := run_folder.recorded(here, run)):
+            network = load_network(run, 0)
+            step = mapped(scores_of(run, network), parallel)
+            tuned, frozen = parallel.place(network.tuned), parallel.place(network.frozen)
+            source = text_runs.open_sources(run, verified=True)[1]["test"]
+            saved = {"test": text_runs.summary(evaluate(step, tuned, frozen, text_runs.eval_batches(run, source)))}
+            run_folder.write_json(here / "config.json", run.to_dict())
+            run_folder.write_json(here / "result.json", saved)
     return Row(0, np.array([saved["test"]["perplexity"]]), (_answers(config, folder, here, network=run),))
 
 
 def _answers(config: ConfigDict, folder: Path, of_run: Path, **speaker) -> tuple[str, ...]:
-    """Answer the held-out questions, cached in `answers.jsonl`; `speaker` holds fields of `configs/generate.py`."""
+    """Answer the held-out questions; `speaker` holds fields of `configs/generate.py`.
+
+    The answers are cached in `answers.jsonl`, beside the settings of the version that wrote them.
+    """
     asked = folder / "tales" / synthetic_tales.QUESTIONS
-    file = of_run / "answers.jsonl"
+    file, settings = of_run / "answers.jsonl", of_run / "answers_settings.json"
+    current = json.loads(json.dumps({**ConfigDict(config.speaker).to_dict(), "version": toast_jax.__version__}))
     try:
         answers = _lines(file)
-    except (OSError, ValueError):  # missing or incomplete
-        answers = []
-    if [line["question"] for line in answers] != [line["question"] for line in _lines(asked)]:
-        generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), str(of_run))
+        is_current = json.loads(settings.read_text()) == current and [
+            (line["question"], type(line["answer"])) for line in answers
+        ] == [(line["question"], str) for line in _lines(asked)]
+    except (OSError, ValueError, KeyError, TypeError):  # missing, incomplete or damaged
+        is_current = False
+    if not is_current:
+        section = NOT_TUNED if "network" in speaker else f"runs.{of_run.parent.name}"
+        with renaming(_of_speaker(section), "speaker"):
+            generate.run(ConfigDict({**config.speaker, **speaker, "file": str(asked)}), str(of_run))
+        run_folder.write_json(settings, current)
         answers = _lines(file)
     return tuple(line["answer"].strip() for line in answers)
+
+
+def _of_speaker(section: str) -> dict[str, str]:
+    """Return the demo's names of the fields of the task generate, `section` being the run that answers."""
+    placed = dict.fromkeys(("weights", "tokenizer", *(f"network.{name}" for name in _PLACED)), "weights")
+    return placed | {"network": section, "backbone": f"{section}.backbone", "data": f"{section}.data"}
 
 
 def _lines(file: Path) -> list[dict]:

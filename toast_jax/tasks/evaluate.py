@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config.check import check
 from toast_jax.data.images import selected
+from toast_jax.devices import precision
 from toast_jax.errors import InputError
 from toast_jax.train import checkpoint
 from toast_jax.train.evaluation import evaluate, mapped
@@ -43,8 +44,9 @@ def run(config: ConfigDict, folder: str) -> None:
     step = mapped(scores_of(config, network), devices)
     tuned, frozen = devices.place(tuned), devices.place(network.frozen)
     results = {}
-    for name, source in evals.items():
-        results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices))
+    with precision.of_products(config):
+        for name, source in evals.items():
+            results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices))
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
     run_folder.write_json(saved, {**results, **facts})
     for name, scores in results.items():

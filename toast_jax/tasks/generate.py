@@ -1,5 +1,6 @@
 """Generate text with a tuned language model: `--config=configs/generate.py:run=FOLDER`."""
 
+import functools
 import json
 import logging
 import sys
@@ -11,8 +12,10 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.config.check import check_fields
+from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.text import documents
-from toast_jax.errors import InputError
+from toast_jax.devices import precision
+from toast_jax.errors import InputError, renaming
 from toast_jax.model import families, generation
 from toast_jax.model.generation import Sampling
 from toast_jax.train import saved_run, text_runs
@@ -40,36 +43,41 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     check_fields(config)
     speaker = Speaker(config)
-    if config.file:
-        _answer_file(config, speaker, run_folder.writable(folder))
-    elif config.prompt:
-        speaker.stream(speaker.tokens(config.prompt))
-    else:
-        _converse(speaker)
+    with speaker.precision():
+        if config.file:
+            _answer_file(config, speaker, run_folder.writable(folder))
+        elif config.prompt:
+            speaker.stream(speaker.tokens(config.prompt))
+        else:
+            _converse(speaker)
 
 
 class Speaker:
-    """A network with its tokenizer, prompt format and sampling parameters."""
+    """A network with its tokenizer, prompt format and sampling parameters; call its methods inside of `precision()`."""
 
     def __init__(self, config: ConfigDict):
         if config.run:
-            saved = saved_run.load(config.run, config.weights)
+            with renaming(OF_SAVED):
+                saved = saved_run.load(config.run, config.weights, config.top_down)
             of_run, self._network = saved.config, (saved.model, saved.method, saved.params)
             if families.of_config(of_run).reads != "text":
                 raise InputError(f"The run in {config.run} has tuned a network of images; give one of a language model.")
         elif config.network:
-            of_run, network = config.network, load_network(config.network, 0)
+            with renaming({}, "network"):
+                of_run, network = config.network, load_network(config.network, 0)
             self._network = network.model, network.method, trees.merge(network.tuned, network.frozen)
         else:
             raise InputError("Nothing to generate with; write --config=configs/generate.py:run=RUN, or :backbone=BACKBONE.")
         if config.tokenizer:
             of_run.data.tokenizer = config.tokenizer
-        self._tokenizer = text_runs.open_tokenizer(of_run)
+        with renaming(OF_SAVED):
+            self._tokenizer = text_runs.open_tokenizer(of_run)
         self._most, self._seed = config.most, config.seed
         self._context = families.of_config(of_run).sizes[of_run.backbone.size].context
         self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
         self.format = config.format or of_run.data.format
         self._prompt = _PROMPTS[self.format]
+        self.precision = functools.partial(precision.of_products, of_run)
 
     def tokens(self, question: str, before: Sequence[int] = ()) -> list[int]:
         """Encode a question as a prompt; `before` holds the tokens of the conversation so far.
@@ -100,14 +108,13 @@ class Speaker:
         print(self._text(answer)[len(shown) :])
         return [*ids, *generation.until_stop(np.array(answer), self._sampling.stop), self._tokenizer.end]
 
-    def answers(self, prompts: list[list[int]]) -> list[str]:
-        """Answer several prompts at once."""
-        return [self._text(row) for row in np.concatenate(list(self._sample(prompts, at_once=16)), axis=1)]
+    def answers(self, prompts: list[list[int]], numbers: Sequence[int] | None = None) -> list[str]:
+        """Answer several prompts at once; their draws depend on `numbers`, see `generation.numbers_of`."""
+        return [self._text(row) for row in np.concatenate(list(self._sample(prompts, 16, numbers)), axis=1)]
 
-    def _sample(self, prompts, at_once) -> Iterator[np.ndarray]:
-        return generation.generate(
-            *self._network, prompts, most=self._most, sampling=self._sampling, seed=self._seed, at_once=at_once
-        )
+    def _sample(self, prompts, at_once, numbers=None) -> Iterator[np.ndarray]:
+        settings = {"most": self._most, "sampling": self._sampling, "seed": self._seed}
+        return generation.generate(*self._network, prompts, **settings, at_once=at_once, numbers=numbers)
 
     def _text(self, tokens):
         return self._tokenizer.decode(generation.until_stop(np.asarray(tokens), self._sampling.stop))
@@ -115,17 +122,22 @@ class Speaker:
 
 def _answer_file(config, speaker, folder: Path) -> None:
     path = Path(config.file).expanduser()
-    questions = documents.records(path)
+    with renaming({"data.splits": "file"}):
+        questions = list(documents.records(path))
     for place, record in questions:
         if not isinstance(record, dict) or not isinstance(record.get("question"), str):
             raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')
     prompts = [speaker.tokens(record["question"]) for _, record in questions]
+    numbers = generation.numbers_of(prompts)
     answered = folder / "answers.jsonl"
     with answered.open("w", encoding="utf-8") as file:
         for start in range(0, len(prompts), config.batch_size):
-            batch = prompts[start : start + config.batch_size]
             # Padded, so that the last batch runs the same compiled program.
-            answers = speaker.answers(batch + batch[:1] * (config.batch_size - len(batch)))
+            batch, numbered = (
+                part + part[:1] * (config.batch_size - len(part))
+                for part in (values[start : start + config.batch_size] for values in (prompts, numbers))
+            )
+            answers = speaker.answers(batch, numbered)
             for (_, record), answer in zip(questions[start : start + config.batch_size], answers, strict=False):
                 file.write(json.dumps({**record, "answer": answer}, ensure_ascii=False) + "\n")
             file.flush()

@@ -1,7 +1,6 @@
 """Classify images with a tuned run: `--config=configs/predict.py:run=FOLDER,images=FOLDER`."""
 
 import csv
-import functools
 import logging
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from PIL import Image
 
 from toast_jax.analysis import drawing, maps, views
 from toast_jax.config.check import check_fields
+from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.images import image_files
-from toast_jax.errors import InputError, listed
+from toast_jax.errors import InputError, listed, renaming
 from toast_jax.model.steered import apply
 from toast_jax.train import saved_run
 from toast_jax.workdir import run_folder
@@ -37,8 +37,9 @@ def run(config: ConfigDict, folder: str) -> None:
     check_fields(config)
     folder = run_folder.writable(folder)
     source = image_files.unlabelled(config.images)
-    saved = saved_run.load_tuned(config.run, config.weights)
-    look = jax.jit(functools.partial(maps.look if config.attention else _classified, saved.model, saved.method))
+    with renaming(OF_SAVED):
+        saved = saved_run.load_tuned(config.run, config.weights, config.top_down)
+    look = saved.compiled(maps.look if config.attention else _classified)
     count, by_name = 0, {}
     faults: dict[int, str] = {}
     with (folder / "predictions.csv").open("w", newline="") as file:

@@ -54,7 +54,7 @@ def run(config: ConfigDict, folder: str) -> None:
             f"{len(failures)} of {len(config.datasets)} datasets are not prepared: {', '.join(failures)}; mend what is said "
             "above and give the same command again."
         )
-    log.info("All is prepared; read it with --config.data.root=%s.", root)
+    log.info("All is prepared; read it with --config=configs/vtab.py --config.data.root=%s", root)
 
 
 def _require_tensorflow() -> None:

@@ -1,6 +1,7 @@
 """Run a sweep: `--config=configs/sweep.py:table=...`. Each of its runs is an ordinary run in its own folder."""
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config.check import check
 from toast_jax.data.images import sources
-from toast_jax.errors import Diverged, InputError, Interrupted, listed
+from toast_jax.errors import Diverged, InputError, Interrupted, listed, renaming
 from toast_jax.tables import plan
 from toast_jax.tables.plan import Cell, Point, Unit
 from toast_jax.train.loop import fit_grid, fit_seeds
@@ -68,16 +69,19 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
     failed, num_classes, checked = {}, {}, set()
     with log_to_file(folder / "log.txt", but=log):
         for cell in work:
-            runs = [plan.final(config, cell, point, folder).config for point in plan.points(config, cell)]
-            for run in runs:
-                check(run)
+            for point in plan.points(config, cell):
+                unit = plan.final(config, cell, point, folder)
+                with renaming(unit.names):
+                    check(unit.config)
             try:
                 if cell.task not in num_classes and cell.task not in failed:
-                    num_classes[cell.task] = len(sources.open_split(run.data, "train").classes)
+                    with renaming(unit.names):
+                        num_classes[cell.task] = len(sources.open_split(unit.config.data, "train").classes)
             except InputError as error:
                 failed[cell.task] = str(error)
             if cell.method not in checked and cell.task in num_classes:
-                load_network(run, num_classes[cell.task])
+                with renaming(unit.names):
+                    load_network(unit.config, num_classes[cell.task])
                 checked.add(cell.method)
     if failed:
         reasons = "\n".join(f"  {task}: {reason}" for task, reason in failed.items())
@@ -134,7 +138,8 @@ def _fit_grid(config: ConfigDict, units: list[Unit]) -> None:
     configs, folders = [unit.config for unit in units], [unit.folder for unit in units]
     with log_to_file(folder / "log.txt", but=log):
         try:
-            results = fit_grid(configs, folders, folder, config.sweep.at_once)
+            with renaming(units[0].names):
+                results = fit_grid(configs, folders, folder, config.sweep.at_once)
         except Interrupted:
             raise
         except Exception as error:  # such as too little memory for the grid
@@ -175,7 +180,8 @@ def _fit(unit: Unit) -> dict[str, str]:
     An InputError is final, as the same config would raise it again, except that a diverged seed does not stop the others.
     """
     try:
-        fit_seeds(unit.config, unit.folders)
+        with renaming(unit.names):
+            fit_seeds(unit.config, unit.folders)
     except Interrupted:
         raise
     except Exception as error:  # whatever it is, the other runs of the sweep continue
@@ -189,7 +195,8 @@ def _fit(unit: Unit) -> dict[str, str]:
     undone = {}
     for seed, folder in unit.folders.items():
         try:
-            fit_seeds(unit.config, {seed: folder})
+            with renaming(unit.names):
+                fit_seeds(unit.config, {seed: folder})
         except Interrupted:
             raise
         except Exception as error:
@@ -230,27 +237,23 @@ def _score(unit: Unit) -> float | None:
 def _selected(scores: dict[Point, float], folder: Path) -> Point | None:
     """Select the best point and write it with all scores to `selected.json`."""
     point = plan.best(scores)
-    grid = [
-        {"lr": tried.lr, "weight_decay": tried.weight_decay, "val_accuracy": None if np.isnan(score) else score}
-        for tried, score in scores.items()
-    ]
-    chosen = point and {"lr": point.lr, "weight_decay": point.weight_decay}
-    run_folder.write_json(folder / "selected.json", {"selected": chosen, "grid": grid})
+    accuracy = {tried: None if np.isnan(score) else score for tried, score in scores.items()}
+    grid = [dataclasses.asdict(tried) | {"val_accuracy": accuracy[tried]} for tried in scores]
+    run_folder.write_json(folder / "selected.json", {"selected": point and dataclasses.asdict(point), "grid": grid})
     return point
 
 
 def _log_outcome(unit: Unit, place: str) -> bool:
     """Log the outcome of a unit in one line; False if it is unfinished."""
-    if not _is_final(unit):
-        score = _score(unit)
-        if score is not None:
-            log.info("%s  %s: %s", place, unit.name, "diverged" if np.isnan(score) else f"val accuracy {score:.4f}")
-        return score is not None
-    results = unit.results()
-    if results is not None:
-        test = [result["test"]["accuracy"] for result in results]
-        log.info("%s  %s: test accuracy %s, mean %.4f", place, unit.name, ", ".join(f"{x:.4f}" for x in test), np.mean(test))
-    return results is not None
+    outcome = ""
+    if _is_final(unit):
+        if test := [result["test"]["accuracy"] for result in unit.results() or ()]:
+            outcome = f"test accuracy {', '.join(f'{accuracy:.4f}' for accuracy in test)}, mean {np.mean(test):.4f}"
+    elif (score := _score(unit)) is not None:
+        outcome = "diverged" if np.isnan(score) else f"val accuracy {score:.4f}"
+    if outcome:
+        log.info("%s  %s: %s", place, unit.name, outcome)
+    return bool(outcome)
 
 
 def _reason(error: Exception) -> str:

@@ -22,7 +22,7 @@ from toast_jax.model.steered import apply
 from toast_jax.testing import recording
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
-from toast_jax.train import text_runs as text_run
+from toast_jax.train.augment import by_token
 from toast_jax.weights.rename import to_torch
 
 FORWARD, BACKWARD = 1e-5, 1e-4
@@ -86,7 +86,7 @@ def _weighed(batch):
     """Weigh the tokens of a batch as a step on one device does, without `pmap`."""
     if "weight" not in batch:
         return batch
-    weigh = jax.vmap(lambda batch: text_run.by_token(batch, None), axis_name=parallel.AXIS)
+    weigh = jax.vmap(lambda batch: by_token(batch, None), axis_name=parallel.AXIS)
     return jax.tree.map(lambda a: a[0], weigh(jax.tree.map(lambda a: a[None], batch)))
 
 
@@ -136,7 +136,7 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
     """Run six steps of the train step on one device; every second one takes `recorded.turned`."""
     no_decay = ("head/bias",) if "head" in recorded.params else ()
     tx = _sgd_optimizer(schedule=lambda step: SGD_LR, mask=mask, no_decay=no_decay)
-    augment = text_run.by_token if "weight" in recorded.batch else lambda batch, rng: batch
+    augment = by_token if "weight" in recorded.batch else lambda batch, rng: batch
     one_step = functools.partial(step.train_step, scores=scores, tx=tx, augment=augment)
     # A vmap of size one stands in for `pmap` on one device.
     one_step = jax.vmap(one_step, in_axes=(None, None, 0), out_axes=None, axis_name=parallel.AXIS)

@@ -1,4 +1,4 @@
-"""Augment training batches on the device: random erasing, mixup, CutMix and label smoothing.
+"""Augment training batches on the device: erasing, mixup, CutMix, label smoothing; of text, the weights of tokens.
 
 Order and noise are those of DeiT's training: normalise, erase, mix, smooth. Every example has its own random key and images are
 mixed with a neighbour, so the result does not depend on the number of devices.
@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from toast_jax.devices import parallel
 from toast_jax.model.layers.normalize import normalize
 
 
@@ -98,3 +99,9 @@ def _rectangle(shape, start, sides):
 def _of_use(rng, index):
     """Derive independent keys for erasing (0) and mixing (1), which the network does not use either."""
     return jax.vmap(lambda key: jax.random.fold_in(key, 100 + index))(rng)
+
+
+def by_token(batch: dict, rng: jax.Array) -> dict:
+    """Scale the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
+    share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
+    return {**batch, "weight": batch["weight"] * share[:, None]}

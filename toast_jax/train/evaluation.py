@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import trees
-from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
 from toast_jax.devices.protocol import Devices
 
@@ -29,7 +28,7 @@ def mapped(scores: Callable, devices: Devices = parallel) -> Callable:
 
 
 def evaluate(
-    step: Callable, tuned: dict, frozen: dict, batches: Generator[Batch], devices: Devices = parallel
+    step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices: Devices = parallel
 ) -> dict[str, float]:
     """Run `step` over all batches and return the means of the scores and `count`.
 

@@ -7,8 +7,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +56,7 @@ def has_fixed_views(config: ConfigDict) -> bool:
     return bool(config.data.views or identical) and not any(changed_later)
 
 
-def replaces_images(features: dict) -> bool:
+def replaces_images(features: Mapping[str, Any]) -> bool:
     """Return whether a network with these features looks at no images, see `Steered.frozen_features`."""
     return "pooled" in features or "start" in features
 
@@ -65,12 +66,13 @@ class FeatureCache:
     """The frozen features of every view of a source.
 
     Attributes:
-      arrays: by the names of `Steered.frozen_features`, each `[n * views, ...]`: view v of example i is row i * views + v.
+      arrays: by the names of `Steered.frozen_features`, each `[n * views, ...]`: view v of example i is row i * views + v. On
+        the devices where they have room, else on the host.
       labels: `[n]`, of the examples.
       views: how many views an example has.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, Any]
     labels: np.ndarray
     views: int
 
@@ -79,10 +81,16 @@ class FeatureCache:
         """Whether a step needs no images beside the features."""
         return replaces_images(self.arrays)
 
-    def attached(self, batch: dict) -> dict:
-        """Return a batch of `batches.train_batches` with the features of its views, as `features`."""
+    def sharded(self, batch: dict) -> dict:
+        """Split a batch of `batches.train_batches` over the devices, with the features of its views as `features`."""
         rows = batch["index"] * self.views + batch["view"]
-        return {**batch, "features": {name: array[rows] for name, array in self.arrays.items()}}
+        if not self.on_devices:
+            return parallel.shard({**batch, "features": {name: array[rows] for name, array in self.arrays.items()}})
+        return {**parallel.shard(batch), "features": parallel.take(self.arrays, parallel.shard({"rows": rows})["rows"])}
+
+    @property
+    def on_devices(self) -> bool:
+        return any(isinstance(array, jax.Array) for array in self.arrays.values())
 
 
 def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.Source, folder: Path) -> FeatureCache | None:
@@ -118,6 +126,10 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
             for name, array in computed.items():
                 arrays[name][row : row + len(array)] = array[: count - row]
             row += config.batch_size
+    size = sum(array.nbytes for array in arrays.values())
+    if size <= min(map(_free_on_device, jax.local_devices())) // 4:
+        log.info("They are copied to the devices.")
+        return FeatureCache(parallel.place(arrays), labels, views)
     return FeatureCache(arrays, labels, views)
 
 
@@ -141,6 +153,12 @@ def _in_a_file(shape, dtype, folder):
         if hasattr(os, "posix_fallocate"):  # else a full disk kills the process when a page is written
             os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * dtype.itemsize))
         return np.memmap(file, dtype, "w+", shape=shape)
+
+
+def _free_on_device(device: jax.Device) -> int:
+    """Return the free bytes of an accelerator's memory; 0 if it reports none, as CPUs do."""
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
 
 
 def _free_memory() -> int:

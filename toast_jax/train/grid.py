@@ -8,14 +8,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from toast_jax.devices import parallel
 from toast_jax.train import feature_cache
-from toast_jax.train.evaluation import eval_step
+from toast_jax.train.grid_step import grid_eval_step, grid_step, own, with_own
 from toast_jax.train.setup import Run, optimizer, prepare, rates, schedule
-from toast_jax.train.step import State, draw, update
+from toast_jax.train.step import State
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -45,10 +44,10 @@ def prepare_grid(
         return optimizer(configs[0], lambda step: lr * unit_schedule(step), run.mask, weight_decay=weight_decay)
 
     points = tuple(jnp.array([config.optimizer[name] for config in configs]) for name in ("lr", "weight_decay"))
-    stacked = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(configs), axis=0), _own(state))
-    state = _with_own(state, stacked)
+    stacked = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], len(configs), axis=0), own(state))
+    state = with_own(state, stacked)
     parts = {"features": run.features or _no_features, **run.parts, "tx": tx, "points": points}
-    at_once = at_once or _at_once(parts, run, state, len(configs), jax.local_devices()[0])
+    step, at_once = _step(parts, run, state, len(configs), at_once, jax.local_devices()[0])
     members = tuple(
         Member(config, run_folder.claim(path, config), rates(config, run.steps_per_epoch))
         for config, path in zip(configs, folders, strict=True)
@@ -58,63 +57,9 @@ def prepare_grid(
     return dataclasses.replace(
         run,
         members=members,
-        step=_replicated(parts, at_once),
+        step=step,
         eval_step=parallel.replicate(evaluation, num_replicated=2),
     ), state
-
-
-def grid_step(
-    state: State,
-    frozen: dict,
-    batch: dict,
-    *,
-    points: tuple[jax.Array, jax.Array],
-    features: Callable,
-    scores: Callable,
-    tx: Callable[..., optax.GradientTransformation],
-    augment: Callable,
-    ema: float,
-    at_once: int,
-):
-    """Make one `step.train_step` of every point with one batch; frozen features are computed once.
-
-    Args:
-      state: its `tuned`, `opt_state` and `average` have the points as a leading axis.
-      points: learning rates and weight decays, each `[points]`; `tx` makes an optimizer from a rate and a decay.
-      features: `(frozen, batch, rng) -> dict`, see `feature_cache.features_of`; not called if the batch has `features`.
-      at_once: how many points are computed side by side.
-
-    Returns:
-      the new state, and the metrics of `train_step`, each `[points]`.
-    """
-    batch, rng = draw(state, batch, augment)
-    if "features" not in batch:
-        batch = {**batch, "features": features(frozen, batch, rng)}
-
-    def step_of_point(args):
-        own, point = args
-        new, metrics = update(_with_own(state, own), frozen, batch, rng, scores=scores, tx=tx(*point), ema=ema)
-        return _own(new), metrics
-
-    own, metrics = jax.lax.map(step_of_point, (_own(state), points), batch_size=at_once)
-    return _with_own(state, own).replace(step=state.step + 1), metrics
-
-
-def grid_eval_step(tuned: dict, frozen: dict, batch: dict, *, features: Callable, scores: Callable, at_once: int) -> dict:
-    """Run `evaluation.eval_step` for every point: sums `[points]`."""
-    batch = {**batch, "features": features(frozen, batch, None)}
-    step_of_point = functools.partial(eval_step, frozen=frozen, batch=batch, scores=scores)
-    return jax.lax.map(step_of_point, tuned, batch_size=at_once)
-
-
-def _own(state):
-    """Return the part of a state that differs between points."""
-    return state.tuned, state.opt_state, state.average
-
-
-def _with_own(state, own):
-    tuned, opt_state, average = own
-    return state.replace(tuned=tuned, opt_state=opt_state, average=average)
 
 
 def _no_features(frozen, batch, rng):
@@ -125,31 +70,54 @@ def _replicated(parts, at_once):
     return parallel.replicate(functools.partial(grid_step, **parts, at_once=at_once), num_replicated=2, donate=(0,))
 
 
-def _at_once(parts, run, state, count, device) -> int:
-    """Choose how many points to compute side by side: 1 keeps a CPU busy; on an accelerator, as many as fit in its memory."""
-    if device.platform == "cpu":
-        return 1
+def _step(parts, run, state, count, at_once, device) -> tuple[Callable, int]:
+    """Map the step to the devices, with `at_once` points side by side; also return how many these are.
+
+    0 chooses: 1 keeps a CPU busy; on an accelerator, as many as fit in its memory. The first try is all points, which mostly
+    fit, so only the program that runs is compiled.
+    """
+    if at_once or device.platform == "cpu":
+        return _replicated(parts, at_once or 1), at_once or 1
     stats = device.memory_stats()
     if not stats:
         log.info("The device does not report its memory, so the runs are computed one after the other; see sweep.at_once.")
-        return 1
-    compiled = _replicated(parts, at_once=1).lower(state, run.frozen, _batch_of(run)).compile()
+        return _replicated(parts, 1), 1
     free = stats["bytes_limit"] - stats["bytes_in_use"] - sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return side_by_side(count, compiled.memory_analysis().temp_size_in_bytes, free)
+    at_once = count
+    while True:
+        step = _replicated(parts, at_once)
+        taken = 0 if at_once == 1 else _temporaries(step, run, state, free)
+        fitting = side_by_side(count, -(-taken // at_once), free)
+        if fitting >= at_once:
+            return step, at_once
+        at_once = fitting
+
+
+def _temporaries(step, run, state, free) -> int:
+    """Compile the step for its run, which need not compile it again; return the bytes that it needs beside its arguments."""
+    try:
+        compiled = step.lower(parallel.placed_shapes(state), run.frozen, _batch_of(run)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return 2 * max(free, 1)  # compilers of some devices refuse a program that does not fit
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def _batch_of(run):
-    """Return shapes and dtypes of a placed training batch, with cached features if the run has them."""
-    rows, size = run.config.batch_size // jax.device_count(), run.config.data.image_size
-    batch = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8), "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+    """Return the shapes of a placed training batch, with cached features if the run has them."""
+    rows, size = run.config.batch_size // jax.process_count(), run.config.data.image_size
+    batch = {"image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)}
+    batch |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in ("label", "index", "view")}
+    batch["mask"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
     if feature_cache.is_cached(run.config, run.features):
         batch["features"] = jax.eval_shape(run.features, run.frozen, batch)
         if feature_cache.replaces_images(batch["features"]):
             del batch["image"]
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((jax.local_device_count(), *leaf.shape), leaf.dtype), batch)
+    return parallel.split_shapes(batch)
 
 
 def side_by_side(count: int, each: int, free: int) -> int:
     """Choose how many of `count` points, `each` bytes a point, to compute at once in at most 80 % of `free` bytes."""
-    most = max(1, min(count, int(0.8 * free) // each))
+    most = max(1, min(count, int(0.8 * free) // max(each, 1)))
     return -(-count // -(-count // most))  # in as many rounds, but of even size

@@ -7,10 +7,11 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import trees
-from toast_jax.devices import parallel
+from toast_jax.devices import parallel, precision
 from toast_jax.errors import Diverged, Interrupted
 from toast_jax.train import checkpoint, feature_cache
 from toast_jax.train.evaluation import evaluate
@@ -18,7 +19,7 @@ from toast_jax.train.grid import prepare_grid
 from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
 from toast_jax.weights import top_down_file
-from toast_jax.workdir import fingerprint, interrupt, run_folder
+from toast_jax.workdir import fingerprint, interrupt, profile, run_folder
 from toast_jax.workdir.metrics import Record
 from toast_jax.workdir.progress import Progress
 
@@ -45,7 +46,7 @@ def fit_seeds(config: ConfigDict, folders: Mapping[int, str | Path]) -> list[dic
         started = time.perf_counter()
         config = config.copy_and_resolve_references()
         config.seed = seed
-        with run_folder.used_alone(folder):
+        with run_folder.used_alone(folder), precision.of_products(config):
             if result := run_folder.finished(folder, config):
                 log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
             else:
@@ -74,7 +75,7 @@ def fit_grid(
       InputError, Interrupted: as `fit`.
     """
     started = time.perf_counter()
-    with run_folder.used_alone(folder):
+    with run_folder.used_alone(folder), precision.of_products(configs[0]):
         return _finish(*prepare_grid(configs, folders, folder, at_once), started)
 
 
@@ -106,35 +107,49 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
 def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, started: float) -> list[dict | Diverged]:
     """Run steps, evaluations and checkpoints until the last epoch, or until every member has diverged."""
     config, start = run.config, int(state.step)
-    state, pending, evaluated = run.devices.place(state), [], {}
-    reads = domain(config)
+    state, reads, evaluated = run.devices.place(state), domain(config), {}
+    window: list = []  # number, metrics and examples of each step since the last log line
     count = reads.examples(config) * len(run.members)
+
+    def report(window):
+        fetched = jax.device_get(window)  # waits for the last of these steps
+        progress.tick(len(fetched))
+        progress.report(*record.steps(fetched))
+        checkpoint.check_written(checkpoints)
+
     with (
         Progress(count, reads.UNIT, start, run.steps, started) as progress,
+        profile.traced(run.folder, config.get("profile", 0)) as dispatched,
         interrupt.asked() as interrupted,
         contextlib.closing(_train_batches(run, start)) as batches,
     ):
-        for step, batch in enumerate(batches, start=start + 1):
-            # The step returns before it is computed, so the next batch is made and copied while the device works.
-            state, metrics = run.step(state, run.frozen, run.devices.shard(batch))
-            pending.append((step, metrics, batch["index"]))
-            last_of_epoch, stop = step % run.steps_per_epoch == 0, interrupted()
-            if step == start + 1 or step % config.log_every == 0 or last_of_epoch or stop:
-                fetched, pending = jax.device_get(pending), []  # waits for the device
-                progress.tick(len(fetched))
-                progress.report(*record.steps(fetched))
-                checkpoint.check_written(checkpoints)
-            if last_of_epoch and not record.all_diverged:
-                epoch = step // run.steps_per_epoch
-                if epoch % config.eval_every == 0 or step == run.steps:
-                    evaluated = _evaluate(run, state, record, step)
+        step, ready = start, next(batches, None)
+        while ready is not None:
+            step, (batch, examples) = step + 1, ready
+            state, metrics = run.step(state, run.frozen, batch)
+            # The step returns before it is computed: the next batch is made and copied while the device works.
+            ready = next(batches, None)
+            dispatched(metrics)
+            # A window is fetched one step late, so the device has work while the host waits and writes.
+            if window and _ends_window(run, step - 1, start):
+                report(window)
+                window = []
+            window.append((step, metrics, examples))
+            epoch, last_of_epoch, stop = step // run.steps_per_epoch, step % run.steps_per_epoch == 0, interrupted()
+            evaluates = last_of_epoch and (epoch % config.eval_every == 0 or step == run.steps)
+            saves = stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps))
+            if evaluates or saves:  # before the next step overwrites the state
+                report(window)
+                window = []
+            if evaluates and not record.all_diverged:
+                evaluated = _evaluate(run, state, record, step)
             if record.all_diverged:
                 return [record.diverged[i] for i in range(len(run.members))]
-            if stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps)):
+            if saves:
                 checkpoint.save(checkpoints, parallel.fetch(state), meta)
             if stop and step < run.steps:
                 raise Interrupted(f"Stopped after step {step} of {run.steps}, which is saved in {run.folder}.")
-            if last_of_epoch:
+            if evaluates or saves:
                 progress.resume()
     evaluated = evaluated or _evaluate(run, state, record, run.steps)
     if config.stage == "pretune":
@@ -147,15 +162,24 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
     ]
 
 
-def _train_batches(run: Run, start: int) -> Generator[dict]:
-    """Yield this host's share of every batch from step `start` on, with its frozen features if they are cached."""
+def _ends_window(run: Run, step: int, start: int) -> bool:
+    """Return whether a step is the last one before a log line."""
+    return step == start + 1 or step % run.config.log_every == 0 or step % run.steps_per_epoch == 0
+
+
+def _train_batches(run: Run, start: int) -> Generator[tuple[dict, np.ndarray]]:
+    """Yield this host's share of every batch from step `start` on, on its devices, and which examples are in it.
+
+    Frozen features come with the batch if they are cached.
+    """
     config, cache = run.config, None
     if start < run.steps and run.features and feature_cache.is_cached(config, run.features):
         cache = feature_cache.build(config, run.features, run.frozen, run.train, run.folder)
     labels = {"labels": cache.labels} if cache and cache.replaces_images else {}
+    shard = cache.sharded if cache else run.devices.shard
     with contextlib.closing(domain(config).train_batches(config, run.train, start, **labels)) as loader:
         for batch in loader:
-            yield cache.attached(batch) if cache else batch
+            yield shard(batch), batch["index"]
 
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:

@@ -1,14 +1,18 @@
 """Read a run from its folder: its config, and its network at the latest checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from toast_jax import package_files, trees
+from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.devices import precision
 from toast_jax.errors import InputError
+from toast_jax.fields import flat_fields, nested
 from toast_jax.model import families
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
@@ -35,25 +39,39 @@ class SavedRun:
     method: Method
     params: dict
 
+    def compiled(self, function: Callable) -> Callable:
+        """Compile `function(model, method, *args)` for this network, as `(*args)`, at the precision of the run."""
 
-def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
-    """Read a run; its backbone comes from the file that its config names, or from `weights`.
+        def at_precision(*args):
+            with precision.of_products(self.config):
+                return function(self.model, self.method, *args)
+
+        return jax.jit(at_precision)
+
+
+def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str = "") -> SavedRun:
+    """Read a run; its frozen parameters come from the files that its config names, or from `weights` and `top_down`.
 
     Args:
       folder: of the run.
       weights: file of the backbone; "" for the run's.
+      top_down: file of the pre-tuned module that it began from, if it did; "" for the run's.
       dtype: of computation and of frozen parameters; "" for the run's.
 
     Raises:
-      InputError: the folder has no checkpoint, or the backbone's file is missing or another one.
+      InputError: the folder has no checkpoint, or a file is missing or another one.
     """
     with checkpoint.manager(folder) as checkpoints:
         meta = checkpoint.read_meta(checkpoints)
-        config = ConfigDict(meta["config"])
+        defaults = {name: field.default for name, field in schema.of_run(ConfigDict(meta["config"])).items()}
+        config = ConfigDict(nested(defaults | flat_fields(meta["config"])))  # an earlier version had fewer fields
         config.backbone.weights = weights or config.backbone.weights
-        for file, remedy in ((config.backbone.weights, "correct --config.weights"), (config.top_down, "put it back")):
+        config.top_down = config.top_down and (top_down or config.top_down)
+        for field, file in (("backbone.weights", config.backbone.weights), ("top_down", config.top_down)):
             if file not in ("", RANDOM) and not package_files.find(file).exists():
-                raise InputError(f"There is no weights file at {file}, which the run in {folder} needs; {remedy}.")
+                raise InputError(
+                    f"There is no weights file at {file}, which the run in {folder} needs; correct --config.{field}."
+                )
         if "fsdp" in config:
             config.fsdp = 1  # tasks that read a run use one device
         built = config.copy_and_resolve_references()
@@ -65,9 +83,9 @@ def load(folder: str | Path, weights: str = "", dtype: str = "") -> SavedRun:
     return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params)
 
 
-def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
+def load_tuned(folder: str | Path, weights: str = "", top_down: str = "") -> SavedRun:
     """Read a run like `load`; raise InputError unless it has tuned a network for images."""
-    saved = load(folder, weights)
+    saved = load(folder, weights, top_down)
     if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
     if saved.config.stage != "tune":
@@ -75,7 +93,7 @@ def load_tuned(folder: str | Path, weights: str = "") -> SavedRun:
     return saved
 
 
-def load_compared(folders: Sequence[str], weights: str = "") -> dict[str, SavedRun]:
+def load_compared(folders: Sequence[str], weights: str = "", top_down: str = "") -> dict[str, SavedRun]:
     """Read runs with the same images and classes, by the part of their paths that differs.
 
     Raises:
@@ -85,7 +103,7 @@ def load_compared(folders: Sequence[str], weights: str = "") -> dict[str, SavedR
         raise InputError("There is no run to look at; name some, joined by +, as in :runs=runs/toast+runs/lora.")
     if len({Path(folder).expanduser().resolve() for folder in folders}) < len(folders):
         raise InputError(f"One of the runs {', '.join(folders)} is given twice; name each once.")
-    runs = [load_tuned(folder, weights) for folder in folders]
+    runs = [load_tuned(folder, weights, top_down) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
         for field in ("image_size", "resize"):
             if run.config.data[field] != runs[0].config.data[field]:

@@ -1,23 +1,23 @@
-"""The part of a run that is specific to text: data sources, batches and token weights.
+"""The text-specific part of a run: data sources, batches and token weights.
 
-The module `images` has the same functions for images; the step and the loop work with either.
+`image_runs` has the same functions for images; the step and the loop work with either.
 """
 
+import functools
 import logging
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.data.loader import Batch
-from toast_jax.data.text import batches, documents, sequences, tokenizer
+from toast_jax.data.text import batches, documents, sequences, token_cache, tokenizer
 from toast_jax.data.text.sequences import Sequences
-from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import families
+from toast_jax.train.augment import by_token
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +43,29 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
 def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict[str, Sequences]]:
     """Open the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
     data, words = config.data, open_tokenizer(config)
-    names = ["train"] + [name for name in ("val", "test") if data.splits[name]]
-    texts = {name: documents.read(data.splits[name], documents.FORMATS[data.format]) for name in names}
-    if data.documents:
-        texts["train"] = texts["train"][: data.documents]
-    if data.held_out:
-        texts["train"], texts["val"] = _held_out(texts["train"], data.held_out)
     arrange = sequences.packed if data.format == "text" else sequences.padded
-    opened = {name: arrange(documents_of_split, words, data.length) for name, documents_of_split in texts.items()}
+    opened = {}
+    # Training text is the largest; it comes last so that errors in the other files are reported at once.
+    for name, (file, read) in reversed(_texts(data).items()):
+        fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)
+        make = lambda read=read: arrange(read(), words, data.length)  # noqa: E731
+        opened[name] = token_cache.cached(file, data.tokenizer, fields, make)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
     return opened.pop("train"), opened
+
+
+def _texts(data) -> dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]]:
+    """Return the file of every split and a function that reads its documents."""
+    of_record = documents.FORMATS[data.format]
+    read = functools.partial(documents.stream, data.splits.train, of_record, data.documents)
+    texts: dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]] = {"train": (data.splits.train, read)}
+    if data.held_out:
+        parts = functools.cache(lambda: _held_out(list(read()), data.held_out))
+        texts |= {"train": (data.splits.train, lambda: parts()[0]), "val": (data.splits.train, lambda: parts()[1])}
+    for name in ("val", "test"):
+        if data.splits[name]:
+            texts[name] = data.splits[name], functools.partial(documents.stream, data.splits[name], of_record)
+    return texts
 
 
 def _held_out(documents, share):
@@ -84,7 +97,7 @@ def eval_batches(config: ConfigDict, source: Sequences) -> Generator[Batch]:
 
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:
-    """Return the augmentation on the device, `(batch, rng) -> batch`, which weights examples by their tokens."""
+    """Return the augmentation on the device, `(batch, rng) -> batch`: it weights examples by their predicted tokens."""
     return by_token
 
 
@@ -97,9 +110,3 @@ def summary(scores: dict[str, float]) -> dict[str, float]:
     """Return the scores of a split and its perplexity, the exponential of the cross-entropy."""
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
-
-
-def by_token(batch: dict, rng: jax.Array) -> dict:
-    """Scale the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
-    share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
-    return {**batch, "weight": batch["weight"] * share[:, None]}

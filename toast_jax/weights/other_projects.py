@@ -91,6 +91,8 @@ _FIRST = re.compile(
 )
 # Of several networks in one file (self-supervised training), the one that its authors evaluate: the average, or MoCo's encoder.
 _EVALUATED = re.compile(r"(?:\w*ema|teacher|base_encoder)[./]")
+# Parts of a detector or of a segmentation network, which may have a stem too; their backbone is the network.
+_BESIDE_BACKBONE = re.compile(r"(?:.*[./])?(?:neck|\w*head|decoder)[./]")
 # What stands beside a wrapped network and belongs to it.
 _BESIDE = re.compile(r"(?:head|classifier|lm_head|decoders?)[./].*|top_down_transform|(?:deep_)?prompt(?:_embeddings)?")
 
@@ -186,6 +188,8 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
 def _unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
     """Take off the modules around the network, such as `model.` or `teacher.backbone.`, and drops what is outside of them."""
     wrappers = sorted({match[1] for name in state if (match := _FIRST.fullmatch(name))})
+    if len(wrappers) > 1:
+        wrappers = [wrapper for wrapper in wrappers if not _BESIDE_BACKBONE.fullmatch(wrapper)] or wrappers
     if len(wrappers) > 1:
         evaluated = [wrapper for wrapper in wrappers if _EVALUATED.search(wrapper)]
         if len(evaluated) != 1:

@@ -109,8 +109,8 @@ def _cut(path, present, needed):
     in_file, steered = ({_site(name) for name in names} - {None} for names in (present, needed))
     if in_file and in_file == {site for site in steered if site >= min(in_file)} < steered:
         raise InputError(
-            f"{path} steers the last {len(in_file)} blocks, the network of the config {len(steered)}; set "
-            f"--config.steered_blocks={len(in_file)} or fewer."
+            f"{path} steers the last {len(in_file)} blocks, the network of the config {len(steered)}; name a module for as "
+            f"many in --config.top_down, or tune with steered_blocks={len(in_file)}."
         )
     if steered and steered < in_file:
         log.info("%s steers the last %d blocks; only its layers of the last %d are used.", path, len(in_file), len(steered))

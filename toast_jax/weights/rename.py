@@ -93,7 +93,7 @@ def table(layers: Arrays, family: Family | None = None) -> str:
         for row, each in shapes.items()
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def _abbreviated(paths: tuple[str, ...]) -> str:

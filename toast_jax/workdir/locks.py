@@ -17,10 +17,14 @@ from typing import IO
 
 import filelock
 
+from toast_jax.errors import InputError
+
 BEAT = 30.0  # seconds between two touches of the lock file
 STALE = 300.0  # seconds without a touch after which the holder on another host is taken for dead
 # Of disks whose files the kernel cannot lock; the touches alone decide there.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+# Of disks, such as mounted buckets, that refuse an operation to everyone.
+_REFUSED = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Held(Exception):
@@ -36,6 +40,7 @@ def lock(path: str | Path) -> Iterator[None]:
 
     Raises:
       Held: another process has it.
+      InputError: the disk has no hard links, or refuses to lock files.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,8 @@ def _acquired(path: Path) -> IO | None:
             file.flush()
             _lock_in_kernel(file)
             try:
-                os.link(draft, path)
+                with _needed("hard links", path):
+                    os.link(draft, path)
             except FileExistsError:
                 if not _taken_over(path, draft):
                     return None
@@ -107,11 +113,26 @@ def _taken_over(path: Path, draft: Path) -> bool:
 def _lock_in_kernel(file: IO) -> bool | None:
     """Lock an open file without waiting; False if another process has locked it, None if its disk has no such locks."""
     try:
-        return filelock.lock_descriptor(file.fileno(), blocking=False)
+        with _needed("file locks", Path(file.name)):
+            return filelock.lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return None
         raise
+
+
+@contextlib.contextmanager
+def _needed(operations: str, path: Path) -> Iterator[None]:
+    """Explain the error of a disk that does not have these operations."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED or (operations == "file locks" and error.errno in _NO_LOCKS):
+            raise
+        raise InputError(
+            f"The disk of {path.parent} refuses {operations} ({error.strerror}), as mounted buckets do, and a run needs them "
+            "to keep other runs out; give a folder on a local or network disk, and copy it to the bucket afterwards."
+        ) from error
 
 
 def _is_at(file: IO, path: Path) -> bool:

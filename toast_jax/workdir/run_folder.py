@@ -112,7 +112,12 @@ def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json")
     if not (folder / name).exists():
         return None
     _check_same(folder, config, TO_RESUME, TO_MOVE)
-    return None if _differing(folder, config, TO_RESUME) else json.loads((folder / name).read_text())
+    if _differing(folder, config, TO_RESUME):
+        return None
+    try:
+        return json.loads((folder / name).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / name} is damaged ({error}); remove it and give the same command again.") from error
 
 
 def check_evaluates(workdir: str | Path, config: ConfigDict) -> None:

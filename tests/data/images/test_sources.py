@@ -1,9 +1,11 @@
 """Sources: what the three formats read, and one clear sentence for everything that can be wrong with them."""
 
+import dataclasses
 import io
 import json
 import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import fgvc, folder, pretune
-from toast_jax.data.images import image_files, pixels, selected, sources
+from toast_jax.data.images import image_files, pixels, selected, sources, tfds_records
 from toast_jax.data.images import verify as verifying
 from toast_jax.errors import InputError
 
@@ -379,6 +381,37 @@ def test_tfds_errors(tfds_root, tmp_path):
     assert f"`tfds build stanford_dogs --file_format=array_record --data_dir={tmp_path}`" in message
     message = error_of(tfds_config(tfds_root, train="trian"))
     assert "no split 'trian' (it has train, test): correct --config.data.splits.train" in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "gone", "info"])
+def test_damaged_tfds_files_are_an_input_error(tfds_root, tmp_path, damage):
+    folder = shutil.copytree(tfds_root / "toast_dots", tmp_path / "toast_dots")
+    file = next(folder.rglob("dataset_info.json" if damage == "info" else "*train*array_record*"))
+    content = file.read_bytes()
+    damaged = {"cut": content[: len(content) // 2], "empty": b"", "changed": content[:300] + bytes(200) + content[500:]}
+    file.unlink() if damage == "gone" else file.write_bytes(damaged.get(damage, b"{"))
+    with pytest.raises(InputError, match="TFDS cannot open dataset" if damage == "info" else "is damaged .*prepare it again"):
+        verifying.verify(sources.open_split(tfds_config(tmp_path), "train"), skip_corrupt=True)
+
+
+def test_records_of_any_mode_are_rgb_and_names_need_not_be_utf8(tfds_root, tmp_path, monkeypatch):
+    """TFDS's records are read as they are stored: not turned by EXIF, as their published results were not."""
+    source = sources.open_split(tfds_config(tfds_root), "train")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for image, expected in (
+        (Image.new("L", (4, 2), 9), 9),
+        (Image.new("LA", (4, 2), (9, 100)), 9),
+        (Image.fromarray(np.full((2, 4), 40_000, np.uint16)), 40_000 >> 8),
+        (Image.new("RGB", (4, 2), (7, 7, 7)), 7),
+    ):
+        file = io.BytesIO()
+        image.save(file, "PNG", exif=turned)
+        record = {"image": file.getvalue(), "label": 1, "image/filename": b"caf\xe9.png"}
+        monkeypatch.setattr(tfds_records, "records", lambda *_, record=record: [record])
+        example = dataclasses.replace(source)[0]
+        assert example["name"] == "caf\\xe9.png"
+        np.testing.assert_array_equal(pixels.decode_example(example), np.full((2, 4, 3), expected, np.uint8))
 
 
 def test_tfds_in_another_format_is_an_input_error(tfds_root, tmp_path, monkeypatch):

@@ -23,6 +23,29 @@ def test_plain_text_is_predicted_from_its_first_word():
     assert documents.plain({"text": " \n"}) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.txt", b"a\r\nb\x00\x0c", ["a\nb\x00\x0c"]),
+        ("a.jsonl", b'{"text": "a\\r\\nb"}\r\n\r\n\xef\xbb\xbf{"text": "c\\u0000"}\r\n', ["a\r\nb", "c\x00"]),
+        ("a.jsonl", '{"text": "a\u2028\u0085b"}\n{"text": ""}'.encode(), ["a\u2028\u0085b"]),  # not the end of a line
+        ("a.json", b'\xef\xbb\xbf[{"text": "a"}]', ["a"]),
+        ("a.jsonl", b'{"text": "' + b"x" * 3_000_000 + b'"}', ["x" * 3_000_000]),
+        ("a.txt", "a".encode("utf-16"), None),
+        ("a.txt", b"a\xff", None),
+        ("a.jsonl", b'{"text": "\xff"}', None),
+    ],
+)
+def test_line_ends_marks_and_control_characters(tmp_path, name, content, texts):
+    (tmp_path / name).write_bytes(content)
+    if texts is None:
+        with pytest.raises(InputError, match=f"The text .*/{name} cannot be read .*utf-8.*; correct --config.data.splits"):
+            documents.read(str(tmp_path / name), documents.plain)
+    else:
+        made = documents.read(str(tmp_path / name), documents.plain)
+        assert [turn.text for document in made for turn in document] == texts
+
+
 def test_instructions_with_and_without_input():
     (with_input,) = documents.instruction({"instruction": "Add", "input": "1 2", "output": "3"})
     assert with_input[0].text == (
@@ -161,3 +184,19 @@ def test_a_byte_order_mark_is_not_read(tmp_path, name, content):
     assert plain[0][0].text == "a"
     (tmp_path / name).write_text("\ufeff" + content)
     assert documents.read(str(tmp_path / name), documents.plain) == plain
+
+
+def test_reading_stops_at_the_last_document(tmp_path):
+    """What follows is not even parsed."""
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"text": "a"}\n{"text": ""}\n{"text": "b"}\n{"text"\n')
+    assert answers(documents.stream(str(file), documents.plain, 2)) == [["a"], ["b"]]
+    with pytest.raises(InputError, match="1 lines that are not JSON, the first is line 4"):
+        list(documents.stream(str(file), documents.plain, 3))
+
+
+def test_documents_of_one_record_are_cut_at_the_limit(tmp_path):
+    instances = [{"input": "", "output": letter} for letter in "abc"]
+    (tmp_path / "x.json").write_text(json.dumps([{"instruction": "Say", "instances": instances}] * 2))
+    limited = [answers(documents.stream(str(tmp_path / "x.json"), documents.instruction, most)) for most in (2, 4)]
+    assert limited == [[["a"], ["b"]], [["a"], ["b"], ["c"], ["a"]]]

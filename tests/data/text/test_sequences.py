@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.words import Words
 from toast_jax.data.text import batches, documents, sequences, tokenizer
 from toast_jax.data.text.documents import Turn
+from toast_jax.data.text.tokenizer import Encoded
 from toast_jax.errors import InputError
 
 LLAMA = os.environ.get("TOAST_STORIES15M", "")
@@ -107,6 +109,29 @@ def test_padded_documents_are_cut_and_those_without_answer_left_out(caplog):
     np.testing.assert_array_equal(source[1]["weight"] > 0, [False, False, True, True, True, False])
     with pytest.raises(InputError, match="No answer begins within 3 tokens; set --config.data.length to more"):
         sequences.padded(documents, Words(), 3)
+
+
+class Numbers:
+    """A tokenizer that takes no time: as many tokens as characters, of all sizes."""
+
+    begin = None
+
+    def encode(self, text):
+        return Encoded(list(range(1000, 1000 + len(text))), list(range(1, len(text) + 1)))
+
+
+def test_packing_holds_few_bytes_a_token():
+    """In use of Python's own memory, and NumPy's; the documents come from an iterator."""
+    count, length = 2000, 300
+    tracemalloc.start()
+    try:
+        source = sequences.packed(([Turn("x" * length, 0, False)] for _ in range(count)), Numbers(), 512)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert source.tokens.dtype == source.segments.dtype == np.int32 and source.answers.all()
+    assert source.tokens.ravel()[-1] == 1000 + (source.tokens.size - 1) % length
+    assert peak < 12 * count * length  # 9 that stay; lists of integers took 50
 
 
 def test_too_little_text_is_refused():

@@ -19,6 +19,18 @@ def test_products_are_counted_as_often_as_they_run():
     looped = products.Product(2 * 8 * 16 * 16, (8 * 16, 16 * 16, 8 * 16), batched=False)
     alone = products.Product(2 * 2 * 4 * 16 * 3, (2 * 4 * 16, 2 * 16 * 3, 2 * 4 * 3), batched=True)
     assert products.listed(program) == {looped: 5, alone: 1}
+    assert products.traced(jax.jit(function), x, kernels, others) == products.flops(program)
+
+
+def test_products_of_the_larger_branch_count():
+    branches = [lambda x: x, lambda x: x @ x, lambda x: jax.checkpoint(lambda x: x @ x @ x)(x)]
+    x = jnp.ones((4, 4))
+    assert products.traced(lambda i, x: jax.lax.switch(i, branches, x), 0, x) == 2 * 2 * 4**3
+
+
+def test_products_in_a_loop_without_a_known_length_are_refused():
+    with pytest.raises(ValueError, match="while loop"):
+        products.traced(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x), jnp.ones((2, 2)))
 
 
 def test_a_product_is_bound_by_operations_or_by_memory():
@@ -35,7 +47,7 @@ def test_no_product_is_wasted(method, over):
     """What is over the minimum are the products of attention, computed again in the backward pass (see `remat`)."""
     case = steps.Case(method, "vit_ti16", steps.images(16))  # two on each of eight devices
     least = products.minimum(method, width=192, depth=12, tokens=197, classes=CLASSES)
-    assert least <= case.flops / 2 <= (1 + over) * least
+    assert least <= products.flops(case.train.as_text()) / 2 <= (1 + over) * least
 
 
 @pytest.mark.parametrize(

@@ -94,19 +94,15 @@ def fixed_views(source: Source, *, batch_size: int, seed: int, views: int, worke
 
 
 def train_view(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    resize: int,
-    size: int,
-    min_crop_area: float = 1.0,
-    flip: bool = True,
-    randaugment_ops: int = 0,
-    randaugment_magnitude: float = 9.0,
+    image: np.ndarray, rng: np.random.Generator, *, randaugment_ops: int = 0, randaugment_magnitude: float = 9.0, **crop
 ) -> np.ndarray:
-    """Crop, flip and augment an image uint8 [H, W, 3]: `pixels.train_view`, then `randaugment`; uint8 [size, size, 3]."""
-    image = pixels.train_view(image, rng, resize=resize, size=size, min_crop_area=min_crop_area, flip=flip)
-    return randaugment(image, rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
+    """Crop, flip and augment an image uint8 [H, W, 3]: `pixels.train_view`, then `randaugment`; uint8 [size, size, 3].
+
+    Args:
+        randaugment_ops, randaugment_magnitude: of `randaugment`.
+        crop: sizes, smallest area and flip, see `pixels.train_view`.
+    """
+    return randaugment(pixels.train_view(image, rng, **crop), rng, num_ops=randaugment_ops, magnitude=randaugment_magnitude)
 
 
 def _fixed_view(source, index, number, seed, view) -> Example:

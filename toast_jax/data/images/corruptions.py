@@ -157,26 +157,11 @@ def jpeg_compression(image, level, rng):
     return np.asarray(Image.open(file)) / 255
 
 
-CORRUPTIONS: dict[str, Callable] = {
-    corruption.__name__: corruption
-    for corruption in (
-        gaussian_noise,
-        shot_noise,
-        impulse_noise,
-        defocus_blur,
-        glass_blur,
-        motion_blur,
-        zoom_blur,
-        snow,
-        frost,
-        fog,
-        brightness,
-        contrast,
-        elastic_transform,
-        pixelate,
-        jpeg_compression,
-    )
-}
+_NOISE = (gaussian_noise, shot_noise, impulse_noise)
+_BLUR = (defocus_blur, glass_blur, motion_blur, zoom_blur)
+_WEATHER = (snow, frost, fog, brightness)
+_DIGITAL = (contrast, elastic_transform, pixelate, jpeg_compression)
+CORRUPTIONS: dict[str, Callable] = {each.__name__: each for each in _NOISE + _BLUR + _WEATHER + _DIGITAL}
 
 
 def _scaled(length, image):
@@ -194,7 +179,7 @@ def _smooth(image, sigma):
 
 
 def _filtered(image, kernel):
-    return np.stack([ndimage.convolve(image[..., c], kernel, mode="reflect") for c in range(image.shape[-1])], axis=-1)
+    return ndimage.convolve(image, kernel[..., None], mode="reflect")
 
 
 def _disk(radius):
@@ -219,13 +204,9 @@ def _streak(length, sigma, degrees):
 
 def _zoomed(image, zoom):
     """Enlarge about the center and crop to the original size."""
-    side = image.shape[0]
-    at = (np.arange(side) - (side - 1) / 2) / zoom + (side - 1) / 2
-    low = np.clip(np.floor(at).astype(int), 0, side - 2)
-    share = (at - low).reshape(-1, *[1] * (image.ndim - 1))
-    rows = image[low] * (1 - share) + image[low + 1] * share
-    share = share.reshape(1, -1, *[1] * (image.ndim - 2))
-    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    middle = (image.shape[0] - 1) / 2
+    scale = np.array([1 / zoom, 1 / zoom, 1.0][: image.ndim])
+    return ndimage.affine_transform(image, scale, middle * (1 - scale), order=1, mode="nearest")
 
 
 def _fractal(side, rng, power):

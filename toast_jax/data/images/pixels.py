@@ -12,9 +12,6 @@ from PIL import Image
 
 from toast_jax.errors import InputError
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
 # The EXIF tag of the orientation, and for each of its values the operation that shows the image upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -55,9 +52,7 @@ def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.n
         with Image.open(io.BytesIO(data)) as image:
             rgb = _to_rgb(image)
             # Read after the pixels: a PNG may store its EXIF behind them, and Pillow turns a TIFF upright while loading it.
-            if orient and (operation := _UPRIGHT.get(_orientation(image))) is not None:
-                rgb = rgb.transpose(operation)
-            return np.asarray(rgb)
+            return np.asarray(upright(rgb, orientation(image)) if orient else rgb)
     # A damaged file can raise nearly anything: OSError, SyntaxError, ValueError, struct.error, DecompressionBombError.
     except Exception as error:
         raise InputError(
@@ -75,8 +70,14 @@ def size_of(path: str, *, orient: bool = False) -> tuple[int, int]:
     """Read the width and height that `decode` gives an image file from its header; raises OSError if it has none."""
     with Image.open(path) as image:
         # Pillow reports the upright size of a TIFF.
-        swap = orient and image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE
+        swap = orient and image.format != "TIFF" and orientation(image) in _ON_ITS_SIDE
         return image.size[::-1] if swap else image.size
+
+
+def is_turned(path: str) -> bool:
+    """Return whether the EXIF orientation of an image file turns it."""
+    with Image.open(path) as image:
+        return orientation(image) in _UPRIGHT
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -101,7 +102,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - gray if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else gray).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Turn an image with an EXIF orientation of 1 to 8 as viewers do."""
+    operation = _UPRIGHT.get(orientation)
+    return image if operation is None else image.transpose(operation)
+
+
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; damaged EXIF counts as upright, as in viewers."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from toast_jax.data.images import pixels
+from toast_jax.data.images import statistics
 
 MAX_LEVEL = 10
 DEVIATION = 0.5
 PROBABILITY = 0.5
 # ImageNet's mean color, which normalization maps to zero.
-FILL = tuple(round(255 * mean) for mean in pixels.MEAN)
+FILL = tuple(round(255 * mean) for mean in statistics.MEAN)
 
 
 def randaugment(image: np.ndarray, rng: np.random.Generator, *, num_ops: int, magnitude: float) -> np.ndarray:
@@ -100,9 +100,9 @@ OPERATIONS = {
     "ContrastIncreasing": Operation(_enhance(ImageEnhance.Contrast), signed=True),
     "BrightnessIncreasing": Operation(_enhance(ImageEnhance.Brightness), signed=True),
     "SharpnessIncreasing": Operation(_enhance(ImageEnhance.Sharpness), signed=True),
+    # Shifts are up to 0.45 of the side; a positive level moves the image to the left or up.
     "ShearX": Operation(lambda image, level: _affine(image, 1, 0.3 * level / MAX_LEVEL, 0, 0, 1, 0), signed=True),
     "ShearY": Operation(lambda image, level: _affine(image, 1, 0, 0, 0.3 * level / MAX_LEVEL, 1, 0), signed=True),
-    # By up to 0.45 of a side, to the left or upwards for positive levels.
     "TranslateXRel": Operation(
         lambda image, level: _affine(image, 1, 0, 0.45 * level / MAX_LEVEL * image.width, 0, 1, 0), signed=True
     ),

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from toast_jax.data.images import image_files, sources
 from toast_jax.data.images.image_files import UNLABELLED, Files, UprightFiles
 from toast_jax.data.images.sources import Source
-from toast_jax.data.images.verify import Subset
+from toast_jax.data.images.verify import Subset, verify
 from toast_jax.errors import InputError, listed
 from toast_jax.fields import joined
 
@@ -21,8 +21,8 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
 
     Args:
         data: the data of the run.
-        where: train, val or test for a split of that data; else folders, searched at every depth, and images, joined by + (see
-            `fields.joined`).
+        where: train, val or test for a split of that data, without corrupt images if the run leaves them out; else folders,
+            searched at every depth, and images, joined by + (see `fields.joined`).
         classes: those of the run, in the order of its logits; the labels of a split index into them.
 
     Returns:
@@ -32,7 +32,9 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
         InputError: there is no image, a file is not named like one, or a split has other classes.
     """
     if where in SPLITS:
-        source = sources.open_split(data, where)
+        source = sources.read_split(data, where)
+        if data.get("skip_corrupt", False):
+            source = _flat(verify(source, skip_corrupt=True))
         root = os.path.join(data.root, data.image_dir) if data.format == "json" else data.root
         return relabel(source, classes) if classes else source, os.path.expanduser(root)
     parts = joined(where)
@@ -46,6 +48,15 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
     folders = [part if os.path.isdir(part) else os.path.dirname(part) for part in map(os.path.expanduser, parts)]
     root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     return UprightFiles(paths, (0,) * len(paths), (UNLABELLED,)), root
+
+
+def _flat(source: Source) -> Source:
+    """Return a subset of files as files, which may have annotations."""
+    if not (isinstance(source, Subset) and isinstance(source.source, Files)):
+        return source
+    files = source.source
+    paths, labels = zip(*((files.paths[i], files.labels[i]) for i in source.indices), strict=True)
+    return dataclasses.replace(files, paths=paths, labels=labels)
 
 
 def relabel(source: Source, classes: Sequence[str]) -> Source:

@@ -52,16 +52,21 @@ def open_split(data: ConfigDict, split: str) -> Source:
     Raises:
         InputError: the data is missing, incomplete, or contradicts the config.
     """
-    read = choose("config.data.format", data.format, READERS)
-    if not data.splits[split]:
-        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
-    source = read(data, split)
+    source = read_split(data, split)
     if data.num_classes not in (0, len(source.classes)):
         raise InputError(
             f"The data in {data.root} has {len(source.classes)} classes but config.data.num_classes is "
             f"{data.num_classes}: set --config.data.num_classes={len(source.classes)}, or 0 to take it from the data."
         )
     return source
+
+
+def read_split(data: ConfigDict, split: str) -> Source:
+    """Open one split as `open_split` does, whatever the number of classes in it."""
+    read = choose("config.data.format", data.format, READERS)
+    if not data.splits[split]:
+        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
+    return read(data, split)
 
 
 READERS: dict[str, Callable[[ConfigDict, str], Source]] = {

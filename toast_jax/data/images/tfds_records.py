@@ -12,8 +12,23 @@ from toast_jax.data.images.image_files import UNLABELLED, existing_root
 from toast_jax.errors import InputError, of_extra
 
 
+class Records:
+    """A split of the TFDS dataset prepared under `directory`, opened when it is first read; the base of dataclasses."""
+
+    directory: str
+    split: str
+
+    @functools.cached_property
+    def _records(self) -> Sequence[dict[str, Any]]:
+        return records(self.directory, self.split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files and cached images are not pickled; each process reads its own.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
 @dataclasses.dataclass(frozen=True)
-class TfdsRecords:
+class TfdsRecords(Records):
     """The images in a split of the TFDS dataset prepared under `directory`."""
 
     directory: str
@@ -24,18 +39,10 @@ class TfdsRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._records[index]
+        record = record_of(self._records, index, self.directory)
         name = record.get("image/filename", record.get("file_name", f"{self.split}[{index}]".encode()))
         label = 0 if self.classes == (UNLABELLED,) else int(record["label"])
-        return {"image": record["image"], "label": label, "name": name.decode()}
-
-    @functools.cached_property
-    def _records(self) -> Sequence[dict[str, Any]]:
-        return records(self.directory, self.split)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files are not pickled; each process opens its own.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"image": record["image"], "label": label, "name": name.decode(errors="backslashreplace")}
 
 
 def library() -> ModuleType:
@@ -52,13 +59,25 @@ def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
     return builder.as_data_source(split, decoders=encoded)
 
 
+def record_of(opened: Sequence[dict[str, Any]], index: int, directory: str) -> dict[str, Any]:
+    """Read a record of the dataset in `directory`; InputError if its files are damaged."""
+    try:
+        record = opened[index]
+        if any(value is None for value in record.values()):  # what is left of a file that was cut off
+            raise ValueError("a record is empty")
+        return record
+    except Exception as error:  # TFDS and array_record raise nearly anything
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise InputError(f"{directory} is damaged ({reason}): remove it and prepare it again.") from error
+
+
 def read(data: ConfigDict, split: str) -> TfdsRecords:
     """Open a split of the builder `data.name` under `data.root`; InputError with the command that prepares it."""
     tfds = library()
     root = existing_root(data)
     try:
         builder = tfds.builder(data.name, data_dir=root)
-    except ValueError as error:
+    except Exception as error:  # ValueError for an unknown name, nearly anything for damaged files
         reason = str(error).splitlines()[0].strip(".")
         raise InputError(f"TFDS cannot open dataset {data.name!r} ({reason}): correct --config.data.name.") from error
     if not builder.info.splits:

@@ -1,13 +1,13 @@
 """Documents of text files, split into the text to read and the text to predict.
 
-A document is a list of turns. The part of a turn before `answer` is read only; the rest is predicted.
+A document is a list of turns. The text of a turn before `answer` is context; the rest is predicted.
 """
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from toast_jax.errors import InputError
 
@@ -75,7 +75,7 @@ def instruct(text: str, context: str = "") -> str:
 
 
 def prompt(record: Any) -> list[Document]:
-    """Make a document of `{"prompt", "response"}`, with nothing added."""
+    """Make a document of `{"prompt", "response"}` without a template."""
     return [_answered(_text(record, "prompt"), _text(record, "response"))]
 
 
@@ -119,17 +119,23 @@ FORMATS: dict[str, Callable[[Any], list[Document]]] = {
 
 
 def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document]:
-    """Read all documents of a file.
+    """Read all documents of a file into memory; see `stream`."""
+    return list(stream(path, of_record))
+
+
+def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0) -> Iterator[Document]:
+    """Iterate over the documents of a file. A `.jsonl` is read line by line, and only up to the last document.
 
     Args:
       path: a `.txt`, which is one record, a `.json` with a list of records, or a `.jsonl` with one record per line.
       of_record: a value of `FORMATS`.
+      most: stop after this many documents; 0: read all.
 
     Raises:
       InputError: the file does not exist, a record has another format, or no document is left.
     """
     file = Path(path).expanduser()
-    documents, left_out = [], 0
+    count, left_out = 0, 0
     for place, record in records(file):
         try:
             made = of_record(record)
@@ -139,51 +145,61 @@ def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document
             ) from error
         if any("\ud800" <= character <= "\udfff" for turns in made for turn in turns for character in turn.text):
             raise InputError(f"{place} of {file} has half a character, written as \\ud8.. or \\udc..; correct or remove it.")
-        documents += made
         left_out += not made
+        yield from made[: most - count] if most else made
+        count += len(made)
+        if most and count >= most:
+            break
     if left_out:
         log.warning("%s: %d records left out (empty, or not a conversation of two speakers).", file, left_out)
-    if not documents:
+    if not count:
         raise InputError(f"{file} has no text to learn from; give another file.")
-    return documents
 
 
-def records(file: Path) -> list[tuple[str, Any]]:
-    """Read the records of a file, each with a phrase that says where it is.
+def records(file: Path) -> Iterator[tuple[str, Any]]:
+    """Iterate over the records of a file, each with its place in words, for messages.
 
     Raises:
       InputError: the file does not exist or is not JSON.
     """
+    readers = {".txt": _whole, ".json": _listed, ".jsonl": _lines}
     try:
-        content = file.read_text(encoding="utf-8-sig")
+        with file.open(encoding="utf-8-sig") as content:
+            if file.suffix not in readers:
+                raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file.")
+            yield from readers[file.suffix](file, content)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
-    if file.suffix == ".txt":
-        return [("The text", {"text": content})]
-    if file.suffix == ".json":
-        try:
-            listing = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} is not JSON ({error}); correct it, or name a file of lines .jsonl.") from error
-        if not isinstance(listing, list):
-            raise InputError(f"{file} holds no list of records; correct it, or name a file of lines .jsonl.")
-        return [(f"Record {i}", record) for i, record in enumerate(listing, start=1)]
-    if file.suffix == ".jsonl":
-        return _lines(file, content)
-    raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file.")
 
 
-def _lines(file: Path, content: str) -> list[tuple[str, Any]]:
-    malformed, parsed = [], []
-    for number, line in enumerate(content.split("\n"), start=1):
+def _whole(file: Path, content: TextIO) -> Iterator[tuple[str, Any]]:
+    yield "The text", {"text": content.read()}
+
+
+def _listed(file: Path, content: TextIO) -> Iterator[tuple[str, Any]]:
+    try:
+        listing = json.loads(content.read())
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON ({error}); correct it, or name a file of lines .jsonl.") from error
+    if not isinstance(listing, list):
+        raise InputError(f"{file} holds no list of records; correct it, or name a file of lines .jsonl.")
+    yield from ((f"Record {i}", record) for i, record in enumerate(listing, start=1))
+
+
+def _lines(file: Path, content: TextIO) -> Iterator[tuple[str, Any]]:
+    malformed = []
+    for number, line in enumerate(content, start=1):
         line = line.removeprefix("\ufeff")  # of a file that was appended to another
         if line.strip():
             try:
-                parsed.append((f"Line {number}", json.loads(line)))
+                record = json.loads(line)
             except (ValueError, RecursionError):
                 malformed.append(number)
+            else:
+                yield f"Line {number}", record
     if malformed:
         raise InputError(
             f"{file} has {len(malformed)} lines that are not JSON, the first is line {malformed[0]}; correct or remove them."
         )
-    return parsed

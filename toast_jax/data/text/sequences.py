@@ -5,7 +5,9 @@ Letters in shapes: N tokens of a sequence.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +27,7 @@ class Sequences:
 
     Attributes:
       tokens, segments: int32 `[count, N]`; a segment is a document, negative in padding.
-      answers: bool `[count, N]`, whether a token is predicted from those before it.
+      answers: bool `[count, N]`, whether a token is predicted from those before it. All three may be memory-mapped.
     """
 
     tokens: np.ndarray
@@ -38,13 +40,24 @@ class Sequences:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        tokens, segments = self.tokens[index], self.segments[index]
+        tokens, segments = np.asarray(self.tokens[index]), np.asarray(self.segments[index])
         # The next token, if it belongs to the same document; the last token of a row predicts nothing.
         predicted = np.append(self.answers[index][1:] & (segments[1:] == segments[:-1]), False).astype(np.float32)
         mask = predicted.sum()
         label = np.append(tokens[1:], 0).astype(np.int32)
         weight = predicted / np.maximum(mask, 1)
         return {"tokens": tokens, "segments": segments, "label": label, "weight": weight, "mask": mask}
+
+    def __reduce__(self):
+        # Worker processes map the same files; a memory-mapped array would be pickled as a copy.
+        if isinstance(self.tokens, np.memmap):
+            return mapped, (Path(self.tokens.filename).parent,)
+        return Sequences, (self.tokens, self.segments, self.answers)
+
+
+def mapped(folder: Path) -> Sequences:
+    """Open the arrays in a folder, an `.npy` file for each attribute, without reading them into memory."""
+    return Sequences(*(np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in dataclasses.fields(Sequences)))
 
 
 def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -65,31 +78,41 @@ def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bo
     return ids, answers
 
 
-def packed(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Sequences:
+def packed(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> Sequences:
     """Concatenate documents and cut them into rows of `length` tokens; the incomplete last row is dropped, as in the release.
 
     Raises:
       InputError: there is not enough text for one row.
     """
-    encoded = [encode(document, tokenizer) for document in documents]
-    tokens = np.concatenate([np.array(ids, np.int32) for ids, _ in encoded])
-    answers = np.concatenate([np.array(flags, bool) for _, flags in encoded])
-    numbers = np.repeat(np.arange(1, len(encoded) + 1, dtype=np.int32), [len(ids) for ids, _ in encoded])
+    # Growing arrays take 4 bytes per token and 1 per flag; lists of Python integers take 8 to 36.
+    tokens, answers, sizes = array("i"), bytearray(), array("i")
+    for document in documents:
+        ids, flags = encode(document, tokenizer)
+        tokens.extend(ids)
+        answers.extend(flags)
+        sizes.append(len(ids))
     rows = len(tokens) // length
     if not rows:
         raise InputError(f"The text has {len(tokens)} tokens, fewer than one sequence; set --config.data.length to less.")
-    return Sequences(*(array[: rows * length].reshape(rows, length) for array in (tokens, numbers, answers)))
+    numbers = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+    flat = np.frombuffer(tokens, np.int32), numbers, np.frombuffer(answers, bool)
+    return Sequences(*(values[: rows * length].reshape(rows, length) for values in flat))
 
 
-def padded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Sequences:
+def padded(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> Sequences:
     """Make a row of each document, truncated to `length` tokens; documents whose answers lie beyond are left out.
 
     Raises:
       InputError: no document is left.
     """
-    encoded = [encode(document, tokenizer) for document in documents]
-    rows = [(ids, flags) for ids, flags in encoded if any(flags[:length])]
-    cut, dropped = sum(len(ids) > length for ids, _ in rows), len(encoded) - len(rows)
+    rows, cut, dropped = [], 0, 0
+    for document in documents:
+        ids, flags = encode(document, tokenizer)
+        if any(flags[:length]):
+            rows.append((np.array(ids[:length], np.int32), np.array(flags[:length], bool)))
+            cut += len(ids) > length
+        else:
+            dropped += 1
     if cut or dropped:
         log.warning("%d texts are cut off at %d tokens; %d are left out, as no answer begins before it.", cut, length, dropped)
     if not rows:
@@ -97,6 +120,6 @@ def padded(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> 
     shape = (len(rows), length)
     tokens, segments, answers = np.zeros(shape, np.int32), np.full(shape, -1, np.int32), np.zeros(shape, bool)
     for row, (ids, flags) in enumerate(rows):
-        size = min(len(ids), length)
-        tokens[row, :size], segments[row, :size], answers[row, :size] = ids[:size], 1, flags[:size]
+        size = len(ids)
+        tokens[row, :size], segments[row, :size], answers[row, :size] = ids, 1, flags
     return Sequences(tokens, segments, answers)

@@ -41,13 +41,24 @@ class Tokenizer(Protocol):
 
 
 def load(path: str) -> Tokenizer:
-    """Open a tokenizer file, or the first one in a folder.
+    """Open a tokenizer file, or the first one in a folder; see `file_of`.
+
+    Raises:
+      InputError: the file does not exist or is damaged, or the library that reads it is not installed.
+    """
+    file = file_of(path)
+    readers: dict[str, Callable[[Path], Tokenizer]] = {".json": _Json, ".bin": _Llama2c}
+    return readers.get(file.suffix, _SentencePiece)(file)
+
+
+def file_of(path: str) -> Path:
+    """Find the tokenizer file that a path names.
 
     Args:
       path: `tokenizer.model` (sentencepiece), `tokenizer.json` (tokenizers), `tok*.bin` (llama2.c) or a folder.
 
     Raises:
-      InputError: the file does not exist or is damaged, or the library that reads it is not installed.
+      InputError: there is none.
     """
     if not path:
         raise InputError("config.data.tokenizer is empty; give a tokenizer.model or tokenizer.json, or a folder with one.")
@@ -57,8 +68,7 @@ def load(path: str) -> Tokenizer:
         file = next((match for pattern in patterns for match in sorted(file.glob(pattern))), file)
     if not file.is_file():
         raise InputError(f"There is no tokenizer.json, tokenizer.model or tok*.bin at {file}; correct --config.data.tokenizer.")
-    readers: dict[str, Callable[[Path], Tokenizer]] = {".json": _Json, ".bin": _Llama2c}
-    return readers.get(file.suffix, _SentencePiece)(file)
+    return file
 
 
 def _library(name: str, file: Path):

@@ -188,6 +188,7 @@ class ConvNeXt(nn.Module):
         td: Maps | None = None,
         rng: Keys | None = None,
         start: Float[Array, "B _ _ _"] | None = None,
+        maps: bool = True,
     ) -> tuple[Float[Array, "B C_3"], dict[str, Float[Array, "B h w C_3"] | Maps]]:
         """Look at images and return every named intermediate.
 
@@ -198,6 +199,7 @@ class ConvNeXt(nn.Module):
           rng: for drop-path, None at evaluation.
           start: None, or the input of the first stage to apply, one of the last `len(td)`, without its top-down input; the
             images are then not read.
+          maps: unused, as there is no attention.
 
         Returns:
           pooled, and a dict, of the applied stages:

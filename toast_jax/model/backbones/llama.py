@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from toast_jax.errors import choose
 from toast_jax.model.layers import batch, dtypes, stack
 from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
+from toast_jax.model.layers.attention import attend
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.remat import remat
 
@@ -161,14 +162,17 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Tokens, td: Tokens | None, positions: Int[Array, "B N"], mask: Mask, cache: BlockCache | None = None
-    ) -> tuple[Tokens, BlockCache | None]:
+    ) -> tuple[Tokens, dict[str, Float[Array, "B N G K"]]]:
         """Attend from every token to those that its row of the mask allows.
 
         Args:
           x: normed.
           td: added to the input of the values alone, `W_v (x + td)`.
           mask: S is N without a cache.
-          cache: the keys and values of x are written at their positions.
+          cache: earlier keys and values; those of x replace what it has at their positions.
+
+        Returns:
+          the output, and the keys `k` and values `v` of x.
         """
         width = x.shape[-1]
         head = width // self.num_heads
@@ -180,12 +184,12 @@ class Attention(nn.Module):
         q = rotate(project("q", self.num_heads, x), positions, self.rope_theta, self.rope_scaling)
         k = rotate(project("k", self.num_kv_heads, x), positions, self.rope_theta, self.rope_scaling)
         v = project("v", self.num_kv_heads, x if td is None else x + td)
+        new = {"k": k, "v": v}
         if cache is not None:
             row = jnp.arange(len(x))[:, None]
-            k, v = (cache[name].at[row, positions].set(new) for name, new in (("k", k), ("v", v)))
-            cache = {"k": k, "v": v}
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-        return Linear(width, use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], width)), cache
+            k, v = (cache[name].at[row, positions].set(new[name]) for name in "kv")
+        mixed = attend(q, k, v, mask)
+        return Linear(width, use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], width)), new
 
 
 class Mlp(nn.Module):
@@ -216,14 +220,14 @@ class Block(nn.Module):
     def __call__(
         self, x: Tokens, td: Tokens | None, cache: BlockCache | None, positions: Int[Array, "B N"], mask: Mask
     ) -> tuple[Tokens, dict]:
-        """Return the output and `{"input": x, "cache": cache}`; see `Attention`."""
+        """Return the output and `{"input": x, "new": {"k", "v"}}`; see `Attention`."""
         norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
         rope = self.rope_theta, self.rope_scaling
         attention = Attention(self.num_heads, self.num_kv_heads, *rope, self.dtype, name="attn")
-        attended, cache = attention(norm("norm1")(x), td, positions, mask, cache)
+        attended, new = attention(norm("norm1")(x), td, positions, mask, cache)
         y = x + attended
         y = y + Mlp(self.hidden, self.dtype, name="mlp")(norm("norm2")(y))
-        return y, {"input": x, "cache": cache}
+        return y, {"input": x, "new": new if cache is not None else None}
 
 
 class LLaMA(nn.Module):
@@ -275,14 +279,19 @@ class LLaMA(nn.Module):
         return {name: jnp.ones((1, 1), jnp.int32) for name in ("tokens", "segments")}
 
     def __call__(
-        self, text: Text, td: Signal | None = None, rng: Keys | None = None, start: Tokens | None = None
+        self,
+        text: Text,
+        td: Signal | None = None,
+        rng: Keys | None = None,
+        start: Tokens | None = None,
+        maps: bool = True,
     ) -> tuple[Tokens, dict[str, Float[Array, "..."]]]:
         """Look at tokens and return every named intermediate.
 
         Args:
           text: `tokens` and `segments` (see `places`), N at most `context`.
           td: the top-down input of every block that is applied.
-          rng: unused, as nothing here is random.
+          rng, maps: unused, as nothing here is random and no attention weights are returned.
           start: None, or the input of the first block to apply, one of the last `len(td)`; the tokens are then not read.
 
         Returns:
@@ -324,7 +333,9 @@ class LLaMA(nn.Module):
         """
         mask = jnp.arange(cache["k"].shape[2]) <= positions[..., None]
         x, seen = self._blocks(tokens, td, start, positions, mask, cache)
-        return _hidden(seen, x), seen["cache"]
+        # Written after the last block and all at once, which a program that owns the cache does in place.
+        row = jnp.arange(len(tokens))[:, None]
+        return _hidden(seen, x), {name: cache[name].at[:, row, positions].set(seen["new"][name]) for name in cache}
 
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
         """Predict the next token."""

@@ -32,6 +32,7 @@ class Backbone(Protocol):
         td: Signal | Maps | None = None,
         rng: Keys | None = None,
         start: Float[Array, "B *N D"] | None = None,
+        maps: bool = True,
     ) -> tuple[Float[Array, "B *N D"], dict[str, Any]]:
         """Look at inputs and return every named intermediate.
 
@@ -41,6 +42,7 @@ class Backbone(Protocol):
           rng: for drop-path; None at evaluation.
           start: None to apply all sites, or one of `hidden` of another look: the input of the first site to apply, one of the
             last `len(td)`. The inputs are then not read.
+          maps: whether to return `attention`, which fused kernels do not compute.
 
         Returns:
           pooled, `[B, N, D]` of text alone, and a dict, of the applied sites:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Float32
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
+from toast_jax.model.layers.attention import attend, attend_with_weights
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
@@ -81,30 +82,26 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Tokens, td: Tokens | None = None, num_queries: int | None = None
-    ) -> tuple[Float[Array, "B M D"], Float32[Array, "B {self.num_heads} M N"]]:
+        self, x: Tokens, td: Tokens | None = None, num_queries: int | None = None, maps: bool = True
+    ) -> tuple[Float[Array, "B M D"], Float32[Array, "B {self.num_heads} M N"] | None]:
         """Attend from the first `num_queries` tokens (None: from all) to all tokens.
 
         With a top-down input the release computes `W_v x + b_v + W_v td + b_v`, and its weights were trained with the bias
         counted twice. The same in one product is `W_v (x + td) + 2 b_v`.
 
         Returns:
-          output and attention weights, M being the number of queries.
+          output and, if `maps`, attention weights, M being the number of queries.
         """
         width = x.shape[-1]
         project = lambda name: Linear(width, dtype=self.dtype, name=name)  # noqa: E731
         q = self._heads(project("q")(x[:, :num_queries]))
         k = self._heads(project("k")(x))
         v = self._heads(project("v")(x) if td is None else project("v")(x + td, bias_scale=2.0))
-        logits = jnp.einsum("bhmk,bhnk->bhmn", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5)
-        mixed = jnp.einsum("bhmn,bhnk->bhmk", weights.astype(self.dtype), v)
-        mixed = mixed.transpose(0, 2, 1, 3).reshape(x.shape[0], -1, width)
-        return project("proj")(mixed), weights
+        mixed, weights = attend_with_weights(q, k, v) if maps else (attend(q, k, v), None)
+        return project("proj")(mixed.reshape(*mixed.shape[:2], width)), weights
 
     def _heads(self, x):
-        # Heads come before tokens: on CPUs the other order makes both attention products several times slower.
-        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(0, 2, 1, 3)
+        return x.reshape(*x.shape[:2], self.num_heads, -1)
 
 
 class Mlp(nn.Module):
@@ -134,7 +131,8 @@ class Block(nn.Module):
         depth: Depth = (0, 0.0),
         rng: Keys | None = None,
         num_queries: int | None = None,
-    ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "B ..."]]]:
+        maps: bool = True,
+    ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "B ..."] | None]]:
         """Compute the output of the block and its intermediates.
 
         Args:
@@ -143,9 +141,10 @@ class Block(nn.Module):
           depth: index of the block and its drop-path rate.
           rng: for drop-path; None drops nothing.
           num_queries: how many tokens of the output to compute, from the first; None computes all.
+          maps: whether to return the attention weights.
 
         Returns:
-          the output, and `{"input": [B, N, D], "attention": [B, H, M, N]}`.
+          the output, and `{"input": [B, N, D], "attention": [B, H, M, N] or None}`.
         """
         if prompts is not None:
             prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[1:])).astype(x.dtype)
@@ -154,7 +153,7 @@ class Block(nn.Module):
         keys = (None, None) if rng is None else _branch_keys(rng, index)
         norm = lambda name: nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name=name)  # noqa: E731
 
-        attended, attention = Attention(self.num_heads, self.dtype, name="attn")(norm("norm1")(x), td, num_queries)
+        attended, attention = Attention(self.num_heads, self.dtype, name="attn")(norm("norm1")(x), td, num_queries, maps)
         y = x[:, :num_queries] + drop_path(attended, keys[0], rate)
         y = y + drop_path(Mlp(dtype=self.dtype, name="mlp")(norm("norm2")(y)), keys[1], rate)
         return y, {"input": x, "attention": attention}
@@ -203,7 +202,7 @@ class ViT(nn.Module):
                 self._block(scanned=True),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=self.depth - self.last_blocks,
             )(self.num_heads, self.dtype)
         self.last = [self._block(scanned=False)(self.num_heads, self.dtype) for _ in range(self.last_blocks)]
@@ -221,7 +220,8 @@ class ViT(nn.Module):
         prompts: Prompts | None = None,
         rng: Keys | None = None,
         start: Tokens | None = None,
-    ) -> tuple[Float[Array, "B D"], dict[str, Float[Array, "..."]]]:
+        maps: bool = True,
+    ) -> tuple[Float[Array, "B D"], dict[str, Float[Array, "..."] | None]]:
         """Look at images and return every named intermediate.
 
         Args:
@@ -231,15 +231,16 @@ class ViT(nn.Module):
             `[L, B or 1, P, D]`, which also replace the prompts at the input of every later block (deep VPT).
           rng: for drop-path, None at evaluation.
           start: None, or the input of the first block to apply, one of the last `len(td)`; the images are then not read.
+          maps: whether to return the attention weights.
 
         Returns:
           pooled, and a dict, of the applied blocks:
             tokens: `[B, N, D]` after the final LayerNorm; compared with the prior.
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
-            attention: `[L, B, H, N, N]`.
+            attention: `[L, B, H, N, N]`, or None.
         """
-        x, seen = self._blocks(images, td, prompts, rng, start, num_queries=None)
+        x, seen = self._blocks(images, td, prompts, rng, start, num_queries=None, maps=maps)
         tokens = self.norm(x)
         hidden = jnp.concatenate([seen["input"], x[None]])
         out = {"tokens": tokens, "fed_back": tokens, "hidden": hidden, "attention": seen["attention"]}
@@ -254,7 +255,7 @@ class ViT(nn.Module):
         start: Tokens | None = None,
     ) -> Float[Array, "B D"]:
         """Compute the pooled output of `__call__` alone; the last block computes only pooled tokens."""
-        x, _ = self._blocks(images, td, prompts, rng, start, num_queries=1 if self.pool == "cls" else None)
+        x, _ = self._blocks(images, td, prompts, rng, start, num_queries=1 if self.pool == "cls" else None, maps=False)
         return self._pool(self.norm(x))
 
     def on_grid(self, values: Float[Array, "B N"]) -> Float[Array, "B {self.grid} {self.grid}"]:
@@ -262,7 +263,7 @@ class ViT(nn.Module):
         return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)
 
     def _block(self, *, scanned):
-        return remat(Block, everything=self.remat, scanned=scanned, static_argnums=(6,))
+        return remat(Block, everything=self.remat, scanned=scanned, static_argnums=(6, 7))
 
     def _pool(self, tokens):
         if self.pool == "cls":
@@ -277,7 +278,7 @@ class ViT(nn.Module):
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (b, 1, self.width))
         return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
 
-    def _blocks(self, images, td, prompts, rng, start, num_queries):
+    def _blocks(self, images, td, prompts, rng, start, num_queries, maps):
         """Run the blocks and return the last output and the stacked intermediates."""
         skipped = 0 if start is None else self.depth - len(td)
         x = self._embed(images) if start is None else start
@@ -295,11 +296,11 @@ class ViT(nn.Module):
         if stacked:
             layer = self._block(scanned=True)(self.num_heads, self.dtype, parent=None)
             per_layer = jax.tree.map(lambda a: a[:stacked], (td, prompts, depth))
-            x, intermediates = stack.look(self.blocks, layer, skipped, x, per_layer, (rng, None))
+            x, intermediates = stack.look(self.blocks, layer, skipped, x, per_layer, (rng, None, maps))
             seen.append(intermediates)
         for i, block in enumerate(self.last[stacked - count :], start=stacked):
             per_layer = jax.tree.map(lambda a: a[i], (td, prompts, depth))  # noqa: B023
-            x, intermediates = block(x, *per_layer, rng, num_queries if i == count - 1 else None)
+            x, intermediates = block(x, *per_layer, rng, num_queries if i == count - 1 else None, maps)
             seen.append(jax.tree.map(lambda a: a[None], intermediates))
         if num_queries is not None:
             return x, None

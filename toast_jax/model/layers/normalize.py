@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 
-from toast_jax.data.images.pixels import MEAN, STD
+from toast_jax.data.images.statistics import MEAN, STD
 from toast_jax.model.layers.arrays import Array
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from ml_collections import ConfigDict
 
 from toast_jax.data.images import pixels, tfds_records
 from toast_jax.data.images.vtab import published_lists, tasks
-from toast_jax.errors import InputError, choose, listed
+from toast_jax.errors import InputError, choose, fault_of, listed
 
 # Splits up to this size are cached in memory; larger ones are test splits, which are read once.
 CACHED = tasks.TRAIN + tasks.VAL
 
 
 @dataclasses.dataclass(frozen=True)
-class VtabImages:
+class VtabImages(tfds_records.Records):
     """A source (see `sources.Source`) of the images of a task; 'image' is uint8 [size, size, 3].
 
     Attributes:
@@ -51,10 +50,11 @@ class VtabImages:
 
     def _name(self, index: int, record: dict[str, Any]) -> str:
         feature = tasks.BUILDERS[tasks.TASKS[self.task].builder].filename
-        return record[feature].decode() if feature else f"{self.split}[{index}]"
+        return record[feature].decode(errors="backslashreplace") if feature else f"{self.split}[{index}]"
 
     def _record(self, index: int) -> dict[str, Any]:
-        return self._records[index if self.indices is None else self.indices[index]]
+        place = index if self.indices is None else self.indices[index]
+        return tfds_records.record_of(self._records, place, self.directory)
 
     def _read(self, index: int) -> dict[str, Any]:
         task, record = tasks.TASKS[self.task], self._record(index)
@@ -64,21 +64,16 @@ class VtabImages:
                 f"Image {name} has class {label} of {self.task}, which has 0 to {task.num_classes - 1}: remove "
                 f"{self.directory} and prepare it again."
             )
-        image = pixels.decode(record["image"], name) * tasks.BUILDERS[task.builder].scale
+        try:
+            image = pixels.decode(record["image"], name) * tasks.BUILDERS[task.builder].scale
+        except InputError as error:
+            raise InputError(f"{fault_of(error)}: remove {self.directory} and prepare it again.") from error
         return {"image": pixels.stretch(image, self.size), "label": label, "name": name}
 
     @functools.cached_property
     def _cached(self) -> tuple[dict[str, Any], ...]:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return tuple(pool.map(self._read, range(len(self))))
-
-    @functools.cached_property
-    def _records(self) -> Sequence[dict[str, Any]]:
-        return tfds_records.records(self.directory, self.split)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Open files and cached images are not pickled; each process reads its own.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 def read(data: ConfigDict, split: str) -> VtabImages:
@@ -116,7 +111,13 @@ def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> Vta
     chosen = choose(f"config.data.splits.{split}", data.splits[split], slices)
     open_slice = functools.partial(VtabImages, task=data.name, directory=directory, size=data.image_size, classes=classes)
     source = open_slice(split=chosen)
-    _check_readable(source, task, counts)
+    try:
+        len(source)
+    except ValueError as error:
+        have = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        raise InputError(
+            f"{directory} is too small for {chosen} of {task.builder} (it has {have}): remove it and prepare all of it again."
+        ) from error
     if data.split_file and data.splits[split] != "test":
         chosen, indices = published_lists.exact(open_slice, data.split_file, data.splits[split], task=task, slices=slices)
         source = open_slice(split=chosen, indices=indices)
@@ -151,14 +152,3 @@ def find(root: str | Path, builder: str) -> Path | None:
             )
         return folder
     return None
-
-
-def _check_readable(source: VtabImages, task: tasks.Task, counts: dict[str, int]) -> None:
-    try:
-        len(source)
-    except ValueError as error:
-        have = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        raise InputError(
-            f"{source.directory} is too small for {source.split} of {task.builder} (it has {have}): remove it and prepare "
-            "all of it again."
-        ) from error
