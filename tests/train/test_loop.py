@@ -24,6 +24,7 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
 from toast_jax.train import checkpoint, image_runs, loop, setup
+from toast_jax.weights import containers, pretrained, rename
 from toast_jax.workdir import interrupt, run_folder
 
 
@@ -87,6 +88,28 @@ def test_seeds_that_share_a_program_are_runs_of_their_own(image_folder, tmp_path
     assert losses(tmp_path / "4") == losses(tmp_path / "alone") != losses(tmp_path / "3")
     assert results[1]["test"] == alone["test"] and [one["seed"] for one in results] == [3, 4]
     assert results[1]["config"] == alone["config"]
+
+
+def test_weights_are_read_once_for_all_seeds(image_folder, tmp_path, monkeypatch):
+    """Also those of parameters that training changes, and donates."""
+    config = tiny_config(image_folder, "toast")
+    config.data.verify, config.head.start = False, "random"
+    network = setup.load_network(config, 3)
+    params = trees.flat(trees.merge(network.tuned, network.frozen))
+    params = {path: np.asarray(leaf) for path, leaf in params.items() if not path.startswith("head/")}
+    containers.write(tmp_path / "weights.safetensors", rename.to_torch(params), {})
+    config.backbone.weights = str(tmp_path / "weights.safetensors")
+    reads, read = [], pretrained.load
+    monkeypatch.setattr(pretrained, "load", lambda path, *args, **options: reads.append(path) or read(path, *args, **options))
+    run, state = setup.prepare(config, tmp_path / "42", several_seeds=True)
+    jax.tree.map(lambda leaf: leaf.delete(), state.tuned)
+    run, state = setup.reseed(run, 43, tmp_path / "43")
+    run, state = setup.reseed(run, 44, tmp_path / "44")
+    assert reads == [config.backbone.weights]
+    config.seed = 44
+    other_run, other_state = setup.prepare(config, tmp_path / "alone")
+    jax.tree.map(np.testing.assert_array_equal, (state, run.frozen), (other_state, other_run.frozen))
+    np.testing.assert_array_equal(state.tuned["top_down"]["prior"], params["top_down/prior"])
 
 
 def test_it_learns(image_folder, tmp_path):

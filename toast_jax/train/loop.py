@@ -50,7 +50,8 @@ def fit_seeds(config: ConfigDict, folders: Mapping[int, str | Path]) -> list[dic
             if result := run_folder.finished(folder, config):
                 log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
             else:
-                run, state = reseed(run, seed, folder) if run else prepare(config, folder)
+                several = len(folders) > 1
+                run, state = reseed(run, seed, folder) if run else prepare(config, folder, several_seeds=several)
                 (result,) = _finish(run, state, started)
         if isinstance(result, Diverged):
             raise result
