@@ -469,10 +469,14 @@ def test_workdir_of_another_config_is_refused(config, tmp_path):
         setup.prepare(config, tmp_path)
 
 
-def test_a_start_that_failed_does_not_keep_the_folder(config, tmp_path):
-    setup.prepare(config, tmp_path)
-    config.batch_size = 16
-    setup.prepare(config, tmp_path)
+def test_a_start_that_failed_does_not_keep_the_folder(config, tmp_path, monkeypatch):
+    def die(*args):
+        raise Killed
+
+    monkeypatch.setattr(loop, "_train", die)
+    for config.batch_size in (8, 16):
+        with pytest.raises(Killed):
+            loop.fit(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
 
 
@@ -512,7 +516,7 @@ def test_read_only_workdir(config, tmp_path):
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
     config.epochs = 3
 
-    def exploding(config, folder):
+    def exploding(config, folder, **options):
         """From step 5 on, the loss is NaN."""
         run, state = setup.prepare(config, folder)
 
