@@ -50,7 +50,7 @@ def test_every_product_of_a_step_has_the_precision_of_the_config(method, image_f
 
 def test_a_run_is_at_its_precision_from_start_to_end(config, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(loop, "prepare", lambda config, folder: seen.append(current()) or (None, None))
+    monkeypatch.setattr(loop, "prepare", lambda config, folder, **options: seen.append(current()) or (None, None))
     monkeypatch.setattr(loop, "prepare_grid", lambda *args: seen.append(current()) or (None, None))
     monkeypatch.setattr(loop, "_finish", lambda run, state, started: seen.append(current()) or [{}])
     for config.precision in ("default", "highest"):

@@ -24,6 +24,7 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
 from toast_jax.train import checkpoint, image_runs, loop, setup
+from toast_jax.weights import containers, pretrained, rename
 from toast_jax.workdir import interrupt, run_folder
 
 
@@ -87,6 +88,28 @@ def test_seeds_that_share_a_program_are_runs_of_their_own(image_folder, tmp_path
     assert losses(tmp_path / "4") == losses(tmp_path / "alone") != losses(tmp_path / "3")
     assert results[1]["test"] == alone["test"] and [one["seed"] for one in results] == [3, 4]
     assert results[1]["config"] == alone["config"]
+
+
+def test_weights_are_read_once_for_all_seeds(image_folder, tmp_path, monkeypatch):
+    """Also those of parameters that training changes, and donates."""
+    config = tiny_config(image_folder, "toast")
+    config.data.verify, config.head.start = False, "random"
+    network = setup.load_network(config, 3)
+    params = trees.flat(trees.merge(network.tuned, network.frozen))
+    params = {path: np.asarray(leaf) for path, leaf in params.items() if not path.startswith("head/")}
+    containers.write(tmp_path / "weights.safetensors", rename.to_torch(params), {})
+    config.backbone.weights = str(tmp_path / "weights.safetensors")
+    reads, read = [], pretrained.load
+    monkeypatch.setattr(pretrained, "load", lambda path, *args, **options: reads.append(path) or read(path, *args, **options))
+    run, state = setup.prepare(config, tmp_path / "42", several_seeds=True)
+    jax.tree.map(lambda leaf: leaf.delete(), state.tuned)
+    run, state = setup.reseed(run, 43, tmp_path / "43")
+    run, state = setup.reseed(run, 44, tmp_path / "44")
+    assert reads == [config.backbone.weights]
+    config.seed = 44
+    other_run, other_state = setup.prepare(config, tmp_path / "alone")
+    jax.tree.map(np.testing.assert_array_equal, (state, run.frozen), (other_state, other_run.frozen))
+    np.testing.assert_array_equal(state.tuned["top_down"]["prior"], params["top_down/prior"])
 
 
 def test_it_learns(image_folder, tmp_path):
@@ -446,10 +469,14 @@ def test_workdir_of_another_config_is_refused(config, tmp_path):
         setup.prepare(config, tmp_path)
 
 
-def test_a_start_that_failed_does_not_keep_the_folder(config, tmp_path):
-    setup.prepare(config, tmp_path)
-    config.batch_size = 16
-    setup.prepare(config, tmp_path)
+def test_a_start_that_failed_does_not_keep_the_folder(config, tmp_path, monkeypatch):
+    def die(*args):
+        raise Killed
+
+    monkeypatch.setattr(loop, "_train", die)
+    for config.batch_size in (8, 16):
+        with pytest.raises(Killed):
+            loop.fit(config, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
 
 
@@ -489,7 +516,7 @@ def test_read_only_workdir(config, tmp_path):
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
     config.epochs = 3
 
-    def exploding(config, folder):
+    def exploding(config, folder, **options):
         """From step 5 on, the loss is NaN."""
         run, state = setup.prepare(config, folder)
 

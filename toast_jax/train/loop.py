@@ -50,7 +50,8 @@ def fit_seeds(config: ConfigDict, folders: Mapping[int, str | Path]) -> list[dic
             if result := run_folder.finished(folder, config):
                 log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
             else:
-                run, state = reseed(run, seed, folder) if run else prepare(config, folder)
+                several = len(folders) > 1
+                run, state = reseed(run, seed, folder) if run else prepare(config, folder, several_seeds=several)
                 (result,) = _finish(run, state, started)
         if isinstance(result, Diverged):
             raise result
@@ -94,8 +95,9 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
             fingerprint.check_start(meta["start"], saved, run.folder, run.config)
             state = restored
             log.info("Resuming from step %d of %d, found in %s.", state.step, run.steps, checkpoints.directory)
-        for member in run.members:  # the places that it names are checked now
-            run_folder.write_json(member.folder / "config.json", member.config.to_dict())
+        # The content of the places that they name is checked now. A grid has a folder of its own.
+        for folder, config in {run.folder: run.config, **{member.folder: member.config for member in run.members}}.items():
+            run_folder.write_json(folder / "config.json", config.to_dict())
         with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
             results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):

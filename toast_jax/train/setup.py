@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -33,13 +33,17 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network with its parameters, split into tuned and frozen trees with None in the gaps."""
+    """A network with its parameters, split into tuned and frozen trees with None in the gaps.
+
+    `loaded` has the paths of the parameters that are from files; the others are created from the seed.
+    """
 
     model: steered.Steered
     method: methods.Method
     mask: dict
     tuned: dict
     frozen: dict
+    loaded: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Run:
       features: see `feature_cache.features_of`; None in pre-tuning and for methods that cannot cache any.
       steps_per_epoch: of training.
       tuned_parameters: their numbers, `all` and `without_head`.
+      loaded: the parameters that are from files, by path, for `reseed`: tuned ones as they were read, on the host, and None for
+        frozen ones. None for a run of one seed.
     """
 
     members: tuple[Member, ...]
@@ -73,6 +79,7 @@ class Run:
     features: Callable | None
     steps_per_epoch: int
     tuned_parameters: dict[str, int]
+    loaded: dict[str, np.ndarray | None] | None = None
 
     @property
     def config(self) -> ConfigDict:
@@ -84,8 +91,10 @@ class Run:
         return self.config.epochs * self.steps_per_epoch
 
 
-def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
+def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = False) -> tuple[Run, State]:
     """Check the config, open and check the data, load the network and claim the folder, in this order.
+
+    With `several_seeds`, keep the parameters that are from files, so that `reseed` need not read them again.
 
     Raises:
       InputError: any of these fails.
@@ -116,8 +125,15 @@ def prepare(config: ConfigDict, folder: str | Path) -> tuple[Run, State]:
         features=features_of(network.model, network.method) if config.stage == "tune" else None,
         steps_per_epoch=steps_per_epoch,
         tuned_parameters={"all": num_tuned, "without_head": num_tuned - num_head},
+        loaded=_copied(network) if several_seeds else None,
     )
     return run, init_state(network.tuned, tx, config.seed, averaged=config.ema > 0)
+
+
+def _copied(network) -> dict[str, np.ndarray | None]:
+    """Return `Run.loaded`; copies, as steps donate the tuned parameters."""
+    tuned = trees.flat(network.tuned)
+    return {path: None if tuned[path] is None else np.array(parallel.fetch(tuned[path])) for path in network.loaded}
 
 
 def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
@@ -128,7 +144,10 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     """
     config = run.config.copy_and_resolve_references()
     config.seed = seed
-    network = load_network(config, len(run.train.classes))
+    loaded, frozen = run.loaded, trees.flat(run.frozen)
+    if loaded is not None:
+        loaded = {path: frozen[path] if leaf is None else leaf for path, leaf in loaded.items()}
+    network = load_network(config, len(run.train.classes), loaded)
     frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
     # Few shots are drawn by the seed.
@@ -151,23 +170,25 @@ def devices_of(config: ConfigDict) -> Devices:
     return fsdp.Shared(config.fsdp, families.of_config(config).partition) if config.get("fsdp", 1) > 1 else parallel
 
 
-def load_network(config: ConfigDict, num_classes: int) -> Network:
-    """Build the network of a config, load its weights, and split tuned from frozen parameters."""
+def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = None) -> Network:
+    """Build the network of a config, load its weights, and split tuned from frozen parameters.
+
+    No file is read for parameters if those of `initial_parameters.load` are given as `loaded`.
+    """
     network, method = steered.build(config, num_classes)
-    params = initial_parameters.start(
-        network,
-        method,
-        seed=config.seed,
-        weights=config.backbone.weights,
-        classifier="head" in config and config.head.start == "classifier",
-        top_down=config.top_down,
-        tuned=config.checkpoint,
-        put=devices_of(config).put,
-    )
+    files = {
+        "weights": config.backbone.weights,
+        "classifier": "head" in config and config.head.start == "classifier",
+        "top_down": config.top_down,
+        "tuned": config.checkpoint,
+        "put": devices_of(config).put,
+    }
+    loaded = initial_parameters.load(network, method, **files) if loaded is None else loaded
+    params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)
     mask = methods.tuned_mask(params, method)
     log.info("%s", methods.table(params, method))
     tuned, frozen = trees.split(params, mask)
-    return Network(network, method, mask, tuned, frozen)
+    return Network(network, method, mask, tuned, frozen, frozenset(loaded))
 
 
 def optimizer(

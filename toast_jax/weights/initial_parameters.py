@@ -3,11 +3,12 @@
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from toast_jax import trees
 from toast_jax.config.backbone_names import RANDOM
@@ -32,6 +33,7 @@ def start(
     top_down: str = "",
     tuned: str = "",
     put: Callable = parallel.put,
+    loaded: Mapping[str, ArrayLike] | None = None,
 ) -> dict:
     """Load or create all parameters of a network.
 
@@ -46,6 +48,7 @@ def start(
       top_down: file of a pre-tuned top-down module, or "". It takes precedence over the one in `weights`.
       tuned: a PyTorch file of a whole network tuned by this method, or ""; `weights` and `top_down` are then ignored.
       put: `(path, array) -> array`, places the weights of a language model on their devices as they are read.
+      loaded: what `load` returned for these files, so that they are not read again.
 
     Returns:
       a tree as from `steered.init`.
@@ -54,13 +57,9 @@ def start(
       InputError: a file is missing or does not fit; see `pretrained.load`.
     """
     key = jax.random.key(seed)
-    shapes = jax.eval_shape(lambda key: _init(model, method, key), key)
-    dtypes = _dtypes(model, method, shapes)
-    shapes = trees.flat(shapes)
-    if tuned:
-        loaded = pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*", field="checkpoint")
-    else:
-        loaded = _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down)
+    shapes, dtypes = _described(model, method)
+    if loaded is None:
+        loaded = load(model, method, weights=weights, classifier=classifier, top_down=top_down, tuned=tuned, put=put)
     missing = [path for path in shapes if path not in loaded]
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
@@ -70,6 +69,29 @@ def start(
     if top_down and "top_down/prior" in params and not tuned:
         top_down_file.check_backbone(top_down, params)
     return trees.nested(params)
+
+
+def load(
+    model: Steered,
+    method: Method,
+    *,
+    weights: str,
+    classifier: bool = False,
+    top_down: str = "",
+    tuned: str = "",
+    put: Callable = parallel.put,
+) -> Mapping[str, ArrayLike]:
+    """Read the parameters that are in files, by path; arguments and errors are those of `start`."""
+    shapes, dtypes = _described(model, method)
+    if tuned:
+        return pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*", field="checkpoint")
+    return _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down)
+
+
+def _described(model, method):
+    """Return the shapes and dtypes of all parameters, by path."""
+    shapes = jax.eval_shape(lambda key: _init(model, method, key), jax.random.key(0))
+    return trees.flat(shapes), _dtypes(model, method, shapes)
 
 
 # One program for all seeds of a network.

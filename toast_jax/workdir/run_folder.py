@@ -21,11 +21,10 @@ from toast_jax.workdir import locks
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
-    """Create the folder, or check that it belongs to the same config, and save the config in it.
+    """Create the folder, or check that it belongs to the same config.
 
-    A folder without a checkpoint can be claimed by any config, so a failed start can be corrected. If data or weights have
-    moved, the config is not saved before their content is checked. Several processes share the folder; only the first one
-    checks and writes.
+    A folder without a checkpoint can be claimed by any config, so a failed start can be corrected. The loop saves the config,
+    after it has checked the content of data and weights that moved. Of several processes only the first one checks.
 
     Raises:
       InputError: the folder cannot be written, or holds checkpoints of another config (the differing fields are listed), or of
@@ -38,16 +37,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
         _check_same(folder, config, TO_RESUME, TO_MOVE)
         if not config.resume:
             raise InputError(f"{folder} already holds a run; set --config.resume=True or give another --workdir.")
-    if not _has_moved(folder, config):
-        write_json(folder / "config.json", config.to_dict())
     return folder
-
-
-def _has_moved(folder, config):
-    """Whether the folder holds a run, or its result, that differs from the config in places of data and weights alone."""
-    if not (has_checkpoint(folder) or (folder / "result.json").exists() and (folder / "config.json").exists()):
-        return False
-    return bool(_differing(folder, config, TO_RESUME)) and not _differing(folder, config, TO_RESUME, TO_MOVE)
 
 
 def writable(workdir: str | Path, field: str = "--workdir") -> Path:
