@@ -22,8 +22,8 @@ from toast_jax.workdir import run_folder
 class Jax:
     """A network with its optimizer, and a batch on the host; each step returns its seconds."""
 
-    def __init__(self, *, method: str, backbone: str, batch: int, folder: str, release: str):
-        network, row, mask, tx, step = timed(method, backbone)
+    def __init__(self, *, method: str, steered_blocks: int, backbone: str, batch: int, folder: str, release: str):
+        network, row, mask, tx, step = timed(method, backbone, steered_blocks=steered_blocks)
         self.images, self.labels = against_release.batch(batch)
         self.operands = against_release.operands(backbone, batch)
         tuned, frozen = trees.split(jax.jit(lambda: steered.init(network, row, jax.random.key(0)))(), mask)
@@ -48,7 +48,13 @@ class Jax:
         if self.features is None:
             self.features = jax.tree.map(np.asarray, jax.jit(self.features_of)(self.frozen, {"image": self.images}, None))
         batch = {"image": self.images, "label": self.labels, "features": self.features}
-        return self._train({name: value for name, value in batch.items() if name != "image" or "pooled" not in self.features})
+        return self._train(
+            {
+                name: value
+                for name, value in batch.items()
+                if name != "image" or not feature_cache.replaces_images(self.features)
+            }
+        )
 
     def _train(self, batch):
         started = time.perf_counter()

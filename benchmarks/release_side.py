@@ -21,7 +21,7 @@ SIZES = {"vit_b16": "base", "vit_l16": "large"}
 class Release:
     """The release's network, loss and optimizer, assembled as in its trainer; each step returns its seconds."""
 
-    def __init__(self, *, method: str, backbone: str, batch: int, folder: str, release: str):
+    def __init__(self, *, method: str, steered_blocks: int, backbone: str, batch: int, folder: str, release: str):
         _stand_in_for_torchvision()
         sys.path.insert(0, release)
         networks = importlib.import_module("src.models.vit_models")
@@ -35,7 +35,8 @@ class Release:
         with np.load(f"{folder}/weights.npz") as state:
             missing = self.network.load_state_dict({name: torch.from_numpy(state[name]) for name in state.files}, strict=False)
         # All but the backbone's own ImageNet classifier has to be loaded.
-        left = [name for name in missing.missing_keys if not name.startswith(("enc.head.", "enc.fc_norm"))]
+        unused = ("enc.head.", "enc.fc_norm", *(("enc.decoders.",) if steered_blocks else ()))
+        left = [name for name in missing.missing_keys if not name.startswith(unused)]
         assert not left and not missing.unexpected_keys, (left, missing.unexpected_keys)
         groups = [
             {"params": [p], "weight_decay": 0.0 if name == "head.last_layer.bias" else DECAY}

@@ -160,7 +160,7 @@ def test_ynn_fusions_are_off_on_cpus_where_the_flag_is_known(platforms, jaxlib, 
         monkeypatch.setenv("XLA_FLAGS", given)
     monkeypatch.setattr(cli.importlib.metadata, "version", lambda name: jaxlib)
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name == "jax_plugins")
-    cli._set_environment()
+    cli.set_environment()
     assert os.environ.get("XLA_FLAGS") == expected
 
 
@@ -202,7 +202,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(image_folder, tmp_path):
 def test_a_reduction_of_many_rows_is_right_on_a_cpu():
     """XLA's fusions with YNNPACK, which the command line switches off, return garbage for more than 32,768 rows."""
     code = (
-        "from toast_jax import cli; cli._set_environment()\n"
+        "from toast_jax import cli; cli.set_environment()\n"
         "import jax, jax.numpy as jnp, numpy as np\n"
         "rows, ones = np.random.default_rng(0).normal(size=(33_000, 16)).astype('f4'), jnp.ones((16, 16))\n"
         "compiled = jax.jit(lambda x: jnp.sum(jnp.square(jax.vmap(lambda row: ones @ row)(x))))(rows)\n"

@@ -90,7 +90,7 @@ def test_the_command_that_resumes_is_the_one_that_was_given(monkeypatch, capsys)
     def stopped(*_, **__):
         raise Interrupted("Stopped.")
 
-    monkeypatch.setattr(cli, "_set_environment", lambda: None)  # of this process
+    monkeypatch.setattr(cli, "set_environment", lambda: None)  # of this process
     monkeypatch.setattr(cli, "_set_logging", lambda: None)
     monkeypatch.setattr(cli.app, "run", stopped)
     for program, shown in (("/usr/bin/toast", "toast"), ("main.py", "python main.py")):

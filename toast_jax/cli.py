@@ -50,7 +50,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME by 
 
 def cli() -> None:
     """Run a task from `sys.argv`; an InputError ends the process with its sentence, status 2 and no traceback."""
-    _set_environment()
+    set_environment()
     _set_logging()
     # absl's --help prints the docstring of `__main__` and the flags registered for it.
     sys.modules["__main__"].__doc__ = f"{__doc__}\nConfigs:\n{config_files.captions()}\n"
@@ -136,8 +136,8 @@ def _devices(precision: str | None) -> str:
     return f"Running on {text}{f', XLA_FLAGS={xla_flags}' * bool(xla_flags)}."
 
 
-def _set_environment() -> None:
-    """Set what JAX reads when it is imported, which reading a config may do."""
+def set_environment() -> None:
+    """Set the variables that JAX reads when it is imported, which reading a config may do, or when it finds its devices."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
     # Fusions of YNNPACK slow the steps on CPUs and have known wrong results (jax issue 39103). An unknown flag would end the
