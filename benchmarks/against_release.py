@@ -6,8 +6,8 @@ Needs a checkout of the release and its imports (torch, timm 0.6, loralib, simpl
 process with the same weights, batch and number of threads; it computes in float32 and flushes denormal numbers. This side has
 the XLA flags of a run. Logits are compared first. Then the sides take turns of four consecutive steps, the first not counted,
 while the other waits; the table has medians. (The first step after a pause is slow, as freed memory has to be allocated again;
-no step of a run waits for that.) Peak memory is that of each process while it trains. `toast:6` steers the last six blocks alone
-here and all of them in the release, which has no such variant; its logits are not compared.
+no step of a run waits for that.) Peak memory is that of each process while it trains. `toast:6` steers the last six blocks
+alone here and all of them in the release, which has no such variant; its logits are not compared.
 """
 
 import argparse
