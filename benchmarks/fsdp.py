@@ -55,7 +55,7 @@ def compiled(backbone: str, method: str, batch: int, length: int, size: int, sta
     mask = methods.tuned_mask(shapes, row)
     tuned, frozen = trees.split(shapes, mask)
     frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, config.backbone.dtype), frozen)
-    network = setup.Network(model, row, mask, tuned, frozen, loaded={})
+    network = setup.Network(model, row, mask, tuned, frozen, loaded=frozenset())
     tx = setup.optimizer(config, lambda _: 1e-5, mask)
     zeros = functools.partial(jax.tree.map, lambda leaf: jnp.zeros(leaf.shape, leaf.dtype))
     state = jax.eval_shape(lambda: init_state(zeros(tuned), tx, seed=0))
