@@ -17,6 +17,7 @@ SMALL = {
     "costs": "--methods=linear --rounds=1 --folder={folder}",
     "epoch": "--backbone=vit_mini16 --methods=linear --batch=8 --images=64 --epochs=2",
     "fsdp": "--backbone=stories260k --batch=8 --length=16 --devices=4",
+    "kinds": "--backbone=vit_ti16 --batch=1 --rounds=1",
     "pipeline": "--images=16 --batch=8 --batches=2 --rounds=1 --workers 0 1",
     "roofline": "--backbone=vit_mini16 --batch=2 --methods=linear",
     "scaling": "--backbone=vit_mini16 --methods=linear",
