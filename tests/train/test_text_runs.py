@@ -13,7 +13,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from configs import alpaca, openwebtext, vicuna
 from configs import convert as convert_config
@@ -30,6 +30,7 @@ from toast_jax.model.backbones import llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, generate, train
 from toast_jax.train import checkpoint, loop, setup, text_runs
+from toast_jax.weights import rename
 from toast_jax.workdir import fingerprint, interrupt
 
 LENGTH = 32
@@ -237,6 +238,27 @@ def test_configs_that_are_refused(changes, message, tmp_path):
         config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):
         setup.prepare(config, tmp_path / "run")
+
+
+def test_weights_with_added_tokens_are_read_with_their_number(tmp_path):
+    """Of a padding token and of rows that pad the embedding to a round number, which no tokenizer writes."""
+    write(tmp_path, ASKED)
+    config = of(alpaca, tmp_path)
+    config.data.format, config.method = "prompts", "lora"
+    network = setup.load_network(config, 0)
+    backbone = {path: np.asarray(leaf) for path, leaf in trees.flat(network.frozen).items() if leaf is not None}
+    embedding = backbone["backbone/embed"]
+    backbone["backbone/embed"] = np.concatenate([embedding, np.full((3, D), 7, np.float32)])
+    save_file(rename.to_torch(backbone), tmp_path / "added.safetensors")
+    config.backbone.weights = str(tmp_path / "added.safetensors")
+    with pytest.raises(InputError, match=f"set --config.backbone.vocabulary={len(embedding) + 3} and give the tokenizer of"):
+        setup.prepare(config, tmp_path / "run")
+    config.backbone.vocabulary = len(embedding) + 3
+    run, _ = setup.prepare(config, tmp_path / "run")
+    np.testing.assert_array_equal(run.frozen["backbone"]["embed"], backbone["backbone/embed"])
+    config.backbone.vocabulary = len(embedding) - 1
+    with pytest.raises(InputError, match=f"has {len(embedding)} tokens, and stories260k {len(embedding) - 1}"):
+        setup.prepare(config, tmp_path / "other")
 
 
 def test_an_answer_ends_with_the_token_that_the_config_says(tmp_path, monkeypatch):

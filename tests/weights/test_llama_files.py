@@ -246,7 +246,10 @@ def test_pairs_of_llama2c_turn_as_there(tmp_path):
             r"has model.layers.3.mlp.up_proj.weight, which no",
         ),
         ({"lm_head__weight": np.ones((V + 1, D), "f4")}, rf"lm_head.weight is \({V + 1}, {D}\) in the file, and backbone/head"),
-        ({"model__embed_tokens__weight": np.ones((V + 1, D), "f4")}, rf"in the network; give .*lm_head.weight to {V} rows"),
+        (
+            {"model__embed_tokens__weight": np.ones((V + 1, D), "f4")},
+            rf"in the network; give .*set --config.backbone.vocabulary={V + 1} and",
+        ),
         (
             {"model__layers__2__self_attn__o_proj__weight": np.ones((D, 8), "f4")},
             r"layers.2.self_attn.o_proj.weight is \(16, 8\)",
@@ -272,7 +275,10 @@ def test_other_networks_are_refused(changes, message, tmp_path):
         ({"rope_theta": 5e5}, "says rope_theta 500000.0"),
         ({"num_key_value_heads": None}, f"says num_key_value_heads {H}, and config.backbone.size {G}"),
         ({"tie_word_embeddings": True}, "says tie_word_embeddings True"),
-        ({"vocab_size": V + 1}, f"says vocab_size {V + 1}, and config.backbone.size {V}; give .*added, cut model.embed"),
+        (
+            {"vocab_size": V + 1},
+            f"says vocab_size {V + 1}, and config.backbone.size {V}; give .*added, set --config.backbone.vocabulary={V + 1} a",
+        ),
     ],
 )
 def test_another_config_is_refused(config, message, tmp_path):

@@ -42,5 +42,5 @@ def of_text(name: str) -> dict[str, Any]:
         raise InputError(
             f"The backbone {name!r} is not known; write one of {', '.join(LLAMAS)}, and a tag, such as llama2_7b_chat."
         )
-    fields = {"backbone.family": "llama", "backbone.size": size}
+    fields = {"backbone.family": "llama", "backbone.size": size, "backbone.vocabulary": 0}
     return fields | {"backbone.weights": f"weights/{name}", "data.tokenizer": f"weights/{name}"}

@@ -105,6 +105,7 @@ FAMILIES = {
         sizes=llama.SIZES,
         names=llama_torch_names.NAMES,
         methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
+        fields={"vocabulary": Field(0, whole(0), "number of tokens, for weights with added ones; 0: that of the size")},
         own_head=True,
         partition=llama.PARTITION,
         layer_files=True,

@@ -27,8 +27,10 @@ UNIT = "tokens"  # of counts and speed
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     """Open the tokenizer of a config, check it against the backbone and set the token that ends a document."""
     opened = tokenizer.load(config.data.tokenizer)
-    vocabulary = families.of_config(config).sizes[config.backbone.size].vocabulary
-    if opened.vocabulary != vocabulary:
+    added = config.backbone.get("vocabulary", 0)
+    vocabulary = added or families.of_config(config).sizes[config.backbone.size].vocabulary
+    # Embeddings with added tokens may be padded to a round number.
+    if opened.vocabulary > vocabulary or (opened.vocabulary < vocabulary and not added):
         raise InputError(
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."

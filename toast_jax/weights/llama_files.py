@@ -76,7 +76,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
         expected = shapes[name].shape[1:] if len(names) > 1 or "/blocks/" in name else shapes[name].shape
         for tensor in names:
             if in_file[tensor].shape != (expected[::-1] if turned else expected):
-                remedy = f"; {_cut(model.vocabulary)}" if tensor == _EMBEDDING else "."
+                remedy = f"; {_with_tokens(in_file[tensor].shape[0])}" if tensor == _EMBEDDING else "."
                 raise InputError(
                     f"{path} does not fit config.backbone.size {_of(model)}: {tensor} is {in_file[tensor].shape} in the file, "
                     f"and {name} {tuple(shapes[name].shape)} in the network{remedy}"
@@ -246,15 +246,15 @@ def _check_config(folder: Path, model: LLaMA) -> None:
         raise InputError(f"{file} is no config.json of a LLaMA ({error!r}); download it again.") from error
     for name, (in_file, expected) in pairs.items():
         if in_file != expected:
-            remedy = _cut(model.vocabulary) if name == "vocab_size" else "give weights of that size."
+            remedy = _with_tokens(in_file) if name == "vocab_size" else "give weights of that size."
             raise InputError(f"{file} says {name} {in_file}, and config.backbone.size {expected}; {remedy}")
 
 
-def _cut(vocabulary: int) -> str:
+def _with_tokens(vocabulary: int) -> str:
     """The remedy for another vocabulary, mostly of tokens that tuning added."""
     return (
-        f"give weights of that size or, if tokens were added, cut {_EMBEDDING} and {_HEAD} to {vocabulary} rows (and "
-        "vocab_size in config.json), and give the tokenizer without these tokens in --config.data.tokenizer."
+        f"give weights of that size or, if tokens were added, set --config.backbone.vocabulary={vocabulary} and give the "
+        "tokenizer of these weights in --config.data.tokenizer."
     )
 
 

@@ -94,12 +94,14 @@ PARTITION = (
 
 
 def build(config) -> "LLaMA":
-    """Build the LLaMA of a config's `backbone` section, from `size`, `dtype` and `remat`.
+    """Build the LLaMA of a config's `backbone` section, from `size`, `vocabulary`, `dtype` and `remat`.
 
     Raises:
       InputError: an unknown size or dtype.
     """
     size = choose("config.backbone.size", config.size, SIZES)
+    if vocabulary := config.get("vocabulary", 0):  # runs of earlier versions have no such field
+        size = dataclasses.replace(size, vocabulary=vocabulary)
     return LLaMA(**dataclasses.asdict(size), dtype=dtypes.named(config.dtype), remat=config.remat)
 
 
