@@ -358,7 +358,8 @@ def _decoded(sizes, method, parts):
     sampling, seconds, first = generation.Sampling(), [], []
     for _ in range(sizes.rounds + 1):
         started = time.perf_counter()
-        state = generation.begin(network, row, params, prompts, lengths, prompt + new, sampling, jax.random.key(0))
+        keys = jax.random.split(jax.random.key(0), len(prompts))
+        state = generation.begin(network, row, params, prompts, lengths, prompt + new, sampling, keys)
         jax.block_until_ready(state)
         first.append(time.perf_counter() - started)
         started = time.perf_counter()
