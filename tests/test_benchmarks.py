@@ -35,7 +35,8 @@ def test_a_benchmark_runs_to_its_table(name, tmp_path):
     if name == "accelerator":
         report = json.loads((tmp_path / "accelerator.json").read_text())
         errors = {row for rows in report["parts"].values() for row, cells in rows.items() if "error" in cells}
-        assert errors <= {"attention by cuDNN"} and list(report["parts"]) == list(accelerator.PARTS)
+        assert errors <= {"attention by cuDNN"}
+        assert [*report["parts"], "more_steps"] == list(accelerator.PARTS)  # the last part has no rows at these sizes
     elif name == "costs":
         pictures = {f"{cost}_{what}.svg" for cost in ("ms", "mb") for what in ("image_size", "batch", "depth")}
         assert {path.name for path in tmp_path.iterdir()} == {"costs.json", *pictures}
