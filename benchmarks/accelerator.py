@@ -16,6 +16,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of accelerator.json and accelerator.md")
     parser.add_argument("--release", default="", help="folder visual_classification of a checkout of the PyTorch release")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="all by default, in this order")
+    parser.add_argument("--rows", default="", help="regex: measure only the rows whose `PART | NAME` has a match")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, to check the script on a CPU")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -119,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
         rows = report["parts"].setdefault(part, {})
         longest = 0.0
         for name, measure in PARTS[part](sizes, args.release):
+            if not re.search(args.rows, f"{part} | {name}"):
+                continue
             started = time.perf_counter()
             if started + longest >= end:
                 rows[name] = {"skipped": "no time was left"}

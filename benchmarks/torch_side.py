@@ -105,7 +105,7 @@ def _peft(method, backbone, image_size, device, folder, release):
 def _release(method, backbone, image_size, device, folder, release):
     # Its constructor loads the weights and writes the logits of eight images.
     release_side = importlib.import_module("benchmarks.release_side")
-    side = release_side.Release(method=method, backbone=backbone, batch=8, folder=folder, release=release)
+    side = release_side.Release(method=method, steered_blocks=0, backbone=backbone, batch=8, folder=folder, release=release)
     return side.network.to(device)
 
 
