@@ -18,6 +18,7 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
+from toast_jax import package_files
 from toast_jax.config import config_files
 from toast_jax.errors import InputError, Interrupted, choose
 from toast_jax.fields import flat_fields, unknown
@@ -138,8 +139,7 @@ def _devices(precision: str | None) -> str:
 
 def set_environment() -> None:
     """Set the variables that JAX reads when it is imported, which reading a config may do, or when it finds its devices."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "compiled"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(package_files.cache_folder("compiled")))
     # Fusions of YNNPACK slow the steps on CPUs and have known wrong results (jax issue 39103). An unknown flag would end the
     # process, so it is set only between the first and the last jaxlib that was tried, and not for an accelerator's plugin.
     jaxlib = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3])

@@ -1,10 +1,18 @@
-"""Files that are shipped with the code: beside the package in a clone, inside it when it is installed."""
+"""Where files are that belong to no run: those shipped with the code, and the cache of what can be made again.
+
+Shipped files are beside the package in a clone and inside it when it is installed.
+"""
 
 import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder of one kind of cached files, `toast_jax/NAME` in $XDG_CACHE_HOME or ~/.cache; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax" / name
 
 
 def find(path: str | Path) -> Path:

@@ -27,10 +27,10 @@ UNIT = "tokens"  # of counts and speed
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     """Open the tokenizer of a config, check it against the backbone and set the token that ends a document."""
     opened = tokenizer.load(config.data.tokenizer)
-    added = config.backbone.get("vocabulary", 0)
-    vocabulary = added or families.of_config(config).sizes[config.backbone.size].vocabulary
+    vocabulary = families.of_config(config).build(config, 0).vocabulary
     # Embeddings with added tokens may be padded to a round number.
-    if opened.vocabulary > vocabulary or (opened.vocabulary < vocabulary and not added):
+    may_be_padded = config.backbone.get("vocabulary", 0) > 0  # earlier versions have no such field
+    if opened.vocabulary > vocabulary or (opened.vocabulary < vocabulary and not may_be_padded):
         raise InputError(
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."

@@ -2,11 +2,11 @@
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 from etils import epath
 
+from toast_jax import package_files
 from toast_jax.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def _copied(address: str) -> Path:
     """Copy a remote file to the cache, unless it is there already."""
     if address.startswith(("http://", "https://")):
         raise InputError(f"{address} is not fetched from here; download it with curl or a browser, and give the file.")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax" / "downloads"
+    cache = package_files.cache_folder("downloads")
     # Files of the same name from two places must not collide.
     path = cache / hashlib.sha256(address.encode()).hexdigest()[:16] / address.rsplit("/", 1)[1]
     if not path.exists():

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toast_jax import package_files
 from toast_jax.data.text import tokenizer
 from toast_jax.data.text.sequences import Sequences, mapped
 
@@ -58,7 +58,7 @@ def _folder(text, words, fields):
     state = text.stat()
     content = hashlib.sha256(words.read_bytes()).hexdigest()
     identity = [_VERSION, str(text.resolve()), state.st_size, state.st_mtime_ns, content, *fields]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "toast_jax" / "text"
+    cache = package_files.cache_folder("text")
     return cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
