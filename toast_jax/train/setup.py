@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.config.check import check
 from toast_jax.data import loader
-from toast_jax.data.images import sources
+from toast_jax.data.images import few_shot, sources
+from toast_jax.data.images.verify import Subset
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
@@ -150,8 +151,10 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     network = load_network(config, len(run.train.classes), loaded)
     frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
-    # Few shots are drawn by the seed.
-    train = domain(config).open_sources(config, verified=True)[0] if config.data.get("shots") else run.train
+    # Few shots are drawn by the seed, from the images that are open already.
+    train = run.train
+    if config.data.get("shots") and isinstance(train, Subset):
+        train = few_shot.draw(train.source, config.data.shots, seed)
     folder = run_folder.claim(folder, config)
     members = (Member(config, folder, run.members[0].rates),)
     return dataclasses.replace(run, members=members, folder=folder, train=train, frozen=frozen), state
