@@ -71,7 +71,8 @@ def _few_shot(backbone: str, methods: tuple[str, ...], task: str, shots: str) ->
         "tasks": tuple(recipes),
         "recipes": recipes,
         "grid": {
-            name: {"lr": paper_recipes.FEW_SHOT_LR[name], "weight_decay": paper_recipes.FEW_SHOT_WEIGHT_DECAY} for name in methods
+            name: {"lr": paper_recipes.FEW_SHOT_LR[name], "weight_decay": paper_recipes.FEW_SHOT_WEIGHT_DECAY}
+            for name in methods
         },
         "splits": {"selection": {**splits, "test": ""}, "final": {**splits, "val": ""}},
     }
@@ -82,8 +83,8 @@ def _folders(task: str) -> tuple[str, ...]:
     for name in (names := tuple(dict.fromkeys(joined(task)))):
         if name == "all" or not re.fullmatch(r"[\w-]+", name):
             raise InputError(
-                f"The config argument task is {name!r}; for table=fewshot name folders of data.root, of letters, digits, _ and -, "
-                "joined by +."
+                f"The config argument task is {name!r}; for table=fewshot name folders of data.root, joined by +, in letters, "
+                "digits, _ and -."
             )
     return names
 
