@@ -201,9 +201,9 @@ def cells(table: Table) -> list[tuple[str, list[str], list[list[str]]]]:
     """Format the tables, each with title, header and rows: accuracy and costs; differences to the reference."""
     summary, names = summaries(table), [row.name for row in table.rows]
     accuracy = [[_named(*column), *(_spread(table.parts(name, *column)) for name in names)] for column in table.columns]
-    costs_of = {name: next((cell for (row, _, _), cell in table.cells.items() if row == name), None) for name in names}
+    tuned = {name: cell.measured.tuned for (name, _, _), cell in table.cells.items()}
     accuracy += [
-        ["tuned, without head", *(f"{costs_of[name].measured.tuned:,}" for name in names)],
+        ["tuned, without head", *(f"{tuned[name]:,}" for name in names)],
         ["training GFLOP/image", *(f"{row.gflop[0]:.2f}" for row in table.rows)],
         ["inference GFLOP/image", *(f"{row.gflop[1]:.2f}" for row in table.rows)],
         ["hours", *(f"{_hours(table, name):.1f}" for name in names)],
@@ -212,9 +212,7 @@ def cells(table: Table) -> list[tuple[str, list[str], list[list[str]]]]:
     differences = []
     for column in table.columns:
         intervals = [summary.get((name, *column), (None, None))[1] for name in compared]
-        differences.append(
-            [_named(*column), *(f"{i.mean:+.1f} [{i.low:+.1f}, {i.high:+.1f}]" if i else NOTHING for i in intervals)]
-        )
+        differences.append([_named(*column), *map(_signed, intervals)])
     versus = [f"{name} - {table.references[name]}" for name in compared]
     tables = [("", ["task", *names], accuracy)]
     return [*tables, ("Difference to the reference", ["task", *versus], differences)] if compared else tables
@@ -250,16 +248,11 @@ def values(table: Table) -> list[list[object]]:
         seeds = _by_seed(parts)
         std = statistics.stdev(seeds) if len(seeds) > 1 else ""
         reference = table.references.get(name, "") if difference else ""
-        images, hours = (sum(numbers) for numbers in zip(*((cell.images, cell.measured.hours) for cell in parts), strict=True))
+        images, hours = sum(cell.images for cell in parts), sum(cell.measured.hours for cell in parts)
         lines.append(
             [name, row.sweep, row.method, task, shots or "all", statistics.fmean(seeds) if seeds else "", std, len(seeds)]
             + [accuracy.low, accuracy.high, reference, *(difference or ("", "", ""))]
-            + [
-                parts[0].measured.tuned,
-                *row.gflop,
-                sum(cell.images for cell in parts),
-                sum(cell.measured.hours for cell in parts),
-            ]
+            + [parts[0].measured.tuned, *row.gflop, images, hours]
         )
     return [[round(value, 4) if isinstance(value, float) else value for value in line] for line in lines]
 
@@ -271,9 +264,7 @@ def notes(table: Table) -> list[str]:
         if missing := [_named(*c) for c in table.columns if c[0] != MEAN and (row.name, *c) not in table.cells]:
             lines.append(f"Partial: {row.name} has no result on {'; '.join(missing)}.")
     by_image = all(len(correct) > 1 for cell in table.cells.values() for correct in cell.correct.values())
-    resampled = (
-        "seeds and test images" if by_image else "seeds alone where a run has no test_correct.txt, else seeds and test images"
-    )
+    resampled = f"seeds and test images{'' if by_image else ', or seeds alone where a run lacks test_correct.txt'}"
     return [
         *lines,
         "Top-1 on test after the last epoch, in percent: mean +- standard deviation over seeds (number of seeds). A mean over "
@@ -289,8 +280,6 @@ def picture(table: Table) -> str:
     panels: dict[str, dict[str, dict[int, Interval]]] = {}
     for (name, task, shots), (accuracy, _) in summaries(table).items():
         panels.setdefault(task, {}).setdefault(name, {})[shots] = accuracy
-    tasks = list(dict.fromkeys(task for task, _ in table.columns))
     shots = sorted({shots for _, shots in table.columns}, key=_order)
-    return few_shot_curves.svg(
-        {task: panels[task] for task in tasks if task in panels}, shots, [row.name for row in table.rows]
-    )
+    in_order = {task: panels[task] for task, _ in table.columns if task in panels}
+    return few_shot_curves.svg(in_order, shots, [row.name for row in table.rows])

@@ -19,7 +19,7 @@ class Interval(NamedTuple):
 class Resampler:
     """Resamples seeds and images alike wherever their numbers are alike, from a fixed seed, so that intervals repeat."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._drawn: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def interval(self, tasks: Sequence[np.ndarray]) -> Interval:

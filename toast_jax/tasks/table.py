@@ -33,13 +33,8 @@ def run(config: ConfigDict, folder: str) -> None:
 def _of_paper(config: ConfigDict, folder: Path) -> None:
     table = paper_tables.collect(config.sweeps)
     values = paper_tables.HEADER, paper_tables.values(table)
-    _write(
-        folder,
-        f"{table.table.upper()}, {table.backbone}",
-        [("", *paper_tables.cells(table))],
-        paper_tables.notes(table),
-        values,
-    )
+    header, rows = paper_tables.cells(table)
+    _write(folder, f"{table.table.upper()}, {table.backbone}", [("", header, rows)], paper_tables.notes(table), values)
 
 
 def _few_shot(config: ConfigDict, folder: Path) -> None:
@@ -53,14 +48,16 @@ def _few_shot(config: ConfigDict, folder: Path) -> None:
 def _write(folder: Path, title: str, tables: Sequence[Table], notes: Sequence[str], values, *pictures: str) -> None:
     """Write tables of (title, header, rows) and notes in each format; `values` is header and rows of the CSV."""
     listed = "\n".join(f"- {note}" for note in notes)
-    text = "\n\n".join(f"{f'## {name}' * bool(name)}\n\n{report.markdown(*cells)}".strip() for name, *cells in tables)
+    text = "\n\n".join(
+        f"{f'## {name}' * bool(name)}\n\n{report.markdown(header, rows)}".strip() for name, header, rows in tables
+    )
     (folder / "table.md").write_text(f"# {title}\n\n{text}\n\n{listed}\n")
     comments = "\n".join(f"% {note}" for note in notes)
-    (folder / "table.tex").write_text("\n".join(report.latex(*cells) for _, *cells in tables) + f"\n{comments}\n")
+    (folder / "table.tex").write_text("\n".join(report.latex(header, rows) for _, header, rows in tables) + f"\n{comments}\n")
     (folder / "table.csv").write_text(report.csv(*values))
     parts = [report.heading(title, 1), *pictures]
-    parts += [part for name, *cells in tables for part in (report.heading(name) * bool(name), report.table(*cells))]
+    parts += [part for name, header, rows in tables for part in (report.heading(name) * bool(name), report.table(header, rows))]
     parts += [report.paragraph(note, "small") for note in notes]
     (folder / "table.html").write_text(report.page(title, *parts))
-    log.info("%s\n%s\n\n%s\n", title, "\n\n".join(report.columns(*cells) for _, *cells in tables), listed)
+    log.info("%s\n%s\n\n%s\n", title, "\n\n".join(report.columns(header, rows) for _, header, rows in tables), listed)
     log.info("table.md, .tex, .html and .csv are in %s.", folder)
