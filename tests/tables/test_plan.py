@@ -154,6 +154,32 @@ def test_fgvc_is_the_recipe_of_the_set(dataset, folder):
     assert tuple(ours.folders) == (42, 44, 82, 100, 800)
 
 
+def test_shots_are_an_axis(folder):
+    text = "table=fewshot,method=linear+lora,task=birds+cars,shots=all+16+1,backbone=vit_ti16"
+    config = config_of.get_config(text)
+    config.data.root, config.data.image_size = "data", 96
+    everything = plan.cells(config)
+    names = ("1shot", "16shot", "all")
+    assert [str(cell) for cell in everything] == [
+        f"{method}/{task}_{name}" for method in ("linear", "lora") for task in ("birds", "cars") for name in names
+    ]
+    assert [[point.lr for point in plan.points(config, cell)] for cell in (everything[0], everything[-1])] == [
+        [50.0, 10.0, 2.5, 0.5, 0.1],
+        [1.0, 0.25, 0.05, 0.01],
+    ]
+    point = Point(0.25, 1e-3)
+    for name, shots, batch_size in zip(names, (1, 16, 0), (8, 32, 32), strict=True):
+        cell = Cell("lora", f"cars_{name}")
+        unit = plan.final(config, cell, point, folder)
+        run = unit.config
+        assert (run.data.root, run.data.shots, run.batch_size, run.data.image_size) == ("data/cars", shots, batch_size, 96)
+        assert (run.data.splits.val, run.data.splits.test, run.optimizer.lr) == ("", "test", 0.25)
+        assert unit.folders[42] == folder / f"lora/cars_{name}/final/seed_42"
+        assert unit.names["batch_size"] == f"sweep.recipes.cars_{name}.batch_size"
+        selection = plan.selection(config, cell, folder)[point].config
+        assert (selection.data.splits.val, selection.data.splits.test) == ("val", "")
+
+
 def test_a_root_of_ones_own(folder):
     config = config_of.get_config("table=fgvc,task=cub+cars")
     config.data.root, config.sweep.recipes.cars.data.root = "/data", "/elsewhere/cars"
@@ -186,10 +212,18 @@ def test_no_such_shard(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("table=imagenet", "The config argument table is 'imagenet'; it must be one of vtab, fgvc"),
+        ("table=imagenet", "The config argument table is 'imagenet'; it must be one of vtab, fgvc, fewshot"),
         ("method=toast+lore", r"The config argument method is 'lore'; .* \(the nearest is 'lora'\)"),
         ("task=cifar", "The config argument task is 'cifar'; it must be one of cifar100"),
         ("table=fgvc,task=dtd", "The config argument task is 'dtd'; it must be one of cub, nabirds"),
+        ("table=fewshot", "The config argument task is 'all'; for table=fewshot name folders of data.root, joined by"),
+        ("table=fewshot,task=a/b", "The config argument task is 'a/b'; for table=fewshot name folders"),
+        (
+            "table=fewshot,task=cub,shots=1+0",
+            "The config argument shots is '0'; write numbers of images of each class from 1 on",
+        ),
+        ("table=fewshot,task=cub,shots=few", "The config argument shots is 'few'; write numbers of images of each class"),
+        ("table=fgvc,shots=4", "The config argument shots is for table=fewshot; fgvc has training splits of its own"),
     ],
 )
 def test_unknown_names(text, message):
