@@ -8,6 +8,7 @@ Letters in shapes: B batch, N tokens, D width, L sites (one per steered block of
 """
 
 import functools
+import operator
 
 import flax.linen as nn
 import jax
@@ -180,7 +181,7 @@ class ConvTopDown(_Selection):
             loss += jnp.mean(jnp.square(error), axis=(1, 2, 3))
         return loss
 
-    def _back(self, x, back, stride, product=jnp.matmul):
+    def _back(self, x, back, stride, product=operator.matmul):  # kernels of `toast_lite` implement `@` alone
         """Map the signal from the output of a stage to its input."""
         return patches.join(product(x.astype(self.dtype), back.astype(self.dtype)), stride)
 
