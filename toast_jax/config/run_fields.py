@@ -71,7 +71,9 @@ _RUN = {
     "lora.alpha": Field(1.0, real(above=0.0), "deltas are scaled by alpha / rank"),
     "task_weight": Field(1.0, real(0.0), "pretune: weight of the cross-entropy"),
     "variational_weight": Field(0.01, real(0.0), "pretune: weight of the variational loss"),
-    "distillation_weight": Field(0.0, real(0.0), "pretune: weight of the distillation loss, which needs no labels; images only"),
+    "distillation_weight": Field(
+        0.0, real(0.0), "pretune: weight of the distillation loss, which needs no labels; images only"
+    ),
     "data.format": Field("json", TEXT, "format of the data"),
     "data.splits.train": Field("train", Text("train"), "training split", TO_EVALUATE),
     "data.splits.val": Field("val", TEXT, "validation split; '' for none", TO_EVALUATE),

@@ -66,9 +66,9 @@ def pretune(
 ) -> Callable:
     """Build the scores of pre-tuning: a weighted sum of cross-entropy, variational loss and distillation loss.
 
-    The variational loss (paper, section 3.3) is that of a network with a top-down module. The distillation loss needs no labels:
-    the final look at a degraded image (the student) learns to match the look of the frozen backbone alone at the clean image (the
-    teacher). It is not in the paper.
+    The variational loss (paper, section 3.3) needs a top-down module. The distillation loss is not in the paper and needs no
+    labels: the final look at a degraded image (the student) learns to match the look of the frozen backbone alone at the clean
+    image (the teacher).
 
     Args:
       task_weight, variational_weight, distillation_weight: of the three losses. The variational loss is a score even if its
@@ -96,7 +96,9 @@ def pretune(
         if task_weight:
             computed["task_loss"], computed["accuracy"] = _of_predictions(logits, pooled, batch)
         if distillation_weight:
-            teacher = functools.partial(model.backbone.apply, {"params": params["backbone"]}, batch.get("clean", batch["image"]))
+            teacher = functools.partial(
+                model.backbone.apply, {"params": params["backbone"]}, batch.get("clean", batch["image"])
+            )
             if by_class:
                 target = jax.lax.stop_gradient(logits(teacher(method="pooled")))
                 computed["distillation_loss"] = _divergence(logits(pooled), target)

@@ -71,9 +71,9 @@ def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields `lora`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change the row. Pre-tuning
-    tunes the parameters of `toast` and every A_l; with the variational loss alone, it tunes A_l alone, the only ones with a
-    gradient. Without the cross-entropy, the head is frozen.
+    The fields `lora`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change the row.
+    Pre-tuning tunes the parameters of `toast` and every A_l; with the variational loss alone, it tunes A_l alone, the only ones
+    with a gradient. Without the cross-entropy, the head is frozen.
 
     Args:
       config: of a run.

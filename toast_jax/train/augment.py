@@ -1,7 +1,7 @@
 """Augment training batches on the device: erasing, mixup, CutMix, label smoothing, degradation; of text, token weights.
 
-Order and noise are those of DeiT's training: normalise, erase, mix, smooth; a degraded view is made last. Every example has its own random key and images are
-mixed with a neighbour, so the result does not depend on the number of devices.
+Order and noise are those of DeiT's training: normalise, erase, mix, smooth; a degraded view is made last. Every example has its
+own random key and images are mixed with a neighbour, so the result does not depend on the number of devices.
 """
 
 import functools
@@ -93,14 +93,14 @@ def degrade(image: jax.Array, rng: jax.Array, strength: float) -> jax.Array:
     rows, columns = (_blur(side, 4.0**-detail) for side in image.shape[:2])
     image = jnp.einsum("ih,jw,hwc->ijc", rows, columns, image)
     image = (1 - 0.6 * contrast) * image + 0.5 * grain * jax.random.normal(noise, image.shape)
-    return jnp.where(_random_rectangle(image.shape, 1 - 0.75 * hidden, 0.75, ratio, place), image, 0.0)
+    return jnp.where(_random_rectangle(image.shape, 1 - 0.75 * hidden, 0.75**hidden, ratio, place), image, 0.0)
 
 
 def _blur(side, scale):
     """Return a matrix `[side, side]` that shrinks a row of pixels to a share of its length and enlarges it again."""
 
     def resize(rows, scale):
-        return jax.image.scale_and_translate(rows, rows.shape, (0,), scale[None], jnp.zeros(1), "linear")
+        return jax.image.scale_and_translate(rows, rows.shape, (0,), jnp.reshape(scale, 1), jnp.zeros(1), "linear")
 
     matrix = resize(resize(jnp.eye(side), scale), 1 / scale)
     return matrix / matrix.sum(axis=1, keepdims=True)  # the last pixels also average what is beyond the shrunken row
