@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from toast_jax.train import augment
+from tests.conftest import tiny_config
+from toast_jax.data.images.image_files import Files
+from toast_jax.train import augment, image_runs
 
 SIDE, CLASSES, MANY = 16, 5, 64
 NONE = {"num_classes": CLASSES, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}
@@ -156,6 +158,14 @@ def test_pixels_that_are_not_normalised_yet_are_kept_for_the_clean_view():
     assert shapes["clean"].shape == shapes["image"].shape == batch()["image"].shape
 
 
+@pytest.mark.parametrize(("stage", "weight"), [("pretune", 1.0), ("pretune", 0.0), ("tune", 1.0)])
+def test_a_run_degrades_images_for_the_distillation_loss_alone(stage, weight):
+    config = tiny_config("", "toast")
+    config.stage, config.distillation_weight = stage, weight
+    out = jax.eval_shape(image_runs.augmentation(config, Files((), (), ("a", "b"))), batch(), keys())
+    assert ("clean" in out) == (stage == "pretune" and weight > 0)
+
+
 def test_an_example_is_degraded_by_its_key_alone():
     images = noise_images()
     reversed_order = degraded(images[::-1], keys()[::-1], 0.7)[::-1]
@@ -164,7 +174,7 @@ def test_an_example_is_degraded_by_its_key_alone():
 
 
 def test_no_strength_leaves_the_image_and_more_strength_changes_more():
-    images = noise_images()
+    images = np.kron(noise_images()[:, :4, :4], np.ones((1, 4, 4, 1), np.float32))
     np.testing.assert_allclose(degraded(images, keys(), 0.0), images, atol=1e-5)
     changes = [np.abs(degraded(images, keys(), strength) - images).mean() for strength in (0.1, 0.5, 1.0)]
     assert changes[0] < 0.7 * changes[1] and changes[1] < 0.9 * changes[2]
