@@ -13,7 +13,8 @@ On your own images, labeled (folders train/CLASS/) or not (images anywhere in tr
 If the backbone's file holds a classifier of the same classes (such as DeiT's of ImageNet-1k), keep it frozen with
 `--config.head.start=classifier --config.head.tune=False`: a tuned head memorizes a small set of images (docs/results.md).
 The run writes `top_down.safetensors` to its folder, for `--config.top_down=FILE` of a tuning run.
-source: imagenet, downstream, scenes (the demo's, with backbone vit_mini16). labels: yes, no (only the variational loss).
+source: imagenet, downstream, scenes (the demo's, with backbone vit_mini16). labels: yes, no (variational and distillation
+loss; the latter matches the classifier of the backbone's file with --config.head.start=classifier, and its tokens without).
 The release has no recipe for this stage. This one is ours: that of its predecessor (AbSViT: AdamW, DeiT's augmentation) with
 fewer epochs, because only the feedback layers are tuned. It has not been run on ImageNet-1k yet.
 """
@@ -33,7 +34,7 @@ def get_config(text: str | None = None):
     config = base(name=name, method="toast", backbone=values["backbone"], stage="pretune")
     config.data.labels = labels
     config.head.start = "zeros"
-    config.task_weight = 1.0 if labels else 0.0
+    config.task_weight, config.distillation_weight = (1.0, 0.0) if labels else (0.0, 1.0)
     config.data.splits.val = config.data.splits.test = ""
 
     config.batch_size = 1024

@@ -71,6 +71,9 @@ _RUN = {
     "lora.alpha": Field(1.0, real(above=0.0), "deltas are scaled by alpha / rank"),
     "task_weight": Field(1.0, real(0.0), "pretune: weight of the cross-entropy"),
     "variational_weight": Field(0.01, real(0.0), "pretune: weight of the variational loss"),
+    "distillation_weight": Field(
+        0.0, real(0.0), "pretune: weight of the distillation loss, which needs no labels; images only"
+    ),
     "data.format": Field("json", TEXT, "format of the data"),
     "data.splits.train": Field("train", Text("train"), "training split", TO_EVALUATE),
     "data.splits.val": Field("val", TEXT, "validation split; '' for none", TO_EVALUATE),
@@ -134,6 +137,7 @@ IMAGES = _RUN | {
     "augment.mixup": Field(0.0, real(0.0), "alpha of mixup; 0: no mixup"),
     "augment.cutmix": Field(0.0, real(0.0), "alpha of CutMix; 0: no CutMix"),
     "augment.label_smoothing": Field(0.0, SHARE, "label smoothing"),
+    "augment.degradation": Field(0.5, real(0.0, 1.0), "distillation loss: how much the second look's image is degraded"),
     "keep_known": Field(True, FLAG, "cache the frozen features if views repeat (VTAB, data.views) and drop-path is off"),
     "confusion": Field(False, FLAG, "at the end, log the confused classes and write confusion.csv", TO_RESUME),
 }

@@ -71,8 +71,9 @@ def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields `lora`, `head.tune`, `tune_transform`, `stage` and `task_weight` change the row. Pre-tuning tunes the parameters
-    of `toast` and every A_l; with the variational loss alone, it tunes A_l alone, the only ones with a gradient.
+    The fields `lora`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change the row.
+    Pre-tuning tunes the parameters of `toast` and every A_l; with the variational loss alone, it tunes A_l alone, the only ones
+    with a gradient. Without the cross-entropy, the head is frozen.
 
     Args:
       config: of a run.
@@ -84,13 +85,14 @@ def row(config, rows: Mapping[str, Method]) -> Method:
     method = choose("config.method", config.method, rows)
     method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     if config.stage == "pretune":
-        if not config.task_weight:
+        if not (config.task_weight or config.distillation_weight):
             rest = (cell for cell in method.tuned + method.frozen if cell not in (FEEDBACK, BACK, OUT))
             return dataclasses.replace(method, tuned=(BACK,), frozen=(*rest, OUT))
         method = pretuned(method)
     if config.tune_transform:
         method = _moved(method, TRANSFORM, tuned=True)
-    if HEAD in method.tuned and not config.head.tune:
+    labels = config.stage == "tune" or config.task_weight
+    if HEAD in method.tuned and not (config.head.tune and labels):
         method = _moved(method, HEAD, tuned=False)
     return method
 

@@ -72,7 +72,7 @@ def eval_batches(config: ConfigDict, source: sources.Source) -> Generator[Batch]
 
 def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
     """Return the augmentation on the device, `(batch, rng) -> batch`."""
-    fields = config.augment
+    fields, distills = config.augment, config.stage == "pretune" and config.distillation_weight > 0
     return functools.partial(
         augment,
         num_classes=len(source.classes),
@@ -80,6 +80,7 @@ def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
         mixup=fields.mixup,
         cutmix=fields.cutmix,
         smoothing=fields.label_smoothing,
+        degradation=fields.degradation if distills else 0.0,
     )
 
 

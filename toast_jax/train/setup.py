@@ -25,7 +25,7 @@ from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
-from toast_jax.weights import initial_parameters
+from toast_jax.weights import initial_parameters, pretrained
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -176,8 +176,11 @@ def devices_of(config: ConfigDict) -> Devices:
 def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = None) -> Network:
     """Build the network of a config, load its weights, and split tuned from frozen parameters.
 
-    No file is read for parameters if those of `initial_parameters.load` are given as `loaded`.
+    No file is read for parameters if those of `initial_parameters.load` are given as `loaded`. Without labels, a classifier of
+    the backbone's file keeps its own number of classes.
     """
+    if "head" in config and config.head.start == "classifier" and not config.data.labels:
+        num_classes = pretrained.num_classes(config.backbone.weights)
     network, method = steered.build(config, num_classes)
     files = {
         "weights": config.backbone.weights,
@@ -227,6 +230,8 @@ def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
 
 def scores_of(config, network) -> Callable:
     """Return the scores of the stage, whose `loss` is minimised (see `losses`)."""
-    weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
-    stages: dict[str, Callable] = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
+    weights = {name: config[name] for name in ("task_weight", "variational_weight", "distillation_weight")}
+    by_class = methods.HEAD in network.method.frozen and config.head.start == "classifier"
+    pretune = functools.partial(losses.pretune, **weights, by_class=by_class)
+    stages: dict[str, Callable] = {"tune": losses.tune, "pretune": pretune}
     return stages[config.stage](network.model, network.method)

@@ -79,7 +79,7 @@ def load(
         arrays[identity], missing = np.eye(len(network[identity]), dtype=np.float32), []
     if missing:
         if all(name.startswith("head/") for name in missing):
-            raise InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
+            raise _no_classifier(path)
         raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
     if surplus := sorted(set(present) - set(needed)):
         raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")
@@ -102,6 +102,23 @@ def load(
     if unknown:
         log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
     return stack(chosen, last_blocks)
+
+
+def num_classes(path: str) -> int:
+    """Return how many classes the classifier of a weights file has.
+
+    Raises:
+      InputError: the file has no classifier, or cannot be read; see `layers`.
+    """
+    _, arrays, _ = layers(path)
+    for name in ("head/bias", "classifier/bias"):
+        if name in arrays:
+            return len(arrays[name])
+    raise _no_classifier(path)
+
+
+def _no_classifier(path):
+    return InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
 
 
 def _cut(path, present, needed):
