@@ -58,25 +58,24 @@ def tune(model: Steered, method: Method) -> Callable:
 def pretune(model: Steered, method: Method, *, task_weight: float, variational_weight: float) -> Callable:
     """Build the scores of pre-tuning: a weighted sum of cross-entropy and variational loss (paper, section 3.3).
 
-    The scores are `loss`, `variational_loss` and, unless `task_weight` is 0, `task_loss` and `accuracy`.
+    The scores are `loss`, `variational_loss` if the network has a top-down module and, unless `task_weight` is 0, `task_loss`
+    and `accuracy`.
     """
 
     def look(module, inputs, rng):
+        if module.top_down is None:
+            return module.pooled(inputs, rng), {}
         pooled, out = module.looks(inputs, rng, maps=False)
-        return pooled, module.top_down.variational_loss(out["look"]["hidden"])
+        return pooled, {"variational_loss": module.top_down.variational_loss(out["look"]["hidden"])}
 
     def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
         network = functools.partial(apply, model, method, params)
         pooled, variational = network(inputs(batch), rng, call=look)
+        loss = sum(variational_weight * term for term in variational.values())
         if not task_weight:
-            return {"loss": variational_weight * variational, "variational_loss": variational}
+            return {"loss": loss, **variational}
         task, accuracy = _of_predictions(functools.partial(network, call="logits"), pooled, batch)
-        return {
-            "loss": task_weight * task + variational_weight * variational,
-            "accuracy": accuracy,
-            "task_loss": task,
-            "variational_loss": variational,
-        }
+        return {"loss": task_weight * task + loss, "accuracy": accuracy, "task_loss": task, **variational}
 
     return scores
 
