@@ -89,3 +89,10 @@ def test_pretuning_adds_the_weighted_variational_loss_of_the_final_look():
     # Without labels that is all there is.
     assert set(alone) == {"loss", "variational_loss"}
     np.testing.assert_allclose(alone["loss"], VARIATIONAL * expected, rtol=1e-4)
+
+
+def test_a_network_without_a_top_down_module_has_no_variational_loss():
+    network, method = steered.build(tiny_config("", "lora"), CLASSES)
+    shapes = jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0)))
+    scores = losses.pretune(network, method, task_weight=TASK, variational_weight=VARIATIONAL)
+    assert set(jax.eval_shape(scores, shapes, batch())) == {"loss", "accuracy", "task_loss"}
