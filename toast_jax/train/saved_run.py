@@ -91,7 +91,8 @@ def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module
     if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
     if saved.config.stage != "tune":
-        raise InputError(f"The run in {folder} has pre-tuned a top-down module; give one that tuned with it.")
+        module = "top-down module" if saved.model.top_down else "module"
+        raise InputError(f"The run in {folder} has pre-tuned a {module}; give one that tuned with it.")
     return saved
 
 
