@@ -91,8 +91,13 @@ def test_pretuning_adds_the_weighted_variational_loss_of_the_final_look():
     np.testing.assert_allclose(alone["loss"], VARIATIONAL * expected, rtol=1e-4)
 
 
-def test_a_network_without_a_top_down_module_has_no_variational_loss():
-    network, method = steered.build(tiny_config("", "lora"), CLASSES)
-    shapes = jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0)))
-    scores = losses.pretune(network, method, task_weight=TASK, variational_weight=VARIATIONAL)
-    assert set(jax.eval_shape(scores, shapes, batch())) == {"loss", "accuracy", "task_loss"}
+@pytest.mark.parametrize("backbone", ["vit_ti8", "convnext_t"])
+@pytest.mark.parametrize("method", ["lora", "toast_lite"])
+def test_only_a_network_with_a_top_down_module_has_a_variational_loss(method, backbone):
+    config = tiny_config("", method, backbone)
+    network, row = steered.build(config, CLASSES)
+    shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
+    scores = losses.pretune(network, row, task_weight=TASK, variational_weight=VARIATIONAL)
+    image = np.zeros((8, config.data.image_size, config.data.image_size, 3), np.uint8)
+    names = set(jax.eval_shape(scores, shapes, {**batch(), "image": image}))
+    assert names == {"loss", "accuracy", "task_loss"} | ({"variational_loss"} if method == "toast_lite" else set())

@@ -313,7 +313,7 @@ def test_a_missing_file_is_told_with_its_field(image_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "bias"])
+@pytest.mark.parametrize("method", ["lora", "bias", "toast_lite"])
 def test_a_run_pretunes_another_method_and_a_run_tunes_it(method, image_folder, tmp_path, pretuned):
     config = of(method, image_folder, pretuned[1], stage="pretune", epochs=1)
     result = loop.fit(config, tmp_path / "pretune")
