@@ -183,3 +183,15 @@ def test_steps_lower_the_distillation_loss():
         module = {name: leaf - 0.3 * gradients["top_down"][name] for name, leaf in params["top_down"].items()}
         params = {**params, "top_down": module}
     assert np.all(np.diff(np.sum(seen, axis=1)) < 0) and np.all(seen[-1] < 0.99 * np.array(seen[0]))
+
+
+@pytest.mark.parametrize("backbone", ["vit_ti8", "convnext_t"])
+@pytest.mark.parametrize("method", ["lora", "toast_lite"])
+def test_only_a_network_with_a_top_down_module_has_a_variational_loss(method, backbone):
+    config = tiny_config("", method, backbone)
+    network, row = steered.build(config, CLASSES)
+    shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
+    scores = losses.pretune(network, row, task_weight=TASK, variational_weight=VARIATIONAL)
+    image = np.zeros((8, config.data.image_size, config.data.image_size, 3), np.uint8)
+    names = set(jax.eval_shape(scores, shapes, {**batch(), "image": image}))
+    assert names == {"loss", "accuracy", "task_loss"} | ({"variational_loss"} if method == "toast_lite" else set())

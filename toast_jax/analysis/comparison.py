@@ -48,7 +48,7 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str
     The dozen lines that each network logs go to `log.txt` alone.
     """
     with log_to_file(folder / "log.txt", but=log), renaming(OF_SAVED):
-        runs = saved_run.load_compared(config.runs, config.weights, config.top_down)
+        runs = saved_run.load_compared(config.runs, config.weights, config.top_down, config.module)
     moved = {name: place for name, place in flat_fields(config.data.to_dict()).items() if place}
     next(iter(runs.values())).config.data.update(nested(moved))
     return runs

@@ -78,8 +78,17 @@ _OF_RUNS: _Conflicts = {
     "config.task_weight and config.variational_weight are both 0; one of them has to be more.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.variational_weight or c.distillation_weight)
     ),
-    "config.stage is pretune and config.method {c.method}; only toast can be pre-tuned.": (
-        lambda c: c.stage == "pretune" and c.method != "toast"
+    "config.stage is pretune, but method {c.method} tunes the head alone, which pre-tuning does not save; use another "
+    "--config.method.": lambda c: c.stage == "pretune" and c.row and not c.row.pretunes,
+    "config.task_weight is 0, which leaves the variational loss alone, but method {c.method} has no top-down module for it; "
+    "set --config.method=toast, or a --config.task_weight.": (
+        lambda c: c.stage == "pretune" and not c.task_weight and c.row and c.row.signal != "top_down"
+    ),
+    "config.module names a file, but method {c.method} tunes the head alone, which no such file holds; leave it out.": (
+        lambda c: c.module and c.row and not c.row.pretunes
+    ),
+    "config.module and config.top_down both name a file to start from; set config.module alone.": (
+        lambda c: c.module and c.top_down
     ),
     "config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.tune_transform

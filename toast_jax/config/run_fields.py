@@ -36,7 +36,7 @@ METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toa
 _RUN = {
     "name": Field("mine", Text("mine"), "name of the run; without --workdir its folder is runs/NAME"),
     "task": Field("train", Choice(("train", "evaluate")), "train a run, or evaluate its checkpoint", TO_RESUME),
-    "stage": Field("tune", Choice(("tune", "pretune")), "tune the downstream task, or pre-tune the top-down module"),
+    "stage": Field("tune", Choice(("tune", "pretune")), "tune the downstream task, or pre-tune a module for it"),
     "method": Field("toast", Choice(METHODS), "transfer method; a row of toast_jax/model/methods.py"),
     "seed": Field(42, SEED, "seed of initialization, data order, augmentation and dropout"),
     "resume": Field(True, FLAG, "resume from the last checkpoint in --workdir", TO_RESUME),
@@ -59,7 +59,8 @@ _RUN = {
         "precision of float32 products; highest: float32; default: TF32 on GPUs, bfloat16 passes on TPUs",
         TO_EVALUATE,
     ),
-    "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none", TO_MOVE),
+    "module": Field("", TEXT, "file of what the method has pre-tuned (module.safetensors); '' for none", TO_MOVE),
+    "top_down": Field("", TEXT, "the same for toast and toast_lite alone: a pre-tuned top-down module; '' for none", TO_MOVE),
     "steered_blocks": Field(
         0,
         whole(0),
@@ -117,7 +118,9 @@ IMAGES = _RUN | {
     "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
     "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),
     "data.root": Field("", TEXT, "folder of the data", TO_MOVE),
-    "data.image_dir": Field("", TEXT, "json: folder or zip archive of the images under data.root", TO_MOVE),
+    "data.image_dir": Field(
+        "", TEXT, "json: folder or zip archive of the images under data.root, or a folder in a zip", TO_MOVE
+    ),
     "data.name": Field("", TEXT, "tfds: name of the dataset; vtab, scenes: name of the task"),
     "data.split_file": Field("", TEXT, "vtab: published list of images to check the splits against; '' for no check"),
     "data.num_classes": Field(0, whole(0), "number of classes; 0: as many as the data has"),

@@ -84,6 +84,8 @@ def pretune(
     weights = {"variational_loss": variational_weight, "task_loss": task_weight, "distillation_loss": distillation_weight}
 
     def look(module, inputs, rng):
+        if module.top_down is None and not distillation_weight:
+            return module.pooled(inputs, rng), None, {}
         pooled, out = module.looks(inputs, rng, maps=False)
         if module.top_down is None:
             return pooled, out["look"]["tokens"], {}

@@ -38,8 +38,10 @@ def _unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
-# Cosines and small differences between arrays are computed in full float32, whatever `config.precision` is.
-_exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+def _exact(x, kernel):
+    """Multiply in full float32, whatever `config.precision` is; for cosines and small differences between arrays."""
+    with jax.default_matmul_precision("highest"):
+        return x @ kernel  # an operator, as the kernel may be a `LowRank`
 
 
 class _Selection(nn.Module):

@@ -38,7 +38,7 @@ def run(config: ConfigDict, folder: str) -> None:
     folder = run_folder.writable(folder)
     source = image_files.unlabelled(config.images)
     with renaming(OF_SAVED):
-        saved = saved_run.load_tuned(config.run, config.weights, config.top_down)
+        saved = saved_run.load_tuned(config.run, config.weights, config.top_down, config.module)
     look = saved.compiled(maps.look if config.attention else _classified)
     count, by_name = 0, {}
     faults: dict[int, str] = {}

@@ -18,7 +18,7 @@ from toast_jax.train.evaluation import evaluate
 from toast_jax.train.grid import prepare_grid
 from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
-from toast_jax.weights import top_down_file
+from toast_jax.weights import module_file
 from toast_jax.workdir import fingerprint, interrupt, profile, run_folder
 from toast_jax.workdir.metrics import Record
 from toast_jax.workdir.progress import Progress
@@ -155,9 +155,7 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
                 progress.resume()
     evaluated = evaluated or _evaluate(run, state, record, run.steps)
     if config.stage == "pretune":
-        params = trees.merge(state.result, run.frozen)
-        params["top_down"] = parallel.fetch(params["top_down"])  # the rest stays on its devices
-        top_down_file.save(run.folder / "top_down.safetensors", params, config)
+        module_file.save_all(run.folder, trees.merge(state.result, run.frozen), run.mask, config)
     return [
         record.diverged.get(i) or _result(run, member.config, {name: scores[i] for name, scores in evaluated.items()}, progress)
         for i, member in enumerate(run.members)

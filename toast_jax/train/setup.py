@@ -25,7 +25,7 @@ from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
-from toast_jax.weights import initial_parameters, pretrained
+from toast_jax.weights import initial_parameters, module_file, pretrained
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -185,11 +185,15 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     files = {
         "weights": config.backbone.weights,
         "classifier": "head" in config and config.head.start == "classifier",
+        "module": config.module,
         "top_down": config.top_down,
         "tuned": config.checkpoint,
         "put": devices_of(config).put,
     }
-    loaded = initial_parameters.load(network, method, **files) if loaded is None else loaded
+    if loaded is None:
+        if (module := config.module or (network.top_down and config.top_down)) and not config.checkpoint:
+            module_file.check_method(module, method, config)
+        loaded = initial_parameters.load(network, method, **files)
     params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)
     mask = methods.tuned_mask(params, method)
     log.info("%s", methods.table(params, method))

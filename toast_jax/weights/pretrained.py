@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def load(
     *,
     last_blocks: int,
     wanted: str,
-    optional: str = "",
+    optional: Sequence[str] = (),
     identity: str = "",
     field: str = "backbone.weights",
 ) -> Arrays:
@@ -45,7 +46,7 @@ def load(
       shapes: parameters of the network by path, anything with a shape.
       last_blocks: see `from_torch`.
       wanted: regex of the paths to read; the file must have all of them.
-      optional: regex of further paths to read if the file has any; it must then have all of them.
+      optional: regexes of further paths; those of a regex are read if the file has any, and it must then have all of them.
       identity: path of a matrix that is the identity if the file lacks it; "" for none.
       field: of the config that names the file.
 
@@ -61,8 +62,9 @@ def load(
     if re.fullmatch(wanted, "head/bias") and "head/bias" not in arrays:
         # The classifier of a file becomes the head of a network for the same classes.
         arrays = {name.replace("classifier/", "head/"): array for name, array in arrays.items()}
-    if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
-        wanted = f"{wanted}|{optional}"
+    for regex in optional:
+        if all(any(re.fullmatch(regex, name) for name in names) for names in (arrays, network)):
+            wanted = f"{wanted}|{regex}"
     needed, present = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
     if present and kind(present) != kind(needed):
         raise InputError(

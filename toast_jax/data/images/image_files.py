@@ -116,7 +116,7 @@ def read_json(data: ConfigDict, split: str) -> Files:
     """Read a split in VPT's format, `SPLIT.json`: image path to class id; the training split defines the classes."""
     root = existing_root(data)
     folder = os.path.join(root, data.image_dir)
-    if not os.path.isdir(folder) and not archive.is_archive(folder):
+    if not os.path.isdir(folder) and not archive.split(os.path.join(folder, "")):
         raise InputError(f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir.")
     if not data.labels:
         listing = _load_json(_json_path(data, split), labels=False)
@@ -192,11 +192,13 @@ def _in_folder(folder, names, labels, classes, orient) -> Files:
 
 
 def _require_files(images: str, listing: Iterable[str]) -> None:
-    """Raise InputError unless all files of a listing are in a folder or an archive."""
+    """Raise InputError unless all files of a listing are in a folder, an archive, or a folder of an archive."""
     paths = [os.path.join(images, name) for name in listing]
-    if archive.is_archive(images):
-        inside = archive.names(images)
-        return _refuse_missing([path for path, name in zip(paths, listing, strict=True) if name not in inside], len(paths))
+    if inside := archive.split(os.path.join(images, "")):
+        file, folder = inside
+        present = archive.names(file)
+        absent = [path for path, name in zip(paths, listing, strict=True) if folder + name not in present]
+        return _refuse_missing(absent, len(paths))
     names = collections.defaultdict(list)
     for path in paths:
         folder, name = os.path.split(path)
