@@ -48,7 +48,7 @@ class Views:
 
 def choose(run: SavedRun, images: str, most: int) -> Source:
     """Open `images` (see `selected.open_images`), at most `most` of them at even distances; all if `most` is 0."""
-    source, _ = selected.open_images(run.config.data, images, run.classes)
+    source, _ = selected.open_images(run.config.data, images, run.classes, seed=run.config.seed, run=run.folder)
     return Subset(source, selected.spread(len(source), most or len(source)))
 
 
