@@ -34,8 +34,10 @@ _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
 _FIELDS = {
     "predict": {
         "run": Field("", TEXT, "folder of the run"),
-        "images": Field("", TEXT, "a folder, searched recursively, or one image"),
+        "images": Field("", TEXT, "a folder, searched recursively; a table, a zip archive, or an image; -: paths from stdin"),
         "attention": Field(True, FLAG, "draw where the network looks"),
+        "probabilities": Field(False, FLAG, "write the probability of every class, not only of the best"),
+        "npz": Field(False, FLAG, "also write predictions.npz: images, probabilities and classes, as arrays"),
         "weights": _WEIGHTS,
         "top_down": _TOP_DOWN,
         "batch_size": _BATCH_SIZE,

@@ -1,4 +1,4 @@
-"""Images in files of their own: JSON split files and class folders."""
+"""Images in files of their own: JSON split files, class folders, and what tables share with them."""
 
 import dataclasses
 import functools
