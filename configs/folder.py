@@ -4,9 +4,9 @@
         --config.backbone.weights=weights/vit_b16_in1k.pth --config.data.held_out=0.2
 
 held_out takes a share of each class for validation, from train/ or, without split folders, from FOLDER/CLASS/. Without it, set
-the splits that you do not have to "". With --config.data.format=table, data.root is a CSV or Parquet file (docs/data.md). At the
-end the log lists the pairs of classes that are confused most. The recipe is that of the fine-grained sets, except for the head,
-which starts at zero.
+the splits that you do not have to "". With --config.data.format=table, data.root is a CSV or Parquet file (docs/data.md). At
+the end the log lists the pairs of classes that are confused most. The recipe is that of the fine-grained sets, except for the
+head, which starts at zero.
 """
 
 from toast_jax.config.arguments import arguments

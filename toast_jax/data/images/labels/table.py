@@ -41,14 +41,14 @@ def read(data: ConfigDict, split: str) -> Files:
     `data.root` is a table with the column split, or a folder with a table for each split (`train.csv`). Paths are relative to
     the folder of the table, or to `data.image_dir` in it, which may be a zip archive.
     """
-    table = _of_split(data, split)
     images = image_files.image_root(data)
     if not data.labels:
-        classes, label_of = (UNLABELLED,), None
+        table, classes, label_of = _of_split(data, split), (UNLABELLED,), None
     else:
-        training = table if split == TRAIN else _of_split(data, TRAIN)
+        training = _of_split(data, TRAIN)
         _require(training, LABEL)
         classes, label_of = image_files.ranked({cells[LABEL] for _, cells in training.rows}, data.num_classes)
+        table = training if split == TRAIN else _of_split(data, split)
         _require(table, LABEL)
         for number, cells in table.rows:
             if cells[LABEL] not in label_of:
