@@ -177,7 +177,8 @@ def test_all_probabilities_and_arrays_of_a_list_on_stdin(tuned, image_folder, tm
     with pytest.raises(
         InputError, match=r"^2 of 11 images were left out: Image nowhere.jpg cannot be read .*udcff.jpg is not UTF-8"
     ):
-        predicted(tuned[0], "-", tmp_path / "all", probabilities=True, npz=True, **options)
+        with caplog.at_level("INFO"):
+            predicted(tuned[0], "-", tmp_path / "all", probabilities=True, npz=True, **options)
     every = rows(tmp_path / "all")
     assert [row["image"] for row in every] == images[::-1] and {len(row) for row in every} == {3 + 3}
     assert [{name: row[name] for name in ("image", "class", "probability")} for row in every[::-1]] == plain

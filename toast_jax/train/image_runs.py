@@ -32,8 +32,7 @@ def open_sources(
     If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already. The folder of
     a `run` that has begun says which images it holds out.
     """
-    names = sources.split_names(config.data)
-    opened = {name: sources.open_split(config.data, name, seed=config.seed, run=run) for name in names}
+    opened = sources.open_splits(config.data, seed=config.seed, run=run)
     if config.data.skip_corrupt:  # before shots are drawn, so that a class keeps its number of images
         opened = {name: verify(source, skip_corrupt=True) for name, source in opened.items()}
     opened["train"] = few_shot.draw(opened["train"], config.data.get("shots", 0), config.seed)

@@ -4,6 +4,7 @@ A source is immutable and picklable, so that worker processes can receive it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,28 +60,45 @@ def open_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path |
     Raises:
         InputError: the data is missing, incomplete, or contradicts the config.
     """
-    source = read_split(data, split, seed=seed, run=run)
-    if data.num_classes not in (0, len(source.classes)):
-        raise InputError(
-            f"The data in {data.root} has {len(source.classes)} classes but config.data.num_classes is "
-            f"{data.num_classes}: set --config.data.num_classes={len(source.classes)}, or 0 to take it from the data."
-        )
-    return source
+    return _checked(data, read_split(data, split, seed=seed, run=run))
+
+
+def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = None) -> dict[str, Source]:
+    """Open all splits of the data of a config as `open_split` does, and read what two are parts of once."""
+    read = functools.cache(functools.partial(_read, data))
+    return {name: _checked(data, _opened(data, name, read, seed, run)) for name in split_names(data)}
 
 
 def read_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:
     """Open one split as `open_split` does, whatever the number of classes in it."""
-    read = choose("config.data.format", data.format, READERS)
+    return _opened(data, split, functools.partial(_read, data), seed, run)
+
+
+def _read(data: ConfigDict, split: str) -> Any:
+    return choose("config.data.format", data.format, READERS)(data, split)
+
+
+def _opened(data, split, read, seed, run) -> Source:
     if split not in split_names(data):
         raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
     share = data.get("held_out", 0)
     if share and split in (image_files.TRAIN, held_out.VAL):
         root = image_files.image_root(data)
-        source = held_out.part(read(data, image_files.TRAIN), split, share=share, seed=seed, root=root, run=run)
+        source = held_out.part(read(image_files.TRAIN), split, share=share, seed=seed, root=root, run=run)
     else:
-        source = read(data, split)
+        source = read(split)
     if file := data.labels and data.get("class_names", ""):
         source = dataclasses.replace(source, classes=class_names.read(file, source.classes))
+    return source
+
+
+def _checked(data: ConfigDict, source: Source) -> Source:
+    """Raise InputError unless a source has as many classes as the config says."""
+    if data.num_classes not in (0, len(source.classes)):
+        raise InputError(
+            f"The data in {data.root} has {len(source.classes)} classes but config.data.num_classes is "
+            f"{data.num_classes}: set --config.data.num_classes={len(source.classes)}, or 0 to take it from the data."
+        )
     return source
 
 
