@@ -100,7 +100,7 @@ IMAGES = _RUN | {
     "data.format": Field(
         "json",
         Choice(IMAGE_FORMATS),
-        "json: VPT's files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS; scenes: the demo; table: CSV, Parquet",
+        "json: VPT's; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS; scenes: the demo; table: CSV, Parquet",
     ),
     "backbone.drop_path": Field(0.0, SHARE, "stochastic depth: rate of the last block; the base config of a ViT has 0.1"),
     "tuned_blocks": Field(1, COUNT, "partial: number of last blocks to tune"),

@@ -18,7 +18,8 @@ _DATA = {
     f"data.{name}": Field("", TEXT, f"{what}, if it has moved since the run")
     for name, what in {
         "root": "folder of the data",
-        "image_dir": "json: folder of the images under data.root",
+        "image_dir": "json, table: folder of the images under data.root",
+        "class_names": "file of class names",
         "split_file": "vtab: published list of images",
         "splits.train": "training split",
         "splits.val": "validation split",
