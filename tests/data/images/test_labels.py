@@ -159,6 +159,11 @@ def test_split_folders_lose_a_share_of_train_alone(tmp_path):
     assert f"or set --config.data.splits.train=. if they are in {tmp_path}" in error_of(data)
 
 
+def test_a_folder_without_splits_asks_for_a_share(classes):
+    error = error_of(config(classes, "folder"))
+    assert f"or --config.data.held_out=0.2 if {classes} has class folders and no splits" in error
+
+
 def test_tables_and_json_splits_are_held_out_from_too(tmp_path):
     rows = [(f"{i}.png", "ab"[i % 2]) for i in range(10)]
     data = table_config(table_root(tmp_path, rows, header="path,label"), held_out=0.2)

@@ -284,9 +284,12 @@ def _split_folder(data: ConfigDict, split: str, classes: bool = True) -> str:
     root = existing_root(data)
     folder = os.path.join(root, data.splits[split]) if has_split_folders(data) else root
     if not os.path.isdir(folder):
+        without = "to nothing if there is no such split"
+        if split == TRAIN:
+            without = f"--config.data.held_out=0.2 if {root} has class folders and no splits"
         raise InputError(
             f"Folder {folder} does not exist ({root} has {listed(_subfolders(root), most=3) or 'no folders'}): "
-            f"create it, or set --config.data.splits.{split} to another folder, or to nothing if there is no such split."
+            f"create it, or set --config.data.splits.{split} to another folder, or {without}."
         )
     if classes and not _subfolders(folder):
         in_root = data.get("held_out", 0) and folder != root
