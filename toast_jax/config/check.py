@@ -129,6 +129,10 @@ _OF_IMAGES: _Conflicts = {
     "config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.": (
         lambda c: c.stage == "tune" and not c.data.labels
     ),
+    "config.data.held_out and config.data.class_names are for data.format json, folder or table, not {c.data.format}; a TFDS "
+    "split takes a part, as in --config.data.splits.train=train[:80%].": (
+        lambda c: (c.data.held_out or c.data.class_names) and c.data.format not in ("json", "folder", "table")
+    ),
     "Each device gets {c.share} of {c.batch_size} images, but config.augment.mixup and config.augment.cutmix mix "
     "pairs of them; use a batch size that gives each an even number.": (
         lambda c: (c.augment.mixup or c.augment.cutmix) and c.share % 2

@@ -29,7 +29,7 @@ from toast_jax.fields import (
     whole,
 )
 
-IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes")
+IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
 METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
@@ -104,7 +104,7 @@ IMAGES = _RUN | {
     "data.format": Field(
         "json",
         Choice(IMAGE_FORMATS),
-        "json: VPT's split files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS datasets; scenes: the demo",
+        "json: VPT's; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS; scenes: the demo; table: CSV, Parquet",
     ),
     "backbone.drop_path": Field(0.0, SHARE, "stochastic depth: rate of the last block; the base config of a ViT has 0.1"),
     "tuned_blocks": Field(1, COUNT, "partial: number of last blocks to tune"),
@@ -117,13 +117,15 @@ IMAGES = _RUN | {
     "prompts.num": Field(100, whole(1, 100_000), "vpt: number of prompt tokens"),
     "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
     "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),
-    "data.root": Field("", TEXT, "folder of the data", TO_MOVE),
+    "data.root": Field("", TEXT, "folder of the data, or a table", TO_MOVE),
     "data.image_dir": Field(
-        "", TEXT, "json: folder or zip archive of the images under data.root, or a folder in a zip", TO_MOVE
+        "", TEXT, "json, table: folder or zip archive of the images under data.root, or a folder in a zip", TO_MOVE
     ),
     "data.name": Field("", TEXT, "tfds: name of the dataset; vtab, scenes: name of the task"),
     "data.split_file": Field("", TEXT, "vtab: published list of images to check the splits against; '' for no check"),
     "data.num_classes": Field(0, whole(0), "number of classes; 0: as many as the data has"),
+    "data.held_out": Field(0.0, SHARE, "share of each class of train to hold out as val, drawn by seed; 0: val is a split"),
+    "data.class_names": Field("", TEXT, "file of class names: lines or JSON; '' for those in the data", TO_MOVE),
     "data.shots": Field(0, whole(0), "few-shot: train on so many images of each class, drawn by seed; 0: all"),
     "data.labels": Field(True, FLAG, "read labels; False: pre-tune on unlabeled images"),
     "data.resize": Field(256, whole(1, 16_384), "shorter side of the image before the crop, in pixels"),

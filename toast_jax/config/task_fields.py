@@ -21,7 +21,8 @@ _DATA = {
     f"data.{name}": Field("", TEXT, f"{what}, if it has moved since the run")
     for name, what in {
         "root": "folder of the data",
-        "image_dir": "json: folder of the images under data.root",
+        "image_dir": "json, table: folder of the images under data.root",
+        "class_names": "file of class names",
         "split_file": "vtab: published list of images",
         "splits.train": "training split",
         "splits.val": "validation split",
@@ -37,8 +38,10 @@ _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
 _FIELDS = {
     "predict": {
         "run": Field("", TEXT, "folder of the run"),
-        "images": Field("", TEXT, "a folder, searched recursively, or one image"),
+        "images": Field("", TEXT, "a folder, searched recursively; a table, a zip archive, or an image; -: paths from stdin"),
         "attention": Field(True, FLAG, "draw where the network looks"),
+        "probabilities": Field(False, FLAG, "write the probability of every class, not only of the best"),
+        "npz": Field(False, FLAG, "also write predictions.npz: images, probabilities and classes, as arrays"),
         "weights": _WEIGHTS,
         **_MODULES,
         "batch_size": _BATCH_SIZE,

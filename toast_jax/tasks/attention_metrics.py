@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import annotations, comparison, localization, maps, perturbation, report, views
 from toast_jax.config.check import check_fields
-from toast_jax.data.images import selected
+from toast_jax.data.images import selected, sources
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
@@ -122,7 +122,7 @@ def _threshold_images(config, first: SavedRun) -> Annotated | None:
     split = config.threshold_split
     if config.images not in selected.SPLITS or split in ("", config.images):
         return None
-    if split not in selected.SPLITS or not first.config.data.splits[split]:
+    if split not in sources.split_names(first.config.data):
         log.info("The data has no split %s to pick a threshold on.", split)
         return None
     try:
@@ -135,7 +135,7 @@ def _threshold_images(config, first: SavedRun) -> Annotated | None:
 
 def _annotated(config, first: SavedRun, where: str) -> Annotated:
     data = first.config.data
-    source, root = selected.open_images(data, where, first.classes)
+    source, root = selected.open_images(data, where, first.classes, seed=first.config.seed, run=first.folder)
     source, object_masks = annotations.open_objects(config.objects, source, root, config.only_annotated)
     indices = selected.spread(len(source), config.most or len(source))
     masks = [annotations.view(object_masks[i], resize=data.resize, size=data.image_size) for i in indices]

@@ -98,6 +98,8 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
         # The content of the places that they name is checked now. A grid has a folder of its own.
         for folder, config in {run.folder: run.config, **{member.folder: member.config for member in run.members}}.items():
             run_folder.write_json(folder / "config.json", config.to_dict())
+            for name, record in domain(config).records(config, run.train, run.evals).items():
+                run_folder.write_json(folder / name, record)
         with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
             results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):

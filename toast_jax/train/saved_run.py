@@ -30,6 +30,7 @@ class SavedRun:
       classes: class names, in the order of the logits.
       step: of the checkpoint.
       model, method, params: for `steered.apply`.
+      folder: of the run.
     """
 
     config: ConfigDict
@@ -38,6 +39,7 @@ class SavedRun:
     model: Steered
     method: Method
     params: dict
+    folder: str | Path = ""
 
     def compiled(self, function: Callable) -> Callable:
         """Compile `function(model, method, *args)` for this network, as `(*args)`, at the precision of the run."""
@@ -82,7 +84,7 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
         fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)
-    return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params)
+    return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params, folder)
 
 
 def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "") -> SavedRun:

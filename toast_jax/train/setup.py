@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.config.check import check
 from toast_jax.data import loader
-from toast_jax.data.images import few_shot, sources
-from toast_jax.data.images.verify import Subset
+from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
@@ -102,8 +101,9 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     """
     check(config)
     reads, devices = domain(config), devices_of(config)
-    # A run that resumes has verified its images already.
-    train, evals = reads.open_sources(config, verified=run_folder.has_checkpoint(folder))
+    # A run that resumes has verified its images already, and has recorded which it holds out.
+    resumes = run_folder.has_checkpoint(folder)
+    train, evals = reads.open_sources(config, verified=resumes, run=folder if resumes else None)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
@@ -151,13 +151,10 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     network = load_network(config, len(run.train.classes), loaded)
     frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
-    # Few shots are drawn by the seed, from the images that are open already.
-    train = run.train
-    if config.data.get("shots") and isinstance(train, Subset):
-        train = few_shot.draw(train.source, config.data.shots, seed)
+    train, evals = domain(config).redraw(config, run.train, run.evals, folder if run_folder.has_checkpoint(folder) else None)
     folder = run_folder.claim(folder, config)
     members = (Member(config, folder, run.members[0].rates),)
-    return dataclasses.replace(run, members=members, folder=folder, train=train, frozen=frozen), state
+    return dataclasses.replace(run, members=members, folder=folder, train=train, evals=evals, frozen=frozen), state
 
 
 _DOMAINS = {"images": image_runs, "text": text_runs}
