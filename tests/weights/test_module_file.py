@@ -286,10 +286,10 @@ def test_a_file_of_another_backbone_is_refused(method, saved, image_folder, tmp_
         ("lora", "bias", {}, "made with method lora, and method bias starts from one of bias; give such"),
         ("vpt", "toast_lite", {}, "made with method vpt, and method toast_lite starts from one of toast_lite or toast; give"),
         ("toast_lite", "toast", {}, "made with method toast_lite, and method toast starts from one of toast; give"),
-        ("lora", "lora", {"lora.rank": 8}, "made with config.lora.rank 4, and this run has 8; set --config.lora.rank=4, or"),
-        ("lora", "lora", {"lora.alpha": 2.0}, "made with config.lora.alpha 1.0, and this run has 2.0; set --config.lora.alpha"),
-        ("vpt", "vpt", {"prompts.num": 5}, "made with config.prompts.num 2, and this run has 5; set --config.prompts.num=2"),
-        ("partial", "partial", {"tuned_blocks": 1}, "made with config.tuned_blocks 2, and this run has 1; set"),
+        ("lora", "lora", {"lora.rank": 8}, "made with lora.rank=4, and this run has lora.rank=8; make them equal, or"),
+        ("lora", "lora", {"lora.alpha": 2.0}, "made with lora.alpha=1.0, and this run has lora.alpha=2.0; make"),
+        ("vpt", "vpt", {"prompts.num": 5}, "made with prompts.num=2, and this run has prompts.num=5; make"),
+        ("partial", "partial", {"tuned_blocks": 1}, "made with tuned_blocks=2, and this run has tuned_blocks=1; make"),
     ],
 )
 def test_a_file_of_another_method_is_refused(source, method, fields, message, saved, image_folder, pretuned):
