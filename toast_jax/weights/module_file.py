@@ -112,15 +112,15 @@ def check_method(path: str, method: Method, config: ConfigDict) -> None:
     if name not in accepted:
         raise InputError(
             f"The module in {path} was made with method {name}, and method {config.method} starts from one of "
-            f"{' or '.join(accepted)}; give such a file, or set --config.method={name}."
+            f"{' or '.join(accepted)}; give such a file, or use method {name}."
         )
     if name != config.method:
         return
     for field, value in flat_fields(config.to_dict()).items():
         if field in method.module_fields and recorded.get(field, value) != value:
             raise InputError(
-                f"The module in {path} was made with config.{field} {recorded[field]}, and this run has {value}; set "
-                f"--config.{field}={recorded[field]}, or give another file."
+                f"The module in {path} was made with {field}={recorded[field]}, and this run has {field}={value}; make them "
+                "equal, or give another file."
             )
 
 
