@@ -1,56 +1,19 @@
 """Count the floating-point operations of matrix products in a step.
 
-XLA's cost analysis counts the body of a loop once. `traced` counts in the jaxpr, on any platform. `flops` and `listed` read the
-program that was optimized for CPUs, after the compiler has removed and merged operations; on GPUs products become calls of
-libraries and on TPUs convolutions, so neither can be read there.
+XLA's cost analysis counts the body of a loop once. `toast_jax.tables.costs.traced` counts in the jaxpr, on any platform.
+`flops` and `listed` read the program that was optimized for CPUs, after the compiler has removed and merged operations; on GPUs
+products become calls of libraries and on TPUs convolutions, so neither can be read there.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from typing import NamedTuple
-
-import jax
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-
-
-def traced(function: Callable, *args) -> int:
-    """Count the operations of all matrix products of `function(*args)` in its jaxpr, two per multiply-add.
-
-    The body of a scan counts as often as it runs. Of several branches, such as those of platforms, the largest counts. Of a
-    step that is mapped over devices, the share of one device counts.
-
-    Raises:
-      ValueError: a `while` loop, which has no known trip count, has a matrix product.
-    """
-    return _traced(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _traced(jaxpr):
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
-
-
-def _of_equation(equation):
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
-    inside = [_traced(getattr(value, "jaxpr", value)) for value in jax.tree.leaves(list(params.values())) if _is_jaxpr(value)]
-    if name == "while" and any(inside):
-        raise ValueError("a while loop has matrix products and no known trip count")
-    if name == "cond":
-        return max(inside)
-    return sum(inside) * (params["length"] if name == "scan" else 1)
-
-
-def _is_jaxpr(value):
-    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
 
 
 def flops(program: str) -> int:

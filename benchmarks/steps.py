@@ -27,6 +27,7 @@ from toast_jax.config.run_fields import language
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones import llama, vit
+from toast_jax.tables import costs
 from toast_jax.train import optim
 from toast_jax.train.augment import by_token
 from toast_jax.train.evaluation import eval_step
@@ -86,7 +87,7 @@ class Case:
         self.tuned = trees.count(tuned)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         mapped = parallel.replicate(step, num_replicated=2, donate=(0,))
-        self.flops = products.traced(mapped, self.state, self.frozen, batch)
+        self.flops = costs.traced(mapped, self.state, self.frozen, batch)
         self.train, self.compile_seconds, memory = compiled(mapped, self.state, self.frozen, batch)
         self.temporary, self.memory = memory.temp_size_in_bytes, planned_bytes(memory)
         evaluation = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, method)), num_replicated=2)

@@ -1,17 +1,24 @@
-"""Sweep: all runs of a table of the paper, from the grid to five seeds.
+"""Sweep: all runs of a table of the paper, or of a few-shot table, from the grid to the seeds.
 
     python main.py --config=configs/sweep.py:table=vtab,method=toast,backbone=vit_b16_in1k \\
         --config.data.root=data/tfds --config.top_down=weights/vit_b16_in1k_top_down.pth --workdir=runs/vtab
     python main.py --config=configs/sweep.py:table=fgvc,method=linear+lora+toast,task=cub+cars \\
         --config.data.root=data --config.top_down=weights/vit_b16_in1k_top_down.pth --workdir=runs/fgvc
+    python main.py --config=configs/sweep.py:table=fewshot,method=linear+lora+toast,task=birds+cars,shots=1+4+all \\
+        --config.data.root=data --workdir=runs/fewshot
 
-table: vtab or fgvc. method: those of configs/fgvc.py, joined by +, or all. task: tasks of configs/vtab.py or datasets of
-configs/fgvc.py, joined by +, or all. Fields of a run apply to every run, except for those that the sweep sets itself.
+table: vtab, fgvc or fewshot. method: those of configs/fgvc.py, joined by +, or all. task: tasks of configs/vtab.py or datasets
+of configs/fgvc.py, joined by +, or all; for fewshot, folders of data.root. shots: for fewshot, how many training images of each
+class, joined by +; all is no limit. Fields of a run apply to every run, except for those that the sweep sets itself.
 vtab: each point of sweep.grid is trained on train800; the best on val200 after the last epoch (ties: the smaller learning rate,
 then the smaller weight decay) is trained on train800val200 with each of sweep.seeds and tested once. A grid trains as one
-program. fgvc: the recipe of the set, with each seed; its folder is data.root/NAME. Repeat the command to resume. docs/sweeps.md
-explains how to use many devices, and configs/table.py makes the table.
+program. fgvc: the recipe of the set, with each seed; its folder is data.root/NAME. fewshot: each learning rate of sweep.grid
+is trained on the shots of the first seed; the best on val is trained on the shots of each seed and tested once. Repeat the
+command to resume. docs/sweeps.md explains how to use many devices, and configs/table.py makes the table.
 """
+
+import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -20,14 +27,19 @@ from toast_jax.config.arguments import arguments, several
 from toast_jax.config.run_fields import METHODS
 from toast_jax.config.task_fields import SWEEP
 from toast_jax.data.images.vtab.tasks import TASKS
-from toast_jax.errors import choose
+from toast_jax.errors import InputError, choose
+from toast_jax.fields import joined
 
 
 def get_config(text: str | None = None):
     """Return the config of a sweep; `text` is the config arguments."""
-    values = arguments(text, table="vtab", method="toast", task="all", backbone="vit_b16_in1k")
-    build = choose("The config argument table", values["table"], {"vtab": _vtab, "fgvc": _fgvc})
-    config, sweep = build(values["backbone"], several("method", values["method"], METHODS), values["task"])
+    values = arguments(text, table="vtab", method="toast", task="all", shots="", backbone="vit_b16_in1k")
+    build = choose("The config argument table", values["table"], {"vtab": _vtab, "fgvc": _fgvc, "fewshot": _few_shot})
+    methods = several("method", values["method"], METHODS)
+    axes = {"shots": values["shots"]} if build is _few_shot or values["shots"] else {}
+    if axes and build is not _few_shot:
+        raise InputError(f"The config argument shots is for table=fewshot; {values['table']} has training splits of its own.")
+    config, sweep = build(values["backbone"], methods, values["task"], **axes)
     config.task = "sweep"
     config.name = f"{values['table']}_{values['backbone']}"
     defaults = {name.removeprefix("sweep."): field.default for name, field in SWEEP.items()}
@@ -39,6 +51,56 @@ def get_config(text: str | None = None):
         del config.data[name]
     del config.optimizer["lr"], config.optimizer["weight_decay"]
     return config
+
+
+def _few_shot(backbone: str, methods: tuple[str, ...], task: str, shots: str) -> tuple[ConfigDict, dict]:
+    config = paper_recipes.few_shot(backbone)
+    config.data.root = "data"
+    del config.data["shots"], config.batch_size
+    splits = {"train": "train", "val": "val", "test": "test"}
+    recipes = {
+        f"{name}_{_shots_named(number)}": {
+            "data": {"root": name, "num_classes": 0, "shots": number},  # under data.root
+            "batch_size": paper_recipes.few_shot_batch_size(number),
+        }
+        for name in _folders(task)
+        for number in _shots(shots or "1+4+16+all")
+    }
+    return config, {
+        "methods": methods,
+        "tasks": tuple(recipes),
+        "recipes": recipes,
+        "grid": {
+            name: {"lr": paper_recipes.FEW_SHOT_LR[name], "weight_decay": paper_recipes.FEW_SHOT_WEIGHT_DECAY}
+            for name in methods
+        },
+        "splits": {"selection": {**splits, "test": ""}, "final": {**splits, "val": ""}},
+    }
+
+
+def _folders(task: str) -> tuple[str, ...]:
+    """Parse the names of few-shot tasks, which are also names of fields and of folders of runs."""
+    for name in (names := tuple(dict.fromkeys(joined(task)))):
+        if name == "all" or not re.fullmatch(r"[\w-]+", name):
+            raise InputError(
+                f"The config argument task is {name!r}; for table=fewshot name folders of data.root, joined by +, in letters, "
+                "digits, _ and -."
+            )
+    return names
+
+
+def _shots(text: str) -> list[int]:
+    """Parse numbers of images of each class, in ascending order; 0 for all of them, which is last."""
+    for shots in joined(text):
+        if shots != "all" and not (shots.isdecimal() and int(shots)):
+            raise InputError(
+                f"The config argument shots is {shots!r}; write numbers of images of each class from 1 on, or all, joined by +."
+            )
+    return sorted({0 if shots == "all" else int(shots) for shots in joined(text)}, key=lambda shots: shots or math.inf)
+
+
+def _shots_named(shots: int) -> str:
+    return f"{shots}shot" if shots else "all"
 
 
 def _vtab(backbone: str, methods: tuple[str, ...], task: str) -> tuple[ConfigDict, dict]:

@@ -1,10 +1,13 @@
-"""Table: the results of sweeps beside the published numbers.
+"""Table: the results of sweeps beside the published numbers, or a few-shot table with its curves.
 
     python main.py --config=configs/table.py:from=runs/vtab --workdir=tables/vtab
     python main.py --config=configs/table.py:from=runs/fgvc_toast+runs/fgvc_lora --workdir=tables/fgvc
+    python main.py --config=configs/table.py:from=runs/fewshot+runs/fewshot_pretuned,reference=lora --workdir=tables/fewshot
 
 from: folders of configs/sweep.py, joined by +, all with the same table and backbone. A sweep need not be finished: a missing
-result is listed and shown as a dash. The table is written as Markdown, LaTeX, HTML and CSV.
+result is listed and shown as a dash. The table is written as Markdown, LaTeX, HTML and CSV. A few-shot table names its rows by
+sweep and method if there are several sweeps; reference: a method, to compare all others in the same sweep with, or one row, as
+in fewshot/lora. Its curves are in curves.svg.
 """
 
 from toast_jax.config.arguments import arguments
@@ -14,4 +17,5 @@ from toast_jax.fields import joined
 
 def get_config(text: str | None = None):
     """Return the config; `text` is the config arguments."""
-    return config_of("table", sweeps=joined(arguments(text, **{"from": ""})["from"]))
+    values = arguments(text, **{"from": "", "reference": ""})
+    return config_of("table", sweeps=joined(values["from"]), reference=values["reference"])

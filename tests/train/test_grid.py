@@ -19,6 +19,7 @@ from toast_jax.data.images.vtab import tasks
 from toast_jax.errors import Diverged, InputError, Interrupted
 from toast_jax.model import methods, steered
 from toast_jax.train import checkpoint, feature_cache, grid, loop, setup
+from toast_jax.workdir import run_folder
 
 POINTS = [(0.05, 0.0), (0.2, 0.1), (0.01, 0.01)]
 
@@ -59,6 +60,9 @@ def test_together_they_are_the_runs_they_are_alone(method, image_folder, tmp_pat
             np.testing.assert_allclose(ours, theirs, rtol=1e-5)
         assert results[i]["config"] == alone["config"] and results[i]["test"]["accuracy"] == alone["test"]["accuracy"]
         assert results[i]["test"] == json.loads((tmp_path / str(i) / "result.json").read_text())["test"]
+        correct, alone_correct = (run_folder.read_correct(tmp_path / folder) for folder in (str(i), f"alone_{i}"))
+        np.testing.assert_array_equal(correct, alone_correct)
+        assert correct.mean() == pytest.approx(alone["test"]["accuracy"])
         assert results[i]["trained_together"] == 3 and "trained_together" not in alone
     assert len({tuple(numbers(tmp_path / str(i))) for i in range(3)}) == 3
 

@@ -24,6 +24,7 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
 from toast_jax.train import checkpoint, image_runs, loop, setup
+from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import containers, pretrained, rename
 from toast_jax.workdir import interrupt, run_folder
 
@@ -75,6 +76,8 @@ def test_every_method_runs_to_its_result(method, image_folder, tmp_path, caplog)
     assert result["config"]["method"] == method and result["seed"] == 42
     assert result["versions"]["jax"] == jax.__version__ and result["device"]["count"] == 8
     assert "xla_force_host_platform_device_count=8" in result["xla_flags"]
+    correct = run_folder.read_correct(tmp_path)
+    assert correct.shape == (3 * COUNTS["test"],) and correct.mean() == pytest.approx(result["test"]["accuracy"])
     assert result["tuned_parameters"]["all"] > result["tuned_parameters"]["without_head"]
     assert len(losses(tmp_path)) == result["steps"] == 6
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
@@ -353,7 +356,7 @@ def test_evaluating_on_no_split_is_an_error(config, tmp_path):
 
 
 def test_loss_of_an_evaluation_that_is_not_finite_stops_before_the_checkpoint(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": 0.5, "loss": float("nan"), "count": 1})
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation({"accuracy": 0.5, "loss": float("nan"), "count": 1}, None))
     with pytest.raises(InputError, match="The loss on val is nan after step 3; the last good checkpoint"):
         loop.fit(config, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:

@@ -17,7 +17,7 @@ from toast_jax.errors import InputError
 WIDTH, HEIGHT = 640, 360
 BINS = 30  # points of a line, each the mean over its steps
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 150, 20, 50
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
 
 
 def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +57,7 @@ def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
 def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: str = "step") -> str:
     """Draw a chart of `{name: (x, y)}`; `label` and `x_label` are the titles of the axes."""
     every_x, every_y = (np.concatenate([line[axis] for line in lines.values()]) for axis in (0, 1))
-    x_ticks, y_ticks = _ticks(0, every_x.max()), _ticks(min(0, every_y.min()), every_y.max())
+    x_ticks, y_ticks = ticks(0, every_x.max()), ticks(min(0, every_y.min()), every_y.max())
     to_x = lambda x: _LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - _LEFT - _RIGHT)  # noqa: E731
     to_y = lambda y: HEIGHT - _BOTTOM - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - _TOP - _BOTTOM)  # noqa: E731
     parts = [
@@ -72,7 +72,7 @@ def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: st
     parts.append(f'<text x="{(WIDTH + _LEFT - _RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(label)}</text>')
     for i, (name, (steps, values)) in enumerate(lines.items()):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         points = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in zip(steps, values, strict=True))
         place = _TOP + 10 + 20 * i
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -81,7 +81,7 @@ def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: st
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _ticks(low: float, high: float) -> np.ndarray:
+def ticks(low: float, high: float) -> np.ndarray:
     """Return about five round numbers that enclose a range."""
     raw = max(high - low, 1e-9) / 5
     power = 10 ** np.floor(np.log10(raw))

@@ -1,4 +1,4 @@
-"""The recipes of the paper's tables, FGVC and VTAB-1k, and the scenes of the demo, which several configs share."""
+"""Recipes that several configs share: the paper's tables, FGVC and VTAB-1k; few-shot; the scenes of the demo."""
 
 import dataclasses
 
@@ -82,6 +82,32 @@ def vtab(task: str, method: str, backbone: str, split: str) -> ConfigDict:
     config.optimizer.weight_decay = 1e-3
     config.eval_every = config.epochs  # once, after the last epoch
     return config
+
+
+# Every other rate of VTAB-1k's grid.
+FEW_SHOT_LR = {method: rates[::2] for method, rates in VTAB_LR.items()}
+FEW_SHOT_WEIGHT_DECAY = (1e-3,)
+
+
+def few_shot(backbone: str) -> ConfigDict:
+    """Return the config that few-shot runs of all methods share: the optimization of VTAB-1k, on crops and flips.
+
+    Each image has four fixed views and drop-path is off, so the first look is computed once (`config.keep_known`).
+    """
+    config = base(name=f"few_shot_{backbone}", method="toast", backbone=backbone)
+    config.backbone.drop_path = 0.0
+    config.head.start = "zeros"  # a random head of few classes is large, and its first gradients spoil pre-tuned parameters
+    config.prompts.dropout = 0.1
+    config.data.image_dir = "images"
+    config.data.views = 4
+    config.optimizer.base_batch_size = 256
+    config.eval_every = config.epochs  # once, after the last epoch
+    return config
+
+
+def few_shot_batch_size(shots: int) -> int:
+    """Return the batch size for so many images of each class, 0 for all; a task of eight classes fills a batch."""
+    return min(8 * shots or 32, 32)
 
 
 def scenes(config: ConfigDict, *, task: str, train: int, val: int, test: int) -> None:

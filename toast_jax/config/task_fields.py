@@ -109,7 +109,10 @@ _FIELDS = {
         "weights": _WEIGHTS,
         **_MODULES,
     },
-    "table": {"sweeps": Field((), Several(TEXT), "folders of sweeps")},
+    "table": {
+        "sweeps": Field((), Several(TEXT), "folders of sweeps"),
+        "reference": Field("", TEXT, "fewshot: method, or row, to compare the others with; '' for the first method"),
+    },
     "demo": {
         "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
         "attention_scenes": Field(200, COUNT, "test scenes to measure attention on"),

@@ -87,6 +87,24 @@ def collect(folders: Sequence[str | Path]) -> Table:
     Raises:
       InputError: a folder is not a sweep; the sweeps differ in table or backbone; two have the same runs; a result is damaged.
     """
+    first = opened(folders)
+    measured: dict[tuple[str, str], Measured] = {}
+    where: dict[tuple[str, str], str] = {}
+    for folder in map(str, folders):
+        for method, task in ((method, task) for method in METHODS for task in (*TASKS, *FGVC)):
+            if result := read_measured(Path(folder).expanduser() / method / task):
+                if (method, task) in measured:
+                    raise InputError(f"Both {where[method, task]} and {folder} hold {method} on {task}; leave one of them out.")
+                measured[method, task], where[method, task] = result, folder
+    return Table(first["table"], first["backbone"], measured, _published(**first))
+
+
+def opened(folders: Sequence[str | Path]) -> dict[str, str]:
+    """Read the table and backbone of sweeps.
+
+    Raises:
+      InputError: there is none, a folder is not a sweep, or they differ.
+    """
     if not folders:
         raise InputError("There is no sweep to read; write --config=configs/table.py:from=FOLDER.")
     facts = {str(folder): plan.opened(folder) for folder in folders}
@@ -96,15 +114,7 @@ def collect(folders: Sequence[str | Path]) -> Table:
             f"{folders[0]} is a sweep of {first['table']} with {first['backbone']} and {other} one of {facts[other]['table']} "
             f"with {facts[other]['backbone']}; make a table of each."
         )
-    measured: dict[tuple[str, str], Measured] = {}
-    where: dict[tuple[str, str], str] = {}
-    for folder in map(str, folders):
-        for method, task in ((method, task) for method in METHODS for task in (*TASKS, *FGVC)):
-            if result := _measured(Path(folder).expanduser() / method / task):
-                if (method, task) in measured:
-                    raise InputError(f"Both {where[method, task]} and {folder} hold {method} on {task}; leave one of them out.")
-                measured[method, task], where[method, task] = result, folder
-    return Table(first["table"], first["backbone"], measured, _published(**first))
+    return first
 
 
 def _published(table: str, backbone: str) -> dict:
@@ -113,7 +123,12 @@ def _published(table: str, backbone: str) -> dict:
     return next((entry for entry in entries if (entry["table"], entry["backbone"]) == (table, backbone)), nothing)
 
 
-def _measured(folder: Path) -> Measured | None:
+def read_measured(folder: Path) -> Measured | None:
+    """Read the results of one method on one task; None if no run is finished.
+
+    Raises:
+      InputError: a result is damaged.
+    """
     tested = [_read(path) for path in sorted(folder.glob("final/seed_*/result.json"))]
     if not tested:
         return None

@@ -192,7 +192,7 @@ def _names(config, cell, phase) -> dict[str, str]:
 
 
 def _run_config(config, cell, phase, point, seed) -> ConfigDict:
-    """Build the config of one run; only its name differs from that of a run by configs/vtab.py or configs/fgvc.py."""
+    """Build the config of one run; for a paper's table, only its name differs from a config of configs/vtab.py or fgvc.py."""
     run = config.copy_and_resolve_references()
     changes = config.sweep.recipes[cell.task].to_dict()
     if root := changes["data"].get("root"):
@@ -201,6 +201,7 @@ def _run_config(config, cell, phase, point, seed) -> ConfigDict:
         del run["sweep"]
         run.name = f"{config.name}_{cell.task}_{cell.method}_{phase}"
         run.update({"task": "train", "method": cell.method, "seed": seed, "resume": True, "checkpoint": "", "confusion": False})
+        run.update({name: value for name, value in changes.items() if name not in ("data", "optimizer")})
         run.data.update({"name": "", "image_dir": run.data.get("image_dir", ""), **changes["data"]})
         run.data.splits = ConfigDict(config.sweep.splits[phase].to_dict())
         run.optimizer.update({"lr": point.lr, "weight_decay": point.weight_decay})

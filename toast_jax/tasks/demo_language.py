@@ -136,7 +136,7 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
             step = mapped(scores_of(run, network), parallel)
             tuned, frozen = parallel.place(network.tuned), parallel.place(network.frozen)
             source = text_runs.open_sources(run, verified=True)[1]["test"]
-            saved = {"test": text_runs.summary(evaluate(step, tuned, frozen, text_runs.eval_batches(run, source)))}
+            saved = {"test": text_runs.summary(evaluate(step, tuned, frozen, text_runs.eval_batches(run, source)).means)}
             run_folder.write_json(here / "config.json", run.to_dict())
             run_folder.write_json(here / "result.json", saved)
     return Row(0, np.array([saved["test"]["perplexity"]]), (_answers(config, folder, here, network=run),))

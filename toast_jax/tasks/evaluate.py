@@ -46,7 +46,7 @@ def run(config: ConfigDict, folder: str) -> None:
     results = {}
     with precision.of_products(config):
         for name, source in evals.items():
-            results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices))
+            results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices).means)
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
     run_folder.write_json(saved, {**results, **facts})
     for name, scores in results.items():

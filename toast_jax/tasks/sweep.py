@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.config.check import check
-from toast_jax.data.images import sources
+from toast_jax.data.images import few_shot, sources
 from toast_jax.errors import Diverged, InputError, Interrupted, listed, renaming
 from toast_jax.tables import plan
 from toast_jax.tables.plan import Cell, Point, Unit
@@ -65,7 +65,7 @@ def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
 
 
 def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
-    """Open the data of every task and the weights of every method, so that missing files show before any run."""
+    """Open the data of every task and the weights of every method, so that missing files and images show before any run."""
     failed, num_classes, checked = {}, {}, set()
     with log_to_file(folder / "log.txt", but=log):
         for cell in work:
@@ -76,7 +76,8 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
             try:
                 if cell.task not in num_classes and cell.task not in failed:
                     with renaming(unit.names):
-                        num_classes[cell.task] = len(sources.open_split(unit.config.data, "train").classes)
+                        data, seed = unit.config.data, unit.config.seed
+                        num_classes[cell.task] = len(few_shot.draw(sources.open_split(data, "train"), data.shots, seed).classes)
             except InputError as error:
                 failed[cell.task] = str(error)
             if cell.method not in checked and cell.task in num_classes:

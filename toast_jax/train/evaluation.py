@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,16 @@ from toast_jax.devices.protocol import Devices
 def eval_step(tuned: dict, frozen: dict, batch: dict, *, scores: Callable) -> dict:
     """Sum the scores of a batch (see `losses`) over all devices, weighted by `mask`; `count` is the sum of the weights.
 
-    The weight of an example is 1 for an image, the number of predicted tokens for a text, and 0 for padding.
+    The weight of an example is 1 for an image, the number of predicted tokens for a text, and 0 for padding. For images,
+    `correct` is the accuracy of each example of the global batch, `[B]`.
     """
     mask = batch["mask"]
-    sums = {name: jnp.sum(mask * score) for name, score in scores(trees.merge(tuned, frozen), batch).items()}
-    return jax.lax.psum({**sums, "count": mask.sum()}, parallel.AXIS)
+    by_example = scores(trees.merge(tuned, frozen), batch)
+    sums = {name: jnp.sum(mask * score) for name, score in by_example.items()}
+    sums = jax.lax.psum({**sums, "count": mask.sum()}, parallel.AXIS)
+    if "image" not in batch or "accuracy" not in by_example:
+        return sums
+    return {**sums, "correct": jax.lax.all_gather(by_example["accuracy"], parallel.AXIS, tiled=True)}
 
 
 def mapped(scores: Callable, devices: Devices = parallel) -> Callable:
@@ -27,15 +33,27 @@ def mapped(scores: Callable, devices: Devices = parallel) -> Callable:
     return devices.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
 
 
-def evaluate(
-    step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices: Devices = parallel
-) -> dict[str, float]:
-    """Run `step` over all batches and return the means of the scores and `count`.
+class Evaluation(NamedTuple):
+    """Scores of one network on a split, or of several with a leading axis `[networks]`.
 
-    `accuracy` is a fraction, `loss` is in nats. If the step evaluates several networks, the means are arrays `[networks]`.
+    Attributes:
+      means: of the scores, and `count`. `accuracy` is a fraction, `loss` is in nats.
+      correct: whether each image is classified correctly, bool `[n]` in the order of the split; None for text.
+    """
+
+    means: dict[str, float]
+    correct: np.ndarray | None
+
+
+def evaluate(step: Callable, tuned: dict, frozen: dict, batches: Generator[dict], devices: Devices = parallel) -> Evaluation:
+    """Run `step` over all batches.
+
     Sums stay on the device until the last batch; the host adds them up in float64, where counts are exact.
     """
     sums = jax.device_get([step(tuned, frozen, batch) for batch in devices.sharded(batches)])
+    correct = [batch.pop("correct") for batch in sums if "correct" in batch]
     total = {name: sum(batch[name].astype(np.float64) for batch in sums) for name in sums[0]}
     count = int(np.max(total.pop("count")))
-    return {**{name: total[name] / count for name in sorted(total)}, "count": count}
+    means = {**{name: total[name] / count for name in sorted(total)}, "count": count}
+    # Padding is at the end of the last batch.
+    return Evaluation(means, np.concatenate(correct, axis=-1)[..., :count] > 0 if correct else None)

@@ -185,11 +185,14 @@ def _train_batches(run: Run, start: int) -> Generator[tuple[dict, np.ndarray]]:
 
 
 def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, list[dict[str, float]]]:
-    """Evaluate every member on every evaluation split."""
+    """Evaluate every member on every evaluation split; after the last step, also write which test images are correct."""
     reads, results = domain(run.config), {}
     for name, source in run.evals.items():
-        scores = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)
-        results[name] = record.evaluation(name, step, scores)
+        means, correct = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)
+        results[name] = record.evaluation(name, step, means)
+        if correct is not None and name == "test" and step == run.steps:
+            for member, row in zip(run.members, np.broadcast_to(correct, (len(run.members), correct.shape[-1])), strict=True):
+                run_folder.write_correct(member.folder, row)
     return results
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import toast_jax
@@ -142,6 +143,22 @@ def write_json(path: Path, value: dict) -> None:
     """Write JSON with `replace_file`, in the first process only."""
     if not jax.process_index():
         replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+_CORRECT = "test_correct.txt"
+
+
+def write_correct(folder: Path, correct: np.ndarray) -> None:
+    """Write which test images a run classifies correctly, bool `[n]`: a 1 or a 0 for each, in the order of the split."""
+    if not jax.process_index():
+        replace_file(folder / _CORRECT, "".join("01"[value] for value in correct.astype(int)) + "\n")
+
+
+def read_correct(folder: Path) -> np.ndarray | None:
+    """Read what `write_correct` wrote, bool `[n]`; None for a run of a version that did not."""
+    with contextlib.suppress(OSError):
+        return np.array([value == "1" for value in (folder / _CORRECT).read_text().strip()])
+    return None
 
 
 def replace_file(path: Path, content: str) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import products, roofline, scaling, steps
 from benchmarks.recipe import CLASSES
+from toast_jax.tables import costs
 
 
 def test_products_are_counted_as_often_as_they_run():
@@ -19,18 +20,18 @@ def test_products_are_counted_as_often_as_they_run():
     looped = products.Product(2 * 8 * 16 * 16, (8 * 16, 16 * 16, 8 * 16), batched=False)
     alone = products.Product(2 * 2 * 4 * 16 * 3, (2 * 4 * 16, 2 * 16 * 3, 2 * 4 * 3), batched=True)
     assert products.listed(program) == {looped: 5, alone: 1}
-    assert products.traced(jax.jit(function), x, kernels, others) == products.flops(program)
+    assert costs.traced(jax.jit(function), x, kernels, others) == products.flops(program)
 
 
 def test_products_of_the_larger_branch_count():
     branches = [lambda x: x, lambda x: x @ x, lambda x: jax.checkpoint(lambda x: x @ x @ x)(x)]
     x = jnp.ones((4, 4))
-    assert products.traced(lambda i, x: jax.lax.switch(i, branches, x), 0, x) == 2 * 2 * 4**3
+    assert costs.traced(lambda i, x: jax.lax.switch(i, branches, x), 0, x) == 2 * 2 * 4**3
 
 
 def test_products_in_a_loop_without_a_known_length_are_refused():
     with pytest.raises(ValueError, match="while loop"):
-        products.traced(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x), jnp.ones((2, 2)))
+        costs.traced(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x), jnp.ones((2, 2)))
 
 
 def test_a_product_is_bound_by_operations_or_by_memory():
