@@ -82,7 +82,7 @@ _OF_RUNS: _Conflicts = {
     "--config.method.": lambda c: c.stage == "pretune" and c.row and not c.row.pretunes,
     "config.task_weight is 0, which leaves the variational loss alone, but method {c.method} has no top-down module for it; "
     "set --config.method=toast, or a --config.task_weight.": (
-        lambda c: c.stage == "pretune" and not c.task_weight and c.row and c.row.signal != "top_down"
+        lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.row and c.row.signal != "top_down"
     ),
     "config.module names a file, but method {c.method} tunes the head alone, which no such file holds; leave it out.": (
         lambda c: c.module and c.row and not c.row.pretunes
