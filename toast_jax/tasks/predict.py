@@ -11,14 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax.analysis import drawing, maps, predictions, views
+from toast_jax.analysis import drawing, maps, views
 from toast_jax.config.check import check_fields
 from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.images import selected
 from toast_jax.errors import InputError, renaming
 from toast_jax.model.steered import apply
 from toast_jax.train import saved_run
-from toast_jax.workdir import run_folder
+from toast_jax.workdir import predictions, run_folder
 
 log = logging.getLogger(__name__)
 
