@@ -1,10 +1,12 @@
-"""Your own images: folders train/CLASS/*.jpg, and val/ and test/ alike.
+"""Your own images: folders train/CLASS/*.jpg, and val/ and test/ alike, or one folder of classes, or a table.
 
     python main.py --config=configs/folder.py:method=toast,backbone=vit_b16_in1k --config.data.root=FOLDER \\
-        --config.backbone.weights=weights/vit_b16_in1k.pth --config.data.splits.test=""
+        --config.backbone.weights=weights/vit_b16_in1k.pth --config.data.held_out=0.2
 
-Set the splits that you do not have to "". At the end the log lists the pairs of classes that are confused most. The recipe is
-that of the fine-grained sets, except for the head, which starts at zero.
+held_out takes a share of each class for validation, from train/ or, without split folders, from FOLDER/CLASS/. Without it, set
+the splits that you do not have to "". With --config.data.format=table, data.root is a CSV or Parquet file (docs/data.md). At
+the end the log lists the pairs of classes that are confused most. The recipe is that of the fine-grained sets, except for the
+head, which starts at zero.
 """
 
 from toast_jax.config.arguments import arguments

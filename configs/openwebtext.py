@@ -1,4 +1,4 @@
-"""Pre-tune the top-down module of a language model on plain text.
+"""Pre-tune the top-down module of a language model, or what another method tunes, on plain text.
 
     python main.py --config=configs/openwebtext.py:backbone=llama1_7b --workdir=runs/pretune_llama1_7b \\
         --config.data.splits.train=data/openwebtext.jsonl
@@ -7,7 +7,8 @@ The release's recipe: the first 200,000 documents of OpenWebText, packed to 512 
 cross-entropy of the second look plus the variational loss; the feedback layers and the prior are tuned. Lines are
 `{"text": ...}`; a .txt file is one document. `--config.backbone.weights` and `--config.data.tokenizer` are the folder of a
 LLaMA of Hugging Face, by default weights/BACKBONE. The run writes `top_down.safetensors` to its folder, for
-`--config.top_down=FILE` of a tuning run. To measure the perplexity of a network that was not tuned:
+`--config.top_down=FILE` of a tuning run, and the same as `module.safetensors`. method: toast, toast_lite, lora or finetune; all
+but toast write only the latter, for `--config.module=FILE`. To measure the perplexity of a network that was not tuned:
 
     python main.py --config=configs/openwebtext.py:backbone=stories15m --config.method=finetune --config.stage=tune \\
         --config.task=evaluate --config.checkpoint=weights/stories15m/model.safetensors \\
@@ -22,9 +23,11 @@ from toast_jax.config.run_fields import language
 
 
 def get_config(text: str | None = None):
-    """Return the config of one backbone; `text` is the config arguments."""
-    backbone = arguments(text, backbone="llama1_7b")["backbone"]
-    config = language(name=f"pretune_openwebtext_{backbone}", method="toast", backbone=backbone, stage="pretune")
+    """Return the config of one backbone and method; `text` is the config arguments."""
+    defaults = {"backbone": "llama1_7b", "method": "toast"}
+    values = arguments(text, **defaults)
+    name = "_".join(["pretune_openwebtext", values["backbone"], *{values["method"]} - {defaults["method"]}])
+    config = language(name=name, **values, stage="pretune")
     config.data.splits.train = "data/openwebtext.jsonl"
     config.data.documents = 200_000
     config.optimizer.lr = 3e-5

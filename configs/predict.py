@@ -2,8 +2,9 @@
 
     python main.py --config=configs/predict.py:run=runs/mine,images=data/new --workdir=predictions
 
-run: the folder of the run. images: a folder, searched recursively, or one image. attention: yes, no (draw where the network
-looks; for a ConvNeXt, what its top-down module selects). weights: the backbone of the run, if its file has moved.
+run: the folder of the run. images: a folder, searched recursively, a table with the column path, a zip archive, one image, or
+`-` for paths from standard input. attention: yes, no (draw where the network looks; for a ConvNeXt, what its top-down module
+selects). weights: the backbone of the run, if its file has moved.
 """
 
 from toast_jax.config.arguments import arguments, yes_no

@@ -1,7 +1,7 @@
-"""Pre-tune the top-down module on generic images, or on your own.
+"""Pre-tune the top-down module, or what another method tunes, on generic images or on your own.
 
-The loss is the cross-entropy of the second look plus the variational loss; the backbone stays frozen. On ImageNet-1k, prepared
-by TFDS as array_record, or in folders with --config.data.format=folder --config.data.splits.val=val:
+The loss is the cross-entropy; with a top-down module, of the second look and plus the variational loss. On ImageNet-1k,
+prepared by TFDS as array_record, or in folders with --config.data.format=folder --config.data.splits.val=val:
 
     python main.py --config=configs/pretune.py:backbone=vit_b16_in1k --workdir=runs/pretune_vit_b16 \\
         --config.data.root=data/tfds
@@ -12,8 +12,11 @@ On your own images, labeled (folders train/CLASS/) or not (images anywhere in tr
 
 If the backbone's file holds a classifier of the same classes (such as DeiT's of ImageNet-1k), keep it frozen with
 `--config.head.start=classifier --config.head.tune=False`: a tuned head memorizes a small set of images (docs/results.md).
-The run writes `top_down.safetensors` to its folder, for `--config.top_down=FILE` of a tuning run.
-source: imagenet, downstream, scenes (the demo's, with backbone vit_mini16). labels: yes, no (only the variational loss).
+The run writes `module.safetensors` to its folder, without the head, for `--config.module=FILE` of a tuning run of the same
+method; that of toast is also named `top_down.safetensors`, for `--config.top_down=FILE`.
+method: toast, toast_lite, lora, vpt, bias, partial or finetune, all with one recipe. source: imagenet, downstream, scenes (the
+demo's, with backbone vit_mini16). labels: yes, no (variational and distillation loss; the latter matches the classifier of the
+backbone's file with --config.head.start=classifier, and its tokens without).
 The release has no recipe for this stage. This one is ours: that of its predecessor (AbSViT: AdamW, DeiT's augmentation) with
 fewer epochs, because only the feedback layers are tuned. It has not been run on ImageNet-1k yet.
 """
@@ -23,17 +26,21 @@ from toast_jax.config.paper_recipes import scenes
 from toast_jax.config.run_fields import base
 from toast_jax.errors import choose
 
+_NO_DECAY = {"toast": ("top_down/prior",), "toast_lite": ("top_down/prior",)}
+
 
 def get_config(text: str | None = None):
     """Return the config of one backbone and source; `text` is the config arguments."""
-    values = arguments(text, source="imagenet", labels="yes", backbone="vit_b16_in1k")
+    defaults = {"source": "imagenet", "labels": "yes", "backbone": "vit_b16_in1k", "method": "toast"}
+    values = arguments(text, **defaults)
     labels = yes_no("labels", values["labels"])
     sources = {"imagenet": _imagenet, "downstream": _downstream, "scenes": _scenes}
-    name = f"pretune_{values['source']}_{values['backbone']}"
-    config = base(name=name, method="toast", backbone=values["backbone"], stage="pretune")
+    method = values["method"]
+    name = "_".join(["pretune", values["source"], values["backbone"], *{method} - {defaults["method"]}])
+    config = base(name=name, method=method, backbone=values["backbone"], stage="pretune")
     config.data.labels = labels
     config.head.start = "zeros"
-    config.task_weight = 1.0 if labels else 0.0
+    config.task_weight, config.distillation_weight = (1.0, 0.0) if labels else (0.0, 1.0)
     config.data.splits.val = config.data.splits.test = ""
 
     config.batch_size = 1024
@@ -42,7 +49,7 @@ def get_config(text: str | None = None):
     config.optimizer.lr = 5e-4
     config.optimizer.base_batch_size = 512
     config.optimizer.weight_decay = 0.05
-    config.optimizer.no_decay = ("head/bias", "top_down/prior")
+    config.optimizer.no_decay = ("head/bias", *_NO_DECAY.get(method, ()))
     config.optimizer.clip = 1.0
     config.backbone.drop_path = 0.0  # tune the top-down signal for the network as it is evaluated
     config.augment.min_crop_area = 0.08

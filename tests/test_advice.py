@@ -39,7 +39,7 @@ QUOTED = re.compile(r"`((?:tfds|pip) [^`]*)`")
 SAVED = ("predict", "visualize", "attention_metrics", "corruptions", "generate", "convert", "demo", "demo_language")
 # What a run that has trained cannot have wrong, so that no task that only reads its data meets the message.
 SETTLED = {"data.labels", "data.resize", "data.name", "data.tokenizer", "task_weight", "head.start", "resume"}
-SETTLED |= {"backbone.vocabulary"}
+SETTLED |= {"backbone.vocabulary", "data.held_out"}
 # What tasks that read one kind of data do not reach.
 OF_TEXT = ("toast_jax.data.text.*", "toast_jax.train.text_runs.*", "toast_jax.weights.llama_files.*", "*._OF_TEXT")
 OF_IMAGES = (
@@ -57,6 +57,7 @@ CUT = (
     ("toast_jax.config.check", "*", "toast_jax.model.*"),
     ("toast_jax.tables.*", "*", "toast_jax.model.methods.METHODS"),
     ("toast_jax.analysis.views", "Views", "toast_jax.data.images.*"),  # faults without their remedies
+    ("toast_jax.analysis.views", "stream", "*.pixels.decode_example"),
     ("toast_jax.data.images.batches", "*", "*.pixels.decode_example"),  # after Views, or `verify`, which the tasks reach too
     ("toast_jax.data.images.vtab.records", "*", "*.pixels.decode"),  # faults without their remedies
     ("toast_jax.data.images.verify", "*", "*.pixels.decode_example"),  # `verify` has a message of its own

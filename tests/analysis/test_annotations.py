@@ -177,6 +177,16 @@ def test_tfds_features(birds):
         annotations.open_objects("box", source, "")
 
 
+def test_tfds_mask_of_another_size_than_its_image(birds, monkeypatch):
+    _, masks = annotations.open_objects("segmentation_mask", sources.open_split(birds, "test"), "")
+    shapes = {"image": (4, 6, 3), "segmentation_mask": (4, 5, 1)}
+    record = {name: small_tfds.png(np.zeros(shape, np.uint8)).read() for name, shape in shapes.items()}
+    monkeypatch.setattr(annotations, "record_of", lambda *_: record)
+    message = "The mask of image test.0. of .*birds.* is 5 x 4, the image 6 x 4: prepare the dataset again, or use boxes."
+    with pytest.raises(InputError, match=message):
+        masks[0]
+
+
 def test_tfds_records_that_are_damaged_or_have_no_box(birds, monkeypatch):
     _, boxes = annotations.open_objects("bbox", sources.open_split(birds, "test"), "")
     image = small_tfds.png(np.zeros((4, 6, 3), np.uint8)).read()

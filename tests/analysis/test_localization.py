@@ -88,6 +88,9 @@ def test_every_image_is_scored_by_itself():
         localization.pointing_game,
         localization.iou_at_thresholds,
         lambda a, b: localization.iou_of_highest(a, b, 0.3),
+        localization.jaccard_of_mass,
+        localization.box_iou_at_thresholds,
+        lambda a, b: localization.max_box_acc(a, b, (0.1, 0.3, 0.5)),
     ]
     for score in scores:
         alone = np.concatenate([score(maps[i : i + 1], masks[i : i + 1]) for i in range(3)])
@@ -101,14 +104,68 @@ def test_centre_prior_is_a_gaussian_and_uniform_is_flat():
     assert np.ptp(localization.uniform(3)) == 0
 
 
-def test_interval_by_hand_and_of_its_seed():
-    """Two values: the mean of two draws is 0, 1/2 or 1 with chances 1/4, 1/2 and 1/4."""
-    assert localization.interval([0, 1], seed=0) == (0.0, 1.0)
-    assert localization.interval([0, 1], seed=0, level=0.4) == (0.5, 0.5)
-    assert localization.interval([3.0] * 5, seed=1) == (3.0, 3.0)
-    values = np.random.default_rng(0).normal(size=400)
-    low, high = localization.interval(values, seed=0)
-    error = values.std() / 20
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
-    assert localization.interval(values, seed=0) == (low, high) != localization.interval(values, seed=1)
+def test_jaccard_of_the_cells_that_hold_most_of_the_mass():
+    """Of a mass of 10 the cells 4 and 3 hold 60 %, and 4, 3 and 2 hold 80 %."""
+    maps = np.array([[[4.0, 3.0], [2.0, 1.0]]])
+    assert localization.jaccard_of_mass(maps, square(0, 0, 4, 8)) == [1.0]  # the two upper cells
+    assert localization.jaccard_of_mass(maps, square(0, 0, 4, 4)) == [0.5]
+    assert localization.jaccard_of_mass(maps, square(0, 0, 4, 2)) == [8 / 32]  # pixels, not whole cells
+    assert localization.jaccard_of_mass(maps, square(0, 0, 4, 4), 0.4) == [1.0]
+    assert localization.jaccard_of_mass(maps, square(0, 0, 8, 8), 0.8) == [0.75]
+    ties = np.array([[[4.0, 2.0], [2.0, 2.0]]])  # the first holds 40 %; of the others all or none
+    assert localization.jaccard_of_mass(ties, square(0, 0, 8, 8)) == [1.0]
+    assert localization.jaccard_of_mass(np.zeros((1, 2, 2)), square(0, 0, 8, 4)) == [0.5]
+
+
+# As fine as its image, so nothing is interpolated: one component of five pixels (one of them at a corner), one of two.
+PIECES = np.array(
+    [
+        [4.0, 4.0, 0.0, 0.0, 0.0, 0.0],
+        [4.0, 4.0, 0.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 4.0, 0.0, 0.0, 8.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0, 8.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+    ]
+)[None]
+
+
+def test_box_of_the_largest_component_by_hand():
+    levels = np.array([0.0, 0.5, 0.51])  # everything; both components, of which the first is larger; the second alone
+    first, second = square(0, 0, 3, 3, side=6), square(2, 5, 4, 6, side=6)
+    assert localization.box_iou_at_thresholds(PIECES, first, levels)[0] == pytest.approx([9 / 36, 1, 0])
+    assert localization.box_iou_at_thresholds(PIECES, second, levels)[0] == pytest.approx([2 / 36, 0, 1])
+    overlapping = square(1, 1, 5, 4, side=6)  # 12 pixels, four of them in the first box of nine
+    assert localization.box_iou_at_thresholds(PIECES, overlapping, levels[1:2])[0] == pytest.approx([4 / 17])
+    ring = square(0, 0, 3, 3, side=6)
+    ring[0, 1, 1] = False  # its box counts, not its pixels
+    assert localization.box_iou_at_thresholds(PIECES, ring, levels[1:2])[0] == [1.0]
+
+
+def test_max_box_acc_counts_the_overlaps_that_are_reached_each_at_its_threshold():
+    half = square(0, 0, 3, 5, side=6)  # an IoU of 9 / 15 with the first box
+    assert localization.max_box_acc(PIECES, half, (0.5, 0.5, 0.5)) == pytest.approx([2 / 3])
+    assert localization.max_box_acc(PIECES, half, (0.51, 0.5, 0.5)) == pytest.approx([1 / 3])
+    assert localization.max_box_acc(PIECES, half, (0.51, 0.51, 0.5)) == [0.0]
+
+
+def test_each_overlap_has_the_threshold_that_most_images_reach_it_at():
+    """Whole images reach 0.3 at the lowest threshold, the first box reaches 0.7 at the next ones; the first best one counts."""
+    maps = np.concatenate([PIECES, np.ones((1, 6, 6)), PIECES])
+    masks = np.concatenate([square(0, 0, 3, 3, side=6), square(0, 0, 6, 6, side=6), square(0, 0, 6, 5, side=6)])
+    best = localization.best_thresholds(maps, masks)
+    # At 0 the boxes overlap by 1/4, 1 and 5/6; at 0.05 to 0.5 by 1, 1 and 9/30; above by 0, 1 and 0.
+    assert best.boxes == (0.05, 0.0, 0.0)
+    scores = localization.scores(maps, masks, best, shares=(0.25,))
+    assert scores["MaxBoxAccV2"] == pytest.approx([1 / 3, 1, 1])
+    assert scores["IoU, best threshold"] == pytest.approx(
+        localization.iou_at_thresholds(maps, masks, np.array([best.region]))[:, 0]
+    )
+    assert list(scores) == [
+        "energy inside",
+        "pointing game",
+        "IoU, best threshold",
+        "IoU of the highest 25%",
+        "Jaccard of 60% of the mass",
+        "MaxBoxAccV2",
+    ]

@@ -63,6 +63,66 @@ def test_closer_look_of_a_vit():
     np.testing.assert_allclose(np.stack(parts.top_down), norms, rtol=1e-4)
 
 
+def measured_look(method, **fields):
+    """A network of random parameters, its `explain` of three images, and its maps for labels of which one is unknown."""
+    config = tiny_config("unused", method)
+    config.update(fields)
+    network, row = steered.build(config, 3)
+    shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
+    images = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+
+    def see(params, images):
+        explained = steered.apply(network, row, params, images, call="explain")
+        looks = {"first look": explained[1].get("first_look"), "look": explained[1]["look"]}
+        perturbed = {}  # the same network up to its last block, one token after the other changed
+        for name, look in looks.items():
+            if look is not None:
+                td = explained[1]["td"][-1] if name == "look" and "td" in explained[1] else None
+                logits = lambda tokens, td=td: steered.apply(network, row, params, tokens, td, call=maps._classify_from_last)  # noqa: E731
+                jacobian = jax.jacobian(lambda tokens: logits(tokens).sum(axis=0))(look["hidden"][-2])  # noqa: B023
+                perturbed[name] = (logits(look["hidden"][-2]), jacobian, look["hidden"][-2])
+        measured = maps.look_to_measure(network, row, params, images, jnp.array([2, 0, -1]))
+        return explained, perturbed, measured
+
+    return jax.device_get(jax.jit(see)(params, images))
+
+
+def gradient_of(jacobian, classes):
+    """The norm of each patch's gradient of the logit of its image's class, `[B, 2, 2]`."""
+    of_class = jacobian[classes, np.arange(3)]
+    return np.sqrt((of_class[:, -4:] ** 2).sum(axis=-1)).reshape(3, 2, 2)
+
+
+def test_maps_to_measure_of_a_network_that_looks_twice():
+    (logits, out), perturbed, (again, found) = measured_look("toast", steered_blocks=2)
+    np.testing.assert_allclose(again, logits, rtol=1e-5)
+    assert set(found) == {*maps.MEASURED} - {maps.GRAD_CAM}
+    np.testing.assert_allclose(perturbed["look"][0], logits, rtol=1e-4, atol=1e-5)  # so the gradient is of this network
+    classes = np.array([2, 0, logits[2].argmax()])
+    for name, label in (("first look", maps.FIRST_GRADIENT), ("look", maps.GRADIENT)):
+        np.testing.assert_allclose(found[label], gradient_of(perturbed[name][1], classes), rtol=1e-3)
+    assert np.abs(found[maps.GRADIENT] / found[maps.FIRST_GRADIENT] - 1).max() > 0.01
+    first, last = out["first_look"]["attention"], out["look"]["attention"]
+    assert (len(first), len(last)) == (3, 2)
+    np.testing.assert_allclose(found[maps.FIRST_ROLLOUT], maps.rollout(first, 2), rtol=1e-4)
+    np.testing.assert_allclose(found[maps.ROLLOUT], maps.rollout(np.concatenate([first[:1], last]), 2), rtol=1e-4)
+    # The last block normalizes its tokens, so to scale a patch changes nothing.
+    _, jacobian, tokens = perturbed["look"]
+    along = np.abs((jacobian * tokens).sum(axis=-1))[..., -4:]
+    assert along.max() < 1e-3 * np.linalg.norm(jacobian, axis=-1).max() * np.linalg.norm(tokens, axis=-1).max()
+
+
+@pytest.mark.slow
+def test_maps_to_measure_of_a_network_that_looks_once():
+    (logits, _), perturbed, (_, found) = measured_look("vpt")
+    assert set(found) == {maps.LAST, maps.ROLLOUT, maps.GRADIENT}
+    np.testing.assert_allclose(perturbed["look"][0], logits, rtol=1e-4, atol=1e-5)  # its prompts are among the tokens
+    classes = np.array([2, 0, logits[2].argmax()])
+    np.testing.assert_allclose(found[maps.GRADIENT], gradient_of(perturbed["look"][1], classes), rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_closer_look_of_one_that_looks_once():
     _, apply, images, _, (_, found, parts) = looked("vpt")

@@ -54,6 +54,14 @@ def test_every_config_is_accepted_as_it_is(name):
     assert all(refusal(each, check if each.task == "train" else check_fields) == [] for each in [config, *runs])
 
 
+@pytest.mark.parametrize("method", ["finetune", "partial", "bias"])
+def test_a_method_that_changes_the_backbone_is_not_compared_with_it(method):
+    config = folder.get_config(f"method={method}")
+    config.stage, config.distillation_weight = "pretune", 1.0
+    message = f"but method {method} changes the backbone that the loss compares with; set it to 0, or config.method to"
+    assert any(message in sentence for sentence in refusal(config))
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("config_of", [folder, fgvc, vtab])
 def test_every_method_is_accepted(config_of, method):
@@ -63,7 +71,9 @@ def test_every_method_is_accepted(config_of, method):
 def test_other_ways_to_a_config_are_accepted():
     config = pretune.get_config("labels=no")
     assert refusal(config) == []
-    config.head.tune = False  # the variational loss would not tune it
+    config.head.tune = False  # these losses would not tune it
+    assert refusal(config) == []
+    config.variational_weight = 0.0  # the distillation loss is left
     assert refusal(config) == []
     assert refusal(generate.get_config("backbone=stories15m"), check_fields) == []
 
@@ -175,7 +185,13 @@ IMAGES = [
     batch_of(3, "such as 8"),
     batch_of(20, "such as 16 or 24"),
     ({"stage": "pretune", "task_weight": 0.0, "variational_weight": 0.0}, "are both 0; one of them has to be more"),
-    ({"stage": "pretune", "method": "lora"}, "stage is pretune and config.method lora; only toast can be pre-tuned"),
+    (
+        {"stage": "pretune", "method": "linear"},
+        "method linear tunes the head alone, which pre-tuning does not save; use",
+    ),
+    ({"stage": "pretune", "method": "lora", "task_weight": 0.0}, "method lora has no top-down module for it; set"),
+    ({"method": "linear", "module": "a.pth"}, "config.module names a file, but method linear tunes the head alone"),
+    ({"module": "a.pth", "top_down": "b.pth"}, "config.module and config.top_down both name a file to start from"),
     ({"stage": "pretune", "task_weight": 0.0, "tune_transform": True}, "only the cross-entropy trains it; set a"),
     ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
     ({"method": "linear", "head.tune": False, "head.start": "classifier"}, "method linear tunes nothing else; set it to True"),
@@ -187,6 +203,10 @@ IMAGES = [
     ({"method": "lora", "steered_blocks": 4}, "config.steered_blocks is 4, but method lora steers nothing; set it to 0, or"),
     ({"method": "toast", "steered_blocks": 13}, "config.steered_blocks is 13; this network has 12 blocks to steer"),
     ({"data.resize": 223}, "crop of 224 pixels does not fit in images resized to 223; set --config.data.resize=224"),
+    (
+        {"stage": "pretune", "distillation_weight": 1.0, "augment.degradation": 0.0},
+        "config.distillation_weight is 1.0, but config.augment.degradation is 0, so both looks would see the same image",
+    ),
     ({"stage": "pretune", "data.labels": False}, "leaves the variational loss alone; set --config.task_weight=0"),
     ({"data.labels": False}, "config.data.labels is False, but tuning needs labels"),
     ({"batch_size": 8, "augment.mixup": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
@@ -201,6 +221,10 @@ CONVNEXT = [
 TEXT = [
     ({"data.length": 2049}, "config.data.length is 2049, but llama1_7b reads 2048 tokens; set --config.data.length=2048"),
     ({"batch_size": 24, "microbatches": 2}, "config.microbatches is 2, which does not divide the 3 sequences of"),
+    (
+        {"stage": "pretune", "method": "toast", "distillation_weight": 1.0},
+        "weight is 1.0, but only images can be degraded for it",
+    ),
     ({"fsdp": 3}, "config.fsdp is 3, which does not divide the 8 devices of a host"),
     ({"fsdp": 16}, "config.fsdp is 16, which does not divide the 8 devices of a host"),
     ({"data.splits.val": "x.json"}, "config.data.splits.val and config.data.held_out both give a val split"),
@@ -367,6 +391,7 @@ SMALL = {
 DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_transform", "keep_known", "log_every", "task_weight")
 DRAWN += (
     "variational_weight",
+    "distillation_weight",
     "head.start",
     "head.tune",
     "backbone.drop_path",

@@ -135,7 +135,7 @@ def test_the_free_fields_are_these():
     }
     splits = {"data.splits.train", "data.splits.val", "data.splits.test"}
     evaluate = {"batch_size", "epochs", "precision"}
-    move = {"backbone.weights", "top_down", "data.root", "data.image_dir", "data.tokenizer"}
+    move = {"backbone.weights", "module", "top_down", "data.root", "data.image_dir", "data.class_names", "data.tokenizer"}
     images, fields = run_fields.IMAGES, run_fields.IMAGES | run_fields.TEXTS
     assert {name for name, field in images.items() if field.may_change == TO_EVALUATE} == evaluate | splits
     assert {name for name, field in fields.items() if field.may_change == TO_MOVE} == move | splits

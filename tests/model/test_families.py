@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import alpaca, fgvc
 from configs import convert as convert_config
 from tests import FIXTURES, ROOT
 from tests.conftest import tiny_config
 from toast_jax import trees
 from toast_jax.analysis import maps
 from toast_jax.errors import InputError
+from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones.rename_rules import STEERED, Names, bias, linear, low_rank, norm, token_feedback
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.model.layers import dtypes, patches, stack
@@ -140,6 +142,37 @@ def config_of(image_folder, monkeypatch):
         return config
 
     return make
+
+
+PUBLISHED = {"vit": (fgvc, "vit_b16_in1k"), "convnext": (fgvc, "convnext_b_in1k"), "llama": (alpaca, "llama1_7b")}
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "steered_blocks"),
+    [
+        (name, method, blocks)
+        for name, family in FAMILIES.items()
+        for method, row in family.methods.items()
+        for blocks in ((0, 2) if row.signal == "top_down" else (0,))
+    ],
+)
+def test_every_method_of_every_family_has_gradients(family, method, steered_blocks):
+    """Shapes alone, so that all rows are traced at their published sizes in every run of the tests."""
+    config_file, backbone = PUBLISHED[family]
+    config = config_file.get_config(f"method={method},backbone={backbone}")
+    config.steered_blocks = steered_blocks
+    model, row = steered.build(config, 10)
+    params = jax.eval_shape(lambda: steered.init(model, row, jax.random.key(0)))
+    text = jnp.ones((2, 8), jnp.int32)
+    examples = {"images": {"image": jnp.zeros((2, 224, 224, 3), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}}
+    examples["text"] = {"tokens": text, "segments": text, "label": text, "weight": jnp.ones((2, 8))}
+    tuned, frozen = trees.split(params, methods.tuned_mask(params, row))
+
+    def loss(tuned, frozen, batch):
+        return losses.tune(model, row)(trees.merge(tuned, frozen), batch)["loss"].mean()
+
+    gradients = jax.eval_shape(jax.grad(loss), tuned, frozen, examples[FAMILIES[family].reads])
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, tuned)
 
 
 @pytest.mark.parametrize("method", MIXER.methods)

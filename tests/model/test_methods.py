@@ -193,6 +193,12 @@ def test_variational_loss_alone_tunes_what_it_trains():
     assert tuned_by(configured("toast", stage="pretune", task_weight=0.0)) == {"top_down/back"}
 
 
+def test_distillation_tunes_the_whole_module_but_not_the_head():
+    fields = {"stage": "pretune", "task_weight": 0.0, "distillation_weight": 1.0}
+    assert tuned_by(configured("toast", **fields)) == FEEDBACK
+    assert tuned_by(configured("toast", **fields, tune_transform=True)) == FEEDBACK | {"top_down/transform"}
+
+
 def test_toast_lite_tunes_its_transform_anyway():
     lite = tuned_by(configured("toast_lite"))
     assert tuned_by(configured("toast_lite", tune_transform=True)) == lite and "top_down/transform" in lite

@@ -136,6 +136,13 @@ def test_run_is_that_of_the_single_config(phase, folder):
         assert {**ours.to_dict(), "name": single.name} == single.to_dict()
 
 
+def test_every_method_starts_from_its_own_module_file(folder):
+    config = config_of.get_config("table=fgvc,method=linear+lora+toast,task=cub")
+    config.module = "runs/pre/{method}/module.safetensors"
+    files = [plan.final(config, Cell(m, "cub"), Point(0.1, 0.0), folder).config.module for m in ("linear", "lora", "toast")]
+    assert files == ["", "runs/pre/lora/module.safetensors", "runs/pre/toast/module.safetensors"]
+
+
 def _selection_at(config, cell, point, folder):
     config.sweep.grid[cell.method].lr = (point.lr, 9.0)
     config.sweep.grid[cell.method].weight_decay = (point.weight_decay,)

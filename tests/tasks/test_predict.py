@@ -1,8 +1,13 @@
 """Prediction by a tuned run: the classes it was evaluated with, pictures of where it looks, and what is refused."""
 
 import csv
+import io
+import itertools
 import json
+import os
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,11 +15,12 @@ from PIL import Image
 
 from configs import predict as predict_config
 from tests.conftest import CLASSES, COUNTS, tiny_config
+from toast_jax.analysis import views
 from toast_jax.data.images import image_files, selected
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate, predict, train
-from toast_jax.train import loop
+from toast_jax.train import loop, saved_run
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +163,90 @@ def test_runs_that_sorted_numbers_as_text_are_evaluated_in_their_order_and_not_r
     (tmp_path / "run" / "result.json").unlink()
     with pytest.raises(InputError, match="The training data has changed since the run"):
         train.run(config, str(tmp_path / "run"))
+
+
+def listed_on_stdin(monkeypatch, *lines):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"".join(os.fsencode(f"{line}\n") for line in lines))))
+
+
+def test_all_probabilities_and_arrays_of_a_list_on_stdin(tuned, image_folder, tmp_path, monkeypatch, caplog):
+    images = [str(path) for path in sorted((image_folder / "test").rglob("*.jpg"))]
+    options = {"batch_size": 4, "attention": False}
+    plain = predicted(tuned[0], image_folder / "test", tmp_path / "plain", **options)
+    listed_on_stdin(monkeypatch, *images[::-1], "", "nowhere.jpg", image_folder / os.fsdecode(b"\xff.jpg"))
+    with pytest.raises(
+        InputError, match=r"^2 of 11 images were left out: Image nowhere.jpg cannot be read .*udcff.jpg is not UTF-8"
+    ):
+        with caplog.at_level("INFO"):
+            predicted(tuned[0], "-", tmp_path / "all", probabilities=True, npz=True, **options)
+    every = rows(tmp_path / "all")
+    assert [row["image"] for row in every] == images[::-1] and {len(row) for row in every} == {3 + 3}
+    assert [{name: row[name] for name in ("image", "class", "probability")} for row in every[::-1]] == plain
+    assert all(float(row[f"p({row['class']})"]) == pytest.approx(float(row["probability"]), abs=1e-3) for row in every)
+    with np.load(tmp_path / "all/predictions.npz") as arrays:
+        assert arrays["images"].tolist() == images[::-1] and arrays["classes"].tolist() == sorted(CLASSES)
+        best = arrays["probabilities"].argmax(axis=1)
+        assert arrays["probabilities"].shape == (9, 3) and [sorted(CLASSES)[i] for i in best] == [row["class"] for row in every]
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["predictions.csv", "predictions.npz"]
+    assert re.search(r"9 predictions are in .*predictions.csv, [\d,.]+ images/s after the first batch", caplog.text)
+
+
+def test_paths_of_a_table_and_of_nothing(tuned, image_folder, tmp_path, monkeypatch):
+    images = sorted((image_folder / "test").rglob("*.jpg"))[:2]
+    (tmp_path / "all.csv").write_text(f"label,path\nx,{images[1]}\ny,{images[0]}\n")
+    assert [row["image"] for row in predicted(tuned[0], tmp_path / "all.csv", tmp_path / "out", attention=False)] == [
+        str(images[1]),
+        str(images[0]),
+    ]
+    (tmp_path / "all.csv").write_text(f"image\n{images[0]}\n")
+    with pytest.raises(InputError, match=r"all.csv has no column path \(it has image\): add it, or rename one"):
+        predicted(tuned[0], tmp_path / "all.csv", tmp_path / "nothing")
+    listed_on_stdin(monkeypatch)
+    with pytest.raises(InputError, match="There are no images in -: give a folder, a table, or paths, one per line"):
+        predicted(tuned[0], "-", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_only_a_few_batches_are_in_memory(tuned, image_folder):
+    """Paths are taken as batches leave."""
+    taken, path = [], str(next((image_folder / "test").rglob("*.jpg")))
+    stream = views.stream(saved_run.load_tuned(tuned[0]), (taken.append(i) or path for i in itertools.count()), 2)
+    for number in range(1, 6):
+        assert next(stream).paths == {0: path, 1: path} and len(taken) <= 2 * (number + 2)
+    stream.close()
+
+
+@pytest.mark.slow
+def test_a_run_holds_out_images_and_names_its_classes(image_folder, tmp_path, monkeypatch):
+    """One folder of classes, tuned, resumed after images were added, evaluated, and tuned with another seed."""
+    from toast_jax.model.backbones import vit
+
+    monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+    shutil.copytree(image_folder / "train", tmp_path / "all")
+    (tmp_path / "names.txt").write_text("Grey heron\nRed kite\nTawny owl\n")
+    config = tiny_config(tmp_path / "all", "linear")
+    config.data.update({"held_out": 0.25, "class_names": str(tmp_path / "names.txt")})
+    config.epochs, config.confusion = 2, True
+    first, second = loop.fit_seeds(config, {1: tmp_path / "run", 2: tmp_path / "other"})
+    read = {
+        (run, split): json.loads((tmp_path / run / f"splits/{split}.json").read_text())
+        for run in ("run", "other")
+        for split in ("train", "val")
+    }
+    assert {place: len(listing) for place, listing in read.items()} == {
+        (run, split): count for run in ("run", "other") for split, count in (("train", 18), ("val", 6))
+    }
+    assert not read["run", "train"].keys() & read["run", "val"].keys() and read["run", "val"] != read["other", "val"]
+    assert set(read["run", "val"].values()) == {"Grey heron", "Red kite", "Tawny owl"}
+    shutil.copy(tmp_path / "all" / CLASSES[0] / "0.jpg", tmp_path / "all" / CLASSES[0] / "new.jpg")
+    config.seed = 1
+    (tmp_path / "run/result.json").unlink()
+    train.run(config, str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run/result.json").read_text())["val"] == first["val"]
+    assert read["run", "val"] == json.loads((tmp_path / "run/splits/val.json").read_text())
+    assert (tmp_path / "run/confusion.csv").read_text().startswith("true class,Grey heron,Red kite,Tawny owl")
+    config.task = "evaluate"
+    evaluate.run(config, str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run/evaluation.json").read_text())["val"] == pytest.approx(first["val"])
+    (row,) = predicted(tmp_path / "run", tmp_path / "all" / CLASSES[0] / "new.jpg", tmp_path / "out", attention=False)
+    assert row["class"] in ("Grey heron", "Red kite", "Tawny owl")

@@ -214,7 +214,11 @@ def boxes(image_folder, tmp_path_factory):
 
 def test_metrics_are_those_of_the_maps(there, runs, boxes, tmp_path):
     told, rows = measured(tmp_path, f"runs=runs/toast+runs/vpt,objects={boxes}", batch_size=4)
-    every = {"toast": (*maps.ORDER, maps.ROLLOUT), "vpt": (maps.LAST, maps.ROLLOUT), "-": tuple(attention_metrics.BASELINES)}
+    every = {
+        "toast": tuple(name for name in maps.MEASURED if name != maps.GRAD_CAM),
+        "vpt": (maps.LAST, maps.ROLLOUT, maps.GRADIENT),
+        "-": tuple(attention_metrics.BASELINES),
+    }
     assert set(rows) == {(name, one) for name, found in every.items() for one in found}
     assert told["images"] == IMAGES and told["threshold_split"] == "val" and told["cropped_away"] == 0
     source, _ = selected.open_images(runs["toast"].config.data, "test")
@@ -233,8 +237,28 @@ def test_metrics_are_those_of_the_maps(there, runs, boxes, tmp_path):
         )
     assert rows["-", "uniform"]["energy inside"]["mean"] == pytest.approx(told["area"])
     assert told["thresholds"]["-: uniform"] == 0.0
-    table = (tmp_path / "attention_metrics.md").read_text().splitlines()
+    first_section, *others = (tmp_path / "attention_metrics.md").read_text().split("\n## ")
+    table = first_section.splitlines()
     assert len(table) == 2 + len(rows) + 3 and table[0].startswith("| method | map | energy inside, % |")
+    assert [text.splitlines()[0] for text in others] == ["What changes", "Does the prediction depend on the background?"]
+    # Looks of one network; a network that looks once against the look of the frozen backbone; each network against the first.
+    differences = {(row["method"], row["map"], row["minus"]): row for row in told["differences"]}
+    pairs = {("toast", last, first) for first, last in maps.PAIRS.values()}
+    pairs |= {("vpt", maps.LAST, "toast: first look"), ("vpt", maps.ROLLOUT, "toast: rollout, first look")}
+    pairs |= {("vpt", name, f"toast: {name}") for name in (maps.LAST, maps.ROLLOUT, maps.GRADIENT)}
+    assert set(differences) == pairs
+    for (method, label, minus), row in differences.items():
+        other, before = minus.split(": ") if ": " in minus else (method, minus)
+        for score in ("energy inside", "MaxBoxAccV2"):
+            expected = rows[method, label][score]["mean"] - rows[other, before][score]["mean"]
+            assert row[score]["mean"] == pytest.approx(expected, abs=1e-6)
+    exchange = {row["method"]: row for row in told["exchange"]}
+    assert set(exchange) == {"toast", "vpt", "vpt minus toast"}
+    predicted = runs["toast"].compiled(steered.apply)(runs["toast"].params, images).argmax(axis=-1)
+    truths = np.repeat([0, 1, 2], COUNTS["test"])
+    assert exchange["toast"]["accuracy"]["mean"] == pytest.approx((predicted == truths).mean())
+    other = exchange["toast"]["background of another class"]["mean"]
+    assert exchange["toast"]["drop"]["mean"] == pytest.approx(exchange["toast"]["accuracy"]["mean"] - other)
 
 
 def test_threshold_is_picked_on_val_and_not_on_test(there, boxes, tmp_path, monkeypatch):
@@ -260,6 +284,15 @@ def test_objects_for_val_are_asked_for_before_work_begins(there, boxes, tmp_path
         attention_metrics.run(config, str(tmp_path))
 
 
+def test_images_without_classes_keep_their_backgrounds(there, boxes, image_folder, tmp_path):
+    images = f"{image_folder}/test/owl+{image_folder}/test/kite"
+    names = {name.removeprefix("test/"): box for name, box in json.loads(boxes.read_text()).items()}
+    (tmp_path / "boxes.json").write_text(json.dumps(names))
+    told, rows = measured(tmp_path, f"runs=runs/vpt,images={images},objects={tmp_path / 'boxes.json'}")
+    assert ("vpt", maps.GRADIENT) in rows and not {"differences", "exchange"} & told.keys()
+    assert told["box_thresholds"]["-: uniform"] == [0.0] * 3
+
+
 def test_object_that_the_crop_cuts_off_is_left_out(there, boxes, tmp_path):
     changed = json.loads(boxes.read_text())
     changed["test/owl/0.jpg"] = [0, 0, 2, 40]
@@ -270,7 +303,7 @@ def test_object_that_the_crop_cuts_off_is_left_out(there, boxes, tmp_path):
 
 def test_deletion_and_insertion_without_objects(there, tmp_path):
     told, rows = measured(tmp_path, "runs=runs/toast", steps=2, most=2)
-    assert told["images"] == 2
+    assert told["images"] == 2 and "differences" not in told
     assert set(rows) == {("toast", one) for one in (*attention_metrics.BASELINES, *maps.ORDER, maps.ROLLOUT)}
     assert all(0 <= row[one]["mean"] <= 1 for row in rows.values() for one in ("deletion", "insertion"))
 

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from toast_jax.train import augment
+from tests.conftest import tiny_config
+from toast_jax.data.images.image_files import Files
+from toast_jax.train import augment, image_runs
 
 SIDE, CLASSES, MANY = 16, 5, 64
 NONE = {"num_classes": CLASSES, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0}
@@ -126,3 +128,74 @@ def test_parts_of_a_batch_are_augmented_as_the_whole():
 def test_another_key_is_another_augmentation():
     fields = {"erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
     assert not np.array_equal(augmented(0, **fields)["image"], augmented(1, **fields)["image"])
+
+
+# A degraded view beside the clean one.
+
+
+@jax.jit
+def degraded(images, keys, strength):
+    return jax.vmap(functools.partial(augment.degrade, strength=strength))(images, keys)
+
+
+def noise_images():
+    return np.random.default_rng(0).normal(size=(MANY, SIDE, SIDE, 3)).astype(np.float32)
+
+
+def test_the_clean_view_is_the_batch_without_degradation():
+    fields = {**NONE, "mixup": 0.8, "degradation": 0.5}
+    mixed, out = augmented(mixup=0.8), jax.jit(functools.partial(augment.augment, **fields))(batch(), keys())
+    assert out.keys() == {*mixed, "clean"}
+    np.testing.assert_allclose(out["clean"], mixed["image"], atol=1e-5)
+    np.testing.assert_allclose(out["target"], mixed["target"], atol=1e-5)
+    own = jax.vmap(lambda key: jax.random.fold_in(key, 102))(keys())  # neither those of mixing nor those of the network
+    np.testing.assert_allclose(out["image"], degraded(mixed["image"], own, 0.5), atol=1e-4)
+
+
+def test_pixels_that_are_not_normalised_yet_are_kept_for_the_clean_view():
+    shapes = jax.eval_shape(functools.partial(augment.augment, **{**NONE, "degradation": 0.5}), batch(), keys())
+    assert (shapes["clean"].dtype, shapes["image"].dtype) == (np.uint8, np.float32)
+    assert shapes["clean"].shape == shapes["image"].shape == batch()["image"].shape
+
+
+@pytest.mark.parametrize(("stage", "weight"), [("pretune", 1.0), ("pretune", 0.0), ("tune", 1.0)])
+def test_a_run_degrades_images_for_the_distillation_loss_alone(stage, weight):
+    config = tiny_config("", "toast")
+    config.stage, config.distillation_weight = stage, weight
+    out = jax.eval_shape(image_runs.augmentation(config, Files((), (), ("a", "b"))), batch(), keys())
+    assert ("clean" in out) == (stage == "pretune" and weight > 0)
+
+
+def test_an_example_is_degraded_by_its_key_alone():
+    images = noise_images()
+    reversed_order = degraded(images[::-1], keys()[::-1], 0.7)[::-1]
+    np.testing.assert_array_equal(degraded(images, keys(), 0.7), reversed_order)
+    assert not np.array_equal(degraded(images, keys(seed=1), 0.7), reversed_order)
+
+
+def test_no_strength_leaves_the_image_and_more_strength_changes_more():
+    images = np.kron(noise_images()[:, :4, :4], np.ones((1, 4, 4, 1), np.float32))
+    np.testing.assert_allclose(degraded(images, keys(), 0.0), images, atol=1e-5)
+    changes = [np.abs(degraded(images, keys(), strength) - images).mean() for strength in (0.1, 0.5, 1.0)]
+    assert changes[0] < 0.7 * changes[1] and changes[1] < 0.9 * changes[2]
+
+
+def test_all_but_a_rectangle_is_hidden():
+    shares = []
+    for image in np.asarray(degraded(noise_images(), keys(), 1.0)):
+        shown = (image != 0).all(-1)
+        rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
+        assert shown.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        shares.append(shown.mean())
+    assert 0.2 < min(shares) < 0.35 and 0.85 < max(shares) and 0.5 < np.mean(shares) < 0.75
+
+
+def test_lower_resolution_keeps_places_and_loses_detail():
+    """A ramp stays a ramp; of stripes one pixel wide nothing is left at a quarter of the resolution."""
+    blur = jax.jit(augment._blur, static_argnums=0)
+    ramp = np.arange(32.0)
+    for scale, contrast in ((1.0, 1.0), (0.7, 0.8), (0.25, 0.1)):
+        matrix = np.asarray(blur(32, scale))
+        np.testing.assert_allclose(matrix @ np.ones(32), 1, atol=1e-5)
+        np.testing.assert_allclose((matrix @ ramp)[6:-6], ramp[6:-6], atol=0.35)
+        assert (matrix @ (ramp % 2))[6:-6].std() <= 0.5 * contrast

@@ -13,15 +13,17 @@ from safetensors.numpy import load_file, save_file
 
 from configs import fgvc
 from tests import FIXTURES
-from tests.conftest import METHODS
+from tests.conftest import METHODS, tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods
+from toast_jax.model.backbones import vit
 from toast_jax.model.backbones.vit import ViT
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, apply, build, classifier, init
 from toast_jax.model.top_down import TopDown
+from toast_jax.train import setup
 from toast_jax.weights import initial_parameters, pretrained, rename
 
 BACKBONE = str(FIXTURES / "vit_bottom_up_deit_style.pth")
@@ -293,9 +295,23 @@ def test_classifier_of_other_classes_is_refused(tmp_path):
         start("linear", weights=weights, classifier=True)
 
 
+def test_without_labels_a_classifier_keeps_its_own_number_of_classes(tmp_path, monkeypatch):
+    weights, _, bias = with_classifier(tmp_path / "vit.safetensors", classes=5)
+    monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(SIZE.width, SIZE.depth, SIZE.num_heads))
+    config = tiny_config("", "toast")
+    config.update({"stage": "pretune", "task_weight": 0.0, "distillation_weight": 1.0})
+    config.head.start, config.backbone.weights, config.data.image_size = "classifier", weights, 32
+    with pytest.raises(InputError, match="check the number of classes"):
+        setup.load_network(config, 1)
+    config.data.labels = False
+    loaded = setup.load_network(config, 1)
+    np.testing.assert_array_equal(loaded.frozen["head"]["bias"], bias)
+
+
 def test_file_without_a_classifier_is_told(backbone):
-    with pytest.raises(InputError, match="no classifier to start from; set --config.head.start=random"):
-        start("linear", weights=backbone, classifier=True)
+    for read in (lambda: start("linear", weights=backbone, classifier=True), lambda: pretrained.num_classes(backbone)):
+        with pytest.raises(InputError, match="no classifier to start from; set --config.head.start=random"):
+            read()
 
 
 @pytest.mark.slow

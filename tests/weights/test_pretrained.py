@@ -330,7 +330,7 @@ def test_whole_networks_of_another_method_are_refused(tuned, network, tmp_path):
 
 
 def test_optional_parameters_are_all_there_or_refused(tmp_path):
-    options = {"network": "vit_toast", "optional": "top_down/.*"}
+    options = {"network": "vit_toast", "optional": ["top_down/.*"]}
     state = {name: array for name, array in recorded("vit_toast").items() if not name.startswith("head.")}
     assert "top_down/prior" in load(save(tmp_path / "both.safetensors", state), **options)
     assert "top_down/prior" not in load(save(tmp_path / "one.safetensors", backbone()), **options)
@@ -339,7 +339,7 @@ def test_optional_parameters_are_all_there_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize("with_backbone", [True, False])
-@pytest.mark.parametrize("wanted", [{"wanted": "top_down/.*"}, {"wanted": "backbone/.*", "optional": "top_down/.*"}])
+@pytest.mark.parametrize("wanted", [{"wanted": "top_down/.*"}, {"wanted": "backbone/.*", "optional": ["top_down/.*"]}])
 def test_a_pretuned_module_without_its_transform_keeps_the_identity(wanted, with_backbone, tmp_path, logged):
     if not with_backbone and "optional" in wanted:
         return

@@ -93,13 +93,19 @@ class TfdsObjects:
 
     def __getitem__(self, index: int) -> np.ndarray:
         record, name = record_of(self._records, index, self.directory), f"{self.split}[{index}]"
-        if self.feature == "segmentation_mask":
-            return _bright(record["segmentation_mask"], name)
         try:
             with Image.open(io.BytesIO(record["image"])) as image:
                 width, height = image.size
         except Exception as error:  # a damaged file can raise nearly anything
             raise InputError(f"Image {name} of {self.directory} cannot be decoded: prepare the dataset again.") from error
+        if self.feature == "segmentation_mask":
+            mask = _bright(record["segmentation_mask"], name)
+            if mask.shape != (height, width):
+                raise InputError(
+                    f"The mask of image {name} of {self.directory} is {mask.shape[1]} x {mask.shape[0]}, the image {width} x "
+                    f"{height}: prepare the dataset again, or use boxes."
+                )
+            return mask
         ymin, xmin, ymax, xmax = record["bbox"]
         if not (0 <= ymin <= ymax <= 1 and 0 <= xmin <= xmax <= 1):
             raise InputError(

@@ -1,9 +1,11 @@
 """Compare networks on the same images: load their runs, and show their maps side by side."""
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 from toast_jax.analysis import drawing, maps, report
 from toast_jax.analysis.maps import Parts
 from toast_jax.config.task_fields import OF_SAVED
+from toast_jax.devices import precision
 from toast_jax.errors import renaming
 from toast_jax.fields import flat_fields, nested
 from toast_jax.train import saved_run
@@ -48,7 +51,7 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str
     The dozen lines that each network logs go to `log.txt` alone.
     """
     with log_to_file(folder / "log.txt", but=log), renaming(OF_SAVED):
-        runs = saved_run.load_compared(config.runs, config.weights, config.top_down)
+        runs = saved_run.load_compared(config.runs, config.weights, config.top_down, config.module)
     moved = {name: place for name, place in flat_fields(config.data.to_dict()).items() if place}
     next(iter(runs.values())).config.data.update(nested(moved))
     return runs
@@ -56,11 +59,26 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str
 
 def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
     """Run `maps.look_closely` on images uint8 `[B, S, S, 3]`, in batches of one size."""
-    look = run.compiled(maps.look_closely)
-    looks = [jax.device_get(look(run.params, batch)) for batch in padded(images, batch_size)]
-    probabilities, by_name, parts = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *looks)
+    probabilities, by_name, parts = in_batches(run, maps.look_closely, batch_size, images)
     labels = probabilities.argmax(axis=-1)
     return Looked(tuple(run.classes[label] for label in labels), probabilities.max(axis=-1), by_name, parts)
+
+
+def in_batches(run: SavedRun, function: Callable, batch_size: int, *arrays: np.ndarray) -> Any:
+    """Apply `function(model, method, params, *arrays)` of a run to batches of arrays `[n, ...]`, and join its results.
+
+    The function must return arrays with the images as their first axis, in any structure. Runs of the same network share the
+    compiled program.
+    """
+    with precision.of_products(run.config):
+        batches = zip(*(padded(values, batch_size) for values in arrays), strict=True)
+        results = [jax.device_get(_compiled(function, run.model, run.method, run.params, *batch)) for batch in batches]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(arrays[0])], *results)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled(function, model, method, params, *batch):
+    return function(model, method, params, *batch)
 
 
 def padded(values: np.ndarray, size: int) -> Iterator[np.ndarray]:

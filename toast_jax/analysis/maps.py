@@ -5,6 +5,7 @@ The class token comes first and the patches last; prompts may stand between them
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ from toast_jax.model.steered import Steered, apply
 FIRST, SELECTION, LAST = ORDER = "first look", "selection", "last look"  # jit sorts the keys of a dict
 ROLLOUT, GRAD_CAM = "rollout", "like Grad-CAM"
 ALL = (*ORDER, ROLLOUT, GRAD_CAM)
+FIRST_ROLLOUT, FIRST_GRADIENT, GRADIENT = "rollout, first look", "gradient, first look", "gradient"
+MEASURED = (*ORDER, FIRST_ROLLOUT, ROLLOUT, FIRST_GRADIENT, GRADIENT, GRAD_CAM)
+PAIRS = {"attention": (FIRST, LAST), ROLLOUT: (FIRST_ROLLOUT, ROLLOUT), GRADIENT: (FIRST_GRADIENT, GRADIENT)}
 
 
 @jax.tree_util.register_dataclass
@@ -55,11 +59,40 @@ def look_closely(model: Steered, method: Method, params: dict, images: jax.Array
     if "attention" not in out["look"]:
         maps[GRAD_CAM] = _grad_cam(model, method, params, out["look"]["hidden"][-1], logits.argmax(axis=-1))
         return jax.nn.softmax(logits), maps, Parts([], [], norms)
-    grid, last = maps[LAST].shape[-1], out["look"]["attention"]
-    deep_prompts = model.prompts.num if model.prompts is not None and model.prompts.layers > 1 else 0
-    maps[ROLLOUT] = rollout(last, grid, replaced=deep_prompts)
+    grid = maps[LAST].shape[-1]
+    maps[ROLLOUT] = _rollout_of_last_look(model, out)
     first_heads = _heads(out["first_look"]["attention"], grid) if "first_look" in out else []
-    return jax.nn.softmax(logits), maps, Parts(first_heads, _heads(last, grid), norms)
+    return jax.nn.softmax(logits), maps, Parts(first_heads, _heads(out["look"]["attention"], grid), norms)
+
+
+def look_to_measure(
+    model: Steered, method: Method, params: dict, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Run `look` with every map of `MEASURED` that the network has, in both of its looks.
+
+    `GRADIENT` is the norm, for each token that the last block reads, of the gradient of the right class's logit. Gradient times
+    token would vanish: the block normalizes its tokens, so scaling one of them changes nothing. `FIRST_GRADIENT` is the same
+    for the logit that the head would compute from the first look.
+
+    Args:
+      labels: the right classes `[B]`; where negative, the predicted class is used.
+
+    Returns:
+      logits `[B, C]`, and maps `[B, g, g]` by name.
+    """
+    logits, out = apply(model, method, params, images, call="explain")
+    maps, predicted = _maps(model, out), logits.argmax(axis=-1)
+    if "attention" not in out["look"]:
+        maps[GRAD_CAM] = _grad_cam(model, method, params, out["look"]["hidden"][-1], predicted)
+        return logits, maps
+    classes = jnp.where(labels < 0, predicted, labels)
+    gradient = functools.partial(_gradient, model, method, params, classes)
+    maps[ROLLOUT] = _rollout_of_last_look(model, out)
+    maps[GRADIENT] = gradient(out["look"], out["td"][-1] if "td" in out else None)
+    if "first_look" in out:
+        maps[FIRST_ROLLOUT] = rollout(out["first_look"]["attention"], maps[FIRST].shape[-1])
+        maps[FIRST_GRADIENT] = gradient(out["first_look"], None)
+    return logits, maps
 
 
 def of_class_token(attention: jax.Array, grid: int) -> jax.Array:
@@ -106,6 +139,30 @@ def _maps(model, out):
     if attends:
         maps[LAST] = of_class_token(out["look"]["attention"], backbone.grid)
     return maps
+
+
+def _rollout_of_last_look(model, out):
+    """Compute the rollout through all blocks; those that the second look skips are the first look's."""
+    attention, deep_prompts = out["look"]["attention"], 0
+    if "first_look" in out:
+        first = out["first_look"]["attention"]
+        attention = jnp.concatenate([first[: len(first) - len(attention)], attention])
+    if model.prompts is not None and model.prompts.layers > 1:
+        deep_prompts = model.prompts.num
+    return rollout(attention, model.backbone.grid, replaced=deep_prompts)
+
+
+def _gradient(model, method, params, classes, look, td):
+    def logit(tokens):
+        logits = apply(model, method, params, tokens, td, call=_classify_from_last)
+        return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
+
+    gradients = jax.grad(logit)(look["hidden"][-2]).astype(jnp.float32)
+    return model.backbone.on_grid(jnp.linalg.norm(gradients, axis=-1))
+
+
+def _classify_from_last(model, tokens, td):
+    return model.logits(model.backbone.pooled_from_last(tokens, td))
 
 
 def _heads(weights, grid):

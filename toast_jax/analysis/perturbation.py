@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from toast_jax.data.images.statistics import MEAN
 
-_GREY = np.round(255 * np.array(MEAN)).astype(np.uint8)  # zero after normalization
+GREY = np.round(255 * np.array(MEAN)).astype(np.uint8)  # zero after normalization
 _BLUR = 5 / 224  # standard deviation, as a fraction of the side
 
 
@@ -41,7 +41,7 @@ def blurred(image: np.ndarray) -> np.ndarray:
 
 def deletion(image: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """Gray out cells `[K, g, g]` of an image: uint8 `[K, S, S, 3]`."""
-    return np.where(_on_pixels(taken, image), _GREY, image)
+    return np.where(_on_pixels(taken, image), GREY, image)
 
 
 def insertion(image: np.ndarray, taken: np.ndarray) -> np.ndarray:

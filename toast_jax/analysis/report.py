@@ -2,6 +2,7 @@
 
 import base64
 import csv as csv_module
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
@@ -75,13 +76,26 @@ def with_interval(share: float, low: float, high: float) -> str:
     return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def write(
-    folder: Path, name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], *parts: str
-) -> None:
-    """Write a table and its notes as `NAME.md` and `NAME.html`; the page ends with `parts`, which are HTML."""
-    (folder / f"{name}.md").write_text(markdown(header, rows) + "\n\n" + "\n".join(notes) + "\n", encoding="utf-8")
-    parts = [heading(title, 1), table(header, rows), *map(paragraph, notes), *parts]
-    (folder / f"{name}.html").write_text(page(title, *parts), encoding="utf-8")
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A table with a title above it and notes below it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+def write(folder: Path, name: str, sections: Sequence[Section], *parts: str) -> None:
+    """Write sections as `NAME.md` and `NAME.html`; the first title is the page's, and the page ends with `parts`, HTML."""
+    texts, rendered = [], []
+    for k, section in enumerate(sections):
+        above = f"## {section.title}\n\n" if k else ""
+        texts.append(above + markdown(section.header, section.rows) + "\n\n" + "\n".join(section.notes) + "\n")
+        rendered += [heading(section.title, 2 if k else 1), table(section.header, section.rows)]
+        rendered += map(paragraph, section.notes)
+    (folder / f"{name}.md").write_text("\n".join(texts), encoding="utf-8")
+    (folder / f"{name}.html").write_text(page(sections[0].title, *rendered, *parts), encoding="utf-8")
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,16 +1,22 @@
 """Load images as a tuned run sees them, and report files that cannot be decoded."""
 
+import collections
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Generator
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from toast_jax.data.images import batches, pixels, selected
+from toast_jax.data.images import batches, image_files, pixels, selected
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError, fault_of
 from toast_jax.train.saved_run import SavedRun
+
+_AHEAD = 3  # batches that `stream` loads at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +52,57 @@ class Views:
         return {**example, "image": self.change(view, index) if self.change else view}
 
 
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """A batch of `stream`.
+
+    Attributes:
+      image: views uint8 `[batch_size, size, size, 3]`; black where there is none.
+      paths: of the images, by row; those that could not be read are missing.
+      faults: of these, what was wrong.
+    """
+
+    image: np.ndarray
+    paths: dict[int, str]
+    faults: tuple[str, ...]
+
+
+def stream(run: SavedRun, paths: Iterable[str], batch_size: int) -> Iterator[Streamed]:
+    """Load images by their paths, upright and in order; memory does not grow with their number."""
+    size = run.config.data.image_size
+
+    def load(path: str) -> tuple[np.ndarray | None, str]:
+        try:
+            image_files.require_text(path)
+            example = image_files.UprightFiles((path,), (0,), (image_files.UNLABELLED,))[0]
+            return pixels.eval_view(pixels.decode_example(example), resize=run.config.data.resize, size=size), ""
+        except InputError as error:
+            return None, fault_of(error)
+
+    names = iter(paths)
+    loading: collections.deque[list[tuple[str, concurrent.futures.Future]]] = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    try:
+        while True:
+            while len(loading) < _AHEAD and (some := list(itertools.islice(names, batch_size))):
+                loading.append([(path, pool.submit(load, path)) for path in some])
+            if not loading:
+                return
+            image, read, faults = np.zeros((batch_size, size, size, 3), np.uint8), {}, []
+            for row, (path, future) in enumerate(loading.popleft()):
+                view, fault = future.result()
+                if view is None:
+                    faults.append(fault)
+                else:
+                    image[row], read[row] = view, path
+            yield Streamed(image, read, tuple(faults))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def choose(run: SavedRun, images: str, most: int) -> Source:
     """Open `images` (see `selected.open_images`), at most `most` of them at even distances; all if `most` is 0."""
-    source, _ = selected.open_images(run.config.data, images, run.classes)
+    source, _ = selected.open_images(run.config.data, images, run.classes, seed=run.config.seed, run=run.folder)
     return Subset(source, selected.spread(len(source), most or len(source)))
 
 

@@ -16,7 +16,7 @@ from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.layers import dtypes
-from toast_jax.model.methods import TRANSFORM
+from toast_jax.model.methods import BACKBONE, TRANSFORM
 
 
 class _Facts:
@@ -76,13 +76,22 @@ _OF_RUNS: _Conflicts = {
     "config.batch_size is {c.batch_size}, which does not split over {c.devices} devices; use a multiple of "
     "{c.devices}, such as {c.batch_sizes}.": lambda c: c.batch_size % c.devices,
     "config.task_weight and config.variational_weight are both 0; one of them has to be more.": (
-        lambda c: c.stage == "pretune" and not (c.task_weight or c.variational_weight)
+        lambda c: c.stage == "pretune" and not (c.task_weight or c.variational_weight or c.distillation_weight)
     ),
-    "config.stage is pretune and config.method {c.method}; only toast can be pre-tuned.": (
-        lambda c: c.stage == "pretune" and c.method != "toast"
+    "config.stage is pretune, but method {c.method} tunes the head alone, which pre-tuning does not save; use another "
+    "--config.method.": lambda c: c.stage == "pretune" and c.row and not c.row.pretunes,
+    "config.task_weight is 0, which leaves the variational loss alone, but method {c.method} has no top-down module for it; "
+    "set --config.method=toast, or a --config.task_weight.": (
+        lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.row and c.row.signal != "top_down"
+    ),
+    "config.module names a file, but method {c.method} tunes the head alone, which no such file holds; leave it out.": (
+        lambda c: c.module and c.row and not c.row.pretunes
+    ),
+    "config.module and config.top_down both name a file to start from; set config.module alone.": (
+        lambda c: c.module and c.top_down
     ),
     "config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.": (
-        lambda c: c.stage == "pretune" and not c.task_weight and c.tune_transform
+        lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.tune_transform
     ),
     "config.tune_transform is True, but method {c.method} has no transform; set it to False.": (
         lambda c: c.tune_transform and not (c.row and TRANSFORM in c.row.tuned + c.row.frozen)
@@ -109,8 +118,20 @@ _OF_IMAGES: _Conflicts = {
     "config.data.labels is False, which leaves the variational loss alone; set --config.task_weight=0.": (
         lambda c: c.stage == "pretune" and not c.data.labels and c.task_weight
     ),
+    "config.distillation_weight is {c.distillation_weight}, but config.augment.degradation is 0, so both looks would see the "
+    "same image; set --config.augment.degradation=0.5, for example.": (
+        lambda c: c.stage == "pretune" and c.distillation_weight and not c.augment.degradation
+    ),
+    "config.distillation_weight is {c.distillation_weight}, but method {c.method} changes the backbone that the loss compares "
+    "with; set it to 0, or config.method to one that keeps the backbone frozen.": (
+        lambda c: c.stage == "pretune" and c.distillation_weight and c.row and BACKBONE not in c.row.frozen
+    ),
     "config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.": (
         lambda c: c.stage == "tune" and not c.data.labels
+    ),
+    "config.data.held_out and config.data.class_names are for data.format json, folder or table, not {c.data.format}; a TFDS "
+    "split takes a part, as in --config.data.splits.train=train[:80%].": (
+        lambda c: (c.data.held_out or c.data.class_names) and c.data.format not in ("json", "folder", "table")
     ),
     "Each device gets {c.share} of {c.batch_size} images, but config.augment.mixup and config.augment.cutmix mix "
     "pairs of them; use a batch size that gives each an even number.": (
@@ -118,6 +139,9 @@ _OF_IMAGES: _Conflicts = {
     ),
 }
 _OF_TEXT: _Conflicts = {
+    "config.distillation_weight is {c.distillation_weight}, but only images can be degraded for it; set it to 0.": (
+        lambda c: c.stage == "pretune" and c.distillation_weight
+    ),
     "config.data.length is {c.data.length}, but {c.backbone.size} reads {c.size.context} tokens; set "
     "--config.data.length={c.size.context} or less.": lambda c: c.data.length > c.size.context,
     "config.microbatches is {c.microbatches}, which does not divide the {c.share} sequences of a batch that each "

@@ -29,14 +29,14 @@ from toast_jax.fields import (
     whole,
 )
 
-IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes")
+IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
 METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
 _RUN = {
     "name": Field("mine", Text("mine"), "name of the run; without --workdir its folder is runs/NAME"),
     "task": Field("train", Choice(("train", "evaluate")), "train a run, or evaluate its checkpoint", TO_RESUME),
-    "stage": Field("tune", Choice(("tune", "pretune")), "tune the downstream task, or pre-tune the top-down module"),
+    "stage": Field("tune", Choice(("tune", "pretune")), "tune the downstream task, or pre-tune a module for it"),
     "method": Field("toast", Choice(METHODS), "transfer method; a row of toast_jax/model/methods.py"),
     "seed": Field(42, SEED, "seed of initialization, data order, augmentation and dropout"),
     "resume": Field(True, FLAG, "resume from the last checkpoint in --workdir", TO_RESUME),
@@ -59,7 +59,8 @@ _RUN = {
         "precision of float32 products; highest: float32; default: TF32 on GPUs, bfloat16 passes on TPUs",
         TO_EVALUATE,
     ),
-    "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none", TO_MOVE),
+    "module": Field("", TEXT, "file of what the method has pre-tuned (module.safetensors); '' for none", TO_MOVE),
+    "top_down": Field("", TEXT, "the same for toast and toast_lite alone: a pre-tuned top-down module; '' for none", TO_MOVE),
     "steered_blocks": Field(
         0,
         whole(0),
@@ -71,6 +72,9 @@ _RUN = {
     "lora.alpha": Field(1.0, real(above=0.0), "deltas are scaled by alpha / rank"),
     "task_weight": Field(1.0, real(0.0), "pretune: weight of the cross-entropy"),
     "variational_weight": Field(0.01, real(0.0), "pretune: weight of the variational loss"),
+    "distillation_weight": Field(
+        0.0, real(0.0), "pretune: weight of the distillation loss, which needs no labels; images only"
+    ),
     "data.format": Field("json", TEXT, "format of the data"),
     "data.splits.train": Field("train", Text("train"), "training split", TO_EVALUATE),
     "data.splits.val": Field("val", TEXT, "validation split; '' for none", TO_EVALUATE),
@@ -100,7 +104,7 @@ IMAGES = _RUN | {
     "data.format": Field(
         "json",
         Choice(IMAGE_FORMATS),
-        "json: VPT's split files; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS datasets; scenes: the demo",
+        "json: VPT's; folder: SPLIT/CLASS/IMAGE; tfds, vtab: TFDS; scenes: the demo; table: CSV, Parquet",
     ),
     "backbone.drop_path": Field(0.0, SHARE, "stochastic depth: rate of the last block; the base config of a ViT has 0.1"),
     "tuned_blocks": Field(1, COUNT, "partial: number of last blocks to tune"),
@@ -113,11 +117,15 @@ IMAGES = _RUN | {
     "prompts.num": Field(100, whole(1, 100_000), "vpt: number of prompt tokens"),
     "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
     "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),
-    "data.root": Field("", TEXT, "folder of the data", TO_MOVE),
-    "data.image_dir": Field("", TEXT, "json: folder or zip archive of the images under data.root", TO_MOVE),
+    "data.root": Field("", TEXT, "folder of the data, or a table", TO_MOVE),
+    "data.image_dir": Field(
+        "", TEXT, "json, table: folder or zip archive of the images under data.root, or a folder in a zip", TO_MOVE
+    ),
     "data.name": Field("", TEXT, "tfds: name of the dataset; vtab, scenes: name of the task"),
     "data.split_file": Field("", TEXT, "vtab: published list of images to check the splits against; '' for no check"),
     "data.num_classes": Field(0, whole(0), "number of classes; 0: as many as the data has"),
+    "data.held_out": Field(0.0, SHARE, "share of each class of train to hold out as val, drawn by seed; 0: val is a split"),
+    "data.class_names": Field("", TEXT, "file of class names: lines or JSON; '' for those in the data", TO_MOVE),
     "data.shots": Field(0, whole(0), "few-shot: train on so many images of each class, drawn by seed; 0: all"),
     "data.labels": Field(True, FLAG, "read labels; False: pre-tune on unlabeled images"),
     "data.resize": Field(256, whole(1, 16_384), "shorter side of the image before the crop, in pixels"),
@@ -134,6 +142,7 @@ IMAGES = _RUN | {
     "augment.mixup": Field(0.0, real(0.0), "alpha of mixup; 0: no mixup"),
     "augment.cutmix": Field(0.0, real(0.0), "alpha of CutMix; 0: no CutMix"),
     "augment.label_smoothing": Field(0.0, SHARE, "label smoothing"),
+    "augment.degradation": Field(0.5, real(0.0, 1.0), "distillation loss: how much the second look's image is degraded"),
     "keep_known": Field(True, FLAG, "cache the frozen features if views repeat (VTAB, data.views) and drop-path is off"),
     "confusion": Field(False, FLAG, "at the end, log the confused classes and write confusion.csv", TO_RESUME),
 }

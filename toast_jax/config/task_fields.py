@@ -12,13 +12,17 @@ from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Te
 _RUNS = Field((), Several(TEXT), "folders of runs to compare")
 _IMAGES = Field("test", TEXT, "a split of the first run's data (train, val, test), or folders and images joined by +")
 _WEIGHTS = Field("", TEXT, "weights of the backbone, if the file has moved since the run")
-_TOP_DOWN = Field("", TEXT, "pre-tuned top-down module, if the file has moved since the run")
+_MODULES = {
+    "top_down": Field("", TEXT, "pre-tuned top-down module, if the file has moved since the run"),
+    "module": Field("", TEXT, "pre-tuned module of the method, if the file has moved since the run"),
+}
 # Where the data of the first run is now.
 _DATA = {
     f"data.{name}": Field("", TEXT, f"{what}, if it has moved since the run")
     for name, what in {
         "root": "folder of the data",
-        "image_dir": "json: folder of the images under data.root",
+        "image_dir": "json, table: folder of the images under data.root",
+        "class_names": "file of class names",
         "split_file": "vtab: published list of images",
         "splits.train": "training split",
         "splits.val": "validation split",
@@ -34,10 +38,12 @@ _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
 _FIELDS = {
     "predict": {
         "run": Field("", TEXT, "folder of the run"),
-        "images": Field("", TEXT, "a folder, searched recursively, or one image"),
+        "images": Field("", TEXT, "a folder, searched recursively; a table, a zip archive, or an image; -: paths from stdin"),
         "attention": Field(True, FLAG, "draw where the network looks"),
+        "probabilities": Field(False, FLAG, "write the probability of every class, not only of the best"),
+        "npz": Field(False, FLAG, "also write predictions.npz: images, probabilities and classes, as arrays"),
         "weights": _WEIGHTS,
-        "top_down": _TOP_DOWN,
+        **_MODULES,
         "batch_size": _BATCH_SIZE,
     },
     "visualize": {
@@ -46,7 +52,7 @@ _FIELDS = {
         "most": Field(12, COUNT, "maximum number of images, evenly spaced"),
         **_DATA,
         "weights": _WEIGHTS,
-        "top_down": _TOP_DOWN,
+        **_MODULES,
         "batch_size": _BATCH_SIZE,
     },
     "attention_metrics": {
@@ -55,7 +61,7 @@ _FIELDS = {
         "objects": Field("", TEXT, "JSON file of boxes, folder of masks, or TFDS feature; '' for deletion and insertion"),
         **_DATA,
         "weights": _WEIGHTS,
-        "top_down": _TOP_DOWN,
+        **_MODULES,
         "only_annotated": Field(False, FLAG, "leave out images without a box or a mask"),
         "threshold_split": Field(
             "val", Choice(("", "train", "val", "test")), "split to pick the best threshold on; '' for the measured images"
@@ -77,7 +83,7 @@ _FIELDS = {
         "severities": Field(SEVERITIES, Several(whole(1, 5), least=1), "severities of each corruption"),
         **_DATA,
         "weights": _WEIGHTS,
-        "top_down": _TOP_DOWN,
+        **_MODULES,
         "most": Field(0, whole(0), "maximum number of images, evenly spaced; 0: all"),
         "seed": Field(0, SEED, "seed of the corruptions and of the bootstrap"),
         "batch_size": _BATCH_SIZE,
@@ -85,7 +91,7 @@ _FIELDS = {
     "generate": {
         "run": Field("", TEXT, "folder of a run on text"),
         "weights": _WEIGHTS,
-        "top_down": _TOP_DOWN,
+        **_MODULES,
         "tokenizer": Field("", TEXT, "tokenizer, if the file has moved since the run"),
         "prompt": Field("", TEXT, "question to answer; '' to ask in the terminal"),
         "file": Field("", TEXT, "questions to answer: a .jsonl file"),
@@ -101,7 +107,7 @@ _FIELDS = {
         "target": Field("", TEXT, "file to write: .pth or .safetensors"),
         "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
         "weights": _WEIGHTS,
-        "top_down": _TOP_DOWN,
+        **_MODULES,
     },
     "table": {
         "sweeps": Field((), Several(TEXT), "folders of sweeps"),

@@ -55,30 +55,73 @@ def tune(model: Steered, method: Method) -> Callable:
     return scores
 
 
-def pretune(model: Steered, method: Method, *, task_weight: float, variational_weight: float) -> Callable:
-    """Build the scores of pre-tuning: a weighted sum of cross-entropy and variational loss (paper, section 3.3).
+def pretune(
+    model: Steered,
+    method: Method,
+    *,
+    task_weight: float,
+    variational_weight: float,
+    distillation_weight: float = 0.0,
+    by_class: bool = False,
+) -> Callable:
+    """Build the scores of pre-tuning: a weighted sum of cross-entropy, variational loss and distillation loss.
 
-    The scores are `loss`, `variational_loss` and, unless `task_weight` is 0, `task_loss` and `accuracy`.
+    The variational loss (paper, section 3.3) needs a top-down module. The distillation loss is not in the paper and needs no
+    labels: the final look at a degraded image (the student) learns to match the look of the frozen backbone alone at the clean
+    image (the teacher).
+
+    Args:
+      task_weight, variational_weight, distillation_weight: of the three losses. The variational loss is a score even if its
+        weight is 0; the others are only computed if theirs is not.
+      by_class: whether the distillation loss is the divergence of the student's class distribution from the teacher's, for a
+        frozen, trained head; else it is the cosine distance of their pooled outputs plus that of their tokens.
+
+    Returns:
+      `(params, batch, rng) -> scores`: `loss`, `variational_loss`, `task_loss` with `accuracy`, and `distillation_loss`. The
+      teacher sees `clean` of the batch; without one, as in an evaluation, what the student sees.
     """
 
+    weights = {"variational_loss": variational_weight, "task_loss": task_weight, "distillation_loss": distillation_weight}
+
     def look(module, inputs, rng):
+        if module.top_down is None and not distillation_weight:
+            return module.pooled(inputs, rng), None, {}
         pooled, out = module.looks(inputs, rng, maps=False)
-        return pooled, module.top_down.variational_loss(out["look"]["hidden"])
+        if module.top_down is None:
+            return pooled, out["look"]["tokens"], {}
+        return pooled, out["look"]["tokens"], {"variational_loss": module.top_down.variational_loss(out["look"]["hidden"])}
 
     def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
         network = functools.partial(apply, model, method, params)
-        pooled, variational = network(inputs(batch), rng, call=look)
-        if not task_weight:
-            return {"loss": variational_weight * variational, "variational_loss": variational}
-        task, accuracy = _of_predictions(functools.partial(network, call="logits"), pooled, batch)
-        return {
-            "loss": task_weight * task + variational_weight * variational,
-            "accuracy": accuracy,
-            "task_loss": task,
-            "variational_loss": variational,
-        }
+        logits = functools.partial(network, call="logits")
+        pooled, tokens, computed = network(inputs(batch), rng, call=look)
+        if task_weight:
+            computed["task_loss"], computed["accuracy"] = _of_predictions(logits, pooled, batch)
+        if distillation_weight:
+            teacher = functools.partial(
+                model.backbone.apply, {"params": params["backbone"]}, batch.get("clean", batch["image"])
+            )
+            if by_class:
+                target = jax.lax.stop_gradient(logits(teacher(method="pooled")))
+                computed["distillation_loss"] = _divergence(logits(pooled), target)
+            else:
+                clean, out = jax.lax.stop_gradient(teacher(maps=False))
+                computed["distillation_loss"] = _distance(pooled, clean) + _distance(tokens, out["tokens"])
+        return {"loss": sum(weights[name] * score for name, score in computed.items() if name in weights), **computed}
 
     return scores
+
+
+def _divergence(logits, target):
+    """Return the Kullback-Leibler divergence `[B]` of the class distribution of `logits` from that of `target`."""
+    return optax.losses.kl_divergence_with_log_targets(*(jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, target)))
+
+
+def _distance(student, teacher):
+    """Return 1 - cosine `[B]`, averaged over tokens; prompts, which the teacher has not, follow the first token."""
+    student = jnp.delete(student, slice(1, 1 + student.shape[1] - teacher.shape[1]), axis=1)
+    cosines = optax.cosine_similarity(student.astype(jnp.float32), teacher.astype(jnp.float32), epsilon=1e-6)
+    return 1 - cosines.reshape(len(cosines), -1).mean(axis=1)
 
 
 def _of_predictions(logits, pooled, batch):

@@ -32,6 +32,8 @@ class Method:
       frozen: regexes of the parameters that are not.
       lora: regexes of the kernels with a low-rank delta.
       lora_rank, lora_alpha: the delta is `alpha / rank * a @ b`.
+      module_fields: config fields that a run shares with the module file that it starts from.
+      starts_from: other methods whose module files it takes, each with a regex of the parameters that such a file lacks.
     """
 
     signal: str
@@ -40,26 +42,52 @@ class Method:
     lora: tuple[str, ...] = ()
     lora_rank: int = 4
     lora_alpha: float = 1.0
+    module_fields: tuple[str, ...] = ()
+    starts_from: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def pretunes(self) -> bool:
+        """Whether it tunes more than a head, so that pre-tuning leaves a module file."""
+        return any(regex != HEAD for regex in self.tuned)
 
 
+_LORA_FIELDS = ("lora.rank", "lora.alpha")
+# TOAST-Lite adds deltas to a module that was pre-tuned as toast (the paper's way) or with its deltas.
+_WITHOUT_DELTAS = (("toast", LORA),)
 # Methods of networks with a classifier. Each family names the kernels of method lora, see `with_lora`.
 METHODS = {
     "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
     "finetune": Method("", tuned=(HEAD, BACKBONE), frozen=()),
     # The last `config.tuned_blocks` blocks are built outside the scanned stack, where they can be tuned.
-    "partial": Method("", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!(stages_\d/)?last_\d).*",)),
+    "partial": Method(
+        "", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!(stages_\d/)?last_\d).*",), module_fields=("tuned_blocks",)
+    ),
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
-    "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,)),
-    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,)),
+    "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,), module_fields=("prompts.num", "prompts.deep")),
+    "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
-    "toast_lite": Method("top_down", tuned=(HEAD, LORA, PRIOR, TRANSFORM), frozen=(BACKBONE, FEEDBACK), lora=(FEEDBACK,)),
+    "toast_lite": Method(
+        "top_down",
+        tuned=(HEAD, LORA, PRIOR, TRANSFORM),
+        frozen=(BACKBONE, FEEDBACK),
+        lora=(FEEDBACK,),
+        module_fields=_LORA_FIELDS,
+        starts_from=_WITHOUT_DELTAS,
+    ),
 }
 # Methods of language models, whose head is part of the backbone. Toast tunes B_l and keeps A_l as pre-tuned.
 LANGUAGE_METHODS = {
     "finetune": Method("", tuned=(BACKBONE,), frozen=()),
-    "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,)),
+    "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
     "toast": Method("top_down", tuned=(OUT, PRIOR), frozen=(BACKBONE, TRANSFORM, BACK)),
-    "toast_lite": Method("top_down", tuned=(LORA, PRIOR), frozen=(BACKBONE, TRANSFORM, FEEDBACK), lora=(FEEDBACK,)),
+    "toast_lite": Method(
+        "top_down",
+        tuned=(LORA, PRIOR),
+        frozen=(BACKBONE, TRANSFORM, FEEDBACK),
+        lora=(FEEDBACK,),
+        module_fields=_LORA_FIELDS,
+        starts_from=_WITHOUT_DELTAS,
+    ),
 }
 
 
@@ -71,8 +99,9 @@ def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields `lora`, `head.tune`, `tune_transform`, `stage` and `task_weight` change the row. Pre-tuning tunes the parameters
-    of `toast` and every A_l; with the variational loss alone, it tunes A_l alone, the only ones with a gradient.
+    The fields `lora`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change the row.
+    Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it tunes A_l
+    alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
 
     Args:
       config: of a run.
@@ -84,19 +113,20 @@ def row(config, rows: Mapping[str, Method]) -> Method:
     method = choose("config.method", config.method, rows)
     method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
     if config.stage == "pretune":
-        if not config.task_weight:
+        if not (config.task_weight or config.distillation_weight):
             rest = (cell for cell in method.tuned + method.frozen if cell not in (FEEDBACK, BACK, OUT))
             return dataclasses.replace(method, tuned=(BACK,), frozen=(*rest, OUT))
         method = pretuned(method)
     if config.tune_transform:
         method = _moved(method, TRANSFORM, tuned=True)
-    if HEAD in method.tuned and not config.head.tune:
+    labels = config.stage == "tune" or config.task_weight
+    if HEAD in method.tuned and not (config.head.tune and labels):
         method = _moved(method, HEAD, tuned=False)
     return method
 
 
 def pretuned(method: Method) -> Method:
-    """Return the row of pre-tuning: as toast, with every A_l tuned too."""
+    """Return the row of pre-tuning: a frozen A_l is tuned too."""
     return _moved(method, BACK, tuned=True) if BACK in method.frozen else method
 
 
@@ -131,6 +161,15 @@ def tuned_mask(params: dict, method: Method) -> dict:
     if doubled := [path for path, matching in matches.items() if len(matching) > 1]:
         raise InputError(f"Several regexes of the method cover these parameters: {listed(doubled)}.")
     return trees.nested({path: matching[0][1] for path, matching in matches.items()})
+
+
+def module_paths(mask: dict) -> set[str]:
+    """List the parameters of a module file: all but the head and the frozen part of the backbone.
+
+    Args:
+      mask: from `tuned_mask`.
+    """
+    return {path for path, tuned in trees.flat(mask).items() if not re.match("head/" if tuned else "(head|backbone)/", path)}
 
 
 def table(params: dict, method: Method) -> str:

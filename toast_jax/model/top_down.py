@@ -8,6 +8,7 @@ Letters in shapes: B batch, N tokens, D width, L sites (one per steered block of
 """
 
 import functools
+import operator
 
 import flax.linen as nn
 import jax
@@ -37,8 +38,10 @@ def _unit(x: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
     return x / jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
-# Cosines and small differences between arrays are computed in full float32, whatever `config.precision` is.
-_exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+def _exact(x, kernel):
+    """Multiply in full float32, whatever `config.precision` is; for cosines and small differences between arrays."""
+    with jax.default_matmul_precision("highest"):
+        return x @ kernel  # an operator, as the kernel may be a `LowRank`
 
 
 class _Selection(nn.Module):
@@ -180,7 +183,7 @@ class ConvTopDown(_Selection):
             loss += jnp.mean(jnp.square(error), axis=(1, 2, 3))
         return loss
 
-    def _back(self, x, back, stride, product=jnp.matmul):
+    def _back(self, x, back, stride, product=operator.matmul):  # kernels of `toast_lite` implement `@` alone
         """Map the signal from the output of a stage to its input."""
         return patches.join(product(x.astype(self.dtype), back.astype(self.dtype)), stride)
 

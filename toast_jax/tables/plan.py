@@ -205,6 +205,8 @@ def _run_config(config, cell, phase, point, seed) -> ConfigDict:
         run.data.update({"name": "", "image_dir": run.data.get("image_dir", ""), **changes["data"]})
         run.data.splits = ConfigDict(config.sweep.splits[phase].to_dict())
         run.optimizer.update({"lr": point.lr, "weight_decay": point.weight_decay})
-        if METHODS[cell.method].signal != "top_down":
+        row = METHODS[cell.method]
+        run.module = run.module.replace("{method}", cell.method) if row.pretunes else ""
+        if row.signal != "top_down":
             run.top_down = ""
     return run

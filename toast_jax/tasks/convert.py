@@ -12,9 +12,9 @@ from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.errors import InputError, listed, renaming
 from toast_jax.model import families
 from toast_jax.model.families import Family
-from toast_jax.model.methods import BACKBONE
+from toast_jax.model.methods import BACKBONE, tuned_mask
 from toast_jax.train import saved_run
-from toast_jax.weights import download, pretrained, top_down_file
+from toast_jax.weights import download, module_file, pretrained
 from toast_jax.weights.containers import check_writable, read_header, write
 from toast_jax.weights.rename import Arrays, rename_back, stacked_depth, table, uneven_layers, unstack
 
@@ -53,11 +53,11 @@ def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
 
 def _of_run(folder: Path, config: ConfigDict) -> tuple[Family, Arrays, dict[str, str]]:
     with renaming(OF_SAVED):
-        saved = saved_run.load(folder, config.weights, config.top_down, dtype="float32")
+        saved = saved_run.load(folder, config.weights, config.top_down, config.module, dtype="float32")
     log.info("Read %s at step %d.", folder, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network uses mean pooling; the release would classify its class token.")
-    header = top_down_file.header(saved.params, saved.config)
+    header = module_file.header(saved.params, tuned_mask(saved.params, saved.method), saved.config)
     flat = trees.flat(saved.params)
     family = families.of_config(saved.config)
     depth = stacked_depth(flat, family)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax.analysis import comparison, drawing, localization, report, views
+from toast_jax.analysis import bootstrap, comparison, drawing, report, views
 from toast_jax.config.check import check_fields
 from toast_jax.data.images import corruptions, selected
 from toast_jax.data.images.sources import Source
@@ -54,7 +54,8 @@ def run(config: ConfigDict, folder: str) -> None:
     ]
     log.info("\n%s\n", report.columns(header, rows))
     pictures = _pictures(source, first, config)
-    report.write(folder, "corruptions", "Accuracy on corrupted images", header, rows, notes, *pictures)
+    table = report.Section("Accuracy on corrupted images", header, rows, notes)
+    report.write(folder, "corruptions", [table], *pictures)
     accuracy = {
         name: {run: values.mean(axis=-1).tolist() for run, values in by_run.items()} for name, by_run in correct.items()
     }
@@ -96,7 +97,7 @@ def _rows(correct, runs, config) -> list[list[str]]:
 
 
 def _with_interval(values: np.ndarray, seed: int) -> str:
-    return report.with_interval(values.mean(), *localization.interval(values, seed))
+    return report.with_interval(values.mean(), *bootstrap.interval(values, seed))
 
 
 def _pictures(source, run, config) -> tuple[str, str]:

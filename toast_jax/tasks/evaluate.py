@@ -25,7 +25,7 @@ def run(config: ConfigDict, folder: str) -> None:
     check(config)
     saved = run_folder.writable(folder) / "evaluation.json"
     reads = domain(config)
-    train, evals = reads.open_sources(config, verified=True)
+    train, evals = reads.open_sources(config, verified=True, run=folder)
     if not evals:
         raise InputError("There is nothing to evaluate on; name a split in --config.data.splits.test.")
     if config.checkpoint:

@@ -58,7 +58,7 @@ class Speaker:
     def __init__(self, config: ConfigDict):
         if config.run:
             with renaming(OF_SAVED):
-                saved = saved_run.load(config.run, config.weights, config.top_down)
+                saved = saved_run.load(config.run, config.weights, config.top_down, config.module)
             of_run, self._network = saved.config, (saved.model, saved.method, saved.params)
             if families.of_config(of_run).reads != "text":
                 raise InputError(f"The run in {config.run} has tuned a network of images; give one of a language model.")

@@ -1,7 +1,9 @@
-"""Classify images with a tuned run: `--config=configs/predict.py:run=FOLDER,images=FOLDER`."""
+"""Classify images with a tuned run: `--config=configs/predict.py:run=RUN,images=FOLDER`."""
 
-import csv
+import itertools
 import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -12,21 +14,23 @@ from PIL import Image
 from toast_jax.analysis import drawing, maps, views
 from toast_jax.config.check import check_fields
 from toast_jax.config.task_fields import OF_SAVED
-from toast_jax.data.images import image_files
-from toast_jax.errors import InputError, listed, renaming
+from toast_jax.data.images import selected
+from toast_jax.errors import InputError, renaming
 from toast_jax.model.steered import apply
 from toast_jax.train import saved_run
-from toast_jax.workdir import run_folder
+from toast_jax.workdir import predictions, run_folder
 
 log = logging.getLogger(__name__)
 
 SHOWN = 20  # lines on the console
+SHOWN_FAULTS = 3  # in the sentence at the end
 
 
 def run(config: ConfigDict, folder: str) -> None:
     """Write `predictions.csv` (image, class, probability) and, with `config.attention`, `attention/*.png` to the folder.
 
     Rows are written batch by batch. A picture shows the image as the network sees it, beside the maps of `maps.look`.
+    `config.probabilities` and `config.npz` are those of `predictions.writer`.
 
     Raises:
       InputError: no such run, a run that is not a classifier, or no images. At the end: some images could not be decoded; all
@@ -35,39 +39,72 @@ def run(config: ConfigDict, folder: str) -> None:
     if not config.run or not config.images:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
     check_fields(config)
-    folder = run_folder.writable(folder)
-    source = image_files.unlabelled(config.images)
+    paths = selected.each_path(config.images)
+    first = next(paths, None)
+    if first is None:
+        raise InputError(f"There are no images in {config.images}: give a folder, a table, or paths, one per line.")
     with renaming(OF_SAVED):
-        saved = saved_run.load_tuned(config.run, config.weights, config.top_down)
+        saved = saved_run.load_tuned(config.run, config.weights, config.top_down, config.module)
+    folder = run_folder.writable(folder)
     look = saved.compiled(maps.look if config.attention else _classified)
-    count, by_name = 0, {}
-    faults: dict[int, str] = {}
-    with (folder / "predictions.csv").open("w", newline="") as file:
-        csv.writer(file).writerow(("image", "class", "probability"))
-        for batch in views.of_run(saved, source, config.batch_size, faults=faults):
-            probabilities, by_name = jax.device_get(look(saved.params, batch["image"]))
-            for i in np.flatnonzero((batch["mask"] > 0) & ~np.isin(batch["index"], list(faults))):
-                best, path = int(probabilities[i].argmax()), source.paths[batch["index"][i]]
-                row = (path, saved.classes[best], f"{probabilities[i, best]:.4f}")
-                csv.writer(file).writerow(row)
+    count, left_out, pictures, rate = 0, 0, 0, Rate()
+    faults: list[str] = []
+    with predictions.writer(folder, saved.classes, probabilities=config.probabilities, arrays=config.npz) as write:
+        for batch, result in _classify(saved, look, views.stream(saved, itertools.chain([first], paths), config.batch_size)):
+            probabilities, by_name = jax.device_get(result)
+            rate.count(len(batch.paths))
+            rows = list(batch.paths)
+            for i, path in batch.paths.items():
                 count += 1
                 if count <= SHOWN:
-                    log.info("%s  %s  %s", *reversed(row))
-                if by_name:
-                    drawn = [by_name[name][i] for name in maps.ORDER if name in by_name]
-                    _draw(folder / "attention", count, path, batch["image"][i], drawn)
-            file.flush()
+                    best = int(probabilities[i].argmax())
+                    log.info("%.4f  %s  %s", probabilities[i, best], saved.classes[best], path)
+                if drawn := [by_name[name][i] for name in maps.ORDER if name in by_name]:
+                    pictures += 1
+                    _draw(folder / "attention", count, path, batch.image[i], drawn)
+            write(list(batch.paths.values()), probabilities[rows])
+            left_out += len(batch.faults)
+            faults += batch.faults[: SHOWN_FAULTS - len(faults)]
     if count > SHOWN:
         log.info("... and %d more", count - SHOWN)
-    if config.attention and not by_name:
+    if config.attention and count and not pictures:
         log.warning("No pictures: a ConvNeXt tuned by %s has neither attention nor a selection to draw.", saved.config.method)
-    log.info("%d predictions are in %s.", count, folder / "predictions.csv")
-    if faults:
-        listing = listed([faults[i] for i in sorted(faults)], most=3)
+    log.info("%d predictions are in %s%s.", count, folder / predictions.TABLE, rate)
+    if left_out:
+        listing = ", ".join(faults) + (f" and {left_out - len(faults)} more" if left_out > len(faults) else "")
         raise InputError(
-            f"{len(faults)} of {len(source)} images were left out: {listing}; download them again, or remove them. "
-            f"The predictions of the others are in {folder / 'predictions.csv'}."
+            f"{left_out} of {count + left_out} images were left out: {listing}; download them again, or remove them. "
+            f"The predictions of the others are in {folder / predictions.TABLE}."
         )
+
+
+class Rate:
+    """Images per second after the first batch, which waits for the compilation; as text, for the end of a sentence."""
+
+    def __init__(self):
+        self._started, self._images, self._seconds = 0.0, 0, 0.0
+
+    def count(self, images: int) -> None:
+        now = time.perf_counter()
+        if self._started:
+            self._images, self._seconds = self._images + images, now - self._started
+        else:
+            self._started = now
+
+    def __str__(self) -> str:
+        return f", {self._images / self._seconds:,.1f} images/s after the first batch" if self._seconds else ""
+
+
+def _classify(saved: saved_run.SavedRun, look: Callable, batches: Iterable[views.Streamed]) -> Iterator[tuple]:
+    """Yield each batch with its result, while the device computes the next one."""
+    waiting = None
+    for batch in batches:
+        dispatched = batch, look(saved.params, batch.image)
+        if waiting:
+            yield waiting
+        waiting = dispatched
+    if waiting:
+        yield waiting
 
 
 def _classified(model, method, params, images):

@@ -29,7 +29,7 @@ def run(config: ConfigDict, folder: str) -> None:
     split = next((name for name in ("test", "val") if name in result), None)
     if config.get("confusion") and split:
         run = saved_run.load(folder)  # on every process, as they open checkpoints together
-        counts = confusion.matrix(run, domain(config).open_sources(config, verified=True)[1][split])
+        counts = confusion.matrix(run, domain(config).open_sources(config, verified=True, run=folder)[1][split])
         path = Path(folder).expanduser() / "confusion.csv"
         if not jax.process_index():
             confusion.write(path, counts, run.classes)

@@ -1,7 +1,7 @@
-"""Augment training batches on the device: erasing, mixup, CutMix, label smoothing; of text, the weights of tokens.
+"""Augment training batches on the device: erasing, mixup, CutMix, label smoothing, degradation; of text, token weights.
 
-Order and noise are those of DeiT's training: normalise, erase, mix, smooth. Every example has its own random key and images are
-mixed with a neighbour, so the result does not depend on the number of devices.
+Order and noise are those of DeiT's training: normalise, erase, mix, smooth; a degraded view is made last. Every example has its
+own random key and images are mixed with a neighbour, so the result does not depend on the number of devices.
 """
 
 import functools
@@ -14,9 +14,17 @@ from toast_jax.model.layers.normalize import normalize
 
 
 def augment(
-    batch: dict, rng: jax.Array, *, num_classes: int, erasing: float, mixup: float, cutmix: float, smoothing: float
+    batch: dict,
+    rng: jax.Array,
+    *,
+    num_classes: int,
+    erasing: float,
+    mixup: float,
+    cutmix: float,
+    smoothing: float,
+    degradation: float = 0.0,
 ) -> dict:
-    """Erase and mix the images of a batch, and smooth its labels.
+    """Erase and mix the images of a batch, smooth its labels, and degrade a copy of its images.
 
     Args:
       batch: `image [B, S, S, 3]` and `label [B]`; mixing needs an even B.
@@ -27,23 +35,29 @@ def augment(
       cutmix: alpha of CutMix (Yun et al., arXiv 1905.04899), 0 to disable. With both, each pair of images gets one
         of them with equal probability.
       smoothing: share of the label that is distributed evenly over all classes.
+      degradation: strength of `degrade`, 0 to disable.
 
     Returns:
-      the batch. Erased or mixed images are normalised; mixed or smoothed labels are added as `target [B, C]`.
+      the batch. Erased, mixed or degraded images are normalised; mixed or smoothed labels are added as `target [B, C]`, and the
+      images before degradation as `clean [B, S, S, 3]`.
     """
     if erasing:
         images = jnp.asarray(normalize(batch["image"]))
         batch = {**batch, "image": jax.vmap(functools.partial(erase, probability=erasing))(images, _of_use(rng, 0))}
-    if not (mixup or cutmix or smoothing):
-        return batch
-    target = jax.nn.one_hot(batch["label"], num_classes) * (1 - smoothing) + smoothing / num_classes
-    if not (mixup or cutmix):
-        return {**batch, "target": target}
-    # Pairs of neighbours [B / 2, 2, ...] are random pairs, as the data is shuffled. A pair uses the key of its first image.
-    images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"]), target))
-    mixed = jax.vmap(functools.partial(_mix, mixup=mixup, cutmix=cutmix))(images, target, _of_use(rng, 1)[::2])
-    image, target = (x.reshape(-1, *x.shape[2:]) for x in mixed)
-    return {**batch, "image": image, "target": target}
+    if mixup or cutmix or smoothing:
+        target = jax.nn.one_hot(batch["label"], num_classes) * (1 - smoothing) + smoothing / num_classes
+        batch = {**batch, "target": target}
+    if mixup or cutmix:
+        # Pairs of neighbours [B / 2, 2, ...] are random pairs, as the data is shuffled. A pair uses the key of its first image.
+        images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"]), target))
+        mixed = jax.vmap(functools.partial(_mix, mixup=mixup, cutmix=cutmix))(images, target, _of_use(rng, 1)[::2])
+        image, target = (x.reshape(-1, *x.shape[2:]) for x in mixed)
+        batch = {**batch, "image": image, "target": target}
+    if degradation:
+        images = jnp.asarray(normalize(batch["image"]))
+        degraded = jax.vmap(functools.partial(degrade, strength=degradation))(images, _of_use(rng, 2))
+        batch = {**batch, "image": degraded, "clean": batch["image"]}
+    return batch
 
 
 def erase(image: jax.Array, rng: jax.Array, probability: float) -> jax.Array:
@@ -57,14 +71,39 @@ def erase(image: jax.Array, rng: jax.Array, probability: float) -> jax.Array:
       probability: of erasing at all.
     """
     whether, area, ratio, place, noise = jax.random.split(rng, 5)
-    size = jnp.array(image.shape[:2])
     share = jax.random.uniform(area, (), minval=0.02, maxval=1 / 3)
-    ratio = jnp.exp(jax.random.uniform(ratio, (), minval=jnp.log(0.3), maxval=-jnp.log(0.3)))
-    sides = jnp.sqrt(share * size.prod()) * jnp.sqrt(jnp.stack([ratio, 1 / ratio]))
-    sides = jnp.clip(jnp.round(sides).astype(jnp.int32), 1, size)
-    inside = _rectangle(image.shape, jax.random.randint(place, (2,), 0, size - sides + 1), sides)
-    inside &= jax.random.bernoulli(whether, probability)
+    inside = _random_rectangle(image.shape, share, 0.3, ratio, place) & jax.random.bernoulli(whether, probability)
     return jnp.where(inside, jax.random.normal(noise, image.shape), image)
+
+
+def degrade(image: jax.Array, rng: jax.Array, strength: float) -> jax.Array:
+    """Lower an image's resolution and contrast, add noise, and hide everything outside a random rectangle.
+
+    The amount of each is uniform between none and `strength` times the most: a quarter of the resolution (log-uniform), 40
+    percent of the contrast, noise of half the standard deviation of pixels, a rectangle of a quarter of the area. Every pixel
+    keeps its place, so that the tokens of the degraded and of the clean image correspond.
+
+    Args:
+      image: `[H, W, 3]`, normalised; what is hidden becomes 0, the mean color.
+      rng: a key.
+      strength: from 0, the image as it is, to 1.
+    """
+    amounts, ratio, place, noise = jax.random.split(rng, 4)
+    detail, contrast, grain, hidden = strength * jax.random.uniform(amounts, (4,))
+    rows, columns = (_blur(side, 4.0**-detail) for side in image.shape[:2])
+    image = jnp.einsum("ih,jw,hwc->ijc", rows, columns, image)
+    image = (1 - 0.6 * contrast) * image + 0.5 * grain * jax.random.normal(noise, image.shape)
+    return jnp.where(_random_rectangle(image.shape, 1 - 0.75 * hidden, 0.75**hidden, ratio, place), image, 0.0)
+
+
+def _blur(side, scale):
+    """Return a matrix `[side, side]` that shrinks a row of pixels to a share of its length and enlarges it again."""
+
+    def resize(rows, scale):
+        return jax.image.scale_and_translate(rows, rows.shape, (0,), jnp.reshape(scale, 1), jnp.zeros(1), "linear")
+
+    matrix = resize(resize(jnp.eye(side), scale), 1 / scale)
+    return matrix / matrix.sum(axis=1, keepdims=True)  # the last pixels also average what is beyond the shrunken row
 
 
 def _mix(images, targets, rng, *, mixup, cutmix):
@@ -89,6 +128,15 @@ def _paste(images, share, rng):
     return jnp.where(inside, images[::-1], images), 1 - (stop - start).prod() / size.prod()
 
 
+def _random_rectangle(shape, share, min_ratio, ratio, place):
+    """Return a mask `[H, W, 1]` of a rectangle, from its share of the area, its smallest aspect ratio and two keys."""
+    size = jnp.array(shape[:2])
+    ratio = jnp.exp(jax.random.uniform(ratio, (), minval=jnp.log(min_ratio), maxval=-jnp.log(min_ratio)))
+    sides = jnp.sqrt(share * size.prod()) * jnp.sqrt(jnp.stack([ratio, 1 / ratio]))
+    sides = jnp.clip(jnp.round(sides).astype(jnp.int32), 1, size)
+    return _rectangle(shape, jax.random.randint(place, (2,), 0, size - sides + 1), sides)
+
+
 def _rectangle(shape, start, sides):
     """Return a mask `[H, W, 1]` that is True on the rectangle."""
     rows, columns = (jnp.arange(length) for length in shape[:2])
@@ -97,7 +145,7 @@ def _rectangle(shape, start, sides):
 
 
 def _of_use(rng, index):
-    """Derive independent keys for erasing (0) and mixing (1), which the network does not use either."""
+    """Derive independent keys for erasing (0), mixing (1) and degrading (2), which the network does not use either."""
     return jax.vmap(lambda key: jax.random.fold_in(key, 100 + index))(rng)
 
 

@@ -6,13 +6,16 @@ The module `text` has the same functions for text; the step and the loop work wi
 import functools
 import logging
 from collections.abc import Callable, Generator
+from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax.data.images import batches, few_shot, sources
-from toast_jax.data.images.verify import verify
+from toast_jax.data.images import batches, few_shot, image_files, sources
+from toast_jax.data.images.labels import held_out
+from toast_jax.data.images.selected import flat
+from toast_jax.data.images.verify import Subset, verify
 from toast_jax.data.loader import Batch
 from toast_jax.train.augment import augment
 
@@ -21,13 +24,15 @@ log = logging.getLogger(__name__)
 UNIT = "images"  # of counts and speed
 
 
-def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source, dict[str, sources.Source]]:
+def open_sources(
+    config: ConfigDict, *, verified: bool, run: str | Path | None = None
+) -> tuple[sources.Source, dict[str, sources.Source]]:
     """Open the training source and, by name, the evaluation sources of a config.
 
-    If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already.
+    If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already. The folder of
+    a `run` that has begun says which images it holds out.
     """
-    names = ["train"] + [name for name in ("val", "test") if config.data.splits[name]]
-    opened = {name: sources.open_split(config.data, name) for name in names}
+    opened = sources.open_splits(config.data, seed=config.seed, run=run)
     if config.data.skip_corrupt:  # before shots are drawn, so that a class keeps its number of images
         opened = {name: verify(source, skip_corrupt=True) for name, source in opened.items()}
     opened["train"] = few_shot.draw(opened["train"], config.data.get("shots", 0), config.seed)
@@ -35,6 +40,26 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[sources.Source,
         opened = {name: verify(source, skip_corrupt=False) for name, source in opened.items()}
     log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
     return opened.pop("train"), opened
+
+
+def redraw(
+    config: ConfigDict, train: sources.Source, evals: dict[str, sources.Source], run: str | Path | None = None
+) -> tuple[sources.Source, dict[str, sources.Source]]:
+    """Return the sources of a config that differs from that of opened ones in its seed; `run` as in `open_sources`."""
+    if config.data.get("held_out", 0):
+        return open_sources(config, verified=True, run=run)
+    if config.data.get("shots") and isinstance(train, Subset):  # from the images that are open already
+        train = few_shot.draw(train.source, config.data.shots, config.seed)
+    return train, evals
+
+
+def records(config: ConfigDict, train: sources.Source, evals: dict[str, sources.Source]) -> dict[str, dict]:
+    """Return the JSON files, by path in the folder of a run, that say which images it holds out."""
+    if not config.data.get("held_out", 0):
+        return {}
+    root = image_files.image_root(config.data)
+    parts = {"train": flat(train), held_out.VAL: flat(evals[held_out.VAL])}
+    return {f"{held_out.FOLDER}/{name}.json": held_out.record(files, root) for name, files in parts.items()}
 
 
 def train_batches(
@@ -72,7 +97,7 @@ def eval_batches(config: ConfigDict, source: sources.Source) -> Generator[Batch]
 
 def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
     """Return the augmentation on the device, `(batch, rng) -> batch`."""
-    fields = config.augment
+    fields, distills = config.augment, config.stage == "pretune" and config.distillation_weight > 0
     return functools.partial(
         augment,
         num_classes=len(source.classes),
@@ -80,6 +105,7 @@ def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
         mixup=fields.mixup,
         cutmix=fields.cutmix,
         smoothing=fields.label_smoothing,
+        degradation=fields.degradation if distills else 0.0,
     )
 
 

@@ -18,7 +18,7 @@ from toast_jax.train.evaluation import evaluate
 from toast_jax.train.grid import prepare_grid
 from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
-from toast_jax.weights import top_down_file
+from toast_jax.weights import module_file
 from toast_jax.workdir import fingerprint, interrupt, profile, run_folder
 from toast_jax.workdir.metrics import Record
 from toast_jax.workdir.progress import Progress
@@ -98,6 +98,8 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
         # The content of the places that they name is checked now. A grid has a folder of its own.
         for folder, config in {run.folder: run.config, **{member.folder: member.config for member in run.members}}.items():
             run_folder.write_json(folder / "config.json", config.to_dict())
+            for name, record in domain(config).records(config, run.train, run.evals).items():
+                run_folder.write_json(folder / name, record)
         with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
             results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):
@@ -155,9 +157,7 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
                 progress.resume()
     evaluated = evaluated or _evaluate(run, state, record, run.steps)
     if config.stage == "pretune":
-        params = trees.merge(state.result, run.frozen)
-        params["top_down"] = parallel.fetch(params["top_down"])  # the rest stays on its devices
-        top_down_file.save(run.folder / "top_down.safetensors", params, config)
+        module_file.save_all(run.folder, trees.merge(state.result, run.frozen), run.mask, config)
     return [
         record.diverged.get(i) or _result(run, member.config, {name: scores[i] for name, scores in evaluated.items()}, progress)
         for i, member in enumerate(run.members)

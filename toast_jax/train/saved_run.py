@@ -30,6 +30,7 @@ class SavedRun:
       classes: class names, in the order of the logits.
       step: of the checkpoint.
       model, method, params: for `steered.apply`.
+      folder: of the run.
     """
 
     config: ConfigDict
@@ -38,6 +39,7 @@ class SavedRun:
     model: Steered
     method: Method
     params: dict
+    folder: str | Path = ""
 
     def compiled(self, function: Callable) -> Callable:
         """Compile `function(model, method, *args)` for this network, as `(*args)`, at the precision of the run."""
@@ -49,13 +51,13 @@ class SavedRun:
         return jax.jit(at_precision)
 
 
-def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str = "") -> SavedRun:
-    """Read a run; its frozen parameters come from the files that its config names, or from `weights` and `top_down`.
+def load(folder: str | Path, weights: str = "", top_down: str = "", module: str = "", dtype: str = "") -> SavedRun:
+    """Read a run; its frozen parameters come from the files that its config names, or from those given here.
 
     Args:
       folder: of the run.
       weights: file of the backbone; "" for the run's.
-      top_down: file of the pre-tuned module that it began from, if it did; "" for the run's.
+      top_down, module: the files of these fields that it began from, if it did; "" for the run's.
       dtype: of computation and of frozen parameters; "" for the run's.
 
     Raises:
@@ -67,7 +69,9 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str =
         config = ConfigDict(nested(defaults | flat_fields(meta["config"])))  # an earlier version had fewer fields
         config.backbone.weights = weights or config.backbone.weights
         config.top_down = config.top_down and (top_down or config.top_down)
-        for field, file in (("backbone.weights", config.backbone.weights), ("top_down", config.top_down)):
+        config.module = config.module and (module or config.module)
+        files = {"backbone.weights": config.backbone.weights, "top_down": config.top_down, "module": config.module}
+        for field, file in files.items():
             if file not in ("", RANDOM) and not package_files.find(file).exists():
                 raise InputError(
                     f"There is no weights file at {file}, which the run in {folder} needs; correct --config.{field}."
@@ -80,20 +84,21 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", dtype: str =
         fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)
-    return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params)
+    return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params, folder)
 
 
-def load_tuned(folder: str | Path, weights: str = "", top_down: str = "") -> SavedRun:
+def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "") -> SavedRun:
     """Read a run like `load`; raise InputError unless it has tuned a network for images."""
-    saved = load(folder, weights, top_down)
+    saved = load(folder, weights, top_down, module)
     if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
     if saved.config.stage != "tune":
-        raise InputError(f"The run in {folder} has pre-tuned a top-down module; give one that tuned with it.")
+        module = "top-down module" if saved.model.top_down else "module"
+        raise InputError(f"The run in {folder} has pre-tuned a {module}; give one that tuned with it.")
     return saved
 
 
-def load_compared(folders: Sequence[str], weights: str = "", top_down: str = "") -> dict[str, SavedRun]:
+def load_compared(folders: Sequence[str], weights: str = "", top_down: str = "", module: str = "") -> dict[str, SavedRun]:
     """Read runs with the same images and classes, by the part of their paths that differs.
 
     Raises:
@@ -103,7 +108,7 @@ def load_compared(folders: Sequence[str], weights: str = "", top_down: str = "")
         raise InputError("There is no run to look at; name some, joined by +, as in :runs=runs/toast+runs/lora.")
     if len({Path(folder).expanduser().resolve() for folder in folders}) < len(folders):
         raise InputError(f"One of the runs {', '.join(folders)} is given twice; name each once.")
-    runs = [load_tuned(folder, weights, top_down) for folder in folders]
+    runs = [load_tuned(folder, weights, top_down, module) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
         for field in ("image_size", "resize"):
             if run.config.data[field] != runs[0].config.data[field]:

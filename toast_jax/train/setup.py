@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.config.check import check
 from toast_jax.data import loader
-from toast_jax.data.images import few_shot, sources
-from toast_jax.data.images.verify import Subset
+from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
@@ -25,7 +24,7 @@ from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
-from toast_jax.weights import initial_parameters
+from toast_jax.weights import initial_parameters, module_file, pretrained
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -102,8 +101,9 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     """
     check(config)
     reads, devices = domain(config), devices_of(config)
-    # A run that resumes has verified its images already.
-    train, evals = reads.open_sources(config, verified=run_folder.has_checkpoint(folder))
+    # A run that resumes has verified its images already, and has recorded which it holds out.
+    resumes = run_folder.has_checkpoint(folder)
+    train, evals = reads.open_sources(config, verified=resumes, run=folder if resumes else None)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
@@ -151,13 +151,10 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     network = load_network(config, len(run.train.classes), loaded)
     frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
-    # Few shots are drawn by the seed, from the images that are open already.
-    train = run.train
-    if config.data.get("shots") and isinstance(train, Subset):
-        train = few_shot.draw(train.source, config.data.shots, seed)
+    train, evals = domain(config).redraw(config, run.train, run.evals, folder if run_folder.has_checkpoint(folder) else None)
     folder = run_folder.claim(folder, config)
     members = (Member(config, folder, run.members[0].rates),)
-    return dataclasses.replace(run, members=members, folder=folder, train=train, frozen=frozen), state
+    return dataclasses.replace(run, members=members, folder=folder, train=train, evals=evals, frozen=frozen), state
 
 
 _DOMAINS = {"images": image_runs, "text": text_runs}
@@ -176,17 +173,24 @@ def devices_of(config: ConfigDict) -> Devices:
 def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = None) -> Network:
     """Build the network of a config, load its weights, and split tuned from frozen parameters.
 
-    No file is read for parameters if those of `initial_parameters.load` are given as `loaded`.
+    No file is read for parameters if those of `initial_parameters.load` are given as `loaded`. Without labels, a classifier of
+    the backbone's file keeps its own number of classes.
     """
+    if "head" in config and config.head.start == "classifier" and not config.data.labels:
+        num_classes = pretrained.num_classes(config.backbone.weights)
     network, method = steered.build(config, num_classes)
     files = {
         "weights": config.backbone.weights,
         "classifier": "head" in config and config.head.start == "classifier",
+        "module": config.module,
         "top_down": config.top_down,
         "tuned": config.checkpoint,
         "put": devices_of(config).put,
     }
-    loaded = initial_parameters.load(network, method, **files) if loaded is None else loaded
+    if loaded is None:
+        if (module := config.module or (network.top_down and config.top_down)) and not config.checkpoint:
+            module_file.check_method(module, method, config)
+        loaded = initial_parameters.load(network, method, **files)
     params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)
     mask = methods.tuned_mask(params, method)
     log.info("%s", methods.table(params, method))
@@ -227,6 +231,8 @@ def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
 
 def scores_of(config, network) -> Callable:
     """Return the scores of the stage, whose `loss` is minimised (see `losses`)."""
-    weights = {"task_weight": config.task_weight, "variational_weight": config.variational_weight}
-    stages: dict[str, Callable] = {"tune": losses.tune, "pretune": functools.partial(losses.pretune, **weights)}
+    weights = {name: config[name] for name in ("task_weight", "variational_weight", "distillation_weight")}
+    by_class = methods.HEAD in network.method.frozen and config.head.start == "classifier"
+    pretune = functools.partial(losses.pretune, **weights, by_class=by_class)
+    stages: dict[str, Callable] = {"tune": losses.tune, "pretune": pretune}
     return stages[config.stage](network.model, network.method)

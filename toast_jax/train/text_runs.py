@@ -42,8 +42,8 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     return opened
 
 
-def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict[str, Sequences]]:
-    """Open the training source and, by name, the evaluation sources; reading verifies them, so `verified` is ignored."""
+def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[Sequences, dict[str, Sequences]]:
+    """Open the training source and, by name, the evaluation sources; `verified` and `run` are of images, and ignored."""
     data, words = config.data, open_tokenizer(config)
     arrange = sequences.packed if data.format == "text" else sequences.padded
     opened = {}
@@ -54,6 +54,16 @@ def open_sources(config: ConfigDict, *, verified: bool) -> tuple[Sequences, dict
         opened[name] = token_cache.cached(file, data.tokenizer, fields, make)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
     return opened.pop("train"), opened
+
+
+def redraw(config: ConfigDict, train: Sequences, evals: dict[str, Sequences], run: object = None):
+    """Return the sources as they are: they do not depend on the seed."""
+    return train, evals
+
+
+def records(config: ConfigDict, train: Sequences, evals: dict[str, Sequences]) -> dict[str, dict]:
+    """Return no files: which texts are held out does not depend on the seed."""
+    return {}
 
 
 def _texts(data) -> dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]]:

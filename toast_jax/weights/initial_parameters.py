@@ -16,7 +16,7 @@ from toast_jax.devices import parallel
 from toast_jax.model import families
 from toast_jax.model.methods import TRANSFORM, Method, tuned_mask
 from toast_jax.model.steered import Steered, init
-from toast_jax.weights import llama_files, pretrained, top_down_file
+from toast_jax.weights import llama_files, module_file, pretrained
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def start(
     seed: int,
     weights: str,
     classifier: bool = False,
+    module: str = "",
     top_down: str = "",
     tuned: str = "",
     put: Callable = parallel.put,
@@ -45,8 +46,9 @@ def start(
       seed: of all parameters that are created.
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
       classifier: whether to start the head from the classifier of the backbone's own task in `weights`.
-      top_down: file of a pre-tuned top-down module, or "". It takes precedence over the one in `weights`.
-      tuned: a PyTorch file of a whole network tuned by this method, or ""; `weights` and `top_down` are then ignored.
+      module: file of what the method has pre-tuned, see `module_file`, or "". It takes precedence over `weights`.
+      top_down: the same for a method with a top-down module; others ignore it.
+      tuned: a PyTorch file of a whole network tuned by this method, or ""; the other files are then ignored.
       put: `(path, array) -> array`, places the weights of a language model on their devices as they are read.
       loaded: what `load` returned for these files, so that they are not read again.
 
@@ -59,15 +61,17 @@ def start(
     key = jax.random.key(seed)
     shapes, dtypes = _described(model, method)
     if loaded is None:
-        loaded = load(model, method, weights=weights, classifier=classifier, top_down=top_down, tuned=tuned, put=put)
+        files = {"weights": weights, "module": module, "top_down": top_down, "tuned": tuned}
+        loaded = load(model, method, classifier=classifier, put=put, **files)
     missing = [path for path in shapes if path not in loaded]
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
         log.info("Created at random with seed %d: %s.", seed, ", ".join(groups))
     created = _create(model, method, key, tuple((path, dtypes[path]) for path in missing))
     params = {path: jnp.asarray(loaded[path], dtypes[path]) if path in loaded else created[path] for path in shapes}
-    if top_down and "top_down/prior" in params and not tuned:
-        top_down_file.check_backbone(top_down, params)
+    module = module or (top_down if model.top_down else "")
+    if module and not tuned:
+        module_file.check_backbone(module, module_file.outside(params, tuned_mask(trees.nested(shapes), method)))
     return trees.nested(params)
 
 
@@ -77,6 +81,7 @@ def load(
     *,
     weights: str,
     classifier: bool = False,
+    module: str = "",
     top_down: str = "",
     tuned: str = "",
     put: Callable = parallel.put,
@@ -85,7 +90,7 @@ def load(
     shapes, dtypes = _described(model, method)
     if tuned:
         return pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*", field="checkpoint")
-    return _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down)
+    return _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down)
 
 
 def _described(model, method):
@@ -113,8 +118,7 @@ def _dtypes(model, method, shapes):
     }
 
 
-def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
-    has_top_down = any(path.startswith("top_down/") for path in shapes)
+def _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down):
     layer_files = families.of_backbone(model.backbone).layer_files
     load = functools.partial(pretrained.load, shapes=shapes, last_blocks=model.backbone.last_blocks, identity=TRANSFORM)
     loaded = {}
@@ -122,19 +126,22 @@ def _load_pretrained(model, shapes, dtypes, put, weights, classifier, top_down):
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
-        loaded = load(weights, wanted=wanted, optional="top_down/.*")
-    if top_down and has_top_down:
-        # Released modules of language models come with embeddings that have one extra token.
-        optional = "" if layer_files else "backbone/.*"
-        module = load(top_down, wanted="top_down/.*", optional=optional, field="top_down")
-        # Released files hold the backbone too, to half precision.
-        for path in [path for path in module if path.startswith("backbone/") and path in loaded]:
-            if not np.allclose(module[path], loaded[path], rtol=1e-2, atol=1e-2):
-                raise top_down_file.other_backbone(top_down, path)
-        loaded |= {path: array for path, array in module.items() if path.startswith("top_down/")}
-    elif top_down:
+        loaded = load(weights, wanted=wanted, optional=["top_down/.*"])
+    if top_down and model.top_down is None:
         log.warning("%s is not used: this method has no top-down module.", top_down)
-    if has_top_down and "top_down/prior" not in loaded:
+        top_down = ""
+    if file := module or top_down:
+        wanted, (*optional, backbone) = module_file.regexes(trees.nested(shapes), method)
+        # Released modules of language models come with embeddings that have one extra token.
+        optional += [] if layer_files else [backbone]
+        arrays = load(file, wanted=wanted, optional=optional, field="module" if module else "top_down")
+        # Released files hold the backbone too, to half precision.
+        frozen = module_file.outside(arrays, tuned_mask(trees.nested(shapes), method))
+        for path in [path for path in frozen if path in loaded]:
+            if not np.allclose(arrays[path], loaded[path], rtol=1e-2, atol=1e-2):
+                raise module_file.other_backbone(file, path)
+        loaded |= {path: array for path, array in arrays.items() if path not in frozen}
+    if model.top_down and "top_down/prior" not in loaded:
         log.warning(
             "The top-down module starts at random; tuned like that it falls far behind a pre-tuned one (config.top_down)."
         )

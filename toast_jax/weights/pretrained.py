@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def load(
     *,
     last_blocks: int,
     wanted: str,
-    optional: str = "",
+    optional: Sequence[str] = (),
     identity: str = "",
     field: str = "backbone.weights",
 ) -> Arrays:
@@ -45,7 +46,7 @@ def load(
       shapes: parameters of the network by path, anything with a shape.
       last_blocks: see `from_torch`.
       wanted: regex of the paths to read; the file must have all of them.
-      optional: regex of further paths to read if the file has any; it must then have all of them.
+      optional: regexes of further paths; those of a regex are read if the file has any, and it must then have all of them.
       identity: path of a matrix that is the identity if the file lacks it; "" for none.
       field: of the config that names the file.
 
@@ -61,8 +62,9 @@ def load(
     if re.fullmatch(wanted, "head/bias") and "head/bias" not in arrays:
         # The classifier of a file becomes the head of a network for the same classes.
         arrays = {name.replace("classifier/", "head/"): array for name, array in arrays.items()}
-    if optional and all(any(re.fullmatch(optional, name) for name in names) for names in (arrays, network)):
-        wanted = f"{wanted}|{optional}"
+    for regex in optional:
+        if all(any(re.fullmatch(regex, name) for name in names) for names in (arrays, network)):
+            wanted = f"{wanted}|{regex}"
     needed, present = ([name for name in names if re.fullmatch(wanted, name)] for names in (network, arrays))
     if present and kind(present) != kind(needed):
         raise InputError(
@@ -79,7 +81,7 @@ def load(
         arrays[identity], missing = np.eye(len(network[identity]), dtype=np.float32), []
     if missing:
         if all(name.startswith("head/") for name in missing):
-            raise InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
+            raise _no_classifier(path)
         raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
     if surplus := sorted(set(present) - set(needed)):
         raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")
@@ -102,6 +104,23 @@ def load(
     if unknown:
         log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
     return stack(chosen, last_blocks)
+
+
+def num_classes(path: str) -> int:
+    """Return how many classes the classifier of a weights file has.
+
+    Raises:
+      InputError: the file has no classifier, or cannot be read; see `layers`.
+    """
+    _, arrays, _ = layers(path)
+    for name in ("head/bias", "classifier/bias"):
+        if name in arrays:
+            return len(arrays[name])
+    raise _no_classifier(path)
+
+
+def _no_classifier(path):
+    return InputError(f"{path} has no classifier to start from; set --config.head.start=random.")
 
 
 def _cut(path, present, needed):

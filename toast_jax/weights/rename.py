@@ -163,7 +163,7 @@ def unstack(arrays: Arrays, family: Family | None = None, depth: int = 0) -> Arr
     Args:
       arrays: by path.
       family: as in `to_torch`.
-      depth: number of blocks of the network, for arrays without a backbone; 0 if the module has a layer for each block.
+      depth: number of blocks of the network, or of its last stage, for a part of its arrays; 0 if all blocks are there.
     """
     names = (family or kind(arrays)).names
     stacked, alone = _blocks(arrays, names)
@@ -174,7 +174,7 @@ def unstack(arrays: Arrays, family: Family | None = None, depth: int = 0) -> Arr
             first = max(0, depth - len(array)) if "top_down/" in path else 0
             out |= {f"{match['stack']}/{first + i}{match['rest'] or ''}": array[i] for i in range(len(array))}
         elif match := re.search(r"/last_(\d+)/", path):
-            out[path.replace(match[0], f"/blocks/{stacked + int(match[1])}/")] = array
+            out[path.replace(match[0], f"/blocks/{depth - alone + int(match[1])}/")] = array
         else:
             out[path] = array
     return out

@@ -161,8 +161,9 @@ def check_start(current: dict, meta: dict, folder: str | Path, config: ConfigDic
         path = "top_down" if former.top_down != config.top_down else ""
         path = "backbone" if all_tuned and former.backbone.weights != config.backbone.weights else path
     if path:
+        field, module = ("module", former.module) if former.get("module") else ("top_down", former.top_down)
         raise InputError(
-            f"The run in {folder} began from other parameters than --config.backbone.weights and --config.top_down hold now "
-            f"({path} differs); it began with {former.backbone.weights} and {former.top_down or 'no module'}: name these, or "
+            f"The run in {folder} began from other parameters than --config.backbone.weights and --config.{field} hold now "
+            f"({path} differs); it began with {former.backbone.weights} and {module or 'no module'}: name these, or "
             "give another --workdir."
         )

@@ -169,6 +169,7 @@ def replace_file(path: Path, content: str) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(exist_ok=True)
         partial.write_text(content)
         partial.replace(path)
     except OSError as error:

@@ -53,6 +53,17 @@ def test_images_are_read_in_place(data, name, labels):
         assert pixels.decode_example(example).shape == (20, 30, 3)
 
 
+@pytest.mark.parametrize("folder", ["images.zip/images", "images.zip/images/"])
+def test_the_images_may_be_in_a_folder_of_the_archive(data, tmp_path, folder):
+    inside = [name.removeprefix("images/") for name in NAMES]
+    (tmp_path / "train.json").write_text(json.dumps({name: name.split("/")[0] for name in inside}))
+    data.image_dir = folder
+    assert sources.open_split(data, "train")[9]["image"] == picture(9)
+    (tmp_path / "train.json").write_text(json.dumps({**dict.fromkeys(inside, 0), "owl/1.JPEG": 1}))
+    with pytest.raises(InputError, match="1 of 17 images do not exist, the first is .*images.zip/images/owl/1.JPEG"):
+        sources.open_split(data, "train")
+
+
 def test_threads_and_other_processes_read_it(data):
     source = sources.open_split(data, "train")
     order = np.random.default_rng(0).integers(0, len(NAMES), 200).tolist()

@@ -1,13 +1,12 @@
-"""Images in files of their own: JSON split files and class folders."""
+"""Images in files of their own: JSON split files, class folders, and what tables share with them."""
 
-import collections
 import dataclasses
 import functools
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NoReturn
 
 from ml_collections import ConfigDict
 from PIL import Image
@@ -23,6 +22,7 @@ TRAIN = "train"
 _COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 # Formats that Pillow recognizes but does not decode, or only with another program (EPS) or system (WMF).
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+_NAMED = 3  # files that a warning names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,33 +95,55 @@ def unlabelled(path: str, *, orient: bool = True) -> Files:
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise InputError(f"There is nothing at {path}: give a folder with images, or an image.")
-    paths, others = _search(path) if os.path.isdir(path) else ([path], [])
+    paths = tuple(in_folder(path)) if os.path.isdir(path) else (path,)
     _require_names(paths)
-    if not paths:
-        raise InputError(f"Folder {path} has no images ({listed(suffixes(), most=6)}): put some there, at any depth.")
-    _log_left_out(path, others)
-    return _files(paths, (0,) * len(paths), (UNLABELLED,), orient)
+    return (UprightFiles if orient else Files)(paths, (0,) * len(paths), (UNLABELLED,))
 
 
-def _files(paths, labels, classes, orient) -> Files:
+def in_folder(folder: str) -> Iterator[str]:
+    """Yield the images of a folder at every depth, sorted by path; at the end, log the files that are left out.
+
+    Raises:
+        InputError: a folder cannot be listed, or there is no image.
+    """
+    count, others = 0, 0
+    examples: list[str] = []
+    for path, named_like_image in _walk(folder):
+        if named_like_image:
+            count += 1
+            yield path
+        else:
+            others += 1
+            if len(examples) < _NAMED:
+                examples.append(path)
+    if not count:
+        raise InputError(f"Folder {folder} has no images ({listed(suffixes(), most=6)}): put some there, at any depth.")
+    _log_left_out(folder, examples, others)
+
+
+def files_of(data: ConfigDict, paths: Iterable[str], labels: Iterable[int], classes: tuple[str, ...]) -> Files:
+    """Return a source of image files, turned upright by their EXIF orientation if the config asks for it."""
+    orient = data.get("exif_orientation", False)  # runs of earlier versions, which did not, have no such field
     return (UprightFiles if orient else Files)(tuple(paths), tuple(labels), classes)
 
 
-def _orients(data: ConfigDict) -> bool:
-    """Whether EXIF orientation is honored; runs of earlier versions, which did not, have no such field."""
-    return data.get("exif_orientation", False)
+def image_root(data: ConfigDict) -> str:
+    """Return the folder or archive that image paths of a config are relative to."""
+    root = os.path.expanduser(data.root)
+    folder = os.path.dirname(root) if os.path.isfile(root) else root  # the file is a table
+    return os.path.join(folder, data.image_dir) if data.format in ("json", "table") else folder
 
 
 def read_json(data: ConfigDict, split: str) -> Files:
     """Read a split in VPT's format, `SPLIT.json`: image path to class id; the training split defines the classes."""
-    root = existing_root(data)
-    folder = os.path.join(root, data.image_dir)
-    if not os.path.isdir(folder) and not archive.is_archive(folder):
+    existing_root(data)
+    folder = image_root(data)
+    if not os.path.isdir(folder) and not archive.split(os.path.join(folder, "")):
         raise InputError(f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir.")
     if not data.labels:
         listing = _load_json(_json_path(data, split), labels=False)
         _require_files(folder, listing)
-        return _in_folder(folder, listing, (0,) * len(listing), (UNLABELLED,), _orients(data))
+        return files_of(data, (os.path.join(folder, name) for name in listing), (0,) * len(listing), (UNLABELLED,))
     # Integers sort as numbers and strings as text: the heads of released checkpoints follow that order.
     class_ids = sorted(set(_load_json(_json_path(data, TRAIN)).values()))
     listing = _load_json(_json_path(data, split))
@@ -133,7 +155,17 @@ def read_json(data: ConfigDict, split: str) -> Files:
             "make both use the same class ids."
         )
     _require_files(folder, listing)
-    return _in_folder(folder, listing, (label_of[class_id] for class_id in listing.values()), classes, _orients(data))
+    labels = (label_of[class_id] for class_id in listing.values())
+    return files_of(data, (os.path.join(folder, name) for name in listing), labels, classes)
+
+
+def ranked(names: Collection[str], num_classes: int) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Sort classes by name, or by number if all names are numbers; return their names, and the label of each.
+
+    With `num_classes`, numbers below it are labels, see docs/data.md.
+    """
+    ordered = _in_order(names)
+    return _number(ordered, list(map(int, ordered)) if _are_numbers(ordered) else None, num_classes)
 
 
 def _number(ids: Sequence, numbers: Sequence[int] | None, num_classes: int) -> tuple[tuple[str, ...], dict]:
@@ -187,33 +219,28 @@ def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _in_folder(folder, names, labels, classes, orient) -> Files:
-    return _files((os.path.join(folder, name) for name in names), labels, classes, orient)
-
-
-def _require_files(images: str, listing: Iterable[str]) -> None:
-    """Raise InputError unless all files of a listing are in a folder or an archive."""
-    paths = [os.path.join(images, name) for name in listing]
-    if archive.is_archive(images):
-        inside = archive.names(images)
-        return _refuse_missing([path for path, name in zip(paths, listing, strict=True) if name not in inside], len(paths))
-    names = collections.defaultdict(list)
-    for path in paths:
-        folder, name = os.path.split(path)
-        names[folder].append(name)
-    # One listing per folder: a query per file takes minutes on network disks.
-    present = {folder: set(os.listdir(folder)) if os.path.isdir(folder) else () for folder in names}
-    _refuse_missing(
-        [os.path.join(folder, name) for folder in names for name in names[folder] if name not in present[folder]], len(paths)
-    )
-
-
-def _refuse_missing(missing, count):
-    if missing:
+def _require_files(images: str, listing: Collection[str]) -> None:
+    """Raise InputError unless all files of a listing are in a folder, an archive, or a folder in one."""
+    if missing := absent(images, listing):
         raise InputError(
-            f"{len(missing)} of {count} images do not exist, the first is {missing[0]}: "
+            f"{len(missing)} of {len(listing)} images do not exist, the first is {os.path.join(images, missing[0])}: "
             "unpack all of them, or set --config.data.root and --config.data.image_dir."
         )
+
+
+def absent(images: str, listing: Iterable[str]) -> list[str]:
+    """Return the files of a listing that a folder, an archive or a folder in one lacks, in the order of the listing."""
+    if inside := archive.split(os.path.join(images, "")):
+        file, folder = inside
+        names = archive.names(file)
+        return [name for name in listing if folder + name not in names]
+
+    @functools.cache  # a query per file takes minutes on network disks
+    def present(folder):
+        return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+
+    splits = ((name, os.path.split(os.path.join(images, name))) for name in listing)
+    return [name for name, (folder, file) in splits if file not in present(folder)]
 
 
 def read_folder(data: ConfigDict, split: str) -> Files:
@@ -222,10 +249,8 @@ def read_folder(data: ConfigDict, split: str) -> Files:
     Classes are sorted by name, or by number if all names are numbers.
     """
     if not data.labels:
-        return unlabelled(_split_folder(data, split, classes=False), orient=_orients(data))
-    names = _subfolders(_split_folder(data, TRAIN))
-    numbers = list(map(int, names)) if _are_numbers(names) else None
-    classes, label_of = _number(names, numbers, data.num_classes)
+        return unlabelled(_split_folder(data, split, classes=False), orient=data.get("exif_orientation", False))
+    classes, label_of = ranked(_subfolders(_split_folder(data, TRAIN)), data.num_classes)
     folder = _split_folder(data, split)
     unknown = sorted(set(_subfolders(folder)) - label_of.keys())
     if unknown:
@@ -235,7 +260,8 @@ def read_folder(data: ConfigDict, split: str) -> Files:
         )
     paths, labels, left_out = [], [], _loose_files(folder)
     for name in _subfolders(folder):
-        images, others = _search(os.path.join(folder, name))
+        entries = list(_walk(os.path.join(folder, name)))
+        images = [path for path, named_like_image in entries if named_like_image]
         _require_names(images)
         if not images:
             raise InputError(
@@ -244,28 +270,43 @@ def read_folder(data: ConfigDict, split: str) -> Files:
             )
         paths += images
         labels += [label_of[name]] * len(images)
-        left_out += others
-    _log_left_out(folder, left_out)
-    return _files(paths, labels, classes, _orients(data))
+        left_out += [path for path, named_like_image in entries if not named_like_image]
+    _log_left_out(folder, left_out[:_NAMED], len(left_out))
+    return files_of(data, paths, labels, classes)
+
+
+def has_split_folders(data: ConfigDict) -> bool:
+    """Return whether the data has a folder for each split, not just class folders of which a share is held out."""
+    folders = (os.path.join(os.path.expanduser(data.root), name) for name in data.splits.values() if name)
+    return not data.get("held_out", 0) or any(map(os.path.isdir, folders))
 
 
 def _split_folder(data: ConfigDict, split: str, classes: bool = True) -> str:
     root = existing_root(data)
-    folder = os.path.join(root, data.splits[split])
+    folder = os.path.join(root, data.splits[split]) if has_split_folders(data) else root
     if not os.path.isdir(folder):
+        without = "to nothing if there is no such split"
+        if split == TRAIN:
+            without = f"--config.data.held_out=0.2 if {root} has class folders and no splits"
         raise InputError(
             f"Folder {folder} does not exist ({root} has {listed(_subfolders(root), most=3) or 'no folders'}): "
-            f"create it, or set --config.data.splits.{split} to another folder, or to nothing if there is no such split."
+            f"create it, or set --config.data.splits.{split} to another folder, or {without}."
         )
     if classes and not _subfolders(folder):
-        raise InputError(f"Folder {folder} has no class folders: put the images in one folder for each class.")
+        in_root = data.get("held_out", 0) and folder != root
+        above = f", or set --config.data.splits.{split}=. if they are in {root}" if in_root else ""
+        raise InputError(f"Folder {folder} has no class folders: put the images in one folder for each class{above}.")
     return folder
 
 
 def _subfolders(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith("."))
-    return sorted(names, key=int) if _are_numbers(names) else names
+        return _in_order([entry.name for entry in entries if os.path.isdir(entry) and not entry.name.startswith(".")])
+
+
+def _in_order(names: Collection[str]) -> list[str]:
+    ordered = sorted(names)
+    return sorted(ordered, key=int) if _are_numbers(ordered) else ordered
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
@@ -278,42 +319,63 @@ def _loose_files(folder: str) -> list[str]:
         return sorted(entry.path for entry in entries if os.path.isfile(entry) and not entry.name.startswith("."))
 
 
-def _search(path: str) -> tuple[list[str], list[str]]:
-    """List the images at every depth of a folder, and the other files, each sorted by path.
+def _walk(folder: str, entered: set[str] | None = None) -> Iterator[tuple[str, bool]]:
+    """Yield the files at every depth of a folder, sorted by path, and whether each is named like an image.
 
-    Links are followed, and no folder is entered twice. Hidden files and folders are in neither list.
+    Links are followed, and no folder is entered twice. Hidden files and folders are left out. Only the names of the folders
+    on the way to a file, and of those beside them, are in memory.
     """
-    images: list[str] = []
-    others: list[str] = []
-    entered = {os.path.realpath(path)}
-    for folder, below, names in os.walk(path, followlinks=True, onerror=_refuse_unreadable):
-        real = {os.path.realpath(os.path.join(folder, name)): name for name in sorted(below, reverse=True) if name[0] != "."}
-        below[:] = sorted(name for place, name in real.items() if place not in entered)
-        entered |= real.keys()
-        for name in names:
-            if not name.startswith("."):
-                (images if is_image(name) else others).append(os.path.join(folder, name))
-        # An empty folder that is named like an image is reported when it is read.
-        named_like_images = (os.path.join(folder, name) for name in below if is_image(name))
-        images += [place for place in named_like_images if not os.listdir(place)]
-    return sorted(images), sorted(others)
+    entered = {os.path.realpath(folder)} if entered is None else entered
+    try:
+        with os.scandir(folder) as entries:
+            names = {entry.name: _is_folder(entry) for entry in entries if not entry.name.startswith(".")}
+    except OSError as error:
+        _refuse_unreadable(error)
+    below = sorted((name for name, is_folder in names.items() if is_folder), reverse=True)
+    first = {os.path.realpath(os.path.join(folder, name)): name for name in below}  # of two links to a folder
+    inside = {name for place, name in first.items() if place not in entered}
+    entered |= first.keys()
+    for name in sorted(names, key=lambda name: f"{name}/" if names[name] else name):
+        path = os.path.join(folder, name)
+        if not names[name]:
+            yield path, is_image(path)
+        elif name in inside:
+            # An empty folder that is named like an image is reported when it is read.
+            if is_image(path) and not os.listdir(path):
+                yield path, True
+            yield from _walk(path, entered)
 
 
-def _refuse_unreadable(error: OSError) -> None:
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder or a link to one, mostly without a query to the disk."""
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
     raise InputError(f"Folder {error.filename} cannot be read ({error.strerror}): mend or remove it.") from error
 
 
-def _log_left_out(folder: str, paths: Sequence[str]) -> None:
-    if paths:
-        names = listed([_printable(os.path.relpath(path, folder)) for path in paths], most=3)
-        log.warning("%s: %d files are left out, not named like images or in no class folder (%s).", folder, len(paths), names)
+def _log_left_out(folder: str, examples: Sequence[str], count: int) -> None:
+    if count:
+        names = ", ".join(_printable(os.path.relpath(path, folder)) for path in examples)
+        more = f" and {count - len(examples)} more" if count > len(examples) else ""
+        log.warning(
+            "%s: %d files are left out, not named like images or in no class folder (%s%s).", folder, count, names, more
+        )
 
 
 def _require_names(paths: Sequence[str]) -> None:
-    """Raise InputError for a name that is not text, because it could not be written to a file of results."""
     for path in paths:
-        if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
-            raise InputError(f"The name of {_printable(path)} is not UTF-8: rename it.")
+        require_text(path)
+
+
+def require_text(path: str) -> None:
+    """Raise InputError for a name that is not text, because it could not be written to a file of results."""
+    if not path.isprintable() and any("\ud800" <= character <= "\udfff" for character in path):
+        raise InputError(f"The name of {_printable(path)} is not UTF-8: rename it.")
 
 
 def _printable(path: str) -> str:

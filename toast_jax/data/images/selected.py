@@ -2,12 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax.data.images import image_files, sources
+from toast_jax.data.images import archive, image_files, sources
 from toast_jax.data.images.image_files import UNLABELLED, Files, UprightFiles
+from toast_jax.data.images.labels import table
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset, verify
 from toast_jax.errors import InputError, listed
@@ -16,7 +20,37 @@ from toast_jax.fields import joined
 SPLITS = ("train", "val", "test")
 
 
-def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tuple[Source, str]:
+STDIN = "-"
+
+
+def each_path(where: str) -> Iterator[str]:
+    """Yield the paths of images, in constant memory, except for tables and archives, whose names are read first.
+
+    Args:
+        where: a folder, searched at every depth; a table with the column path; a zip archive; an image; or `-`, for the lines
+            of standard input.
+
+    Raises:
+        InputError: there is no image, or the folder, table or archive cannot be read.
+    """
+    path = os.path.expanduser(where)
+    if where == STDIN:
+        yield from filter(None, (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer))
+    elif not os.path.exists(path):
+        raise InputError(f"There is nothing at {path}: give a folder with images, or an image.")
+    elif os.path.isdir(path):
+        yield from image_files.in_folder(path)
+    elif table.is_table(path):
+        yield from table.paths(path)
+    elif archive.is_archive(path):
+        yield from (os.path.join(path, name) for name in sorted(archive.names(path)) if image_files.is_image(name))
+    else:
+        yield path
+
+
+def open_images(
+    data: ConfigDict, where: str, classes: Sequence[str] = (), *, seed: int = 0, run: str | Path | None = None
+) -> tuple[Source, str]:
     """Open a split, or image files and folders.
 
     Args:
@@ -24,6 +58,7 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
         where: train, val or test for a split of that data, without corrupt images if the run leaves them out; else folders,
             searched at every depth, and images, joined by + (see `fields.joined`).
         classes: those of the run, in the order of its logits; the labels of a split index into them.
+        seed, run: seed and folder of the run, for images that it has held out.
 
     Returns:
         a source, with the only class `UNLABELLED` unless it is a split, and the folder that image paths are relative to.
@@ -32,11 +67,10 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
         InputError: there is no image, a file is not named like one, or a split has other classes.
     """
     if where in SPLITS:
-        source = sources.read_split(data, where)
+        source = sources.read_split(data, where, seed=seed, run=run)
         if data.get("skip_corrupt", False):
-            source = _flat(verify(source, skip_corrupt=True))
-        root = os.path.join(data.root, data.image_dir) if data.format == "json" else data.root
-        return relabel(source, classes) if classes else source, os.path.expanduser(root)
+            source = flat(verify(source, skip_corrupt=True))
+        return relabel(source, classes) if classes else source, image_files.image_root(data)
     parts = joined(where)
     if not parts:
         raise InputError("There are no images to look at; give a split (train, val, test), a folder, or images joined by +.")
@@ -50,11 +84,11 @@ def open_images(data: ConfigDict, where: str, classes: Sequence[str] = ()) -> tu
     return UprightFiles(paths, (0,) * len(paths), (UNLABELLED,)), root
 
 
-def _flat(source: Source) -> Source:
+def flat(source: Source) -> Any:
     """Return a subset of files as files, which may have annotations."""
-    if not (isinstance(source, Subset) and isinstance(source.source, Files)):
+    files = flat(source.source) if isinstance(source, Subset) else None
+    if not (isinstance(source, Subset) and isinstance(files, Files)):
         return source
-    files = source.source
     paths, labels = zip(*((files.paths[i], files.labels[i]) for i in source.indices), strict=True)
     return dataclasses.replace(files, paths=paths, labels=labels)
 

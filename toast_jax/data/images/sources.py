@@ -3,12 +3,16 @@
 A source is immutable and picklable, so that worker processes can receive it.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
 from toast_jax.data.images import image_files, synthetic_scenes, tfds_records
+from toast_jax.data.images.labels import class_names, held_out, table
 from toast_jax.data.images.vtab import records
 from toast_jax.errors import InputError, choose
 
@@ -28,31 +32,68 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-def open_split(data: ConfigDict, split: str) -> Source:
+def open_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:
     """Open one split of the data of a config, and check that all of it exists.
 
     Args:
         data: the fields
-            format: 'json', 'folder', 'tfds', 'vtab' or 'scenes'.
-            root: the folder with the data; '~' is expanded.
-            image_dir: folder of the images under `root`, '' for `root` itself (json).
+            format: 'json', 'folder', 'tfds', 'vtab', 'scenes' or 'table'.
+            root: the folder with the data, or a table; '~' is expanded.
+            image_dir: folder of the images under `root`, '' for `root` itself (json, table).
             name: name of the dataset, such as 'stanford_dogs' (tfds), or of the task (vtab, scenes).
-            splits: for each of train, val and test the stem of its JSON file, its folder, its TFDS split such as 'train[:90%]',
-                a number of scenes such as 'train[:500]', or one of train800, val200, train800val200 and test (vtab); '' where
-                the data has no such split.
+            splits: for each of train, val and test the stem of its JSON file or table, its value in the column split, its
+                folder, its TFDS split such as 'train[:90%]', a number of scenes such as 'train[:500]', or one of train800,
+                val200, train800val200 and test (vtab); '' where the data has no such split.
             split_file: a list of the images of train800 and val200, see `vtab.published`; '' for the slices of `vtab.tasks`.
             resize, image_size: both the side of the image (vtab).
             num_classes: 0 takes the number from the data; any other number must agree with the data, unless the classes are
                 numbers below it: then these are the labels.
             labels: False for images without classes: JSON lists of paths, images anywhere under the split's folder, TFDS
                 features without 'label'. All get label 0 of the class `UNLABELLED`; existing labels are not read.
-            exif_orientation: True turns images upright by their EXIF orientation (json, folder); a missing field is False.
+            exif_orientation: True turns images upright by their EXIF orientation (json, folder, table).
+            held_out: share of the training images that are val instead, see `held_out.part` (json, folder, table).
+            class_names: file of the names of classes, '' for those in the data (json, folder, table).
+            The last three may be missing, as in runs of earlier versions.
         split: 'train', 'val' or 'test'.
+        seed, run: of `held_out.part`.
 
     Raises:
         InputError: the data is missing, incomplete, or contradicts the config.
     """
-    source = read_split(data, split)
+    return _checked(data, read_split(data, split, seed=seed, run=run))
+
+
+def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = None) -> dict[str, Source]:
+    """Open all splits of the data of a config as `open_split` does, and read what two are parts of once."""
+    read = functools.cache(functools.partial(_read, data))
+    return {name: _checked(data, _opened(data, name, read, seed, run)) for name in split_names(data)}
+
+
+def read_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:
+    """Open one split as `open_split` does, whatever the number of classes in it."""
+    return _opened(data, split, functools.partial(_read, data), seed, run)
+
+
+def _read(data: ConfigDict, split: str) -> Any:
+    return choose("config.data.format", data.format, READERS)(data, split)
+
+
+def _opened(data, split, read, seed, run) -> Source:
+    if split not in split_names(data):
+        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
+    share = data.get("held_out", 0)
+    if share and split in (image_files.TRAIN, held_out.VAL):
+        root = image_files.image_root(data)
+        source = held_out.part(read(image_files.TRAIN), split, share=share, seed=seed, root=root, run=run)
+    else:
+        source = read(split)
+    if file := data.labels and data.get("class_names", ""):
+        source = dataclasses.replace(source, classes=class_names.read(file, source.classes))
+    return source
+
+
+def _checked(data: ConfigDict, source: Source) -> Source:
+    """Raise InputError unless a source has as many classes as the config says."""
     if data.num_classes not in (0, len(source.classes)):
         raise InputError(
             f"The data in {data.root} has {len(source.classes)} classes but config.data.num_classes is "
@@ -61,18 +102,21 @@ def open_split(data: ConfigDict, split: str) -> Source:
     return source
 
 
-def read_split(data: ConfigDict, split: str) -> Source:
-    """Open one split as `open_split` does, whatever the number of classes in it."""
-    read = choose("config.data.format", data.format, READERS)
-    if not data.splits[split]:
-        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
-    return read(data, split)
+def split_names(data: ConfigDict) -> tuple[str, ...]:
+    """List the splits of the data of a config: train, val, test, or those of them that it has."""
+    named = {name for name, place in data.splits.items() if place}
+    if data.get("held_out", 0):
+        whole = {"folder": lambda: not image_files.has_split_folders(data), "table": lambda: not table.has_splits(data)}
+        without_splits = whole.get(data.format, lambda: False)()
+        named = {image_files.TRAIN, held_out.VAL} | (set() if without_splits else named)
+    return tuple(name for name in (image_files.TRAIN, held_out.VAL, "test") if name in named)
 
 
-READERS: dict[str, Callable[[ConfigDict, str], Source]] = {
+READERS: dict[str, Callable[[ConfigDict, str], Any]] = {
     "json": image_files.read_json,
     "folder": image_files.read_folder,
     "tfds": tfds_records.read,
     "vtab": records.read,
     "scenes": synthetic_scenes.read,
+    "table": table.read,
 }

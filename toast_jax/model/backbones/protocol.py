@@ -71,6 +71,9 @@ class ImageBackbone(Backbone, Protocol):
     def pooled_map(self, last: Float[Array, "B *N D"]) -> Float[Array, "B D"]:
         """Pool the output of the last site. Needed without `attention` alone, for the map like Grad-CAM."""
 
+    def pooled_from_last(self, tokens: Float[Array, "B N D"], td: Float[Array, "B N D"] | None = None) -> Float[Array, "B D"]:
+        """Compute `pooled` from the input of the last site. Needed with `attention` alone, for the map of the gradient."""
+
 
 class LanguageBackbone(Backbone, Protocol):
     """A backbone that reads text and predicts the next token with a head of its own.

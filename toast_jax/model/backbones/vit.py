@@ -258,6 +258,12 @@ class ViT(nn.Module):
         x, _ = self._blocks(images, td, prompts, rng, start, num_queries=1 if self.pool == "cls" else None, maps=False)
         return self._pool(self.norm(x))
 
+    def pooled_from_last(self, tokens: Tokens, td: Tokens | None = None) -> Float[Array, "B D"]:
+        """Compute `pooled` from the input of the last block, `hidden[-2]` of a look, and the block's top-down input."""
+        depth = (self.depth - 1, self.drop_path)
+        x, _ = self.last[-1](tokens, td, None, depth, None, 1 if self.pool == "cls" else None, False)
+        return self._pool(self.norm(x))
+
     def on_grid(self, values: Float[Array, "B N"]) -> Float[Array, "B {self.grid} {self.grid}"]:
         """Map one value per token to the image; only patches count."""
         return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)

@@ -1,6 +1,8 @@
-"""The file that pre-tuning leaves: from the run that makes it to the run that starts from it."""
+"""The files that pre-tuning leaves: from the run that makes it to the run that starts from it."""
 
+import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from toast_jax import trees
 from toast_jax.config import task_fields
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
+from toast_jax.model.methods import module_paths
 from toast_jax.train import checkpoint, loop, saved_run, setup
-from toast_jax.weights import containers, top_down_file
+from toast_jax.weights import containers, module_file
 from toast_jax.weights.rename import to_torch
 
 
@@ -56,7 +59,7 @@ def test_a_module_that_moved_is_read_where_the_field_of_the_message_says(pretune
     saved = saved_run.load(tmp_path / "run", top_down=str(moved))
     assert saved.config.top_down == str(moved)
     for name in ("predict", "visualize", "generate", "corruptions", "attention_metrics", "convert"):
-        assert "top_down" in task_fields.TASKS[name]
+        assert {"top_down", "module"} <= task_fields.TASKS[name].keys()
 
 
 def network(config):
@@ -113,7 +116,7 @@ def test_a_module_of_the_last_blocks_has_their_numbers_and_steers_no_more(pretun
     config = tuning(image_folder, weights, "")
     config.steered_blocks = 2
     params = trees.merge(*network(config))
-    top_down_file.save(tmp_path / "late.safetensors", params, config)
+    module_file.save(tmp_path / "late.safetensors", params, setup.load_network(config, 3).mask, config)
     assert {name for name in load_file(tmp_path / "late.safetensors") if name.endswith("linear.weight")} == {
         "decoders.1.linear.weight",
         "decoders.2.linear.weight",
@@ -159,13 +162,13 @@ def test_one_changed_parameter_changes_the_fingerprint(part):
     rng = np.random.default_rng(0)
     params = {"backbone/norm/scale": rng.normal(size=8), "backbone/blocks/mlp/fc1/kernel": rng.normal(size=(3, 8, 8))}
     params |= {"backbone/patch_embed/bias": rng.normal(size=8), "backbone/pos_embed": rng.normal(size=(1, 5, 8))}
-    before = top_down_file.fingerprint(params)
+    before = module_file.fingerprint(params)
     name = f"backbone/{part.replace('/0/', '/')}"
     changed = params[name].copy()
     changed[0] *= 1.5
-    after = top_down_file.fingerprint({**params, name: changed})
+    after = module_file.fingerprint({**params, name: changed})
     assert [name for name in before if before[name] != after[name]] == [f"backbone/{part}"]
-    assert before == top_down_file.fingerprint({**params, "backbone/pos_embed": rng.normal(size=(1, 9, 8))})
+    assert before == module_file.fingerprint({**params, "backbone/pos_embed": rng.normal(size=(1, 9, 8))})
 
 
 @pytest.mark.parametrize(("factor", "same"), [(1.001, True), (1.05, False)])
@@ -175,9 +178,9 @@ def test_fingerprints_may_differ_by_rounding_alone(pretuned, image_folder, facto
     mean = params[name].mean(axis=(1, 2), keepdims=True)
     params[name] = mean + factor * (params[name] - mean)  # the root mean square alone has to tell
     if same:
-        return top_down_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
+        return module_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
     with pytest.raises(InputError, match="attn/q/kernel differs"):
-        top_down_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
+        module_file.check_backbone(pretuned[0] / "top_down.safetensors", params)
 
 
 def flat_backbone(weights, image_folder):
@@ -193,7 +196,7 @@ def test_random_backbone_is_another_one(pretuned, image_folder):
 def test_damaged_header_is_told(pretuned, tmp_path, text):
     save_file(load_file(pretuned[0] / "top_down.safetensors"), tmp_path / "x.safetensors", {"toast_jax": text})
     with pytest.raises(InputError, match="The header of .*x.safetensors is damaged"):
-        top_down_file.check_backbone(str(tmp_path / "x.safetensors"), {})
+        module_file.check_backbone(str(tmp_path / "x.safetensors"), {})
 
 
 def test_network_of_another_depth_is_refused(pretuned, image_folder, monkeypatch):
@@ -212,6 +215,119 @@ def test_network_of_another_width_is_refused(pretuned, image_folder, monkeypatch
     config = tuning(image_folder, "random", pretuned[0] / "top_down.safetensors")
     with pytest.raises(InputError, match="does not fit the network of the config"):
         network(config)
+
+
+def test_toast_leaves_it_under_both_names(pretuned, image_folder):
+    folder, weights = pretuned
+    assert (folder / "module.safetensors").read_bytes() == (folder / "top_down.safetensors").read_bytes()
+    config = tuning(image_folder, weights, "")
+    config.module = str(folder / "module.safetensors")
+    params = trees.merge(*network(config))
+    np.testing.assert_array_equal(params["top_down"]["prior"], load_file(folder / "top_down.safetensors")["prompt"])
+
+
+# Module files of other methods.
+
+KINDS = {
+    "lora": "lora/backbone/",
+    "vpt": "prompts/tokens",
+    "bias": r"backbone/(.*/)?bias",
+    "partial": "backbone/last_[01]/",
+    "finetune": "backbone/",
+    "toast_lite": "lora/top_down/|top_down/",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(pretuned, image_folder, tmp_path_factory):
+    """A function that writes a module file of a method, as if pre-tuning had moved it, and returns it and its arrays."""
+    folder, rng = tmp_path_factory.mktemp("modules"), np.random.default_rng(0)
+
+    @functools.cache
+    def of_method(method):
+        config = of(method, image_folder, pretuned[1])
+        loaded = setup.load_network(config, 3)
+        params = trees.flat(trees.merge(loaded.tuned, loaded.frozen))
+        inside = module_paths(loaded.mask)
+        params |= {path: params[path] + rng.normal(0, 0.1, params[path].shape).astype(np.float32) for path in inside}
+        module_file.save(folder / f"{method}.safetensors", trees.nested(params), loaded.mask, config)
+        return str(folder / f"{method}.safetensors"), {path: params[path] for path in inside}
+
+    return of_method
+
+
+def of(method, image_folder, weights, **fields):
+    config = tuning(image_folder, weights, "", method)
+    config.tuned_blocks = 2 if method == "partial" else 1
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_a_method_starts_from_its_own_file(method, saved, pretuned, image_folder):
+    file, expected = saved(method)
+    assert expected and all(re.match(KINDS[method], path) for path in expected)
+    params = trees.flat(trees.merge(*network(of(method, image_folder, pretuned[1], module=file, seed=7))))
+    for path, array in expected.items():
+        np.testing.assert_array_equal(params[path], array, err_msg=path)
+    assert all(re.match(KINDS[method], path) is None for path in params.keys() - expected.keys())
+
+
+@pytest.mark.parametrize("method", ["lora", "vpt", "bias", "partial", "toast_lite"])
+def test_a_file_of_another_backbone_is_refused(method, saved, image_folder, tmp_path):
+    other = save_backbone(tmp_path / "other.safetensors", image_folder, seed=2)
+    with pytest.raises(InputError, match="was made for another backbone .backbone/.* differs.*config.backbone.weights"):
+        network(of(method, image_folder, other, module=saved(method)[0]))
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "fields", "message"),
+    [
+        ("lora", "bias", {}, "made with method lora, and method bias starts from one of bias; give such"),
+        ("vpt", "toast_lite", {}, "made with method vpt, and method toast_lite starts from one of toast_lite or toast; give"),
+        ("toast_lite", "toast", {}, "made with method toast_lite, and method toast starts from one of toast; give"),
+        ("lora", "lora", {"lora.rank": 8}, "made with lora.rank=4, and this run has lora.rank=8; make them equal, or"),
+        ("lora", "lora", {"lora.alpha": 2.0}, "made with lora.alpha=1.0, and this run has lora.alpha=2.0; make"),
+        ("vpt", "vpt", {"prompts.num": 5}, "made with prompts.num=2, and this run has prompts.num=5; make"),
+        ("partial", "partial", {"tuned_blocks": 1}, "made with tuned_blocks=2, and this run has tuned_blocks=1; make"),
+    ],
+)
+def test_a_file_of_another_method_is_refused(source, method, fields, message, saved, image_folder, pretuned):
+    with pytest.raises(InputError, match=message):
+        network(of(method, image_folder, pretuned[1], module=saved(source)[0], **fields))
+
+
+def test_a_file_without_a_header_is_checked_by_its_arrays(saved, image_folder, pretuned, tmp_path):
+    bare = str(tmp_path / "bare.safetensors")
+    save_file(load_file(saved("lora")[0]), bare)
+    network(of("lora", image_folder, pretuned[1], module=bare))
+    with pytest.raises(InputError, match="is .*4.* in the file and .*8.* in the network.*; check config.lora.rank"):
+        network(of("lora", image_folder, pretuned[1], **{"module": bare, "lora.rank": 8}))
+    with pytest.raises(InputError, match="bare.safetensors lacks prompts/tokens"):
+        network(of("vpt", image_folder, pretuned[1], module=bare))
+
+
+def test_a_missing_file_is_told_with_its_field(image_folder):
+    with pytest.raises(InputError, match=r"no weights file at nowhere.safetensors; correct --config.module\.$"):
+        network(of("lora", image_folder, "random", module="nowhere.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "bias", "toast_lite"])
+def test_a_run_pretunes_another_method_and_a_run_tunes_it(method, image_folder, tmp_path, pretuned):
+    config = of(method, image_folder, pretuned[1], stage="pretune", epochs=1)
+    result = loop.fit(config, tmp_path / "pretune")
+    first = json.loads((tmp_path / "pretune/metrics.jsonl").read_text().splitlines()[0])
+    variational = first.get("train/variational_loss", 0.0)
+    assert (variational > 0) == (method == "toast_lite")
+    assert first["train/loss"] == pytest.approx(first["train/task_loss"] + config.variational_weight * variational, rel=1e-6)
+    assert result["tuned_parameters"]["without_head"] > 0 and not (tmp_path / "pretune/top_down.safetensors").exists()
+    config = of(method, image_folder, pretuned[1], epochs=1, module=str(tmp_path / "pretune/module.safetensors"))
+    loop.fit(config, tmp_path / "tune")
+    moved = (tmp_path / "pretune/module.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(InputError, match=r"no weights file at .*/module.* needs; correct --config.module\.$"):
+        saved_run.load(tmp_path / "tune")
+    assert saved_run.load(tmp_path / "tune", module=str(moved)).step > 0
 
 
 def test_steps_from_a_pretuned_module_are_finite_and_move_it(pretuned, image_folder, tmp_path):
