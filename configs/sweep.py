@@ -15,7 +15,7 @@ explains how to use many devices, and configs/table.py makes the table.
 
 from ml_collections import ConfigDict
 
-from toast_jax.config import paper_recipes
+from toast_jax.config import backbone_names, paper_recipes
 from toast_jax.config.arguments import arguments, several
 from toast_jax.config.run_fields import METHODS
 from toast_jax.config.task_fields import SWEEP
@@ -29,7 +29,7 @@ def get_config(text: str | None = None):
     build = choose("The config argument table", values["table"], {"vtab": _vtab, "fgvc": _fgvc})
     config, sweep = build(values["backbone"], several("method", values["method"], METHODS), values["task"])
     config.task = "sweep"
-    config.name = f"{values['table']}_{values['backbone']}"
+    config.name = f"{values['table']}_{backbone_names.label(values['backbone'])}"
     defaults = {name.removeprefix("sweep."): field.default for name, field in SWEEP.items()}
     config.sweep = ConfigDict(defaults | sweep | {"table": values["table"], "backbone": values["backbone"]})
     # The sweep sets these for each run.

@@ -9,6 +9,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from toast_jax.config import backbone_names
+from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import (
     COUNT,
@@ -21,6 +22,7 @@ from toast_jax.fields import (
     TO_RESUME,
     Choice,
     Field,
+    PerChannel,
     Regex,
     Several,
     Text,
@@ -122,6 +124,7 @@ IMAGES = _RUN | {
     "data.labels": Field(True, FLAG, "read labels; False: pre-tune on unlabeled images"),
     "data.resize": Field(256, whole(1, 16_384), "shorter side of the image before the crop, in pixels"),
     "data.image_size": Field(224, whole(1, 16_384), "side of the crop, in pixels"),
+    "data.normalize": Field(IMAGENET, PerChannel(), "mean and standard deviation to normalize pixels with"),
     "data.views": Field(0, whole(0, 1_000_000), "random views per training image, repeated in turn; 0: a new one every epoch"),
     "data.verify": Field(True, FLAG, "decode every image once before the first step", TO_RESUME),
     "data.exif_orientation": Field(False, FLAG, "turn photographs as their EXIF orientation says, as viewers do"),
@@ -182,17 +185,21 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     """Return the config of a run on images with every field; the defaults are the release's FGVC recipe.
 
     `backbone` is `vit_` + size (mini, ti, s, b, l, h) + patch, or `convnext_` + size (t, s, b, l), and a tag that names the
-    pre-training, as in vit_b16_in1k.
+    pre-training, as in vit_b16_in1k. It may also be a repository on the Hugging Face Hub, `hf:OWNER/NAME`, whose `config.json`
+    is then downloaded.
     """
-    return _config(IMAGES, backbone_names.of_images(backbone) | {"name": name, "method": method, "stage": stage})
+    named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method, "stage": stage}
+    return _config(IMAGES, backbone_names.of_images(backbone) | named)
 
 
 def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """Return the config of a run on text with every field; the defaults are the release's recipe for LLaMA.
 
-    `backbone` is one of `backbone_names.LLAMAS`, with an underscore and a tag if need be, as in llama2_7b_chat.
+    `backbone` is one of `backbone_names.LLAMAS`, with an underscore and a tag if need be, as in llama2_7b_chat, or
+    `hf:OWNER/NAME` as in `base`.
     """
-    return _config(TEXTS, backbone_names.of_text(backbone) | {"name": name, "method": method, "stage": stage})
+    named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method, "stage": stage}
+    return _config(TEXTS, backbone_names.of_text(backbone) | named)
 
 
 def _config(fields, values):

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from toast_jax.fields import Choice, Field, whole
 from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit, vit_torch_names
 from toast_jax.model.backbones.rename_rules import Names
+from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
 from toast_jax.model.top_down import ConvTopDown, TopDown
 
@@ -68,7 +69,9 @@ FAMILIES = {
         title="ViT",
         reads="images",
         module=vit.ViT,
-        build=lambda config, last_blocks: vit.build(config.backbone, config.data.image_size, last_blocks),
+        build=lambda config, last_blocks: vit.build(
+            config.backbone, config.data.image_size, last_blocks, statistics_of(config.data)
+        ),
         sized=vit_torch_names.sized,
         sizes=vit.SIZES,
         names=vit_torch_names.NAMES,
@@ -85,7 +88,7 @@ FAMILIES = {
         title="ConvNeXt",
         reads="images",
         module=convnext.ConvNeXt,
-        build=lambda config, last_blocks: convnext.build(config.backbone, last_blocks),
+        build=lambda config, last_blocks: convnext.build(config.backbone, last_blocks, statistics_of(config.data)),
         sized=convnext_torch_names.sized,
         sizes=convnext.SIZES,
         names=convnext_torch_names.NAMES,

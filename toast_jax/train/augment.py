@@ -9,12 +9,21 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.devices import parallel
-from toast_jax.model.layers.normalize import normalize
+from toast_jax.model.layers.normalize import Statistics, normalize
 
 
 def augment(
-    batch: dict, rng: jax.Array, *, num_classes: int, erasing: float, mixup: float, cutmix: float, smoothing: float
+    batch: dict,
+    rng: jax.Array,
+    *,
+    num_classes: int,
+    erasing: float,
+    mixup: float,
+    cutmix: float,
+    smoothing: float,
+    statistics: Statistics = IMAGENET,
 ) -> dict:
     """Erase and mix the images of a batch, and smooth its labels.
 
@@ -27,12 +36,13 @@ def augment(
       cutmix: alpha of CutMix (Yun et al., arXiv 1905.04899), 0 to disable. With both, each pair of images gets one
         of them with equal probability.
       smoothing: share of the label that is distributed evenly over all classes.
+      statistics: mean and standard deviation to normalize pixels with.
 
     Returns:
       the batch. Erased or mixed images are normalised; mixed or smoothed labels are added as `target [B, C]`.
     """
     if erasing:
-        images = jnp.asarray(normalize(batch["image"]))
+        images = jnp.asarray(normalize(batch["image"], statistics))
         batch = {**batch, "image": jax.vmap(functools.partial(erase, probability=erasing))(images, _of_use(rng, 0))}
     if not (mixup or cutmix or smoothing):
         return batch
@@ -40,7 +50,7 @@ def augment(
     if not (mixup or cutmix):
         return {**batch, "target": target}
     # Pairs of neighbours [B / 2, 2, ...] are random pairs, as the data is shuffled. A pair uses the key of its first image.
-    images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"]), target))
+    images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"], statistics), target))
     mixed = jax.vmap(functools.partial(_mix, mixup=mixup, cutmix=cutmix))(images, target, _of_use(rng, 1)[::2])
     image, target = (x.reshape(-1, *x.shape[2:]) for x in mixed)
     return {**batch, "image": image, "target": target}

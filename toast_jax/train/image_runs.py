@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from toast_jax.data.images import batches, few_shot, sources
 from toast_jax.data.images.verify import verify
 from toast_jax.data.loader import Batch
+from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.train.augment import augment
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
         mixup=fields.mixup,
         cutmix=fields.cutmix,
         smoothing=fields.label_smoothing,
+        statistics=statistics_of(config.data),
     )
 
 
