@@ -64,8 +64,16 @@ def is_place(text: str) -> bool:
 def parse(text: str) -> Place:
     """Parse `hf:OWNER/NAME[@REVISION][/FILE]`; raise InputError for anything else."""
     if not (match := _NAME.fullmatch(text)):
-        raise InputError(f"{text!r} names nothing on the Hugging Face Hub; write hf:OWNER/NAME, hf:OWNER/NAME@REVISION or either/FILE.")
+        raise InputError(f"{text!r} names nothing on the Hugging Face Hub; write hf:OWNER/NAME[@REVISION][/FILE].")
     return Place(*(part or "" for part in match.groups()))
+
+
+def covers(text: str, pinned: str) -> bool:
+    """Return whether a name without a revision may have meant a pinned place when that was recorded."""
+    if not is_place(text) or not is_place(pinned):
+        return False
+    place, other = parse(text), parse(pinned)
+    return not place.revision and place.repository == other.repository and place.file in ("", other.file)
 
 
 def pinned(place: Place, patterns: tuple[str, ...]) -> Place:
@@ -261,8 +269,8 @@ def _refusal(place: Place, error: Exception, file: str = "") -> InputError:
         return InputError(f"{place} does not exist: the repository has no revision {place.revision!r}; see {page}.")
     if isinstance(error, errors.RepositoryNotFoundError):
         return InputError(
-            f"There is no repository {place.repository} at {endpoint} that you may read; correct its name or, if it is private, "
-            f"{log_in}."
+            f"There is no repository {place.repository} at {endpoint} that you may read; correct its name or, if it is "
+            f"private, {log_in}."
         )
     if status == 404:
         return InputError(f"{place.repository} has no file {file or place.file} at this revision; see {page}.")
@@ -273,7 +281,7 @@ def _refusal(place: Place, error: Exception, file: str = "") -> InputError:
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)) and client.is_offline_mode():
         return InputError(f"{place} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download the file.")
     if isinstance(error, OSError) and error.errno:
-        return InputError(f"{place} cannot be stored in {client.constants.HF_HUB_CACHE} ({os.strerror(error.errno)}); set HF_HOME.")
+        return InputError(f"{place} cannot be stored in the cache ({os.strerror(error.errno)}); set HF_HOME to another folder.")
     if file and not isinstance(error, errors.LocalEntryNotFoundError):
         return InputError(f"{place} was not downloaded completely ({reason}); give the same command again.")
     return InputError(

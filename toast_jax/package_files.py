@@ -28,7 +28,7 @@ def check_room(folder: Path, size: int, name: str, remedy: str) -> None:
     free = shutil.disk_usage(existing).free
     if size > free:
         raise InputError(
-            f"{name} has {size / 1e6:,.0f} MB, but only {free / 1e6:,.0f} MB are free in {existing}; free some space, or {remedy}."
+            f"{name} has {size / 1e6:,.0f} MB, but {existing} has only {free / 1e6:,.0f} MB left; free some space, or {remedy}."
         )
 
 

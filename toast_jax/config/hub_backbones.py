@@ -43,8 +43,12 @@ def fields(name: str, reads: str) -> dict[str, Any]:
     family, backbone = described
     if FAMILIES[family].reads != reads:
         other = {"images": "configs/folder.py", "text": "configs/alpaca.py"}[FAMILIES[family].reads]
-        raise InputError(f"{name} is a {FAMILIES[family].title}, which reads {FAMILIES[family].reads}; use {other} or its like.")
-    values = {"backbone.family": family, "backbone.weights": name, **{f"backbone.{key}": value for key, value in backbone.items()}}
+        raise InputError(f"{name} is a {FAMILIES[family].title}, which reads {FAMILIES[family].reads}; use {other}.")
+    values = {
+        "backbone.family": family,
+        "backbone.weights": name,
+        **{f"backbone.{key}": value for key, value in backbone.items()},
+    }
     if reads == "text":
         return values | {"data.tokenizer": str(hub.Place(place.repository, place.revision))}
     return values | _images(content, hub.read_json(place, "preprocessor_config.json") or {})

@@ -25,7 +25,7 @@ from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
-from toast_jax.weights import initial_parameters
+from toast_jax.weights import initial_parameters, places
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -180,10 +180,10 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     """
     network, method = steered.build(config, num_classes)
     files = {
-        "weights": config.backbone.weights,
+        "weights": places.located(config.backbone.weights),
         "classifier": "head" in config and config.head.start == "classifier",
-        "top_down": config.top_down,
-        "tuned": config.checkpoint,
+        "top_down": places.located(config.top_down, "top_down"),
+        "tuned": places.located(config.checkpoint, "checkpoint"),
         "put": devices_of(config).put,
     }
     loaded = initial_parameters.load(network, method, **files) if loaded is None else loaded

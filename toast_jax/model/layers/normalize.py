@@ -8,13 +8,10 @@ from jaxtyping import Float, UInt8
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.model.layers.arrays import Array
 
-
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
-def normalize(
-    images: UInt8[Array, "*N 3"] | Float[Array, "*N 3"], statistics: Statistics = IMAGENET
-) -> Float[Array, "*N 3"]:
+def normalize(images: UInt8[Array, "*N 3"] | Float[Array, "*N 3"], statistics: Statistics = IMAGENET) -> Float[Array, "*N 3"]:
     """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation.
 
     Floating-point images are taken as normalized and returned unchanged.
