@@ -26,6 +26,7 @@ PREFIX = "hf:"
 _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@(refs/\w+/[^/@]+|[^/@]+))?(?:/(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INDEX = ".index.json"  # ending of the file that names the shards of large weights
+_SMALL = 2**20  # bytes, of a file that is downloaded without a word
 # Files of a repository by use, best first.
 WEIGHTS = (
     *("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}"),
@@ -156,10 +157,10 @@ def contents_of(repository: str, revision: str) -> Contents:
     hashes = {file.rfilename: file.lfs["sha256"] for file in files if file.lfs}
     licence = next((tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")), "")
     contents = Contents(info.sha, {file.rfilename: file.size for file in files}, hashes, licence)
-    if contents.sizes and not _COMMIT.fullmatch(revision):
+    small = [file for file, size in contents.sizes.items() if (size or 0) < _SMALL]
+    if small and not _COMMIT.fullmatch(revision):
         # A small download by the name of the revision lets the client find its commit offline; a gated repository refuses it.
-        file = min(contents.sizes, key=lambda name: (name != "config.json", contents.sizes[name] or 0))
-        _download(client, place, file, revision or None)
+        _download(client, place, "config.json" if "config.json" in small else small[0], revision or None)
     return contents
 
 
@@ -210,7 +211,7 @@ def _fetch(place: Place, files: list[str]) -> Path:
         total = sum(contents.sizes.get(file) or 0 for file in missing)
         remedy = "set HF_HOME to a folder on another disk"
         package_files.check_room(Path(client.constants.HF_HUB_CACHE), total, str(place), remedy)
-        if total > 2**20:
+        if total > _SMALL:
             licence = f", licence: {contents.licence}" if contents.licence else ""
             log.info("Downloading %s (%s MB%s).", place, f"{total / 1e6:,.0f}", licence)
         for file in missing:
@@ -245,9 +246,9 @@ def _digest(path: Path) -> str:
 
 
 def _client():
-    client = of_extra("huggingface_hub", "hub", "A name that begins with hf:")
-    of_extra("huggingface_hub.errors", "hub", "A name that begins with hf:")
-    return client
+    """Import the client, and the modules of it that are used here, which it does not import by itself."""
+    names = ("huggingface_hub", "huggingface_hub.constants", "huggingface_hub.errors")
+    return [of_extra(name, "hub", "A name that begins with hf:") for name in names][0]
 
 
 def _is_refused(client, error) -> bool:

@@ -5,6 +5,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +180,7 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     No file is read for parameters if those of `initial_parameters.load` are given as `loaded`.
     """
     network, method = steered.build(config, num_classes)
-    files = {
+    files: dict[str, Any] = {
         "weights": places.located(config.backbone.weights),
         "classifier": "head" in config and config.head.start == "classifier",
         "top_down": places.located(config.top_down, "top_down"),
