@@ -23,7 +23,6 @@ from tests.weights.test_top_down_file import save_backbone
 from toast_jax import hub
 from toast_jax.config import check
 from toast_jax.data.images.statistics import IMAGENET
-from toast_jax.data.text import tokenizer
 from toast_jax.errors import InputError
 from toast_jax.model.families import FAMILIES
 from toast_jax.tasks import evaluate
@@ -162,6 +161,8 @@ def test_repositories_that_may_not_be_read(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     for name in ("hf:meta/gated", "hf:me/private"):
         assert hub.local(hub.parse(name)).read_bytes() == WEIGHTS
+    elsewhere = [headers for _, path, headers in server.requests if path.startswith("/large/")]
+    assert elsewhere and not any(name.lower() == "authorization" for headers in elsewhere for name in headers)
 
 
 def test_a_download_that_is_cut_off_resumes(server, monkeypatch):
@@ -364,7 +365,7 @@ def test_shards_of_a_language_model_are_fetched_one_by_one_with_their_tokenizer(
     assert path.endswith(f"{sha}/model.safetensors.index.json")
     test_llama_files.assert_loaded(path)
     assert hub.provenance(hub.Place("meta/llama", sha, hub.WEIGHTS[1]))["sha256"].keys() == {hub.WEIGHTS[1], *shards}
-    assert tokenizer.file_of("hf:meta/llama").name == "tokenizer.model"
+    assert places.tokenizer("hf:meta/llama").endswith(f"{sha}/tokenizer.model")
     server.commit("meta/llama", files | {"config.json": test_llama_files.CONFIG | {"rope_theta": 5e5}})
     hub.contents_of.cache_clear()
     with pytest.raises(InputError, match="says rope_theta"):

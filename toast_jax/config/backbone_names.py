@@ -15,8 +15,6 @@ LLAMAS = (
     *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "llama3_1_8b", "llama3_2_1b", "llama3_2_3b"),
     *("tinyllama_1b", "stories15m", "stories260k"),
 )
-# Fields of a family for which the release has values of its own; it leaves drop-path on while it tunes a ViT.
-RELEASE: dict[str, dict[str, float]] = {"vit": {"backbone.drop_path": 0.1, "variational_weight": 0.1}}
 _VIT_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
 
 
@@ -29,7 +27,9 @@ def of_images(name: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"backbone.weights": f"weights/{name}.pth"}
     if vit:
         fields |= {"backbone.family": "vit", "backbone.size": _VIT_SIZES[vit["size"]]}
-        return fields | {"backbone.patch": int(vit["patch"]), "backbone.pool": "cls"} | RELEASE["vit"]
+        fields |= {"backbone.patch": int(vit["patch"]), "backbone.pool": "cls"}
+        # The release leaves drop-path on while it tunes a ViT.
+        return fields | {"backbone.drop_path": 0.1, "variational_weight": 0.1}
     if convnext:
         return fields | {"backbone.family": "convnext", "backbone.size": convnext["size"].upper()}
     raise InputError(
@@ -60,5 +60,4 @@ def _of_hub(name, reads):
     """Read the fields from the Hub, as the fields of a run, which flags set and `--fields` prints, depend on the family."""
     from toast_jax.config import hub_backbones  # imports JAX
 
-    fields = hub_backbones.fields(name, reads)
-    return fields | RELEASE.get(fields["backbone.family"], {})
+    return hub_backbones.fields(name, reads)

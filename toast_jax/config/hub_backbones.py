@@ -4,15 +4,12 @@ Transformers' `config.json` (ViT, DINOv2, ConvNeXt, LLaMA) and `preprocessor_con
 unlike other configs, so `backbone_names.py` imports it only for a name on the Hub.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from toast_jax import hub
 from toast_jax.errors import InputError
 from toast_jax.model.families import FAMILIES
-
-_Described = tuple[str, dict[str, Any]]  # family, and fields of its backbone
 
 
 def fields(name: str, reads: str) -> dict[str, Any]:
@@ -32,84 +29,24 @@ def fields(name: str, reads: str) -> dict[str, Any]:
             f"{name} has no config.json to read a backbone from; name its size, as in backbone=vit_b16, and set "
             f"--config.backbone.weights={name}."
         )
-    kind = content.get("architecture", "") or content.get("model_type", "")
     try:
-        described = _of_timm(kind, content) if "architecture" in content else _MODEL_TYPES.get(kind, lambda _: None)(content)
+        described = {family: record.described(content) for family, record in FAMILIES.items() if record.described}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"config.json of {name} describes no backbone ({error!r}); choose another repository.") from error
-    if not described:
+    family = next((family for family, backbone in described.items() if backbone), None)
+    if family is None:
+        kind = content.get("architecture") or content.get("model_type") or "unnamed"
         known = ", ".join(f"{record.title} ({', '.join(record.sizes)})" for record in FAMILIES.values())
-        raise InputError(f"{name} is of another architecture ({kind or 'unnamed'}) or size than the networks here: {known}.")
-    family, backbone = described
-    if FAMILIES[family].reads != reads:
-        other = {"images": "configs/folder.py", "text": "configs/alpaca.py"}[FAMILIES[family].reads]
-        raise InputError(f"{name} is a {FAMILIES[family].title}, which reads {FAMILIES[family].reads}; use {other}.")
-    values = {
-        "backbone.family": family,
-        "backbone.weights": name,
-        **{f"backbone.{key}": value for key, value in backbone.items()},
-    }
+        raise InputError(f"{name} is of another architecture ({kind}) or size than the networks here: {known}.")
+    record = FAMILIES[family]
+    if record.reads != reads:
+        other = {"images": "configs/folder.py", "text": "configs/alpaca.py"}[record.reads]
+        raise InputError(f"{name} is a {record.title}, which reads {record.reads}; use {other}.")
+    values = {"backbone.family": family, "backbone.weights": name, "variational_weight": record.variational_weight}
+    values |= {f"backbone.{key}": value for key, value in (described[family] or {}).items()}
     if reads == "text":
         return values | {"data.tokenizer": str(hub.Place(place.repository, place.revision))}
     return values | _images(content, hub.read_json(place, "preprocessor_config.json") or {})
-
-
-def _of_size(family: str, values: Mapping[str, Any], **backbone: Any) -> _Described | None:
-    """Return the description of the size of a family that has these values."""
-    for name, size in FAMILIES[family].sizes.items():
-        if all(getattr(size, key) == value for key, value in values.items()):
-            return family, {"size": name, **backbone}
-    return None
-
-
-def _vit(content) -> _Described | None:
-    width = content["hidden_size"]
-    is_plain = content.get("qkv_bias", True) and not content.get("use_swiglu_ffn", False)
-    if not is_plain or content.get("intermediate_size", 4 * width) != 4 * width or content.get("mlp_ratio", 4) != 4:
-        return None
-    values = {"width": width, "depth": content["num_hidden_layers"], "num_heads": content["num_attention_heads"]}
-    return _of_size("vit", values, patch=int(content["patch_size"]), pool="cls")
-
-
-def _convnext(content) -> _Described | None:
-    return _of_size("convnext", {"depths": tuple(content["depths"]), "widths": tuple(content["hidden_sizes"])})
-
-
-def _llama(content) -> _Described | None:
-    rope = {**content, **(content.get("rope_scaling") or {}), **(content.get("rope_parameters") or {})}
-    heads, vocabulary = content["num_attention_heads"], content["vocab_size"]
-    values = {
-        "width": content["hidden_size"],
-        "depth": content["num_hidden_layers"],
-        "num_heads": heads,
-        "num_kv_heads": content.get("num_key_value_heads") or heads,
-        "hidden": content["intermediate_size"],
-        "norm_eps": content.get("rms_norm_eps", 1e-6),
-        "rope_theta": rope.get("rope_theta", 10_000.0),
-        "tied": content.get("tie_word_embeddings", False),
-    }
-    for name, size in FAMILIES["llama"].sizes.items():
-        is_scaled = (size.rope_scaling is not None) == ("factor" in rope)
-        if is_scaled and all(getattr(size, key) == value for key, value in values.items()):
-            return "llama", {"size": name, "vocabulary": 0 if vocabulary == size.vocabulary else vocabulary}
-    return None
-
-
-_MODEL_TYPES: dict[str, Callable[[dict], _Described | None]] = {
-    "vit": _vit,
-    "dinov2": _vit,
-    "convnext": _convnext,
-    "llama": _llama,
-}
-_TIMM_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
-
-
-def _of_timm(architecture: str, content: Mapping) -> _Described | None:
-    if match := re.fullmatch(r"(?:vit|deit|deit3)_(tiny|small|base|large|huge)_patch(\d+)_(?:\d+|dinov2)", architecture):
-        return "vit", {"size": _TIMM_SIZES[match[1]], "patch": int(match[2]), "pool": "cls"}
-    if match := re.fullmatch(r"convnext_(tiny|small|base|large)", architecture):
-        return "convnext", {"size": _TIMM_SIZES[match[1]][0]}
-    return None
 
 
 def _images(content: Mapping, preprocessor: Mapping) -> dict[str, Any]:

@@ -44,6 +44,11 @@ def located(text: str, field: str = "backbone.weights") -> str:
     return str(named.local(text))
 
 
+def tokenizer(text: str) -> str:
+    """Return the path that `config.data.tokenizer` stands for; that of a place on the Hub is downloaded."""
+    return str(hub.local(hub.parse(text), hub.TOKENIZER)) if hub.is_place(text) else text
+
+
 def is_remote(text: str) -> bool:
     """Return whether a text names weights, well or badly, rather than a path: a file of that name comes first."""
     is_word = re.fullmatch(r"\w+", text) and text != RANDOM and not Path(text).exists()

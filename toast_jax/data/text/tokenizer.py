@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from toast_jax import hub
 from toast_jax.errors import InputError
 
 # The names of the tokens that begin and end a document.
@@ -56,15 +55,14 @@ def file_of(path: str) -> Path:
     """Find the tokenizer file that a path names.
 
     Args:
-      path: `tokenizer.model` (sentencepiece), `tokenizer.json` (tokenizers), `tok*.bin` (llama2.c), a folder, or
-        `hf:OWNER/NAME`.
+      path: `tokenizer.model` (sentencepiece), `tokenizer.json` (tokenizers), `tok*.bin` (llama2.c) or a folder.
 
     Raises:
       InputError: there is none.
     """
     if not path:
         raise InputError("config.data.tokenizer is empty; give a tokenizer.model or tokenizer.json, or a folder with one.")
-    file = hub.local(hub.parse(path), hub.TOKENIZER) if hub.is_place(path) else Path(path).expanduser()
+    file = Path(path).expanduser()
     if file.is_dir():
         patterns = ("tokenizer.json", "tokenizer.model", "tok*.bin")
         file = next((match for pattern in patterns for match in sorted(file.glob(pattern))), file)
