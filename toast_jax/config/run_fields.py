@@ -47,7 +47,7 @@ _RUN = {
     "backbone.weights": Field(
         "weights/vit_b16_in1k.pth",
         Text("weights/vit_b16_in1k.pth"),
-        f"file or folder of pre-trained weights; {backbone_names.RANDOM} for none",
+        f"file or folder of pre-trained weights, a name, or hf:OWNER/NAME; {backbone_names.RANDOM} for none",
         TO_MOVE,
     ),
     "backbone.dtype": Field(
@@ -61,7 +61,7 @@ _RUN = {
         "precision of float32 products; highest: float32; default: TF32 on GPUs, bfloat16 passes on TPUs",
         TO_EVALUATE,
     ),
-    "top_down": Field("", TEXT, "file of a pre-tuned top-down module; '' for none", TO_MOVE),
+    "top_down": Field("", TEXT, "file of a pre-tuned top-down module, a name, or hf:OWNER/NAME; '' for none", TO_MOVE),
     "steered_blocks": Field(
         0,
         whole(0),
@@ -169,7 +169,10 @@ TEXTS = (
         "batch_size": Field(144, COUNT, "sequences per step, over all devices", TO_EVALUATE),
         "warmup_epochs": Field(0.09, real(0.0), "epochs of linear warmup of the learning rate"),  # 3 % of the run
         "data.tokenizer": Field(
-            "weights/llama1_7b", Text("weights/llama1_7b"), "tokenizer.model or tokenizer.json, or its folder", TO_MOVE
+            "weights/llama1_7b",
+            Text("weights/llama1_7b"),
+            "tokenizer.model or tokenizer.json, or its folder, or hf:...",
+            TO_MOVE,
         ),
         "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),
         "data.length": Field(512, whole(2, 1_000_000), "tokens of a sequence"),

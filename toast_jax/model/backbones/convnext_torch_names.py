@@ -1,4 +1,4 @@
-"""PyTorch's names of a ConvNeXt (the release's and the authors'), and its sizes by the shapes of its parameters or a `config.json`."""
+"""PyTorch's names of a ConvNeXt (the release's and the authors'), and its sizes in their files."""
 
 import re
 from collections.abc import Mapping

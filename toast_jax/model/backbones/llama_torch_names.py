@@ -1,4 +1,4 @@
-"""PyTorch's names of a LLaMA (the release's and Hugging Face's), and its sizes by the shapes of its parameters or a `config.json`."""
+"""PyTorch's names of a LLaMA (the release's and Hugging Face's), and its sizes in their files."""
 
 from collections.abc import Mapping
 from typing import Any
