@@ -279,7 +279,7 @@ def _refusal(place: Place, error: Exception, file: str = "") -> InputError:
         return InputError(f"{endpoint} refuses to show {place} ({status}): {log_in} with an account that may read it.")
     if isinstance(error, errors.HFValidationError):
         return InputError(f"{place} names nothing on the Hub ({reason}); correct it.")
-    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)) and client.is_offline_mode():
+    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)) and client.constants.HF_HUB_OFFLINE:
         return InputError(f"{place} is not in the cache, and HF_HUB_OFFLINE is set; unset it to download the file.")
     if isinstance(error, OSError) and error.errno:
         return InputError(f"{place} cannot be stored in the cache ({os.strerror(error.errno)}); set HF_HOME to another folder.")

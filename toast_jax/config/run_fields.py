@@ -171,7 +171,7 @@ TEXTS = (
         "data.tokenizer": Field(
             "weights/llama1_7b",
             Text("weights/llama1_7b"),
-            "tokenizer.model or tokenizer.json, or its folder, or hf:...",
+            "tokenizer.model or tokenizer.json, its folder or a place on the Hub",
             TO_MOVE,
         ),
         "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),

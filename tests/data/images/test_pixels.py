@@ -61,7 +61,7 @@ def test_normalize_leaves_floats_alone(dtype):
     assert normalize(x) is x
 
 
-@pytest.mark.parametrize("backbone", ["vit_ti8", "convnext_t"])
+@pytest.mark.parametrize("backbone", ["vit_ti8", pytest.param("convnext_t", marks=pytest.mark.slow)])
 def test_a_backbone_normalizes_with_the_statistics_of_its_config(backbone):
     config = tiny_config("", "linear", backbone)
     config.data.normalize = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
