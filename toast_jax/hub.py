@@ -26,7 +26,7 @@ PREFIX = "hf:"
 _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@(refs/\w+/[^/@]+|[^/@]+))?(?:/(.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INDEX = ".index.json"  # ending of the file that names the shards of large weights
-_SMALL = 2**20  # bytes, of a file that is downloaded without a word
+_SMALL = 2**20  # bytes; smaller downloads are not logged
 # Files of a repository by use, best first.
 WEIGHTS = (
     *("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}"),
@@ -78,7 +78,7 @@ def covers(text: str, pinned: str) -> bool:
 
 
 def pinned(place: Place, patterns: tuple[str, ...]) -> Place:
-    """Return the place with its commit and file, so that it names the same bytes for ever.
+    """Return the place with its commit and file, so that it always names the same bytes.
 
     Args:
       place: on the Hub.
@@ -138,7 +138,7 @@ def provenance(place: Place) -> dict[str, Any]:
     return facts | {"sha256": hashes if len(files) > 1 else hashes[place.file]}
 
 
-@functools.cache  # a process reads one state of a repository
+@functools.cache  # one process sees one state of a repository
 def contents_of(repository: str, revision: str) -> Contents:
     """List the files of a repository; without the Hub, those in the cache.
 

@@ -28,6 +28,7 @@ from toast_jax.model.families import FAMILIES
 from toast_jax.tasks import evaluate
 from toast_jax.train import loop, saved_run
 from toast_jax.weights import places
+from toast_jax.workdir import run_folder
 
 VIT = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 VIT |= {"patch_size": 16, "image_size": 224}
@@ -335,6 +336,7 @@ def test_a_run_records_its_revision_and_resumes_with_it(run, server, tmp_path, m
     other = server.commit("me/tiny", files | {"model.safetensors": save({"a": np.ones(3, "f4")})})
     hub.contents_of.cache_clear()
     assert loop.fit(config, tmp_path / "run") == json.loads(json.dumps(result))
+    assert run_folder.recorded(tmp_path / "run", config)["weights"] == result["weights"]  # as a sweep asks
     (tmp_path / "run" / "result.json").unlink()
     again = loop.fit(config, tmp_path / "run")
     assert again["weights"] == result["weights"] and again["test"] == result["test"]
@@ -376,7 +378,7 @@ def test_shards_of_a_language_model_are_fetched_one_by_one_with_their_tokenizer(
 
 
 @pytest.mark.slow
-def test_the_client_heeds_its_environment_and_the_command_its_name(server, tmp_path):
+def test_environment_variables_of_the_client_are_honored(server, tmp_path):
     server.commit("google/vit-x", {"config.json": VIT, "preprocessor_config.json": GOOGLE})
     environment = os.environ | {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "JAX_PLATFORMS": "none"}
     command = [sys.executable, str(ROOT / "main.py"), "--config=folder:backbone=hf:google/vit-x", "--fields"]
