@@ -22,7 +22,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from toast_jax.config import paper_recipes
+from toast_jax.config import backbone_names, paper_recipes
 from toast_jax.config.arguments import arguments, several
 from toast_jax.config.run_fields import METHODS
 from toast_jax.config.task_fields import SWEEP
@@ -41,7 +41,7 @@ def get_config(text: str | None = None):
         raise InputError(f"The config argument shots is for table=fewshot; {values['table']} has training splits of its own.")
     config, sweep = build(values["backbone"], methods, values["task"], **axes)
     config.task = "sweep"
-    config.name = f"{values['table']}_{values['backbone']}"
+    config.name = f"{values['table']}_{backbone_names.label(values['backbone'])}"
     defaults = {name.removeprefix("sweep."): field.default for name, field in SWEEP.items()}
     config.sweep = ConfigDict(defaults | sweep | {"table": values["table"], "backbone": values["backbone"]})
     # The sweep sets these for each run.

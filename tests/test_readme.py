@@ -10,7 +10,7 @@ import pytest
 
 from configs import demo as demo_config
 from tests import ROOT
-from toast_jax import cli
+from toast_jax import cli, hub
 from toast_jax.analysis import report
 from toast_jax.tasks import demo
 
@@ -33,9 +33,19 @@ def test_there_are_commands():
     assert len([command for page, command in COMMANDS if page == "README.md"]) >= 8
 
 
+# The `config.json` of repositories on the Hub that commands name.
+_LLAMA = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
+_LLAMA |= {"intermediate_size": 8192, "vocab_size": 128_256, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
+ON_THE_HUB = {
+    "google/vit-base-patch16-224-in21k": {"architecture": "vit_base_patch16_224"},
+    "meta-llama/Llama-3.2-1B": _LLAMA | {"model_type": "llama", "tie_word_embeddings": True, "rope_scaling": {"factor": 32.0}},
+}
+
+
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_command_is_understood(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(hub, "read_json", lambda place, file: ON_THE_HUB[place.repository] if file == "config.json" else None)
     program, *args = shlex.split(command)
     if program == "make":
         assert subprocess.run(["make", "--dry-run", *args], capture_output=True).returncode == 0

@@ -117,6 +117,21 @@ class Several:
         return next((f"of these {item!r} is refused: {refusal}" for item in value if (refusal := self.of.refusal(item))), "")
 
 
+@dataclasses.dataclass(frozen=True)
+class PerChannel:
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+    def __str__(self) -> str:
+        return "mean and deviation of red, green, blue, as in ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))"
+
+    def refusal(self, value: Any) -> str:
+        rules = (Several(real(0.0, 1.0), least=3), Several(real(above=0.0), least=3))
+        is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+        if is_pair and not any(rule.refusal(row) or len(row) > 3 for rule, row in zip(rules, value, strict=True)):
+            return ""
+        return f"it has to be {self}"
+
+
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
 

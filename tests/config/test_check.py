@@ -334,6 +334,8 @@ def inside(rule):
             return st.sampled_from(["head/bias", ".*/scale", "(a|b)+"])
         case rules.Several():
             return st.lists(inside(rule.of), min_size=rule.least, max_size=3).map(tuple)
+        case rules.PerChannel():
+            return st.tuples(*(st.tuples(*[st.floats(low, 1.0)] * 3) for low in (0.0, 0.125)))
 
 
 def outside(rule):
@@ -354,6 +356,9 @@ def outside(rule):
             others += [st.sampled_from(["(", "[a", "*"])]
         case rules.Several():
             others += [st.text(max_size=3), outside(rule.of).map(lambda value: (value,))]
+        case rules.PerChannel():
+            rows = ((0.5, 0.5, 0.5), (0.5, 0.5), (0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.0), (0.5, 0.5, "a"), 0.5)
+            others += [st.sampled_from([(rows[0], row) for row in rows[1:]] + [(rows[1], rows[0]), rows[:1], (rows[0],) * 3])]
     return st.one_of(others)
 
 

@@ -203,6 +203,7 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
     on_device = {"erasing": 0.11, "mixup": 0.21, "cutmix": 0.41, "label_smoothing": 0.05}
     config.augment.update({**values, **on_device})
     config.batch_size, config.ema, config.optimizer.base_batch_size = 16, 0.7, 8
+    config.data.normalize = [[0.5, 0.4, 0.3], [0.2, 0.3, 0.4]]  # lists, as in a saved config
     run, _ = setup.prepare(config, tmp_path)
     np.testing.assert_allclose(run.members[0].rates[0], 2 * config.optimizer.lr)
     seen = {}
@@ -211,7 +212,10 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
         patch.setattr(setup.parallel, "replicate", lambda step, **_: step)
         setup.prepare(config, tmp_path)[0].step()
     on_device["smoothing"] = on_device.pop("label_smoothing")
-    assert seen["ema"] == 0.7 and seen["augment"].keywords == {**on_device, "num_classes": 3}
+    assert seen["ema"] == 0.7 and seen["augment"].keywords == {
+        **on_device,
+        **{"num_classes": 3, "statistics": ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))},
+    }
 
     def stop(source, **options):
         seen.update(options)

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from toast_jax.data.images.statistics import MEAN
 
-GREY = np.round(255 * np.array(MEAN)).astype(np.uint8)  # zero after normalization
+GREY = np.round(255 * np.array(MEAN)).astype(np.uint8)  # zero after normalization with ImageNet's statistics
 _BLUR = 5 / 224  # standard deviation, as a fraction of the side
 
 

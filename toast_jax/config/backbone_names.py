@@ -1,4 +1,4 @@
-"""Parse the name of a backbone, such as vit_b16_in1k, into fields of a config.
+"""Turn the name of a backbone, such as vit_b16_in1k or hf:OWNER/NAME, into fields of a config.
 
 Reading a config must not import JAX, so this module repeats a few names and defaults of the records in `model/families.py`;
 a test checks that they agree.
@@ -7,6 +7,7 @@ a test checks that they agree.
 import re
 from typing import Any
 
+from toast_jax import hub
 from toast_jax.errors import InputError
 
 RANDOM = "random"  # value of backbone.weights: random weights, no file
@@ -18,7 +19,9 @@ _VIT_SIZES = {"mini": "Mini", "ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"
 
 
 def of_images(name: str) -> dict[str, Any]:
-    """Parse `vit_` + size + patch or `convnext_` + size, and a tag; return fields by dotted name."""
+    """Parse `vit_` + size + patch or `convnext_` + size, and a tag, or `hf:OWNER/NAME`; return fields by dotted name."""
+    if hub.is_place(name):
+        return _of_hub(name, "images")
     vit = re.fullmatch(r"vit_(?P<size>mini|ti|s|b|l|h)(?P<patch>8|14|16|32)(_\w+)?", name)
     convnext = re.fullmatch(r"convnext_(?P<size>[tsbl])(_\w+)?", name)
     fields: dict[str, Any] = {"backbone.weights": f"weights/{name}.pth"}
@@ -36,7 +39,9 @@ def of_images(name: str) -> dict[str, Any]:
 
 
 def of_text(name: str) -> dict[str, Any]:
-    """Parse one of `LLAMAS` and a tag; return fields by dotted name."""
+    """Parse one of `LLAMAS` and a tag, or `hf:OWNER/NAME`; return fields by dotted name."""
+    if hub.is_place(name):
+        return _of_hub(name, "text")
     size = next((size for size in LLAMAS if re.fullmatch(rf"{size}(_\w+)?", name)), None)
     if size is None:
         raise InputError(
@@ -44,3 +49,15 @@ def of_text(name: str) -> dict[str, Any]:
         )
     fields = {"backbone.family": "llama", "backbone.size": size, "backbone.vocabulary": 0}
     return fields | {"backbone.weights": f"weights/{name}", "data.tokenizer": f"weights/{name}"}
+
+
+def label(name: str) -> str:
+    """Return a name of a backbone that can be part of a file's name: of a repository on the Hub its last part."""
+    return hub.parse(name).repository.partition("/")[2] if hub.is_place(name) else name
+
+
+def _of_hub(name, reads):
+    """Read the fields from the Hub, as the fields of a run, which flags set and `--fields` prints, depend on the family."""
+    from toast_jax.config import hub_backbones  # imports JAX
+
+    return hub_backbones.fields(name, reads)

@@ -5,6 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from toast_jax.config.run_fields import base
+from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
 
@@ -59,6 +60,7 @@ def fgvc(dataset: str, method: str, backbone: str) -> ConfigDict:
     config.data.root = f"data/{dataset}"
     config.data.image_dir = recipe.image_dir
     config.data.num_classes = recipe.num_classes
+    config.data.normalize = IMAGENET  # as in the release, also for backbones that were trained with other statistics
     config.optimizer.lr = recipe.lr
     config.optimizer.weight_decay = recipe.weight_decay
     return config
@@ -73,7 +75,8 @@ def vtab(task: str, method: str, backbone: str, split: str) -> ConfigDict:
     config.data.format, config.data.name, config.data.root = "vtab", task, "data/tfds"
     config.data.splits.update(splits)
     config.data.num_classes = classes
-    config.data.resize = config.data.image_size = 224
+    config.data.resize = config.data.image_size  # the whole image, 224 pixels for the backbones of the paper
+    config.data.normalize = IMAGENET
     config.data.verify = False  # opening the data decodes every training image
     config.augment.flip = False
     config.batch_size = 32

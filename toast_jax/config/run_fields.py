@@ -9,6 +9,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from toast_jax.config import backbone_names
+from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import (
     COUNT,
@@ -21,6 +22,7 @@ from toast_jax.fields import (
     TO_RESUME,
     Choice,
     Field,
+    PerChannel,
     Regex,
     Several,
     Text,
@@ -45,7 +47,7 @@ _RUN = {
     "backbone.weights": Field(
         "weights/vit_b16_in1k.pth",
         Text("weights/vit_b16_in1k.pth"),
-        f"file or folder of pre-trained weights; {backbone_names.RANDOM} for none",
+        f"file or folder of pre-trained weights, a name, or hf:OWNER/NAME; {backbone_names.RANDOM} for none",
         TO_MOVE,
     ),
     "backbone.dtype": Field(
@@ -59,8 +61,13 @@ _RUN = {
         "precision of float32 products; highest: float32; default: TF32 on GPUs, bfloat16 passes on TPUs",
         TO_EVALUATE,
     ),
-    "module": Field("", TEXT, "file of what the method has pre-tuned (module.safetensors); '' for none", TO_MOVE),
-    "top_down": Field("", TEXT, "the same for toast and toast_lite alone: a pre-tuned top-down module; '' for none", TO_MOVE),
+    "module": Field("", TEXT, "what the method has pre-tuned: module.safetensors or hf:OWNER/NAME; '' for none", TO_MOVE),
+    "top_down": Field(
+        "",
+        TEXT,
+        "toast, toast_lite: pre-tuned module: a file, a name, or hf:OWNER/NAME; '' for none",
+        TO_MOVE,
+    ),
     "steered_blocks": Field(
         0,
         whole(0),
@@ -130,6 +137,7 @@ IMAGES = _RUN | {
     "data.labels": Field(True, FLAG, "read labels; False: pre-tune on unlabeled images"),
     "data.resize": Field(256, whole(1, 16_384), "shorter side of the image before the crop, in pixels"),
     "data.image_size": Field(224, whole(1, 16_384), "side of the crop, in pixels"),
+    "data.normalize": Field(IMAGENET, PerChannel(), "mean and standard deviation to normalize pixels with"),
     "data.views": Field(0, whole(0, 1_000_000), "random views per training image, repeated in turn; 0: a new one every epoch"),
     "data.verify": Field(True, FLAG, "decode every image once before the first step", TO_RESUME),
     "data.exif_orientation": Field(False, FLAG, "turn photographs as their EXIF orientation says, as viewers do"),
@@ -175,7 +183,10 @@ TEXTS = (
         "batch_size": Field(144, COUNT, "sequences per step, over all devices", TO_EVALUATE),
         "warmup_epochs": Field(0.09, real(0.0), "epochs of linear warmup of the learning rate"),  # 3 % of the run
         "data.tokenizer": Field(
-            "weights/llama1_7b", Text("weights/llama1_7b"), "tokenizer.model or tokenizer.json, or its folder", TO_MOVE
+            "weights/llama1_7b",
+            Text("weights/llama1_7b"),
+            "tokenizer.model or tokenizer.json, its folder or a place on the Hub",
+            TO_MOVE,
         ),
         "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),
         "data.length": Field(512, whole(2, 1_000_000), "tokens of a sequence"),
@@ -191,17 +202,21 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     """Return the config of a run on images with every field; the defaults are the release's FGVC recipe.
 
     `backbone` is `vit_` + size (mini, ti, s, b, l, h) + patch, or `convnext_` + size (t, s, b, l), and a tag that names the
-    pre-training, as in vit_b16_in1k.
+    pre-training, as in vit_b16_in1k. It may also be a repository on the Hugging Face Hub, `hf:OWNER/NAME`, whose `config.json`
+    is then downloaded.
     """
-    return _config(IMAGES, backbone_names.of_images(backbone) | {"name": name, "method": method, "stage": stage})
+    named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method, "stage": stage}
+    return _config(IMAGES, backbone_names.of_images(backbone) | named)
 
 
 def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """Return the config of a run on text with every field; the defaults are the release's recipe for LLaMA.
 
-    `backbone` is one of `backbone_names.LLAMAS`, with an underscore and a tag if need be, as in llama2_7b_chat.
+    `backbone` is one of `backbone_names.LLAMAS`, with an underscore and a tag if need be, as in llama2_7b_chat, or
+    `hf:OWNER/NAME` as in `base`.
     """
-    return _config(TEXTS, backbone_names.of_text(backbone) | {"name": name, "method": method, "stage": stage})
+    named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method, "stage": stage}
+    return _config(TEXTS, backbone_names.of_text(backbone) | named)
 
 
 def _config(fields, values):

@@ -103,7 +103,7 @@ _FIELDS = {
         "batch_size": Field(8, COUNT, "questions of a file to answer at once"),
     },
     "convert": {
-        "source": Field("", TEXT, "folder of a run, file of weights, or its gs:// address"),
+        "source": Field("", TEXT, "folder of a run, file of weights, its name, or its gs:// address"),
         "target": Field("", TEXT, "file to write: .pth or .safetensors"),
         "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
         "weights": _WEIGHTS,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from toast_jax.fields import Choice, Field, whole
 from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit, vit_torch_names
 from toast_jax.model.backbones.rename_rules import Names
+from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
 from toast_jax.model.top_down import ConvTopDown, TopDown
 
@@ -27,6 +28,7 @@ class Family:
       sized: `(arrays, head_width) -> backbone`, from the shapes of stacked parameters by path.
       sizes: by the value of `config.backbone.size`.
       names: PyTorch's names of its parameters, and which layers are stacked.
+      described: `config.json -> fields` of `config.backbone` for a network in a repository of the Hugging Face Hub, or None.
       methods: the row of every method that it supports.
       fields: of `config.backbone`, besides those that every family has.
       refused: why other methods are refused, by name: the rest of a sentence that begins with "Method NAME".
@@ -51,6 +53,7 @@ class Family:
     names: Names
     methods: Mapping[str, Method]
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    described: Callable[[Mapping[str, Any]], dict[str, Any] | None] | None = None
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sites: Callable[[Any], int] = lambda backbone: backbone.depth
     top_down: Callable[[Any, int], nn.Module] = lambda backbone, k: TopDown(k, backbone.width, backbone.dtype)
@@ -68,10 +71,13 @@ FAMILIES = {
         title="ViT",
         reads="images",
         module=vit.ViT,
-        build=lambda config, last_blocks: vit.build(config.backbone, config.data.image_size, last_blocks),
+        build=lambda config, last_blocks: vit.build(
+            config.backbone, config.data.image_size, last_blocks, statistics_of(config.data)
+        ),
         sized=vit_torch_names.sized,
         sizes=vit.SIZES,
         names=vit_torch_names.NAMES,
+        described=vit_torch_names.described,
         methods=with_lora(METHODS, vit.LORA_KERNELS),
         fields={
             "patch": Field(16, whole(1, 16_384), "side of a patch, in pixels"),
@@ -85,10 +91,11 @@ FAMILIES = {
         title="ConvNeXt",
         reads="images",
         module=convnext.ConvNeXt,
-        build=lambda config, last_blocks: convnext.build(config.backbone, last_blocks),
+        build=lambda config, last_blocks: convnext.build(config.backbone, last_blocks, statistics_of(config.data)),
         sized=convnext_torch_names.sized,
         sizes=convnext.SIZES,
         names=convnext_torch_names.NAMES,
+        described=convnext_torch_names.described,
         methods=with_lora({name: row for name, row in METHODS.items() if name != "vpt"}, convnext.LORA_KERNELS),
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
         sites=lambda backbone: len(backbone.depths),
@@ -104,6 +111,7 @@ FAMILIES = {
         sized=llama_torch_names.sized,
         sizes=llama.SIZES,
         names=llama_torch_names.NAMES,
+        described=llama_torch_names.described,
         methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
         fields={"vocabulary": Field(0, whole(0), "number of tokens, for weights with added ones; 0: that of the size")},
         own_head=True,

@@ -14,7 +14,7 @@ from toast_jax.model import families
 from toast_jax.model.families import Family
 from toast_jax.model.methods import BACKBONE, tuned_mask
 from toast_jax.train import saved_run
-from toast_jax.weights import download, module_file, pretrained
+from toast_jax.weights import download, module_file, places, pretrained
 from toast_jax.weights.containers import check_writable, read_header, write
 from toast_jax.weights.rename import Arrays, rename_back, stacked_depth, table, uneven_layers, unstack
 
@@ -27,7 +27,7 @@ def run(config: ConfigDict, folder: str) -> None:
         raise InputError("Nothing to convert; write --config=configs/convert.py:from=SOURCE,to=FILE.")
     check_fields(config)
     check_writable(config.target)
-    source = download.local(config.source, config.sha256)
+    source = download.local(places.located(config.source, "source"), config.sha256)
     if not source.exists():
         raise InputError(f"There is nothing at {source}; correct from= in --config=configs/convert.py:from=...,to=...")
     family, arrays, header = _of_run(source, config) if source.is_dir() else _of_file(source)

@@ -14,6 +14,7 @@ from toast_jax.errors import InputError
 from toast_jax.train import checkpoint
 from toast_jax.train.evaluation import evaluate, mapped
 from toast_jax.train.setup import devices_of, domain, load_network, scores_of
+from toast_jax.weights import places
 from toast_jax.workdir import fingerprint, run_folder
 from toast_jax.workdir.metrics import described
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, folder: str) -> None:
     """Evaluate every evaluation split; log the scores and write `evaluation.json` to the folder."""
     check(config)
+    config = places.pin(config, folder)
     saved = run_folder.writable(folder) / "evaluation.json"
     reads = domain(config)
     train, evals = reads.open_sources(config, verified=True, run=folder)

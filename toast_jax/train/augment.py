@@ -9,8 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.devices import parallel
-from toast_jax.model.layers.normalize import normalize
+from toast_jax.model.layers.normalize import Statistics, normalize
 
 
 def augment(
@@ -23,6 +24,7 @@ def augment(
     cutmix: float,
     smoothing: float,
     degradation: float = 0.0,
+    statistics: Statistics = IMAGENET,
 ) -> dict:
     """Erase and mix the images of a batch, smooth its labels, and degrade a copy of its images.
 
@@ -36,25 +38,26 @@ def augment(
         of them with equal probability.
       smoothing: share of the label that is distributed evenly over all classes.
       degradation: strength of `degrade`, 0 to disable.
+      statistics: mean and standard deviation to normalize pixels with.
 
     Returns:
       the batch. Erased, mixed or degraded images are normalised; mixed or smoothed labels are added as `target [B, C]`, and the
       images before degradation as `clean [B, S, S, 3]`.
     """
     if erasing:
-        images = jnp.asarray(normalize(batch["image"]))
+        images = jnp.asarray(normalize(batch["image"], statistics))
         batch = {**batch, "image": jax.vmap(functools.partial(erase, probability=erasing))(images, _of_use(rng, 0))}
     if mixup or cutmix or smoothing:
         target = jax.nn.one_hot(batch["label"], num_classes) * (1 - smoothing) + smoothing / num_classes
         batch = {**batch, "target": target}
     if mixup or cutmix:
         # Pairs of neighbours [B / 2, 2, ...] are random pairs, as the data is shuffled. A pair uses the key of its first image.
-        images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"]), target))
+        images, target = ((x.reshape(-1, 2, *x.shape[1:])) for x in (normalize(batch["image"], statistics), target))
         mixed = jax.vmap(functools.partial(_mix, mixup=mixup, cutmix=cutmix))(images, target, _of_use(rng, 1)[::2])
         image, target = (x.reshape(-1, *x.shape[2:]) for x in mixed)
         batch = {**batch, "image": image, "target": target}
     if degradation:
-        images = jnp.asarray(normalize(batch["image"]))
+        images = jnp.asarray(normalize(batch["image"], statistics))
         degraded = jax.vmap(functools.partial(degrade, strength=degradation))(images, _of_use(rng, 2))
         batch = {**batch, "image": degraded, "clean": batch["image"]}
     return batch

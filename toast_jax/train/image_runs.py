@@ -17,6 +17,7 @@ from toast_jax.data.images.labels import held_out
 from toast_jax.data.images.selected import flat
 from toast_jax.data.images.verify import Subset, verify
 from toast_jax.data.loader import Batch
+from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.train.augment import augment
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def augmentation(config: ConfigDict, source: sources.Source) -> Callable:
         cutmix=fields.cutmix,
         smoothing=fields.label_smoothing,
         degradation=fields.degradation if distills else 0.0,
+        statistics=statistics_of(config.data),
     )
 
 

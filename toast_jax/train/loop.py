@@ -18,7 +18,7 @@ from toast_jax.train.evaluation import evaluate
 from toast_jax.train.grid import prepare_grid
 from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
-from toast_jax.weights import module_file
+from toast_jax.weights import module_file, places
 from toast_jax.workdir import fingerprint, interrupt, profile, run_folder
 from toast_jax.workdir.metrics import Record
 from toast_jax.workdir.progress import Progress
@@ -46,6 +46,7 @@ def fit_seeds(config: ConfigDict, folders: Mapping[int, str | Path]) -> list[dic
         started = time.perf_counter()
         config = config.copy_and_resolve_references()
         config.seed = seed
+        config = places.pin(config, folder)
         with run_folder.used_alone(folder), precision.of_products(config):
             if result := run_folder.finished(folder, config):
                 log.info("This run is finished already; its result is in %s.", Path(folder) / "result.json")
@@ -76,6 +77,7 @@ def fit_grid(
       InputError, Interrupted: as `fit`.
     """
     started = time.perf_counter()
+    configs = [places.pin(config, folder) for config in configs]
     with run_folder.used_alone(folder), precision.of_products(configs[0]):
         return _finish(*prepare_grid(configs, folders, folder, at_once), started)
 
@@ -207,5 +209,6 @@ def _result(run: Run, config: ConfigDict, evaluated: dict, progress: Progress) -
         "seconds_to_first_step": progress.first_step,
         "steps": run.steps,
         "config": config.to_dict(),
+        **places.provenance(config),
         **run_folder.circumstances(),
     }

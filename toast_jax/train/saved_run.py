@@ -18,6 +18,7 @@ from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
 from toast_jax.train import checkpoint
 from toast_jax.train.setup import load_network
+from toast_jax.weights import places
 from toast_jax.workdir import fingerprint
 
 
@@ -72,7 +73,7 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
         config.module = config.module and (module or config.module)
         files = {"backbone.weights": config.backbone.weights, "top_down": config.top_down, "module": config.module}
         for field, file in files.items():
-            if file not in ("", RANDOM) and not package_files.find(file).exists():
+            if file not in ("", RANDOM) and not places.is_remote(file) and not package_files.find(file).exists():
                 raise InputError(
                     f"There is no weights file at {file}, which the run in {folder} needs; correct --config.{field}."
                 )

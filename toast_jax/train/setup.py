@@ -5,6 +5,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
 from toast_jax.train.step import State, init_state, train_step
-from toast_jax.weights import initial_parameters, module_file, pretrained
+from toast_jax.weights import initial_parameters, module_file, places, pretrained
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.metrics import Member
 
@@ -177,18 +178,18 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     the backbone's file keeps its own number of classes.
     """
     if "head" in config and config.head.start == "classifier" and not config.data.labels:
-        num_classes = pretrained.num_classes(config.backbone.weights)
+        num_classes = pretrained.num_classes(places.located(config.backbone.weights))
     network, method = steered.build(config, num_classes)
-    files = {
-        "weights": config.backbone.weights,
+    files: dict[str, Any] = {
+        "weights": places.located(config.backbone.weights),
         "classifier": "head" in config and config.head.start == "classifier",
-        "module": config.module,
-        "top_down": config.top_down,
-        "tuned": config.checkpoint,
+        "module": places.located(config.module, "module"),
+        "top_down": places.located(config.top_down, "top_down"),
+        "tuned": places.located(config.checkpoint, "checkpoint"),
         "put": devices_of(config).put,
     }
     if loaded is None:
-        if (module := config.module or (network.top_down and config.top_down)) and not config.checkpoint:
+        if (module := files["module"] or (network.top_down and files["top_down"])) and not config.checkpoint:
             module_file.check_method(module, method, config)
         loaded = initial_parameters.load(network, method, **files)
     params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)

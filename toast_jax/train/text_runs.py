@@ -18,6 +18,7 @@ from toast_jax.data.text.sequences import Sequences
 from toast_jax.errors import InputError
 from toast_jax.model import families
 from toast_jax.train.augment import by_token
+from toast_jax.weights import places
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ UNIT = "tokens"  # of counts and speed
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     """Open the tokenizer of a config, check it against the backbone and set the token that ends a document."""
-    opened = tokenizer.load(config.data.tokenizer)
+    opened = tokenizer.load(places.tokenizer(config.data.tokenizer))
     vocabulary = families.of_config(config).build(config, 0).vocabulary
     # Embeddings with added tokens may be padded to a round number.
     may_be_padded = config.backbone.get("vocabulary", 0) > 0  # earlier versions have no such field
@@ -51,7 +52,7 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
     for name, (file, read) in reversed(_texts(data).items()):
         fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)
         make = lambda read=read: arrange(read(), words, data.length)  # noqa: E731
-        opened[name] = token_cache.cached(file, data.tokenizer, fields, make)
+        opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
     return opened.pop("train"), opened
 

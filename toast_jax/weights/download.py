@@ -1,10 +1,16 @@
 """Remote files: copied to a cache once and verified by their hash."""
 
 import hashlib
+import http.client
 import logging
+import os
+import shutil
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from etils import epath
+from tqdm import tqdm
 
 from toast_jax import package_files
 from toast_jax.errors import InputError
@@ -25,13 +31,46 @@ def local(address: str, sha256: str = "") -> Path:
     path = _copied(address) if "://" in address else Path(address).expanduser()
     if sha256:
         try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = digest_of(path)
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); correct the path.") from error
         if digest != sha256.lower():
             raise InputError(f"{path} is another file: its sha256 is {digest}, not {sha256}; remove it and fetch it again.")
     return path
+
+
+def fetch(address: str, path: Path, check: Callable[[str], None]) -> None:
+    """Download a file over HTTPS; it appears at `path` once it is complete and `check` has accepted its SHA-256.
+
+    Raises:
+      InputError: there is no room for it, or the download fails.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers={"User-Agent": "toast_jax"}), timeout=60) as answer:
+            size = int(answer.headers.get("Content-Length") or 0)
+            package_files.check_room(path.parent, size, path.name, "set XDG_CACHE_HOME to a folder on another disk")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            progress = tqdm.wrapattr(answer, "read", total=size or None, desc=path.name)
+            with progress as content, partial.open("wb") as file:
+                shutil.copyfileobj(content, file, 2**20)
+        if size and partial.stat().st_size != size:
+            raise ConnectionError(f"{partial.stat().st_size:,} of {size:,} bytes arrived")
+        check(digest_of(partial))
+        partial.replace(path)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise InputError(
+            f"{address} cannot be downloaded ({error}); check the network and give the same command again, or download it "
+            "with a browser and give the file."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copied(address: str) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import toast_jax
+from toast_jax import hub
 from toast_jax.config import schema
 from toast_jax.errors import InputError
 from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields
@@ -136,7 +137,14 @@ def _differing(folder, config, *changeable):
     fixed = (old.keys() | new.keys()) - {name for name, field in fields.items() if field.may_change in changeable}
     pairs = [(name, old.get(name), new.get(name)) for name in sorted(fixed)]
     as_before = {name: f", set --config.{name}={old[name]}" for name in old.keys() - flat_fields(saved).keys()}
-    return [f"{name} {before!r} -> {now!r}{as_before.get(name, '')}" for name, before, now in pairs if before != now]
+    return [
+        f"{name} {before!r} -> {now!r}{as_before.get(name, '')}" for name, before, now in pairs if not _is_same(before, now)
+    ]
+
+
+def _is_same(before, now):
+    """Return whether two values are the same; a run records the commit of a place on the Hub that its config left open."""
+    return before == now or (isinstance(before, str) and isinstance(now, str) and hub.covers(now, before))
 
 
 def write_json(path: Path, value: dict) -> None:

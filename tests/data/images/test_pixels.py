@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from tests import FIXTURES
+from tests.conftest import tiny_config
 from toast_jax.data.images import pixels
 from toast_jax.errors import InputError
+from toast_jax.model import steered
 from toast_jax.model.layers.normalize import normalize
 
 RECORDED = FIXTURES / "preprocess_fgvc.npz"
@@ -57,6 +59,19 @@ def test_normalize_matches_torchvision(recorded):
 def test_normalize_leaves_floats_alone(dtype):
     x = jnp.linspace(-2, 2, 12, dtype=dtype).reshape(1, 2, 2, 3)
     assert normalize(x) is x
+
+
+@pytest.mark.parametrize("backbone", ["vit_ti8", pytest.param("convnext_t", marks=pytest.mark.slow)])
+def test_a_backbone_normalizes_with_the_statistics_of_its_config(backbone):
+    config = tiny_config("", "linear", backbone)
+    config.data.normalize = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    network, _ = steered.build(config, 3)
+    images = np.random.default_rng(0).integers(0, 256, (1, config.data.image_size, config.data.image_size, 3), np.uint8)
+    floats = (images / np.float32(255) - np.float32(config.data.normalize[0])) / np.float32(config.data.normalize[1])
+    params = jax.jit(network.backbone.init)(jax.random.key(0), floats)
+    pooled = [jax.jit(network.backbone.apply)(params, x)[0] for x in (images, floats.astype(np.float32), images[:, :, ::-1])]
+    np.testing.assert_allclose(pooled[0], pooled[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(pooled[0] - pooled[2]).max() > 1e-4
 
 
 def test_train_view_is_a_random_crop_of_the_resized_image():

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Maps
@@ -22,7 +23,7 @@ from toast_jax.model.layers.depthwise import DepthwiseConv
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.layers.normalize import normalize
+from toast_jax.model.layers.normalize import Statistics, normalize
 from toast_jax.model.layers.remat import product, remat
 
 LAYER_NORM_EPS = 1e-6
@@ -45,12 +46,12 @@ SIZES = {
 }
 
 
-def build(config, last_blocks: int) -> "ConvNeXt":
+def build(config, last_blocks: int, statistics: Statistics = IMAGENET) -> "ConvNeXt":
     """Build the ConvNeXt of a config's `backbone` section.
 
     Args:
       config: the section; reads `size`, `drop_path`, `dtype` and `remat`.
-      last_blocks: see `ConvNeXt`.
+      last_blocks, statistics: see `ConvNeXt`.
 
     Raises:
       InputError: an unknown size or dtype.
@@ -62,6 +63,7 @@ def build(config, last_blocks: int) -> "ConvNeXt":
         drop_path=config.drop_path,
         dtype=dtypes.named(config.dtype),
         remat=config.remat,
+        statistics=statistics,
     )
 
 
@@ -153,6 +155,7 @@ class ConvNeXt(nn.Module):
       drop_path: rate of the last block; rates grow linearly from 0 at the first.
       dtype: compute dtype. LayerNorm statistics are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
+      statistics: mean and standard deviation to normalize pixels with.
     """
 
     depths: tuple[int, ...]
@@ -161,6 +164,7 @@ class ConvNeXt(nn.Module):
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    statistics: Statistics = IMAGENET
 
     def setup(self):
         self.stages = [
@@ -233,7 +237,7 @@ class ConvNeXt(nn.Module):
         rng = rng if self.drop_path else None
         blocks = sum(self.depths)
         depth = (jnp.arange(blocks), jnp.linspace(0.0, self.drop_path, blocks))
-        hidden = [_checked(images) if start is None else start]
+        hidden = [_checked(images, self.statistics) if start is None else start]
         for i, stage in enumerate(self.stages[skipped:]):
             x = hidden[-1] if td is None else hidden[-1] + td[i]
             before = sum(self.depths[: skipped + i])
@@ -241,8 +245,8 @@ class ConvNeXt(nn.Module):
         return tuple(hidden)
 
 
-def _checked(images):
+def _checked(images, statistics):
     """Return normalized images of a shape that the network takes."""
     if images.shape[-1] != 3 or any(side % 32 or not side for side in images.shape[1:3]):
         raise ValueError(f"images are {images.shape[1:]}; a ConvNeXt takes [S, S, 3], S a multiple of 32")
-    return normalize(images)
+    return normalize(images, statistics)

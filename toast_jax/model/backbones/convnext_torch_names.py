@@ -1,10 +1,12 @@
-"""PyTorch's names of a ConvNeXt (the release's and the authors'), and its sizes by the shapes of its parameters."""
+"""PyTorch's names of a ConvNeXt (the release's and the authors'), and its sizes in their files."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from toast_jax.model.backbones.convnext import STRIDES, ConvNeXt
+from toast_jax.model.backbones.convnext import SIZES, STRIDES, ConvNeXt
 from toast_jax.model.backbones.rename_rules import STEERED, Names, Rename, bias, linear, low_rank, norm, patches
 
 
@@ -82,3 +84,15 @@ def sized(arrays: dict[str, np.ndarray], head_width: int) -> ConvNeXt:
         widths=tuple(len(arrays[f"{stage}/downsample/conv/bias"]) for stage in stages),
         last_blocks=last,
     )
+
+
+_TIMM_SIZES = {"convnext_tiny": "T", "convnext_small": "S", "convnext_base": "B", "convnext_large": "L"}
+
+
+def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the fields of `config.backbone` from the `config.json` of a Hugging Face repository; None for another network."""
+    size = _TIMM_SIZES.get(content.get("architecture", ""))
+    if content.get("model_type") == "convnext":
+        sides = (tuple(content["depths"]), tuple(content["hidden_sizes"]))
+        size = next((name for name, size in SIZES.items() if (size.depths, size.widths) == sides), None)
+    return {"size": size} if size else None

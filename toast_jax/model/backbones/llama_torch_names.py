@@ -1,8 +1,11 @@
-"""PyTorch's names of a LLaMA (the release's and Hugging Face's), and its sizes by the shapes of its parameters."""
+"""PyTorch's names of a LLaMA (the release's and Hugging Face's), and its sizes in their files."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from toast_jax.model.backbones.llama import LLaMA
+from toast_jax.model.backbones.llama import SIZES, LLaMA
 from toast_jax.model.backbones.rename_rules import Names, Rename, linear, low_rank, matrix, token_feedback
 
 _TORCH, _PATH = "model.layers.{i}", "backbone/blocks/{i}"
@@ -45,3 +48,26 @@ def sized(arrays: dict[str, np.ndarray], head_width: int) -> LLaMA:
         vocabulary=vocabulary,
         tied="backbone/head" not in arrays,
     )
+
+
+def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the fields of `config.backbone` from the `config.json` of a Hugging Face repository; None for another network."""
+    if content.get("model_type") != "llama":
+        return None
+    rope = {**content, **(content.get("rope_scaling") or {}), **(content.get("rope_parameters") or {})}
+    heads, vocabulary = content["num_attention_heads"], content["vocab_size"]
+    values = {
+        "width": content["hidden_size"],
+        "depth": content["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": content.get("num_key_value_heads") or heads,
+        "hidden": content["intermediate_size"],
+        "norm_eps": content.get("rms_norm_eps", 1e-6),
+        "rope_theta": rope.get("rope_theta", 10_000.0),
+        "tied": content.get("tie_word_embeddings", False),
+    }
+    for name, size in SIZES.items():
+        is_scaled = (size.rope_scaling is not None) == ("factor" in rope)
+        if is_scaled and all(getattr(size, key) == value for key, value in values.items()):
+            return {"size": name, "vocabulary": 0 if vocabulary == size.vocabulary else vocabulary}
+    return None

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
+from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
@@ -22,7 +23,7 @@ from toast_jax.model.layers.attention import attend, attend_with_weights
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.layers.normalize import normalize
+from toast_jax.model.layers.normalize import Statistics, normalize
 from toast_jax.model.layers.remat import remat
 
 # Of one block or all, of every example or all.
@@ -50,13 +51,13 @@ SIZES = {
 }
 
 
-def build(config, image_size: int, last_blocks: int) -> "ViT":
+def build(config, image_size: int, last_blocks: int, statistics: Statistics = IMAGENET) -> "ViT":
     """Build the ViT of a config's `backbone` section.
 
     Args:
       config: the section; reads `size`, `patch`, `pool`, `drop_path`, `dtype` and `remat`.
       image_size: side of the images in pixels.
-      last_blocks: see `ViT`.
+      last_blocks, statistics: see `ViT`.
 
     Raises:
       InputError: an unknown size, pooling or dtype.
@@ -71,6 +72,7 @@ def build(config, image_size: int, last_blocks: int) -> "ViT":
         drop_path=config.drop_path,
         dtype=dtypes.named(config.dtype),
         remat=config.remat,
+        statistics=statistics,
     )
 
 
@@ -179,6 +181,7 @@ class ViT(nn.Module):
       drop_path: rate of the last block; rates grow linearly from 0 at the first.
       dtype: compute dtype. Softmax and LayerNorm statistics are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
+      statistics: mean and standard deviation to normalize pixels with.
     """
 
     width: int
@@ -191,6 +194,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    statistics: Statistics = IMAGENET
 
     def setup(self):
         self.patch_embed = Linear(self.width, dtype=self.dtype)
@@ -280,7 +284,7 @@ class ViT(nn.Module):
         b, p, g = images.shape[0], self.patch, self.grid
         if images.shape[1:] != (g * p, g * p, 3):
             raise ValueError(f"images are {images.shape[1:]}; this ViT (patch {p}, grid {g}) takes {(g * p, g * p, 3)}")
-        x = self.patch_embed(patches.split(normalize(images), p).reshape(b, g * g, -1))
+        x = self.patch_embed(patches.split(normalize(images, self.statistics), p).reshape(b, g * g, -1))
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (b, 1, self.width))
         return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
 

@@ -1,4 +1,8 @@
-"""PyTorch's names of a ViT (the release's, DeiT's and timm's), and its sizes by the shapes of its parameters."""
+"""PyTorch's names of a ViT (the release's, DeiT's and timm's), and its sizes in their files."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +17,7 @@ from toast_jax.model.backbones.rename_rules import (
     token_feedback,
     transposed,
 )
-from toast_jax.model.backbones.vit import ViT
+from toast_jax.model.backbones.vit import SIZES, ViT
 
 _TORCH, _PATH = "blocks.{i}", "backbone/blocks/{i}"
 
@@ -81,3 +85,22 @@ def sized(arrays: dict[str, np.ndarray], head_width: int) -> ViT:
         grid=round((arrays["backbone/pos_embed"].shape[1] - 1) ** 0.5),
         last_blocks=last,
     )
+
+
+_TIMM = r"(?:vit|deit|deit3)_(tiny|small|base|large|huge)_patch(\d+)_(?:\d+|dinov2)"
+_TIMM_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
+
+
+def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the fields of `config.backbone` from the `config.json` of a Hugging Face repository; None for another network."""
+    common = {"pool": "cls", "drop_path": 0.1}  # the release leaves drop-path on while it tunes a ViT
+    if match := re.fullmatch(_TIMM, content.get("architecture", "")):
+        return {"size": _TIMM_SIZES[match[1]], "patch": int(match[2]), **common}
+    if content.get("model_type") not in ("vit", "dinov2") or not content.get("qkv_bias", True):
+        return None
+    sides = (content["hidden_size"], content["num_hidden_layers"], content["num_attention_heads"])
+    size = next((name for name, size in SIZES.items() if (size.width, size.depth, size.num_heads) == sides), None)
+    has_plain_mlp = content.get("intermediate_size", 4 * sides[0]) == content.get("mlp_ratio", 4) * sides[0] == 4 * sides[0]
+    if size is None or not has_plain_mlp or content.get("use_swiglu_ffn"):
+        return None
+    return {"size": size, "patch": int(content["patch_size"]), **common}

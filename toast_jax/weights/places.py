@@ -1,0 +1,95 @@
+"""Places of weights in a config that are not paths: names of `named.NAMED`, and places on the Hugging Face Hub."""
+
+import contextlib
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from toast_jax import hub
+from toast_jax.config.backbone_names import RANDOM
+from toast_jax.errors import InputError
+from toast_jax.fields import flat_fields
+from toast_jax.weights import named
+from toast_jax.weights.named import NAMED
+from toast_jax.workdir import run_folder
+
+# Fields that may name a place on the Hub, and the file that they need of a repository.
+_FIELDS = {"backbone.weights": hub.WEIGHTS, "module": hub.WEIGHTS, "top_down": hub.WEIGHTS, "data.tokenizer": hub.TOKENIZER}
+
+
+def located(text: str, field: str = "backbone.weights") -> str:
+    """Return the path that a field of a config stands for; the file of a name or of a place on the Hub is downloaded.
+
+    Args:
+      text: the value of the field, which comes back unless it is a row of `NAMED` or begins with hf:.
+      field: for the message about a word that is neither a name nor a file.
+
+    Raises:
+      InputError: the file cannot be downloaded or is another one, or there is no such name.
+    """
+    if not is_remote(text):
+        return text
+    if hub.is_place(text):
+        return str(hub.local(hub.parse(text)))
+    if text not in NAMED:
+        near = difflib.get_close_matches(text, list(NAMED), n=1, cutoff=0)
+        raise InputError(
+            f"config.{field} is {text!r}, which is neither a file nor a name of weights; the nearest name is {near[0]!r}, and "
+            "docs/weights.md lists all."
+        )
+    return str(named.local(text))
+
+
+def tokenizer(text: str) -> str:
+    """Return the path that `config.data.tokenizer` stands for; that of a place on the Hub is downloaded."""
+    return str(hub.local(hub.parse(text), hub.TOKENIZER)) if hub.is_place(text) else text
+
+
+def is_remote(text: str) -> bool:
+    """Return whether a text names weights, well or badly, rather than a path: a file of that name comes first."""
+    is_word = re.fullmatch(r"\w+", text) and text != RANDOM and not Path(text).exists()
+    return hub.is_place(text) or bool(is_word)
+
+
+def pin(config: ConfigDict, folder: str | Path) -> ConfigDict:
+    """Return the config with the commit of every place on the Hub.
+
+    A run that resumes takes the commit in the saved config of its folder, unless its config names a revision.
+
+    Raises:
+      InputError: see `hub.pinned`.
+    """
+    flat, changed = flat_fields(config.to_dict()), {}
+    saved = _saved(folder) if run_folder.has_checkpoint(folder) else {}
+    for field, patterns in _FIELDS.items():
+        text = flat.get(field, "")
+        if hub.is_place(text):
+            before = saved.get(field, "")
+            changed[field] = before if hub.covers(text, before) else str(hub.pinned(hub.parse(text), patterns))
+    if not changed:
+        return config
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changed)
+    return config
+
+
+def _saved(folder) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):  # which the run reports
+        return flat_fields(json.loads((Path(folder).expanduser() / "config.json").read_text()))
+    return {}
+
+
+def provenance(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Describe the weights of a pinned config that were downloaded, by field: address or repository, revision, SHA-256."""
+    flat, facts = flat_fields(config.to_dict()), {}
+    for field in _FIELDS:
+        text = flat.get(field, "")
+        if hub.is_place(text):
+            facts[field] = hub.provenance(hub.parse(text))
+        elif text in NAMED and is_remote(text):
+            facts[field] = named.record(text)
+    return {"weights": facts} if facts else {}
