@@ -1,4 +1,4 @@
-"""Your own images: folders train/CLASS/*.jpg, and val/ and test/ alike, or one folder of classes, or a table.
+"""Your own images, in class folders or in a table.
 
     python main.py --config=configs/folder.py:method=toast,backbone=vit_b16_in1k --config.data.root=FOLDER \\
         --config.backbone.weights=weights/vit_b16_in1k.pth --config.data.held_out=0.2

@@ -1,4 +1,4 @@
-"""Pre-tune the top-down module of a language model, or what another method tunes, on plain text.
+"""Pre-tune the top-down module of a language model on plain text.
 
     python main.py --config=configs/openwebtext.py:backbone=llama1_7b --workdir=runs/pretune_llama1_7b \\
         --config.data.splits.train=data/openwebtext.jsonl

@@ -1,4 +1,4 @@
-"""Pre-tune the top-down module, or what another method tunes, on generic images or on your own.
+"""Pre-tune a method on generic images, or on your own.
 
 The loss is the cross-entropy; with a top-down module, of the second look and plus the variational loss. On ImageNet-1k,
 prepared by TFDS as array_record, or in folders with --config.data.format=folder --config.data.splits.val=val:

@@ -1,4 +1,4 @@
-"""Table: the results of sweeps beside the published numbers, or a few-shot table with its curves.
+"""Table: the results of sweeps beside the published numbers.
 
     python main.py --config=configs/table.py:from=runs/vtab --workdir=tables/vtab
     python main.py --config=configs/table.py:from=runs/fgvc_toast+runs/fgvc_lora --workdir=tables/fgvc

@@ -53,6 +53,7 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
         "result.json",
         "tensorboard",
         "checkpoints",
+        "test_correct.txt",
     }
     assert list((cache / "toast_jax" / "compiled").iterdir())
     assert not list(here.iterdir())

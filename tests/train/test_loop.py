@@ -214,7 +214,7 @@ def test_every_field_of_the_recipe_reaches_the_run(config, tmp_path, monkeypatch
     on_device["smoothing"] = on_device.pop("label_smoothing")
     assert seen["ema"] == 0.7 and seen["augment"].keywords == {
         **on_device,
-        **{"num_classes": 3, "statistics": ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))},
+        **{"num_classes": 3, "degradation": 0.0, "statistics": ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))},
     }
 
     def stop(source, **options):
