@@ -56,7 +56,7 @@ CUT = (
     ("toast_jax.config.schema", "*", "toast_jax.model.families.FAMILIES"),
     ("toast_jax.config.check", "*", "toast_jax.model.*"),
     ("toast_jax.tables.*", "*", "toast_jax.model.methods.METHODS"),
-    ("toast_jax.tables.costs", "*", "toast_jax.model.*"),  # configs of runs that have finished
+    ("toast_jax.tables.costs", "*", "toast_jax.model.steered.*"),  # of configs that have trained
     ("toast_jax.tables.few_shot_table", "*", "toast_jax.config.schema.*"),
     ("toast_jax.analysis.views", "Views", "toast_jax.data.images.*"),  # faults without their remedies
     ("toast_jax.analysis.views", "stream", "*.pixels.decode_example"),
