@@ -4,6 +4,7 @@ from typing import TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
 
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.model.layers.arrays import Array
@@ -22,7 +23,7 @@ def normalize(images: UInt8[Array, "*N 3"] | Float[Array, "*N 3"], statistics: S
     return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
 
 
-def statistics_of(data) -> Statistics:
+def statistics_of(data: ConfigDict) -> Statistics:
     """Return `normalize` of a config's `data` section, as tuples, which a saved config holds as lists."""
     mean, std = data.get("normalize", IMAGENET)  # runs of earlier versions have no such field
     return tuple(map(float, mean)), tuple(map(float, std))
