@@ -57,7 +57,7 @@ CUT = (
     ("toast_jax.config.check", "*", "toast_jax.model.*"),
     ("toast_jax.tables.*", "*", "toast_jax.model.methods.METHODS"),
     ("toast_jax.tables.costs", "*", "toast_jax.model.steered.*"),  # of configs that have trained
-    ("toast_jax.tables.few_shot_table", "*", "toast_jax.config.schema.*"),
+    ("toast_jax.tables.few_shot_table", "*", "*.saved_run.with_defaults"),
     ("toast_jax.analysis.views", "Views", "toast_jax.data.images.*"),  # faults without their remedies
     ("toast_jax.analysis.views", "stream", "*.pixels.decode_example"),
     ("toast_jax.data.images.batches", "*", "*.pixels.decode_example"),  # after Views, or `verify`, which the tasks reach too

@@ -7,7 +7,6 @@ HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and others. It is imported when a name is 
 import dataclasses
 import fnmatch
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -217,7 +216,7 @@ def _fetch(place: Place, files: list[str]) -> Path:
         for file in missing:
             path = _download(client, place, file, place.revision)
             expected = contents.hashes.get(file)
-            if expected and (digest := _digest(path)) != expected:
+            if expected and (digest := package_files.digest_of(path)) != expected:
                 for damaged in (path.resolve(), path):
                     damaged.unlink(missing_ok=True)
                 raise InputError(
@@ -237,12 +236,7 @@ def _download(client, place, file, revision) -> Path:
 def _sha256(path: Path) -> str:
     """Return the SHA-256 of a file in the client's cache, which names large files by it."""
     blob = path.resolve().name
-    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else package_files.digest_of(path)
 
 
 def _client():

@@ -3,6 +3,7 @@
 Shipped files are beside the package in a clone and inside it when it is installed.
 """
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +31,12 @@ def check_room(folder: Path, size: int, name: str, remedy: str) -> None:
         raise InputError(
             f"{name} has {size / 1e6:,.0f} MB, but {existing} has only {free / 1e6:,.0f} MB left; free some space, or {remedy}."
         )
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(path: str | Path) -> Path:

@@ -64,6 +64,18 @@ def test_a_saved_run_is_read_at_its_precision():
     assert precisions(run.compiled(lambda model, method, x: x @ x), jnp.ones((2, 2))) == ["HIGH"]
 
 
+def test_saved_runs_of_one_network_share_a_program():
+    traced = []
+
+    def function(model, method, x):
+        traced.append((model, method))
+        return x
+
+    for level, network in (("default", "a"), ("default", "a"), ("high", "a"), ("default", "b")):
+        SavedRun(ConfigDict({"precision": level}), (), 0, network, "row", {}).compiled(function)(jnp.ones(2))
+    assert traced == [("a", "row"), ("a", "row"), ("b", "row")]  # the precision is part of a program
+
+
 @pytest.mark.parametrize(
     ("module", "hidden"),
     [

@@ -211,7 +211,7 @@ def test_fingerprint_tells_another_backbone(tmp_path):
     ours, _ = rename.from_torch(recorded("convnext_toast"), 1)
     params = trees.nested({path: np.asarray(array) for path, array in ours.items()})
     path = tmp_path / "top_down.safetensors"
-    module_file.save(path, params, tuned_mask(params, METHODS["toast"]), pretune.get_config("backbone=convnext_t"))
+    module_file.save([path], params, tuned_mask(params, METHODS["toast"]), pretune.get_config("backbone=convnext_t"))
     module = {name: array for name, array in recorded("convnext_toast").items() if re.match("prompt|top_down|decoders", name)}
     assert_same(load_file(path), module)
     assert containers.read_header(path)

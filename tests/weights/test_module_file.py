@@ -116,7 +116,7 @@ def test_a_module_of_the_last_blocks_has_their_numbers_and_steers_no_more(pretun
     config = tuning(image_folder, weights, "")
     config.steered_blocks = 2
     params = trees.merge(*network(config))
-    module_file.save(tmp_path / "late.safetensors", params, setup.load_network(config, 3).mask, config)
+    module_file.save([tmp_path / "late.safetensors"], params, setup.load_network(config, 3).mask, config)
     assert {name for name in load_file(tmp_path / "late.safetensors") if name.endswith("linear.weight")} == {
         "decoders.1.linear.weight",
         "decoders.2.linear.weight",
@@ -250,7 +250,7 @@ def saved(pretuned, image_folder, tmp_path_factory):
         params = trees.flat(trees.merge(loaded.tuned, loaded.frozen))
         inside = module_paths(loaded.mask)
         params |= {path: params[path] + rng.normal(0, 0.1, params[path].shape).astype(np.float32) for path in inside}
-        module_file.save(folder / f"{method}.safetensors", trees.nested(params), loaded.mask, config)
+        module_file.save([folder / f"{method}.safetensors"], trees.nested(params), loaded.mask, config)
         return str(folder / f"{method}.safetensors"), {path: params[path] for path in inside}
 
     return of_method

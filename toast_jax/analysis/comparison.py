@@ -1,7 +1,6 @@
 """Compare networks on the same images: load their runs, and show their maps side by side."""
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from ml_collections import ConfigDict
 from toast_jax.analysis import drawing, maps, report
 from toast_jax.analysis.maps import Parts
 from toast_jax.config.task_fields import OF_SAVED
-from toast_jax.devices import precision
 from toast_jax.errors import renaming
 from toast_jax.fields import flat_fields, nested
 from toast_jax.train import saved_run
@@ -67,18 +65,12 @@ def look_closely(run: SavedRun, images: np.ndarray, batch_size: int) -> Looked:
 def in_batches(run: SavedRun, function: Callable, batch_size: int, *arrays: np.ndarray) -> Any:
     """Apply `function(model, method, params, *arrays)` of a run to batches of arrays `[n, ...]`, and join its results.
 
-    The function must return arrays with the images as their first axis, in any structure. Runs of the same network share the
-    compiled program.
+    The function must return arrays with the images as their first axis, in any structure.
     """
-    with precision.of_products(run.config):
-        batches = zip(*(padded(values, batch_size) for values in arrays), strict=True)
-        results = [jax.device_get(_compiled(function, run.model, run.method, run.params, *batch)) for batch in batches]
+    compiled = run.compiled(function)
+    batches = zip(*(padded(values, batch_size) for values in arrays), strict=True)
+    results = [jax.device_get(compiled(run.params, *batch)) for batch in batches]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(arrays[0])], *results)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _compiled(function, model, method, params, *batch):
-    return function(model, method, params, *batch)
 
 
 def padded(values: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -83,13 +83,15 @@ def pretune(
 
     weights = {"variational_loss": variational_weight, "task_loss": task_weight, "distillation_loss": distillation_weight}
 
+    compares_tokens = distillation_weight and not by_class
+
     def look(module, inputs, rng):
-        if module.top_down is None and not distillation_weight:
+        if module.top_down is None and not compares_tokens:
             return module.pooled(inputs, rng), None, {}
         pooled, out = module.looks(inputs, rng, maps=False)
-        if module.top_down is None:
-            return pooled, out["look"]["tokens"], {}
-        return pooled, out["look"]["tokens"], {"variational_loss": module.top_down.variational_loss(out["look"]["hidden"])}
+        look = out["look"]
+        variational = {} if module.top_down is None else {"variational_loss": module.top_down.variational_loss(look["hidden"])}
+        return pooled, look["tokens"], variational
 
     def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
         network = functools.partial(apply, model, method, params)

@@ -1,6 +1,7 @@
 """The few-shot table: accuracy by method, task and shots, with paired intervals, and the cost of each method."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -8,16 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from toast_jax.config import schema
 from toast_jax.errors import InputError, choose
-from toast_jax.fields import flat_fields, nested
 from toast_jax.model.methods import METHODS
 from toast_jax.tables import costs, few_shot_curves
 from toast_jax.tables.intervals import Interval, Resampler
 from toast_jax.tables.paper_tables import NOTHING, Measured, opened, read_measured
-from toast_jax.train.saved_run import short_names
+from toast_jax.train.saved_run import short_names, with_defaults
 from toast_jax.workdir import run_folder
 
 MEAN = "mean"
@@ -91,6 +89,24 @@ class Table:
         cells = [self.cells.get((row, name, shots)) for name in (self.tasks(shots) if task == MEAN else [task])]
         return [cell for cell in cells if cell] if None not in cells else []
 
+    @functools.cached_property
+    def summaries(self) -> dict[tuple[str, str, int], tuple[Interval, Interval | None]]:
+        """Accuracy and its difference to the reference, with 95 % intervals; in percent, by row, task and shots.
+
+        Raises:
+          InputError: two rows were tested on different images.
+        """
+        resampler, found = Resampler(), {}
+        for row, (task, shots) in itertools.product(self.rows, self.columns):
+            parts = self.parts(row.name, task, shots)
+            other = self.parts(self.references[row.name], task, shots) if row.name in self.references else []
+            if parts:
+                accuracy = resampler.interval([_stacked(cell, cell.correct) for cell in parts])
+                pairs = [_difference(cell, second, row.name, task) for cell, second in zip(parts, other, strict=bool(other))]
+                paired = bool(pairs) and all(pair is not None for pair in pairs)
+                found[row.name, task, shots] = accuracy, resampler.interval(pairs) if paired else None
+        return found
+
 
 def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
     """Read the results of sweeps, finished or not.
@@ -117,7 +133,7 @@ def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
                 task, shots = Path(config["data"]["root"]).name, config["data"]["shots"]
                 cells[name, task, shots] = Cell(cell, correct, result["steps"] * config["batch_size"])
         if config:
-            rows.append(Row(name, label, method, costs.per_image(_with_defaults(config))))
+            rows.append(Row(name, label, method, costs.per_image(with_defaults(config))))
     return Table(facts["backbone"], tuple(rows), cells, _references(rows, reference))
 
 
@@ -130,12 +146,6 @@ def _correct(folder, accuracy):
     return np.array([accuracy]) if correct is None else correct.astype(float)
 
 
-def _with_defaults(config):
-    """Add the fields that the config of an earlier version lacks."""
-    defaults = {name: field.default for name, field in schema.of_run(ConfigDict(config)).items()}
-    return ConfigDict(nested(defaults | flat_fields(config)))
-
-
 def _references(rows, reference):
     names = {row.name: row for row in rows}
     if rows and not reference:
@@ -145,24 +155,6 @@ def _references(rows, reference):
     same_sweep = {row.sweep: row.name for row in rows if row.method == reference}
     found = {row.name: reference if reference in names else same_sweep.get(row.sweep, "") for row in rows}
     return {name: other for name, other in found.items() if other and other != name}
-
-
-def summaries(table: Table) -> dict[tuple[str, str, int], tuple[Interval, Interval | None]]:
-    """Estimate accuracy, and the difference to the reference, with 95 % intervals; in percent, by row, task and shots.
-
-    Raises:
-      InputError: two rows were tested on different images.
-    """
-    resampler, found = Resampler(), {}
-    for row, (task, shots) in itertools.product(table.rows, table.columns):
-        parts = table.parts(row.name, task, shots)
-        other = table.parts(table.references[row.name], task, shots) if row.name in table.references else []
-        if parts:
-            accuracy = resampler.interval([_stacked(cell, cell.correct) for cell in parts])
-            pairs = [_difference(cell, second, row.name, task) for cell, second in zip(parts, other, strict=bool(other))]
-            paired = bool(pairs) and all(pair is not None for pair in pairs)
-            found[row.name, task, shots] = accuracy, resampler.interval(pairs) if paired else None
-    return found
 
 
 def _stacked(cell, seeds):
@@ -199,7 +191,7 @@ def _named(task, shots):
 
 def cells(table: Table) -> list[tuple[str, list[str], list[list[str]]]]:
     """Format the tables, each with title, header and rows: accuracy and costs; differences to the reference."""
-    summary, names = summaries(table), [row.name for row in table.rows]
+    summary, names = table.summaries, [row.name for row in table.rows]
     accuracy = [[_named(*column), *(_spread(table.parts(name, *column)) for name in names)] for column in table.columns]
     tuned = {name: cell.measured.tuned for (name, _, _), cell in table.cells.items()}
     accuracy += [
@@ -242,7 +234,7 @@ def _spread(parts):
 def values(table: Table) -> list[list[object]]:
     """List a row of HEADER for each row, task and number of shots; '' for a missing number."""
     lines: list[list[object]] = []
-    for (name, task, shots), (accuracy, difference) in summaries(table).items():
+    for (name, task, shots), (accuracy, difference) in table.summaries.items():
         row = next(row for row in table.rows if row.name == name)
         parts = table.parts(name, task, shots)
         seeds = _by_seed(parts)
@@ -278,7 +270,7 @@ def notes(table: Table) -> list[str]:
 def picture(table: Table) -> str:
     """Draw accuracy over shots as SVG, a panel for each task and for the mean, a line for each row."""
     panels: dict[str, dict[str, dict[int, Interval]]] = {}
-    for (name, task, shots), (accuracy, _) in summaries(table).items():
+    for (name, task, shots), (accuracy, _) in table.summaries.items():
         panels.setdefault(task, {}).setdefault(name, {})[shots] = accuracy
     shots = sorted({shots for _, shots in table.columns}, key=_order)
     in_order = {task: panels[task] for task, _ in table.columns if task in panels}

@@ -43,13 +43,23 @@ class SavedRun:
     folder: str | Path = ""
 
     def compiled(self, function: Callable) -> Callable:
-        """Compile `function(model, method, *args)` for this network, as `(*args)`, at the precision of the run."""
+        """Compile `function(model, method, *args)` for this network, as `(*args)`, at the precision of the run.
+
+        Runs of the same network share the compiled program.
+        """
+        jitted = jax.jit(function, static_argnums=(0, 1))
 
         def at_precision(*args):
             with precision.of_products(self.config):
-                return function(self.model, self.method, *args)
+                return jitted(self.model, self.method, *args)
 
-        return jax.jit(at_precision)
+        return at_precision
+
+
+def with_defaults(saved: dict) -> ConfigDict:
+    """Return the config that a run has saved, with the fields that an earlier version did not have."""
+    defaults = {name: field.default for name, field in schema.of_run(ConfigDict(saved)).items()}
+    return ConfigDict(nested(defaults | flat_fields(saved)))
 
 
 def load(folder: str | Path, weights: str = "", top_down: str = "", module: str = "", dtype: str = "") -> SavedRun:
@@ -66,8 +76,7 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
     """
     with checkpoint.manager(folder) as checkpoints:
         meta = checkpoint.read_meta(checkpoints)
-        defaults = {name: field.default for name, field in schema.of_run(ConfigDict(meta["config"])).items()}
-        config = ConfigDict(nested(defaults | flat_fields(meta["config"])))  # an earlier version had fewer fields
+        config = with_defaults(meta["config"])
         config.backbone.weights = weights or config.backbone.weights
         config.top_down = config.top_down and (top_down or config.top_down)
         config.module = config.module and (module or config.module)

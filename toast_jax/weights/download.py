@@ -31,7 +31,7 @@ def local(address: str, sha256: str = "") -> Path:
     path = _copied(address) if "://" in address else Path(address).expanduser()
     if sha256:
         try:
-            digest = digest_of(path)
+            digest = package_files.digest_of(path)
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); correct the path.") from error
         if digest != sha256.lower():
@@ -56,7 +56,7 @@ def fetch(address: str, path: Path, check: Callable[[str], None]) -> None:
                 shutil.copyfileobj(content, file, 2**20)
         if size and partial.stat().st_size != size:
             raise ConnectionError(f"{partial.stat().st_size:,} of {size:,} bytes arrived")
-        check(digest_of(partial))
+        check(package_files.digest_of(partial))
         partial.replace(path)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise InputError(
@@ -65,12 +65,6 @@ def fetch(address: str, path: Path, check: Callable[[str], None]) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _copied(address: str) -> Path:

@@ -5,7 +5,7 @@ Arrays have the release's names, so that PyTorch code can read them too; the rec
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,15 @@ from toast_jax.workdir.fingerprint import differing, is_split, moments
 def save_all(folder: Path, params: dict, mask: dict, config: ConfigDict) -> None:
     """Write `module.safetensors` and, of a top-down module alone, the same as `top_down.safetensors`."""
     groups = {path.split("/")[0] for path in module_paths(mask)}
-    for name in ("module", *(groups if groups == {"top_down"} else ())):
-        save(folder / f"{name}.safetensors", params, mask, config)
+    names = ("module", *(groups if groups == {"top_down"} else ()))
+    save([folder / f"{name}.safetensors" for name in names], params, mask, config)
 
 
-def save(path: str | Path, params: dict, mask: dict, config: ConfigDict) -> None:
+def save(files: Sequence[str | Path], params: dict, mask: dict, config: ConfigDict) -> None:
     """Write the `methods.module_paths` of `params`, from the first process alone.
 
     Args:
-      path: of the file.
+      files: all get the same content.
       params: of the network; they may be split over processes, which then all have to call this.
       mask: of the tuned parameters, see `methods.tuned_mask`.
       config: of the run, for the header.
@@ -47,7 +47,9 @@ def save(path: str | Path, params: dict, mask: dict, config: ConfigDict) -> None
         return
     family = kind(flat)
     module = {name: np.asarray(array, np.float32) for name, array in module.items()}
-    write(path, to_torch(module, family, stacked_depth(flat, family)), facts)
+    arrays = to_torch(module, family, stacked_depth(flat, family))
+    for file in files:
+        write(file, arrays, facts)
 
 
 def header(params: dict, mask: dict, config: ConfigDict) -> dict[str, str]:

@@ -64,7 +64,7 @@ def local(name: str) -> Path:
     if not path.exists():
         log.info("Downloading %s from %s (licence: %s).", name, entry.address, entry.licence)
         download.fetch(entry.address, path, lambda digest: _check_digest(name, digest))
-    digest = download.digest_of(path)
+    digest = package_files.digest_of(path)
     if not file.exists():
         facts = {"name": name, "url": entry.address, "licence": entry.licence, "sha256": digest}
         run_folder.replace_file(file, json.dumps(facts, indent=2) + "\n")

@@ -18,8 +18,6 @@ from toast_jax.errors import InputError, listed
 from toast_jax.fields import joined
 
 SPLITS = ("train", "val", "test")
-
-
 STDIN = "-"
 
 

@@ -71,6 +71,8 @@ def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = Non
 
 def read_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:
     """Open one split as `open_split` does, whatever the number of classes in it."""
+    if split not in split_names(data):
+        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
     return _opened(data, split, functools.partial(_read, data), seed, run)
 
 
@@ -79,8 +81,6 @@ def _read(data: ConfigDict, split: str) -> Any:
 
 
 def _opened(data, split, read, seed, run) -> Source:
-    if split not in split_names(data):
-        raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
     share = data.get("held_out", 0)
     if share and split in (image_files.TRAIN, held_out.VAL):
         root = image_files.image_root(data)
