@@ -388,6 +388,7 @@ def test_pretuning_is_tuning_with_another_loss(config, tmp_path):
     assert set(result["val"]) == {"accuracy", "count", "loss", "task_loss", "variational_loss"}
 
 
+@pytest.mark.slow
 def test_pretuning_without_labels_trains_what_the_variational_loss_trains(config, tmp_path, caplog):
     caplog.set_level("INFO", "toast_jax")
     config.stage, config.task_weight, config.data.labels = "pretune", 0.0, False
