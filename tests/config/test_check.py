@@ -181,6 +181,7 @@ def batch_of(size, near):
 IMAGES = [
     ({"warmup_epochs": 100}, "warmup_epochs is 100 and config.epochs 100: the run would never leave its warm-up"),
     ({"checkpoint": "x.pth"}, "config.checkpoint is for the task evaluate"),
+    ({"optimizer.lr_scale": 10.0}, "lr_scale is 10.0, but config.optimizer.lr_scaled names no parameters; name them, as in"),
     batch_of(12, "such as 8 or 16"),
     batch_of(3, "such as 8"),
     batch_of(20, "such as 16 or 24"),
@@ -406,7 +407,9 @@ DRAWN += (
 )
 DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat")
 DRAWN += tuple(
-    name for name in schema.of_family("vit") if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
+    name
+    for name in schema.of_family("vit")
+    if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name and "lr_scale" not in name
 )
 
 

@@ -75,6 +75,10 @@ _OF_RUNS: _Conflicts = {
     ),
     "config.batch_size is {c.batch_size}, which does not split over {c.devices} devices; use a multiple of "
     "{c.devices}, such as {c.batch_sizes}.": lambda c: c.batch_size % c.devices,
+    "config.optimizer.lr_scale is {c.optimizer.lr_scale}, but config.optimizer.lr_scaled names no parameters; name them, as in "
+    """--config.optimizer.lr_scaled='("top_down/prior",)'.""": lambda c: (
+        c.optimizer.lr_scale != 1 and not c.optimizer.lr_scaled
+    ),
     "config.task_weight and config.variational_weight are both 0; one of them has to be more.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.variational_weight or c.distillation_weight)
     ),

@@ -92,6 +92,8 @@ _RUN = {
     "warmup_epochs": Field(10, whole(0), "epochs of linear warmup of the learning rate"),
     "optimizer.name": Field("sgd", Choice(("sgd", "adamw")), "optimizer"),
     "optimizer.lr": Field(0.02, real(0.0), "peak learning rate"),
+    "optimizer.lr_scale": Field(1.0, real(above=0.0), "factor of the learning rate for the parameters of lr_scaled"),
+    "optimizer.lr_scaled": Field((), Several(Regex()), "paths of parameters with a learning rate of lr * lr_scale"),
     "optimizer.base_batch_size": Field(0, whole(0), "batch size that lr is for; lr scales with batch_size; 0: no scaling"),
     "optimizer.schedule": Field("epoch", Choice(("epoch", "step")), "update the learning rate every epoch or every step"),
     "optimizer.momentum": Field(0.9, SHARE, "momentum of sgd"),

@@ -212,6 +212,8 @@ def optimizer(
         weight_decay=fields.weight_decay if weight_decay is None else weight_decay,
         no_decay=tuple(fields.no_decay),
         clip=fields.clip,
+        lr_scale=fields.lr_scale,
+        lr_scaled=tuple(fields.lr_scaled),
     )
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
