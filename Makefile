@@ -20,7 +20,7 @@ $(VENV)/.installed: $(VENV)/.runs requirements-dev.txt requirements-language.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: $(VENV)/.runs  ## tune a small network in seven ways, in minutes, and write a report
+demo: $(VENV)/.runs  ## tune a small network in eight ways, in minutes, and write a report
 	$(BIN)/python main.py --config=configs/demo.py --workdir=runs/demo
 
 $(VENV)/.language: $(VENV)/.runs requirements-language.txt

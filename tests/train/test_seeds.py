@@ -72,7 +72,7 @@ GOLDEN = {"linear": (0.28333, 1.85072), "toast": (0.31333, 1.50195)}
 @pytest.mark.parametrize("row", GOLDEN)
 def test_a_row_of_the_demo_comes_to_the_numbers_it_came_to(row, tmp_path):
     config = demo.get_config().runs[row]
-    config.seed, config.epochs, config.eval_every, config.checkpoint_every = 42, 2, 2, 2
+    config.seed, config.epochs, config.warmup_epochs, config.eval_every, config.checkpoint_every = 42, 2, 0, 2, 2
     config.data.splits.update({"train": "train[:480]", "val": "", "test": "test[:300]"})
     test = loop.fit(config, tmp_path)["test"]
     accuracy, loss = GOLDEN[row]
