@@ -3,9 +3,9 @@
     python main.py --config=configs/demo.py --workdir=runs/demo
 
 The network in assets/ classifies the brightest digit of a scene. Each method tunes it to classify the green digit, on the same
-512 scenes, for the same number of steps, with three seeds; two start from what they learned about the brightest digit, and are
-also shown without. Learning rates, and the factor of the prior's, were chosen on 1,000 scenes of val (seed 42); docs/demo.md lists
-what was tried.
+512 scenes, for the same number of steps, with three seeds. TOAST and LoRA start from what they learned of the brightest one,
+and are also shown without. Learning rates, and the factor of the prior's, were chosen on 1,000 scenes of val (seed 42);
+docs/demo.md lists what was tried.
 """
 
 from ml_collections import ConfigDict
