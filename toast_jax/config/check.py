@@ -33,7 +33,7 @@ class _Facts:
     family = property(lambda c: FAMILIES[c.backbone.family])
     refusal = property(lambda c: c.family.refused[c.method])
     row = property(lambda c: c.family.methods.get(c.method))  # None if the family refuses the method
-    size = property(lambda c: c.family.sizes[c.backbone.size])
+    size = property(lambda c: c.family.size(c.backbone))
     image_multiple = property(lambda c: c.family.image_multiple(c.backbone))
     steerable = property(lambda c: c.family.sites(c.size))  # how many parts of the network can take a top-down input
     tunable = property(lambda c: c.family.tunable_blocks(c.size))  # how many blocks method partial can tune

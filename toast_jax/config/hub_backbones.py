@@ -43,6 +43,7 @@ def fields(name: str, reads: str) -> dict[str, Any]:
         other = {"images": "configs/folder.py", "text": "configs/alpaca.py"}[record.reads]
         raise InputError(f"{name} is a {record.title}, which reads {record.reads}; use {other}.")
     values = {"backbone.family": family, "backbone.weights": name, "variational_weight": record.variational_weight}
+    values |= {f"backbone.{key}": field.default for key, field in record.fields.items()}
     values |= {f"backbone.{key}": value for key, value in (described[family] or {}).items()}
     if reads == "text":
         return values | {"data.tokenizer": str(hub.Place(place.repository, place.revision))}

@@ -89,7 +89,8 @@ def load(
     """Read the parameters that are in files, by path; arguments and errors are those of `start`."""
     shapes, dtypes = _described(model, method)
     if tuned:
-        return pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*", field="checkpoint")
+        options = {"last_blocks": model.backbone.last_blocks, "field": "checkpoint", "resize": _resize(model.backbone)}
+        return pretrained.load(tuned, shapes, wanted=".*", **options)
     return _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down)
 
 
@@ -118,9 +119,14 @@ def _dtypes(model, method, shapes):
     }
 
 
+def _resize(backbone):
+    return functools.partial(pretrained.resize_pos_embed, **families.of_backbone(backbone).positions(backbone))
+
+
 def _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down):
     layer_files = families.of_backbone(model.backbone).layer_files
-    load = functools.partial(pretrained.load, shapes=shapes, last_blocks=model.backbone.last_blocks, identity=TRANSFORM)
+    options = {"last_blocks": model.backbone.last_blocks, "identity": TRANSFORM, "resize": _resize(model.backbone)}
+    load = functools.partial(pretrained.load, shapes=shapes, **options)
     loaded = {}
     if weights != RANDOM and layer_files:
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
