@@ -5,6 +5,7 @@ a test checks that they agree.
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from toast_jax import hub
@@ -27,11 +28,12 @@ _VIT_SIZES: dict[str, dict[str, Any]] = {
 
 
 def of_images(name: str) -> dict[str, Any]:
-    """Parse `vit_` + size + patch or `convnext_` + size, and a tag, or `hf:OWNER/NAME`; return fields by dotted name.
+    """Parse `vit_` + size + patch or `convnext_` + size, and a tag, `hf:OWNER/NAME`, or a path; return fields by dotted name.
 
+    A path is that of a folder with a `config.json`, as from `save_pretrained`, or of a file beside one.
     A tag of a `Kind` makes the ViT one of that kind, such as vit_b16_dinov3 and vit_b14_reg4_dinov2, which has 4 registers.
     """
-    if hub.is_place(name):
+    if hub.is_place(name) or _is_described(name):
         return _of_hub(name, "images")
     vit = re.fullmatch(
         rf"vit_(?P<size>{'|'.join(_VIT_SIZES)})(?P<patch>8|14|16|32)(_reg(?P<registers>\d+))?(_(?P<tag>\w+))?", name
@@ -69,8 +71,14 @@ def of_text(name: str) -> dict[str, Any]:
 
 
 def label(name: str) -> str:
-    """Return a name of a backbone that can be part of a file's name: of a repository on the Hub its last part."""
-    return hub.parse(name).repository.partition("/")[2] if hub.is_place(name) else name
+    """Return a name of a backbone that can be part of a file's name: of a repository or a path its last part."""
+    return hub.parse(name).repository.partition("/")[2] if hub.is_place(name) else Path(name).stem
+
+
+def _is_described(name):
+    """Return whether a name is the path of a folder or file with a `config.json`."""
+    path = Path(name).expanduser()
+    return (path / "config.json").is_file() or (path.is_file() and path.with_name("config.json").is_file())
 
 
 def _of_hub(name, reads):

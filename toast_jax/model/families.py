@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from toast_jax.fields import Field, whole
 from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit, vit_kinds
 from toast_jax.model.backbones.rename_rules import Names
+from toast_jax.model.backbones.vit_features import DECIDES as VIT_DECIDES
 from toast_jax.model.backbones.vit_features import FIELDS as VIT_FIELDS
 from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
@@ -40,6 +41,8 @@ class Family:
       image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
       tunable_blocks: of a size: how many blocks method partial may tune.
       positions: of a backbone: how learned positions are fitted to it, as arguments of `pretrained.resize_pos_embed`.
+      shown: of a backbone: what the shapes of its parameters show of it, by name.
+      decides: by regex of the parameters that only some of its networks have, the field of `config.backbone` that adds them.
       variational_weight: default of the field, and the release's weight.
       partition: how parameters are split over an axis "fsdp": the first regex that matches a whole path decides.
       layer_files: whether its weights are large and come from files that are read layer by layer. Its top-down modules are
@@ -65,6 +68,8 @@ class Family:
     image_multiple: Callable[[Any], int] = lambda backbone: 1
     tunable_blocks: Callable[[Any], int] = lambda size: 1
     positions: Callable[[Any], dict[str, Any]] = lambda backbone: {}
+    shown: Callable[[Any], dict[str, Any]] = lambda backbone: {}
+    decides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variational_weight: float = 0.01
     partition: tuple[tuple[str, PartitionSpec], ...] = ((".*", PartitionSpec()),)
     layer_files: bool = False
@@ -93,6 +98,8 @@ FAMILIES = {
         image_multiple=lambda backbone: backbone.patch,
         tunable_blocks=lambda size: size.depth,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
+        shown=vit.shown,
+        decides=VIT_DECIDES,
         variational_weight=0.1,
     ),
     "convnext": Family(
@@ -107,6 +114,7 @@ FAMILIES = {
         methods=with_lora({name: row for name, row in METHODS.items() if name != "vpt"}, convnext.LORA_KERNELS),
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
         sites=lambda backbone: len(backbone.depths),
+        shown=lambda backbone: {"depths": backbone.depths, "widths": backbone.widths},
         top_down=lambda backbone, k: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype, steered=k),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],

@@ -1,11 +1,11 @@
 """Replay arrays of a backbone alone, recorded from timm or from Hugging Face transformers.
 
-A recording holds images, parameters by their names in published files, embeddings, the output of every block, tokens, the pooled
-output, and gradients of its product with a probe. Where it has `other_size/*`, the same parameters see images of another shape.
+A recording holds images, parameters by their names in published files, embeddings, the output of every block, tokens, the
+pooled output, and gradients of its product with a probe. Where it has `other_size/*`, the same parameters see images of another
+shape.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,10 +18,9 @@ from toast_jax.model import families
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.weights import rename
+from toast_jax.weights.containers import Arrays
 from toast_jax.weights.other_projects import unwrapped
 from toast_jax.weights.pretrained import resize_pos_embed
-
-Arrays = Mapping[str, np.ndarray]
 
 TOKENS, BLOCKS, GRADIENTS = 3e-5, 2e-4, 1e-4  # bounds; the values of blocks are large
 _POOLS = {"cls": "cls", "mean_patch": "mean", "attention": "attention"}
@@ -71,7 +70,7 @@ def _group(arrays, prefix):
 
 def _table(path: str, state: Arrays, gated: bool) -> tuple[Family, tuple]:
     """Choose the layout that names all parameters: the one with a gate for a gated MLP."""
-    left = {}
+    left: dict[tuple[int, bool], tuple] = {}
     for family in FAMILIES.values():
         for layout in family.names.layouts:
             gates = any("gate" in name for row in layout.table for name in row.paths)
@@ -86,8 +85,8 @@ def _table(path: str, state: Arrays, gated: bool) -> tuple[Family, tuple]:
 
 
 def _network(family: Family, params: Arrays, arrays: Arrays) -> Any:
-    model: Any = family.sized(dict(params), int(arrays["config/head_width"]))
-    features = {"antialias": bool(arrays.get("config/position_interpolation_antialias", False))}
+    model: Any = family.sized(params, int(arrays["config/head_width"]))
+    features: dict[str, Any] = {"antialias": bool(arrays.get("config/position_interpolation_antialias", False))}
     if not arrays["config/mlp_gated"]:
         features["mlp"] = str(arrays["config/activation"])
     if "config/rope_base" in arrays:
@@ -152,7 +151,7 @@ def _gradients(model, params, arrays, state, table, family, prefix) -> list[Chec
 
     gradients = {f"backbone/{path}": leaf for path, leaf in trees.flat(jax.jit(jax.grad(loss))(_nested(params))).items()}
     layers = rename.unstack(gradients, family)
-    of_state = {}
+    of_state: Arrays = {}
     for row, i, values in rename.taken(table, "torch", dict(state)):
         outputs = tuple(layers[path.format(i=i)] for path in row.paths)
         _, pull_back = jax.vjp(row.forward, *map(jnp.asarray, values))

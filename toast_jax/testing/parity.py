@@ -3,8 +3,9 @@
     python -m toast_jax.parity FILE.npz [FILE.npz ...]
 
 A recording holds inputs, parameters under their PyTorch names, outputs, intermediates, gradients and six SGD steps of one
-method, in float32 and without dropout; one of a backbone alone, see `backbone_parity`. Each line shows a quantity's relative error `max|value - recorded| / max|recorded|`,
-its bound and its name. The exit status is 1 if any error exceeds its bound.
+method, in float32 and without dropout; that of a backbone alone is described in `backbone_parity`. Each line shows a quantity's
+relative error `max|value - recorded| / max|recorded|`, its bound and its name. The exit status is 1 if any error exceeds its
+bound.
 """
 
 import functools

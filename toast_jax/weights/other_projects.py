@@ -144,7 +144,7 @@ _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
 # Names that identify networks similar to the supported ones.
 _OTHER_NETWORKS = {
     r"dist_token|(?:\w+\.)?embeddings\.distillation_token": "a distilled DeiT",
-    r".*(?:\.SCB|\.weight_(?:scale|format).*|\.weight\.(?:absmax|quant\w*|nested\w*)|\.qweight|\.qzeros|_packed)": "a quantized network",
+    r".*\.(?:SCB|weight_(?:scale|format|packed).*|weight\.(?:absmax|quant\w*|nested\w*)|qweight|qzeros)": "a quantized network",
     r".*\.attn\.[qk]_norm\..*": "a ViT with norms of queries and keys",
     r"fc_norm\..*": "a ViT with its last norm after pooling (as MAE's fine-tuning makes)",
     r"(?:.*\.)?layers\.\d+\.(?:blocks|downsample)\..*": "a Swin Transformer",

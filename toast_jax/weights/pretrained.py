@@ -84,9 +84,13 @@ def load(
     if missing:
         if all(name.startswith("head/") for name in missing):
             raise _no_classifier(path)
-        raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
+        check = _deciding(needed, missing, "; check ")
+        raise InputError(
+            f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says{check}."
+        )
     if surplus := sorted(set(present) - set(needed)):
-        raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")
+        check = _deciding(needed, surplus, "") or "config.method"
+        raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check {check}.")
     chosen = {name: arrays[name] for name in needed}
     if (name := "backbone/pos_embed") in chosen:
         try:
@@ -106,6 +110,13 @@ def load(
     if unknown:
         log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
     return stack(chosen, last_blocks)
+
+
+def _deciding(network, names, before):
+    """Return the fields of the config that add parameters which only some networks have, after a text; "" for none."""
+    rows = kind(network).decides.items()
+    fields = dict.fromkeys(field for name in names for regex, field in rows if re.fullmatch(regex, name))
+    return before + ", ".join(f"config.backbone.{field}" for field in fields) if fields else ""
 
 
 def num_classes(path: str) -> int:

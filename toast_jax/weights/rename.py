@@ -56,7 +56,11 @@ def rename(state: Arrays, table: Sequence[Rename] = ()) -> tuple[Arrays, list[st
             names = [name.format(i=i) for name in row.torch]
             shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
             raise ValueError(f"{shapes}, which no network here has") from error
-        layers |= dict(zip((path.format(i=i) for path in row.paths), arrays, strict=True))
+        paths = [path.format(i=i) for path in row.paths]
+        if any(path in layers for path in paths):  # another name of the same parameter
+            left |= dict(zip((name.format(i=i) for name in row.torch), torch_arrays, strict=True))
+        else:
+            layers |= dict(zip(paths, arrays, strict=True))
     return layers, sorted(left)
 
 
@@ -72,7 +76,7 @@ def to_torch(arrays: Arrays, family: Family | None = None, depth: int = 0) -> Ar
 
 
 def layout_of(state: Arrays) -> tuple[Family, Layout] | None:
-    """Return the family and the layout that names in a file are a sign of, or None; of several the one with most of its names."""
+    """Return the family and the layout that names in a file are a sign of, or None; of several, one that names most of them."""
     pairs = [
         (family, layout)
         for family in FAMILIES.values()

@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 
+class Unusable(ValueError):
+    """A network that is recognized, but not supported; the text says why, without the name of its file."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rename:
     """Converts parameters of PyTorch's names to our paths and back; one row of a table.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toast_jax.model.backbones import vit_torch_names as torch_names
-from toast_jax.model.backbones.rename_rules import Layout, Rename, norm
+from toast_jax.model.backbones.rename_rules import Layout, Rename, Unusable, norm
 from toast_jax.model.backbones.vit_features import Kind
 
 _FIELDS = {"class_token": False, "pool": "attention"}
@@ -14,7 +14,7 @@ _SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "giant-opt"
 # timm's other networks have the exact GELU, though all were trained with the approximate one.
 _TANH = r"base_patch32.*|large_patch16_siglip_512|so400m_patch16.*|giantopt.*"
 # Transformers leaves these out of a `config.json` that agrees with them.
-_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _DEFAULTS |= {"patch_size": 16, "image_size": 224, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 _NAFLEX = (
     "it is a NaFlex SigLIP 2, which reads patches of images of any shape, and not one of fixed resolution, such as "
@@ -28,7 +28,7 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
         mlp = "gelu_tanh" if re.fullmatch(_TANH, match[0].removeprefix("vit_")) else "gelu"
         return {**_FIELDS, "size": _SIZES[match[1]], "patch": int(match[2]), "mlp": mlp, "antialias": True}
     if content.get("model_type") in ("siglip2", "siglip2_vision_model"):
-        raise ValueError(_NAFLEX)
+        raise Unusable(_NAFLEX)
     if content.get("model_type") not in ("siglip", "siglip_vision_model"):
         return None
     vision = {**_DEFAULTS, **content.get("vision_config", content)}

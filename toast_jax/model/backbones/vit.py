@@ -9,8 +9,8 @@ K = D / H, L blocks, P prompt tokens.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -19,8 +19,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
 from toast_jax.data.images.statistics import IMAGENET
-from toast_jax.errors import InputError, choose
-from toast_jax.model.backbones.vit_features import FIELDS, SIZES, Features, Size
+from toast_jax.errors import choose
+from toast_jax.model.backbones.vit_features import POOLS, SIZES, Features, Size
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
@@ -39,7 +39,7 @@ LORA_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
 
 
 # Of the MLP, by `Features.mlp`, and whether it multiplies the first layer by a gate.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, tuple[Callable, bool]] = {
     "gelu": (gelu, False),
     "gelu_tanh": (functools.partial(nn.gelu, approximate=True), False),
     "swiglu": (nn.silu, True),
@@ -55,7 +55,7 @@ def build(config, image_size: int, last_blocks: int, statistics: Statistics = IM
       last_blocks, statistics: see `ViT`.
 
     Raises:
-      InputError: an unknown size, pooling or dtype, or features that exclude each other.
+      InputError: an unknown size, pooling or dtype.
     """
     features = {field.name: config[field.name] for field in dataclasses.fields(Features)}
     return ViT(
@@ -63,7 +63,7 @@ def build(config, image_size: int, last_blocks: int, statistics: Statistics = IM
         patch=config.patch,
         grid=image_size // config.patch,
         last_blocks=last_blocks,
-        pool=choose("config.backbone.pool", config.pool, {name: name for name in FIELDS["pool"].allowed.options}),
+        pool=choose("config.backbone.pool", config.pool, {name: name for name in POOLS}),
         features=Features(**features),
         drop_path=config.drop_path,
         dtype=dtypes.named(config.dtype),
@@ -76,28 +76,11 @@ def size_of(config) -> Size:
     """Return the size that a config's `backbone` section names, with the numbers that it sets itself.
 
     Raises:
-      InputError: an unknown size, or numbers that no ViT has.
+      InputError: an unknown size.
     """
     size = choose("config.backbone.size", config.size, SIZES)
     names = (field.name for field in dataclasses.fields(Size))
-    size = dataclasses.replace(size, **{name: config[name] for name in names if config[name]})
-    if not (size.width and size.depth and size.num_heads):
-        raise InputError(
-            f"config.backbone.size is {config.size!r}, which needs --config.backbone.width, --config.backbone.depth and "
-            "--config.backbone.num_heads; set all three."
-        )
-    multiple = size.num_heads * (4 if config.rotary else 1)
-    if size.width % multiple:
-        raise InputError(
-            f"config.backbone.width is {size.width}, no multiple of {multiple}, as {size.num_heads} heads "
-            f"{'with rotary positions ' if config.rotary else ''}need; change one of them."
-        )
-    if not config.class_token and (config.pool == "cls" or config.registers):
-        raise InputError(
-            "config.backbone.class_token is False, but config.backbone.pool or config.backbone.registers needs the class token; "
-            "set --config.backbone.pool=attention or mean, and --config.backbone.registers=0."
-        )
-    return size
+    return dataclasses.replace(size, **{name: config[name] for name in names if config[name]})
 
 
 class Attention(nn.Module):
@@ -344,8 +327,8 @@ class ViT(nn.Module):
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
             attention: `[L, B, H, N, N]`, or None.
-            reads: `[B, H, N]`, of a network without a class token alone: the attention that stands in for the class token's, that
-              of `AttentionPool` or the mean over patches of the last block's; with maps.
+            reads: `[B, H, N]`, only without a class token and with maps. It stands in for the class token's attention: that of
+              `AttentionPool`, or the mean over the patches of the last block's.
         """
         x, seen = self._blocks(images, td, prompts, rng, start, num_queries=None, maps=maps)
         tokens = self.norm(x)
@@ -472,3 +455,20 @@ def sized(arrays: Mapping[str, Array], head_width: int) -> ViT:
         features=features,
         hidden=0 if hidden == 4 * width else hidden,
     )
+
+
+def shown(model: ViT) -> dict[str, Any]:
+    """Return what the shapes of a ViT's parameters show of it, by the names of `Size` and `Features`."""
+    features = model.features
+    return {
+        "width": model.width,
+        "depth": model.depth,
+        "hidden": model.hidden or 4 * model.width,
+        "patch": model.patch,
+        "gate": features.mlp == "swiglu",
+        "class_token": features.class_token,
+        "registers": features.registers,
+        "rotary": features.rotary > 0,
+        "qkv_bias": features.qkv_bias,
+        "attention pooling": model.pool == "attention",
+    }

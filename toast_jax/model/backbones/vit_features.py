@@ -63,12 +63,13 @@ class Features:
     antialias: bool = False
 
 
+POOLS = ("cls", "mean", "attention")
 # Fields of `config.backbone` that a ViT has beside those of every family.
 FIELDS = {
     "patch": Field(16, whole(1, 16_384), "side of a patch, in pixels"),
     "pool": Field(
         "cls",
-        Choice(("cls", "mean", "attention")),
+        Choice(POOLS),
         "what the head reads: the class token, the mean of the patches, or SigLIP's attention over them",
     ),
     "width": Field(0, whole(0, 65_536), "channels of a token; 0: those of the size"),
@@ -82,6 +83,16 @@ FIELDS = {
     "qkv_bias": Field("qkv", Choice(("qkv", "qv", "none")), "which projections of attention have a bias"),
     "eps": Field(1e-6, real(above=0.0), "added to the variance in every LayerNorm"),
     "antialias": Field(False, Flag(), "whether learned positions are antialiased when they are resized, as in timm"),
+}
+
+# By regex of the parameters that only some ViTs have, the field that adds them.
+DECIDES = {
+    "backbone/reg_token": "registers",
+    "backbone/cls_token": "class_token",
+    "backbone/pos_embed": "rotary",
+    "backbone/attn_pool/.*": "pool",
+    "backbone/.*/mlp/gate/.*": "mlp",
+    "backbone/.*/attn/[qkv]/bias": "qkv_bias",
 }
 
 

@@ -19,7 +19,7 @@ def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read the fields of `config.backbone` from the `config.json` of a Hugging Face repository; None for another network.
 
     Raises:
-      ValueError: a ViT that cannot be used; the text says why.
+      Unusable: a ViT that is not supported.
     """
     fields = next((fields for kind in KINDS if (fields := kind.described(content))), None)
     # The release leaves drop-path on while it tunes a ViT.

@@ -13,8 +13,8 @@ from toast_jax.model.layers.arrays import Array
 class Rotary:
     """Turns queries or keys of patches by angles that grow with their place in the image.
 
-    A patch's row and column are coordinates in (-1, 1), whatever the number of patches, so any resolution is valid. A quarter of
-    the K channels turns by the row and a quarter by the column, at K / 4 wavelengths from 1 to about `base`; channel m is paired
+    A patch's row and column are coordinates in (-1, 1), whatever the number of patches, so any resolution is valid. The first
+    K / 4 channels turn by the row and the next K / 4 by the column, at wavelengths from 1 to about `base`. Channel m is paired
     with channel m + K / 2.
 
     Attributes:
