@@ -9,7 +9,7 @@ from jax import export
 
 from toast_jax import trees
 from toast_jax.devices import precision
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, of_extra
 from toast_jax.export import predict
 from toast_jax.export.folder import Files
 from toast_jax.export.plain import preprocessing_of, text_of
@@ -31,6 +31,7 @@ def files(run: SavedRun) -> Files:
     family = families.of_config(run.config)
     if family.reads != "images":
         raise InputError(f"as=stablehlo is for networks that read images, and a {family.title} reads text; write as=hf.")
+    of_extra("flatbuffers", "export", "Writing as=stablehlo")  # of jax.export
     weights = trees.flat(steered.merged(run.method, run.params))
     weights = {path: np.asarray(array, np.float32) for path, array in weights.items()}
     preprocessing = preprocessing_of(run)
@@ -58,7 +59,7 @@ def files(run: SavedRun) -> Files:
     }
     return {
         "network.jax_export": lambda path: path.write_bytes(program),
-        "weights.npz": lambda path: np.savez(path, **weights),
+        "weights.npz": lambda path: np.savez(path, allow_pickle=False, **weights),
         "network.json": text_of(facts),
         "predict.py": Path(predict.__file__).read_text(encoding="utf-8"),
     }

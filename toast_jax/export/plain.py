@@ -9,7 +9,7 @@ from PIL import Image
 
 from toast_jax import trees
 from toast_jax.data.text import tokenizer
-from toast_jax.errors import InputError, choose, listed
+from toast_jax.errors import InputError, listed
 from toast_jax.export.folder import Files
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.exports.formats import Preprocessing
@@ -39,7 +39,9 @@ def files(run: SavedRun, kind: str) -> Files:
     """
     family = families.of_config(run.config)
     if kind not in family.plain:
-        raise InputError(f"as={kind} is not written for a {family.title}; write as={' or as='.join([*family.plain, 'release'])}.")
+        raise InputError(
+            f"as={kind} is not written for a {family.title}; write as={' or as='.join([*family.plain, 'release'])}."
+        )
     plain = family.plain[kind]
     arrays = plain.arrays(merged(run))
     preprocessing = preprocessing_of(run) if family.reads == "images" else None

@@ -22,7 +22,8 @@ class Format(NamedTuple):
 
     Attributes:
       arrays: converts arrays by the release's names, without `enc.` and `head.last_layer.`, to those of the library.
-      config: `(backbone, classes, preprocessing) -> config.json`, the last two empty for text; raises InputError for a network that the library lacks.
+      config: `(backbone, classes, preprocessing) -> config.json`, the last two empty for text; raises InputError for a network
+        that the library lacks.
     """
 
     arrays: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
