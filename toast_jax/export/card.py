@@ -1,5 +1,6 @@
 """The model card of an exported folder, `README.md`, from the result of its run."""
 
+import contextlib
 import json
 import re
 import statistics
@@ -61,9 +62,9 @@ logits(pixels)  # uint8 [B, {size}, {size}, 3], any B, see predict.view
 ## How long it can be read
 
 `network.jax_export` was written by jax {jax} and runs on CPUs, NVIDIA GPUs and TPUs. JAX
-[promises](https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees) that versions up to 6 months newer and up to
-3 weeks older can run it. Later versions often can, without a promise. To keep a network for longer, keep this version of JAX, or
-the run, from which this folder can be written again.""",
+[promises](https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees) that versions up to 6 months newer and
+up to 3 weeks older can run it. Later versions often can, without a promise. To keep a network for longer, keep this version of
+JAX, or the run, from which this folder can be written again.""",
 }
 
 
@@ -158,7 +159,8 @@ def _front(run, result, kind, name, data) -> Iterator[tuple[str, Any]]:
         yield "license", "other" if " " in licence else licence.lower()
     if hub.is_place(config.backbone.weights):
         yield "base_model", hub.parse(config.backbone.weights).repository
-    if accuracy := result.get("test", {}).get("accuracy"):
+    accuracy = result.get("test", {}).get("accuracy")
+    if accuracy is not None:
         measured = {"type": "accuracy", "value": accuracy}
         dataset = {"name": data, "type": data, "split": "test"}
         yield "model-index", [{"name": name, "results": [{"task": {"type": task}, "dataset": dataset, "metrics": [measured]}]}]
@@ -174,21 +176,16 @@ def _results(run, result) -> list[str]:
     splits = [split for split in ("val", "test") if isinstance(result.get(split), dict)]
     if not splits:
         return ["Not evaluated."]
-    names = list(dict.fromkeys(name for split in splits for name in result[split]))
-    lines = ["| | " + " | ".join(splits) + " |", "|---|" + " --: |" * len(splits)]
-    lines += [
-        "| " + " | ".join([_ROWS.get(name, name), *(_number(result[split].get(name)) for split in splits)]) + " |"
-        for name in names
-    ]
+    names = dict.fromkeys(name for split in splits for name in result[split])
+    cells = [["", *splits], ["---", *["--:"] * len(splits)]]
+    cells += [[_ROWS.get(name, name), *(_number(result[split].get(name)) for split in splits)] for name in names]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     lines += ["", f"Seed {result['seed']}, {result['steps']:,} steps, {result['tuned_parameters']['all']:,} tuned parameters."]
-    accuracies = _of_seeds(run, result)
+    accuracies = _of_seeds(run)
     if len(accuracies) > 1:
         mean, deviation = (100 * of(accuracies.values()) for of in (statistics.mean, statistics.stdev))
         seeds = ", ".join(map(str, sorted(accuracies)))
-        lines += [
-            "",
-            f"Test accuracy over the seeds {seeds}: {mean:.1f} +- {deviation:.1f} %; these weights are of one of them.",
-        ]
+        lines += ["", f"Test accuracy over the seeds {seeds}: {mean:.1f} +- {deviation:.1f} %; these weights are of one seed."]
     return lines
 
 
@@ -196,19 +193,20 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else f"{value:,}"
 
 
-def _of_seeds(run, result) -> dict[int, float]:
-    """Read the test accuracy by seed of the runs `seed_*` beside this one that differ in the seed alone."""
-    accuracies = {}
-    own = {name: value for name, value in flat_fields(result["config"]).items() if name not in ("seed", "name")}
+def _of_seeds(run) -> dict[int, float]:
+    """Read the test accuracy by seed of the runs `seed_*` beside this one, which differ from it in the seed alone."""
+    accuracies, own = {}, _without_seed(json.loads(json.dumps(run.config.to_dict())))
     for file in Path(run.folder).expanduser().resolve().parent.glob("seed_*/result.json"):
-        try:
-            other = json.loads(file.read_text())
-            fields = {name: value for name, value in flat_fields(other["config"]).items() if name not in ("seed", "name")}
-            if fields == own:
-                accuracies[other["seed"]] = other["test"]["accuracy"]
-        except (OSError, ValueError, KeyError, TypeError):  # a run that has not finished, or was not tested
-            continue
+        # A run may not have finished, or not be tested.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            result = json.loads(file.read_text())
+            if _without_seed(result["config"]) == own:
+                accuracies[result["seed"]] = result["test"]["accuracy"]
     return accuracies
+
+
+def _without_seed(config: Mapping) -> dict[str, Any]:
+    return {name: value for name, value in flat_fields(config).items() if name not in ("seed", "name")}
 
 
 def _licence(weights: str, result: Mapping[str, Any]) -> tuple[str, str]:

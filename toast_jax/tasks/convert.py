@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_writable(config.target)
     source = download.local(places.located(config.source, "source"), config.sha256)
     if not source.exists():
-        raise InputError(f"There is nothing at {source}; correct from= in --config=configs/convert.py:from=...,to=...")
+        raise _nothing_at(source)
     family, arrays, header = _of_run(source, config) if source.is_dir() else _of_file(source)
     state, key = rename_back(arrays, family), family.export_key
     if "head.last_layer.weight" in state:  # it wraps its network: an encoder and a head
@@ -67,8 +67,12 @@ def _export(config: ConfigDict) -> None:
     """
     target, source = folder.check_new(config.target), Path(config.source).expanduser()
     if not source.is_dir():
-        what = "is not the folder of a run" if source.exists() or places.is_remote(config.source) else "does not exist"
-        raise InputError(f"{config.source} {what}, and as={config.format} is written from one; give its folder in from=.")
+        if not source.exists() and not places.is_remote(config.source):
+            raise _nothing_at(source)
+        raise InputError(
+            f"as={config.format} is written from the folder of a run, and {config.source} is not one; give a run in from=, or "
+            "write as=release."
+        )
     result = _result(source)
     with renaming(OF_SAVED):
         saved = saved_run.load(source, config.weights, config.top_down, config.module, dtype="float32")
@@ -79,6 +83,10 @@ def _export(config: ConfigDict) -> None:
     folder.write(target, files)
     log.info("%s -> %s, as=%s: %s.", source, target, kind, ", ".join(sorted(files)))
     log.info("To upload it: %s", card.upload(target.resolve().name, target))
+
+
+def _nothing_at(source: Path) -> InputError:
+    return InputError(f"There is nothing at {source}; correct from= in --config=configs/convert.py:from=...,to=...")
 
 
 def _result(source: Path) -> dict:
