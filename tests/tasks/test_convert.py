@@ -160,7 +160,7 @@ def test_refusals(source, target, message, tmp_path, monkeypatch):
         ("{tmp}/gone", "{tmp}/x", "There is nothing at .*gone; correct from="),
         ("{tmp}/file.safetensors", "{tmp}/x", "file.safetensors is not one; give a run in from=, or write as=release"),
         ("vit_b16_in1k", "{tmp}/x", "and vit_b16_in1k is not one; give a run in from="),
-        ("{tmp}/run", "{tmp}/x", "The run in .*run has not finished .it has no result.json.; give its command again"),
+        ("{tmp}/run", "{tmp}/x", "The run in .*run has not finished, as it has no result.json; give its command"),
         ("{tmp}/damaged", "{tmp}/x", "result.json is damaged .*; remove it and give the command of the run again"),
         ("{tmp}", "{tmp}/x", "There are no checkpoints in"),
         ("{tmp}/run", "{tmp}/run", "run exists already; give to= another name, or remove it"),
@@ -181,9 +181,7 @@ def test_refusals_of_exports(source, target, message, tmp_path):
 
 
 def test_unknown_kind_gets_the_nearest():
-    with pytest.raises(
-        InputError, match="The config argument as is 'tim'; it must be one of release, timm, .*nearest is 'timm'"
-    ):
+    with pytest.raises(InputError, match="The config argument as is 'tim'; it must be one of release, .*nearest is 'timm'"):
         convert_config.get_config("from=a,to=b,as=tim")
 
 

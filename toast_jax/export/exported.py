@@ -32,12 +32,11 @@ def files(run: SavedRun) -> Files:
     if family.reads != "images":
         raise InputError(f"as=stablehlo is for networks that read images, and a {family.title} reads text; write as=hf.")
     of_extra("flatbuffers", "export", "Writing as=stablehlo")  # of jax.export
-    weights = trees.flat(steered.merged(run.method, run.params))
-    weights = {path: np.asarray(array, np.float32) for path, array in weights.items()}
+    weights = {path: np.asarray(array, np.float32) for path, array in trees.flat(run.params).items()}
     preprocessing = preprocessing_of(run)
 
     def logits(weights, pixels):
-        return run.model.apply({"params": trees.nested(weights)}, pixels).astype(jnp.float32)
+        return steered.apply(run.model, run.method, trees.nested(weights), pixels).astype(jnp.float32)
 
     shapes = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in weights.items()}
     (count,) = export.symbolic_shape("batch")

@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from PIL import Image
 
 from toast_jax import trees
@@ -62,9 +64,15 @@ def merged(run: SavedRun) -> Arrays:
       InputError: some additions cannot be merged.
     """
     family = families.of_config(run.config)
-    flat = trees.flat(steered.merged(run.method, run.params))
+    # On the host, where products of float32 are float32.
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), run.params)
+    try:
+        params = steered.merged(run.method, params)
+    except InputError:  # a method's additions are more than a change of weights; they are named below
+        pass
+    flat = trees.flat(params)
     if rest := dict.fromkeys(path.split("/")[0] for path in flat if not path.startswith(("backbone/", "head/"))):
-        why = listed([_REASONS.get(name, f"parameters {name}/...") for name in rest])
+        why = listed([_REASONS.get(name, f"parameters that a plain network lacks ({name})") for name in rest])
         other = {"images": "stablehlo, which exports the whole network", "text": "release, which the PyTorch release loads"}
         raise InputError(
             f"The run in {run.folder} cannot be merged into plain weights, as its method {run.config.method} has {why}; write "

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
+from toast_jax import trees
 from toast_jax.errors import choose
 from toast_jax.model import families, lora, methods
 from toast_jax.model.layers.arrays import Array, Inputs, Keys
@@ -209,27 +210,19 @@ def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
     return params
 
 
-def attached(method: Method, params: dict) -> dict:
-    """Return the parameters of the network itself: kernels with a delta become objects that multiply like their sum."""
+def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kwargs):
+    """Apply a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
+    return model.apply({"params": _attached(method, params)}, *inputs, method=call, **kwargs)
+
+
+def merged(method: Method, params: dict) -> dict:
+    """Merge low-rank deltas into the kernels of a network, so that they have the same effect alone."""
+    flat = trees.flat(_attached(method, params))
+    return trees.nested({path: leaf.merged() if isinstance(leaf, lora.LowRank) else leaf for path, leaf in flat.items()})
+
+
+def _attached(method, params):
     network = {name: tree for name, tree in params.items() if name != "lora"}
     if method.lora:
         network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
     return network
-
-
-def merged(method: Method, params: dict) -> dict:
-    """Return plain arrays that compute the same without the method's additions, where such arrays exist.
-
-    Every object that `attached` puts in place of an array has a `merged()`. What is left outside of the backbone and the head,
-    a top-down module or prompts, has no place in a plain network.
-    """
-    return jax.tree.map(
-        lambda leaf: leaf.merged() if hasattr(leaf, "merged") else leaf,
-        attached(method, params),
-        is_leaf=lambda leaf: hasattr(leaf, "merged"),
-    )
-
-
-def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kwargs):
-    """Apply a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
-    return model.apply({"params": attached(method, params)}, *inputs, method=call, **kwargs)
