@@ -119,6 +119,9 @@ def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
     except InputError as error:
         log.warning("The tokenizer is left out: %s", error)
         return {}
+    if file.suffix == ".bin":
+        log.warning("The tokenizer is left out: transformers cannot read llama2.c's %s.", file.name)
+        return {}
     config |= {"bos_token_id": words.begin, "eos_token_id": words.end}
     names = [file.name, *(name for name in _TOKENIZER_FILES if (file.parent / name).is_file())]
     return {name: _copied(file.parent / name) for name in names}
