@@ -1,20 +1,37 @@
 """Tuned networks that were not trained: every parameter is random, so that each one shows in the outputs."""
 
+import dataclasses
+import functools
+
 import jax
 import numpy as np
 
+from configs import alpaca
 from tests.conftest import CLASSES, tiny_config
 from toast_jax import trees
 from toast_jax.model import steered
 from toast_jax.train.saved_run import SavedRun
 
 
-def tuned(method, backbone="vit_ti8", classes=CLASSES, **backbone_fields):
-    """A run on images; its size is tiny unless `backbone_fields` has another."""
+def tuned(method, backbone="vit_ti8", **backbone_fields):
+    """A run on images, with a config of its own; its size is tiny unless `backbone_fields` has another."""
+    run = _tuned(method, backbone, tuple(backbone_fields.items()))
+    return dataclasses.replace(run, config=run.config.copy_and_resolve_references())
+
+
+@functools.cache
+def _tuned(method, backbone, backbone_fields):
     config = tiny_config("data/birds", method, backbone)
-    config.backbone.update(backbone_fields)
+    config.backbone.update(dict(backbone_fields))
     config.data.normalize = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
-    return of_config(config, classes)
+    return of_config(config, CLASSES)
+
+
+@functools.cache
+def text_run(method):
+    config = alpaca.get_config(f"method={method},backbone=stories260k")
+    config.backbone.weights = "random"
+    return of_config(config, ())
 
 
 def of_config(config, classes):

@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.export.runs import RESULT, logits, pixels, tuned
+from tests.export.runs import logits, pixels, text_run, tuned
+from toast_jax.data.images import pixels as views
 from toast_jax.errors import InputError
-from toast_jax.export import card, exported, folder, predict
+from toast_jax.export import exported, folder, predict
 
 # A finder ahead of all others hides what the tests, but not every user, can import.
 _SCRIPT = """
@@ -38,8 +40,7 @@ def written(tmp_path_factory):
         if (method, *args) not in folders:
             run = tuned(method, *args)
             path = tmp_path_factory.mktemp("exported") / "birds"
-            files = exported.files(run)
-            folder.write(path, files | {"README.md": card.card(run, RESULT, "stablehlo", "birds", sorted(files))})
+            folder.write(path, exported.files(run))
             folders[method, *args] = run, path
         return folders[method, *args]
 
@@ -62,15 +63,15 @@ def test_program_computes_the_logits_of_the_run(method, backbone, written):
 
 
 def test_view_is_that_of_the_evaluation(tmp_path):
-    from PIL import Image
-
-    from toast_jax.data.images import pixels as views
-
     for shape in ((90, 121, 3), (63, 40, 3), (50, 50, 3)):
         image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         Image.fromarray(image).save(tmp_path / "x.png")
         shown = predict.view(tmp_path / "x.png", 37, 32)
         np.testing.assert_array_equal(shown, views.eval_view(image, resize=37, size=32))
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "x.png", exif=on_its_side)
+    np.testing.assert_array_equal(predict.view(tmp_path / "x.png", 50, 50), np.rot90(image, -1))
 
 
 @pytest.mark.slow
@@ -95,7 +96,5 @@ def test_script_names_the_class_of_an_image(written, image_folder):
 
 
 def test_language_model_is_refused():
-    from tests.export.test_plain import text_run
-
     with pytest.raises(InputError, match="as=stablehlo is for networks that read images, and a LLaMA reads text; write as=hf."):
         exported.files(text_run("lora"))

@@ -8,25 +8,19 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from configs import alpaca
 from tests.conftest import CLASSES
-from tests.export.runs import logits, of_config, pixels, tuned
+from tests.export.runs import logits, of_config, pixels, text_run, tuned
 from toast_jax import trees
 from toast_jax.config import hub_backbones
 from toast_jax.data.images import pixels as views
 from toast_jax.errors import InputError
 from toast_jax.export import folder, plain
 from toast_jax.model import families, steered
+from toast_jax.model.backbones.exports import formats
 from toast_jax.model.layers.normalize import normalize, statistics_of
 from toast_jax.weights import pretrained, rename
 
 TINY = {"vit": "vit_ti8", "convnext": "convnext_t"}
-
-
-def text_run(method):
-    config = alpaca.get_config(f"method={method},backbone=stories260k")
-    config.backbone.weights = "random"
-    return of_config(config, ())
 
 
 def written(run, kind, path):
@@ -80,11 +74,7 @@ def test_files_say_what_hub_backbones_reads(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("resize", "size"), [(256, 224), (18, 16), (73, 64), (36, 32), (64, 64), (455, 448), (299, 97)])
 def test_share_of_the_crop_gives_the_size_back(resize, size):
     """Timm divides by the share and rounds down."""
-    run = tuned("linear")
-    run.config.data.resize, run.config.data.image_size = resize, size
-    preprocessing = plain.preprocessing_of(run)
-    from toast_jax.model.backbones.exports import formats
-
+    preprocessing = formats.Preprocessing(resize, size, ((0.5,) * 3, (0.5,) * 3))
     names = {"layers": ("a", "b"), "pool": "token", "fixed_size": True}
     config = formats.timm_config("vit", 16, CLASSES, preprocessing, **names)
     assert int(size / config["pretrained_cfg"]["crop_pct"]) == resize

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from configs import convert as convert_config
 from tests import FIXTURES
 from tests.conftest import METHODS, tiny_config
+from tests.export.runs import text_run, tuned
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import vit
@@ -185,9 +186,16 @@ def test_unknown_kind_gets_the_nearest():
         convert_config.get_config("from=a,to=b,as=tim")
 
 
+def test_hub_takes_the_first_kind_that_holds_the_network():
+    """Timm has no name for so small a network."""
+    kind, files = convert._files(tuned("lora"), "hub")
+    assert kind == "hf" and set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    with pytest.raises(InputError, match="cannot be merged .*; write as=release, which the PyTorch release loads"):
+        convert._files(text_run("toast"), "hub")
+
+
 @pytest.mark.slow
 def test_run_becomes_a_folder_to_upload(image_folder, tmp_path, caplog):
-    """Timm has no name for so small a network, so transformers' names are the first kind that holds it."""
     caplog.set_level("INFO", "toast_jax")
     config = tiny_config(image_folder, "lora")
     config.epochs = 1

@@ -61,7 +61,7 @@ logits(pixels)  # uint8 [B, {size}, {size}, 3], any B, see predict.view
 
 ## How long it can be read
 
-`network.jax_export` was written by jax {jax} and runs on CPUs, NVIDIA GPUs and TPUs. JAX
+`network.jax_export` was written by jax {jax} for CPUs, NVIDIA GPUs and TPUs. JAX
 [promises](https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees) that versions up to 6 months newer and
 up to 3 weeks older can run it. Later versions often can, without a promise. To keep a network for longer, keep this version of
 JAX, or the run, from which this folder can be written again.""",
@@ -117,14 +117,14 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
 
     Args:
       run: the exported one.
-      result: its `result.json`.
+      result: its `result.json`, whose config names the files as they were then.
       kind: "timm", "hf" or "stablehlo".
       name: of the folder.
       files: names of the other files in the folder.
     """
     config, family = run.config, families.of_config(run.config)
     data = config.data.get("name") or Path(config.data.get("root") or config.data.splits.train).name
-    licence, source = _licence(config.backbone.weights, result)
+    licence, source = _licence(result)
     facts = {"name": name, "jax": result["versions"]["jax"], "size": str(config.data.get("image_size", ""))}
     use = re.sub(r"{(name|jax|size)}", lambda match: facts[match[1]], _USE[kind, family.reads])
     return _CARD.format(
@@ -142,7 +142,7 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
         listing="\n".join(f"- `{file}`: {_FILES.get(file, 'a file of the tokenizer')}" for file in files),
         source=source,
         licence=licence or "not recorded; look it up where the weights come from",
-        config=json.dumps(_public(config.to_dict()), indent=2, ensure_ascii=False),
+        config=json.dumps(_public(result["config"]), indent=2, ensure_ascii=False),
         upload=upload(name, "."),
     )
 
@@ -151,14 +151,15 @@ def _front(run, result, kind, name, data) -> Iterator[tuple[str, Any]]:
     """Yield the Hub's fields; a value in JSON is one in YAML, too."""
     config = run.config
     task = {"images": "image-classification", "text": "text-generation"}[families.of_config(config).reads]
-    licence, _ = _licence(config.backbone.weights, result)
+    licence, _ = _licence(result)
     yield "library_name", _LIBRARIES[kind]
     yield "pipeline_tag", task
     yield "tags", ["toast_jax", config.method]
     if licence:  # the Hub's names are those of SPDX in lower case; all others are "other"
         yield "license", "other" if " " in licence else licence.lower()
-    if hub.is_place(config.backbone.weights):
-        yield "base_model", hub.parse(config.backbone.weights).repository
+    weights = result["config"]["backbone"]["weights"]
+    if hub.is_place(weights):
+        yield "base_model", hub.parse(weights).repository
     accuracy = result.get("test", {}).get("accuracy")
     if accuracy is not None:
         measured = {"type": "accuracy", "value": accuracy}
@@ -181,7 +182,7 @@ def _results(run, result) -> list[str]:
     cells += [[_ROWS.get(name, name), *(_number(result[split].get(name)) for split in splits)] for name in names]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     lines += ["", f"Seed {result['seed']}, {result['steps']:,} steps, {result['tuned_parameters']['all']:,} tuned parameters."]
-    accuracies = _of_seeds(run)
+    accuracies = _of_seeds(run.folder, result)
     if len(accuracies) > 1:
         mean, deviation = (100 * of(accuracies.values()) for of in (statistics.mean, statistics.stdev))
         seeds = ", ".join(map(str, sorted(accuracies)))
@@ -193,15 +194,15 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else f"{value:,}"
 
 
-def _of_seeds(run) -> dict[int, float]:
+def _of_seeds(folder, result) -> dict[int, float]:
     """Read the test accuracy by seed of the runs `seed_*` beside this one, which differ from it in the seed alone."""
-    accuracies, own = {}, _without_seed(json.loads(json.dumps(run.config.to_dict())))
-    for file in Path(run.folder).expanduser().resolve().parent.glob("seed_*/result.json"):
+    accuracies, own = {}, _without_seed(result["config"])
+    for file in Path(folder).expanduser().resolve().parent.glob("seed_*/result.json"):
         # A run may not have finished, or not be tested.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            result = json.loads(file.read_text())
-            if _without_seed(result["config"]) == own:
-                accuracies[result["seed"]] = result["test"]["accuracy"]
+            other = json.loads(file.read_text())
+            if _without_seed(other["config"]) == own:
+                accuracies[other["seed"]] = other["test"]["accuracy"]
     return accuracies
 
 
@@ -209,8 +210,9 @@ def _without_seed(config: Mapping) -> dict[str, Any]:
     return {name: value for name, value in flat_fields(config).items() if name not in ("seed", "name")}
 
 
-def _licence(weights: str, result: Mapping[str, Any]) -> tuple[str, str]:
+def _licence(result: Mapping[str, Any]) -> tuple[str, str]:
     """Return the licence of the backbone, "" if it is not recorded, and where the backbone comes from."""
+    weights = result["config"]["backbone"]["weights"]
     if hub.is_place(weights):
         return "", f"[{weights}](https://huggingface.co/{hub.parse(weights).repository})"
     file = Path(weights).name

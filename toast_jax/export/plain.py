@@ -23,7 +23,6 @@ from toast_jax.weights.rename import stacked_depth, to_torch
 
 log = logging.getLogger(__name__)
 
-_LIBRARIES = {"timm": "timm", "hf": "transformers"}
 # Why parameters outside of the backbone and the head remain, by the first part of their paths.
 _REASONS = {
     "top_down": "a signal that depends on the input",
@@ -41,9 +40,8 @@ def files(run: SavedRun, kind: str) -> Files:
     """
     family = families.of_config(run.config)
     if kind not in family.plain:
-        raise InputError(
-            f"as={kind} is not written for a {family.title}; write as={' or as='.join([*family.plain, 'release'])}."
-        )
+        others = [*family.plain, *(["stablehlo"] if family.reads == "images" else []), "release"]
+        raise InputError(f"as={kind} is not written for a {family.title}; write as={' or as='.join(others)}.")
     plain = family.plain[kind]
     arrays = plain.arrays(merged(run))
     preprocessing = preprocessing_of(run) if family.reads == "images" else None
@@ -52,7 +50,7 @@ def files(run: SavedRun, kind: str) -> Files:
     out: Files = {"model.safetensors": lambda path: write(path, arrays, header)}
     if preprocessing is None:
         out |= _tokenizer(run, config)
-    elif _LIBRARIES[kind] == "transformers":
+    elif kind == "hf":
         out["preprocessor_config.json"] = text_of(_image_processor(preprocessing))
     return {**out, "config.json": text_of(config)}
 

@@ -26,6 +26,8 @@ def view(path, resize, size):
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     facts, logits = load(Path(__file__).parent)
     images = np.stack([view(path, facts["resize"], facts["size"]) for path in sys.argv[1:]])
     for path, row in zip(sys.argv[1:], np.asarray(jax.nn.softmax(logits(images))), strict=True):

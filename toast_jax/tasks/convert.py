@@ -106,13 +106,14 @@ def _files(run: SavedRun, kind: str) -> tuple[str, folder.Files]:
     """Return the kind and the files of a folder; "hub" is the first kind of the family that can hold the network."""
     if kind != "hub":
         return kind, _KINDS[kind](run)
-    refusals = []
-    for name in (*families.of_config(run.config).plain, "stablehlo"):
+    family = families.of_config(run.config)
+    *kinds, last = (*family.plain, *(["stablehlo"] if family.reads == "images" else []))
+    for name in kinds:
         try:
             return name, _KINDS[name](run)
         except InputError as error:
-            refusals.append(error)
-    raise refusals[0]
+            log.info("Not as=%s: %s", name, error)
+    return last, _KINDS[last](run)
 
 
 def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
