@@ -1,5 +1,6 @@
 """Runs as plain weights: the names of timm and transformers, the same logits in them, and what cannot be merged."""
 
+import dataclasses
 import json
 
 import jax
@@ -104,6 +105,15 @@ def test_refusals(run, kind, message):
     with pytest.raises(InputError, match=message) as raised:
         plain.files(run(), kind)
     assert str(raised.value).endswith(".")
+
+
+def test_additions_that_stay_after_merging_are_named():
+    run = tuned("lora")
+    run = dataclasses.replace(run, params={**run.params, "adapter": {"down": np.zeros(3, np.float32)}})
+    with pytest.raises(
+        InputError, match=r"lora has parameters that a plain network lacks \(adapter\); write as=stablehlo"
+    ):
+        plain.files(run, "hf")
 
 
 # The rest is compared with the libraries themselves.
