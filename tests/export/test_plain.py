@@ -110,9 +110,7 @@ def test_refusals(run, kind, message):
 def test_additions_that_stay_after_merging_are_named():
     run = tuned("lora")
     run = dataclasses.replace(run, params={**run.params, "adapter": {"down": np.zeros(3, np.float32)}})
-    with pytest.raises(
-        InputError, match=r"lora has parameters that a plain network lacks \(adapter\); write as=stablehlo"
-    ):
+    with pytest.raises(InputError, match=r"lora has parameters that a plain network lacks \(adapter\); write as=stablehlo"):
         plain.files(run, "hf")
 
 
