@@ -1,4 +1,4 @@
-"""Convert weights or a run for the PyTorch release, timm, transformers or JAX.
+"""Convert weights or a run for the release, timm, transformers or JAX.
 
     python main.py --config=configs/convert.py:from=runs/cub_toast,to=cub_toast.pth
     python main.py --config=configs/convert.py:from=B_16.npz,to=weights/vit_b16_in21k.safetensors
