@@ -36,6 +36,9 @@ class LowRank:
     def astype(self, dtype: DTypeLike) -> "LowRank":
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
 
+    def merged(self) -> Float[Array, "*layers D F"]:
+        return self.kernel + self.a @ self.b
+
 
 @jax.custom_vjp
 def _widened(x: Float[Array, "*rows r"], b: Float[Array, "r F"]) -> Float[Array, "*rows F"]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
+from toast_jax import trees
 from toast_jax.errors import choose
 from toast_jax.model import families, lora, methods
 from toast_jax.model.layers.arrays import Array, Inputs, Keys
@@ -211,7 +212,17 @@ def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
 
 def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kwargs):
     """Apply a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
+    return model.apply({"params": _attached(method, params)}, *inputs, method=call, **kwargs)
+
+
+def merged(method: Method, params: dict) -> dict:
+    """Merge low-rank deltas into the kernels of a network, so that they have the same effect alone."""
+    flat = trees.flat(_attached(method, params))
+    return trees.nested({path: leaf.merged() if isinstance(leaf, lora.LowRank) else leaf for path, leaf in flat.items()})
+
+
+def _attached(method, params):
     network = {name: tree for name, tree in params.items() if name != "lora"}
     if method.lora:
         network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
-    return model.apply({"params": network}, *inputs, method=call, **kwargs)
+    return network
