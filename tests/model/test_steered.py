@@ -19,8 +19,8 @@ from toast_jax.model.prompts import Prompts
 from toast_jax.model.top_down import TopDown
 
 B, L, D, N, SIDE, CLASSES = 4, 3, 16, 5, 16, 3
-NETWORKS = ("linear", "vpt", "lora", "toast", "toast_lite")  # those of the other rows are the one of linear
-GROUPS = {"vpt": {"prompts"}, "lora": {"lora"}, "toast": {"top_down"}, "toast_lite": {"top_down", "lora"}}
+NETWORKS = ("linear", "ssf", "vpt", "lora", "toast", "toast_lite")  # those of the other rows are the one of linear
+GROUPS = {"ssf": {"ssf"}, "vpt": {"prompts"}, "lora": {"lora"}, "toast": {"top_down"}, "toast_lite": {"top_down", "lora"}}
 
 
 @functools.cache
@@ -153,7 +153,7 @@ def test_head_starts_as_in_the_release():
 
 def test_lora_of_a_row_is_scaled_by_alpha_over_rank():
     network, row, params = built("lora")
-    assert (row.lora_rank, row.lora_alpha) == (4, 1.0)
+    assert (row.added.rank, row.added.alpha) == (4, 1.0)
     dense = {name: jax.tree.map(np.copy, tree) for name, tree in params.items() if name != "lora"}
     for part in ("blocks", "last_0"):
         attention, deltas = dense["backbone"][part]["attn"], params["lora"]["backbone"][part]["attn"]
@@ -188,8 +188,8 @@ def test_config_builds_the_network_of_its_row(method):
         top_down=TopDown(12, 768) if expected.signal == "top_down" else None,
         prompts=Prompts(12, 7, 768, 16, 0.1) if expected.signal == "prompts" else None,
     )
-    assert (row.tuned, row.frozen, row.lora) == (expected.tuned, expected.frozen, expected.lora)
-    assert (row.lora_rank, row.lora_alpha) == (8, 2.0)
+    assert (row.tuned, row.frozen) == (expected.tuned, expected.frozen)
+    assert row.added == (expected.added and expected.added.configured(config))
 
 
 def test_config_asks_for_shallow_prompts_and_bfloat16():

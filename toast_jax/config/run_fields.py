@@ -32,7 +32,7 @@ from toast_jax.fields import (
 )
 
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
-METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
+METHODS = ("linear", "finetune", "partial", "bias", "ln", "ssf", "vpt", "lora", "toast", "toast_lite")
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
 _RUN = {

@@ -1,4 +1,4 @@
-"""Transfer methods, one row each: the signal that steers, the kernels with a low-rank delta, and the tuned parameters.
+"""Transfer methods, one row each: the signal that steers, what is added to the parameters, and which of them are tuned.
 
 Cells are regexes over "/"-joined parameter paths. Every parameter must match exactly one regex of `tuned` and `frozen`, and
 every regex must match a parameter; so no parameter is tuned or frozen by oversight.
@@ -10,6 +10,9 @@ from collections.abc import Mapping
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
+from toast_jax.model.added import Addition
+from toast_jax.model.lora import LowRankDeltas
+from toast_jax.model.ssf import ScaleAndShift
 
 HEAD = "head/.*"
 BACKBONE = "backbone/.*"
@@ -19,6 +22,9 @@ TRANSFORM = "top_down/transform"
 FEEDBACK = r"top_down/(back|out)(_\d)?"
 BACK, OUT = r"top_down/back(_\d)?", r"top_down/out(_\d)?"
 LORA = "lora/.*"
+# Linear layers, convolutions and norms of the backbone, each by the parameter that its output is proportional to.
+OPERATIONS = "backbone/(.*/)?(kernel|scale)"
+NORMS = r"backbone/(.*/)?norm\d?/.*"
 LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
 
 
@@ -30,8 +36,7 @@ class Method:
       signal: "" (a single look), "prompts" or "top_down".
       tuned: regexes of the parameters that are trained.
       frozen: regexes of the parameters that are not.
-      lora: regexes of the kernels with a low-rank delta.
-      lora_rank, lora_alpha: the delta is `alpha / rank * a @ b`.
+      added: parameters that it adds to those of the network, or None.
       module_fields: config fields that a run shares with the module file that it starts from.
       starts_from: other methods whose module files it takes, each with a regex of the parameters that such a file lacks.
     """
@@ -39,9 +44,7 @@ class Method:
     signal: str
     tuned: tuple[str, ...]
     frozen: tuple[str, ...]
-    lora: tuple[str, ...] = ()
-    lora_rank: int = 4
-    lora_alpha: float = 1.0
+    added: Addition | None = None
     module_fields: tuple[str, ...] = ()
     starts_from: tuple[tuple[str, str], ...] = ()
 
@@ -63,6 +66,8 @@ METHODS = {
         "", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!(stages_\d/)?last_\d).*",), module_fields=("tuned_blocks",)
     ),
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
+    "ln": Method("", tuned=(HEAD, NORMS), frozen=(r"backbone/(?!(.*/)?norm\d?/).*",)),
+    "ssf": Method("", tuned=(HEAD, "ssf/.*"), frozen=(BACKBONE,), added=ScaleAndShift((OPERATIONS,))),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,), module_fields=("prompts.num", "prompts.deep")),
     "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
@@ -70,7 +75,7 @@ METHODS = {
         "top_down",
         tuned=(HEAD, LORA, PRIOR, TRANSFORM),
         frozen=(BACKBONE, FEEDBACK),
-        lora=(FEEDBACK,),
+        added=LowRankDeltas((FEEDBACK,)),
         module_fields=_LORA_FIELDS,
         starts_from=_WITHOUT_DELTAS,
     ),
@@ -84,7 +89,7 @@ LANGUAGE_METHODS = {
         "top_down",
         tuned=(LORA, PRIOR),
         frozen=(BACKBONE, TRANSFORM, FEEDBACK),
-        lora=(FEEDBACK,),
+        added=LowRankDeltas((FEEDBACK,)),
         module_fields=_LORA_FIELDS,
         starts_from=_WITHOUT_DELTAS,
     ),
@@ -93,13 +98,14 @@ LANGUAGE_METHODS = {
 
 def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
     """Complete the rows of a family with the kernels of method lora, a regex of paths."""
-    return {**rows, "lora": dataclasses.replace(rows["lora"], lora=(kernels,))}
+    return {**rows, "lora": dataclasses.replace(rows["lora"], added=LowRankDeltas((kernels,)))}
 
 
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields `lora`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change the row.
+    The fields of an addition (as `lora`), `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change
+    the row.
     Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it tunes A_l
     alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
 
@@ -111,7 +117,8 @@ def row(config, rows: Mapping[str, Method]) -> Method:
       InputError: an unknown method, or one that the family does not support.
     """
     method = choose("config.method", config.method, rows)
-    method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    if method.added:
+        method = dataclasses.replace(method, added=method.added.configured(config))
     if config.stage == "pretune":
         if not (config.task_weight or config.distillation_weight):
             rest = (cell for cell in method.tuned + method.frozen if cell not in (FEEDBACK, BACK, OUT))

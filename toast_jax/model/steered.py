@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
-from toast_jax.errors import choose
-from toast_jax.model import families, lora, methods
+from toast_jax.errors import InputError, choose
+from toast_jax.model import families, methods
 from toast_jax.model.layers.arrays import Array, Inputs, Keys
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.methods import LAST_BLOCKS, Method
@@ -198,20 +198,48 @@ def _prompts(backbone, fields):
 
 
 def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
-    """Create all parameters: `backbone` and, where they exist, `head`, `top_down`, `prompts` and `lora`.
+    """Create all parameters: `backbone` and, where they exist, `head`, `top_down`, `prompts` and the method's addition.
 
     Wrap it in `jax.eval_shape` to get shapes alone.
     """
-    network, deltas = jax.random.split(rng)
+    network, addition = jax.random.split(rng)
     params = model.init(network, model.backbone.example)["params"]
-    if method.lora:
-        params["lora"] = lora.init(deltas, params, method.lora, method.lora_rank)
+    if method.added:
+        params[method.added.group] = method.added.init(addition, params)
     return params
 
 
 def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kwargs):
     """Apply a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
-    network = {name: tree for name, tree in params.items() if name != "lora"}
-    if method.lora:
-        network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
-    return model.apply({"params": network}, *inputs, method=call, **kwargs)
+    if method.added:
+        params = method.added.attach(*_parts(method, params))
+    return model.apply({"params": params}, *inputs, method=call, **kwargs)
+
+
+def merged(method: Method, params: dict) -> dict:
+    """Merge what a method added into the weights of its network, so that they have the same effect alone.
+
+    Args:
+      method: row of the network. A row that adds nothing, such as bias or toast, leaves the parameters as they are.
+      params: as from `init`.
+
+    Returns:
+      parameters without the group of the addition, for a row that adds nothing.
+
+    Raises:
+      InputError: the addition is no change of weights, as that of adapter_plus.
+    """
+    if not method.added:
+        return params
+    plain = method.added.merge(*_parts(method, params))
+    if plain is None:
+        raise InputError(
+            f"What this method adds ({method.added.group}) is more than a change of weights, so it cannot be merged into them."
+        )
+    return plain
+
+
+def _parts(method, params):
+    """Split parameters into those of the network and those that the method added."""
+    network = {name: tree for name, tree in params.items() if name != method.added.group}
+    return network, params[method.added.group]

@@ -18,7 +18,7 @@ from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import generation, losses
 from toast_jax.model.methods import tuned_mask
-from toast_jax.model.steered import apply
+from toast_jax.model.steered import apply, merged
 from toast_jax.testing import recording
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
@@ -72,6 +72,8 @@ def replay(path: str) -> list[Check]:
         checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
     if "sgd/losses" in arrays:
         checks += _sgd(recorded, scores, mask, tuned, frozen)
+    if "merged/out/logits" in arrays:
+        checks += _merged(recorded)
     if "generate/prompt" in arrays:
         checks += _generate(recorded)
     return checks
@@ -96,6 +98,7 @@ def _forward(recorded: Recording, scores) -> list[Check]:
     logits = jax.jit(run)(recorded.params, seen)
     explained, out = jax.jit(functools.partial(run, call="explain"))(recorded.params, seen)
     pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": _loss(recorded, scores)}
+    pairs |= _tokens(recorded, out["look"])
     if "selection" in out:
         pairs |= _intermediates(out, recorded.params["top_down"]["transform"])
     keys = {name: name.split(" ")[0] for name in pairs}
@@ -104,6 +107,15 @@ def _forward(recorded: Recording, scores) -> list[Check]:
     return [
         Check(name, relative_error(value, arrays[keys[name]]), FORWARD) for name, value in pairs.items() if keys[name] in arrays
     ]
+
+
+def _tokens(recorded: Recording, look) -> dict:
+    """Return what the recordings of methods with a single look have of its tokens."""
+    backbone, hidden = recorded.params["backbone"], look["hidden"]
+    pairs = {"mid/tokens": look["tokens"]}
+    if "mid/patch_embed" in recorded.arrays:
+        pairs["mid/patch_embed"] = (hidden[0] - backbone["pos_embed"])[:, 1:]
+    return pairs
 
 
 def _intermediates(out, transform) -> dict:
@@ -148,6 +160,17 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
         seen.append(metrics["loss"])
     checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded.arrays["sgd/losses"]), BACKWARD)]
     return checks + _compare(recorded, state.tuned, "sgd/final/")
+
+
+def _merged(recorded: Recording) -> list[Check]:
+    """Merge the method's addition into the weights, and compare them and their logits."""
+    plain = merged(recorded.method, recorded.params)
+    logits = jax.jit(recorded.model.apply)({"params": plain}, losses.inputs(recorded.batch))
+    values = to_torch(trees.flat(plain), recorded.family)
+    checks = [Check("merged/out/logits", relative_error(logits, recorded.arrays["merged/out/logits"]), FORWARD)]
+    expected = recorded.group("merged/params/")
+    assert set(values) == set(expected), "the recording has other merged parameters than the network"
+    return checks + [Check(f"merged/params/{name}", relative_error(values[name], expected[name]), FORWARD) for name in expected]
 
 
 def _generate(recorded: Recording) -> list[Check]:

@@ -114,7 +114,7 @@ def _row(state, trainable, family) -> tuple[str, Method, dict]:
         arrays, unknown = from_torch(state, last_blocks)
         assert not unknown, f"names without a line in the rename table: {unknown}"
         created = {path.split("/")[0] for path in arrays} - {"backbone", "head"}
-        if created != {part for part in (method.signal, "lora" if method.lora else "") if part}:
+        if created != {part for part in (method.signal, method.added.group if method.added else "") if part}:
             continue
         tuned, _ = trees.split(trees.nested(arrays), tuned_mask(trees.nested(arrays), method))
         if set(to_torch(trees.flat(trees.prune(tuned)), family)) == trainable:

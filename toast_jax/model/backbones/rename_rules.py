@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+ADDED = "(?:(?:lora|ssf|adapter)/)?"  # a method's addition has the paths of what it is added to, under a name of its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Rename:
@@ -42,8 +44,8 @@ class Names:
     table: tuple[Rename, ...]
     own_paths: str
     has_name: Callable[[str, np.ndarray], bool]
-    stacks: str = r"(?:lora/)?(?:backbone/blocks|top_down/(?:back|out))"
-    last_stack: str = r"(?:lora/)?backbone/blocks"
+    stacks: str = rf"{ADDED}(?:backbone/blocks|top_down/(?:back|out))"
+    last_stack: str = rf"{ADDED}backbone/blocks"
 
 
 def transposed(torch: str, path: str) -> Rename:
@@ -91,6 +93,16 @@ def patches(torch: str, path: str, side: int | None = None) -> Rename:
 def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
     """Rename the two factors of a low-rank delta."""
     return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
+
+
+def scale_and_shift(torch: str, paths: tuple[str, ...], number: str = "") -> tuple[Rename, Rename]:
+    """Rename SSF's vectors of an operation, or of several whose outputs PyTorch has side by side; `number` follows its name."""
+    forward, backward = (lambda v: np.split(v, len(paths))), (lambda *parts: (np.concatenate(parts),))
+    scale, shift = (
+        Rename((f"{torch}ssf_{kind}{number}",), tuple(f"ssf/{path}/{kind}" for path in paths), forward, backward)
+        for kind in ("scale", "shift")
+    )
+    return scale, shift
 
 
 # PyTorch's and our names of a block's two feedback layers.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from toast_jax.model.backbones.rename_rules import (
+    ADDED,
     STEERED,
     Names,
     Rename,
@@ -14,6 +15,7 @@ from toast_jax.model.backbones.rename_rules import (
     linear,
     norm,
     patches,
+    scale_and_shift,
     token_feedback,
     transposed,
 )
@@ -52,6 +54,15 @@ _TABLE = (
     # Low-rank deltas: one A for the joint qkv kernel, and its B in three.
     transposed(f"{_TORCH}.attn.qkv.lora_A", f"lora/{_PATH}/attn/a"),
     Rename((f"{_TORCH}.attn.qkv.lora_B",), _qkv("b", "lora/"), _thirds, _joined),
+    # SSF numbers the operations of each part of a network.
+    *scale_and_shift("patch_embed.", ("backbone/patch_embed",), "_1"),
+    *scale_and_shift(f"{_TORCH}.", (f"{_PATH}/norm1",), "_1"),
+    *scale_and_shift(f"{_TORCH}.", (f"{_PATH}/norm2",), "_2"),
+    *scale_and_shift(f"{_TORCH}.attn.", tuple(f"{_PATH}/attn/{part}" for part in "qkv"), "_1"),
+    *scale_and_shift(f"{_TORCH}.attn.", (f"{_PATH}/attn/proj",), "_2"),
+    *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc1",), "_1"),
+    *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc2",), "_2"),
+    *scale_and_shift("", ("backbone/norm",), "_1"),
     # Deep prompts are two parameters in the release: the first block's, and all others'.
     Rename(
         ("prompt_embeddings", "deep_prompt_embeddings"),
@@ -63,7 +74,7 @@ _TABLE = (
 )
 NAMES = Names(
     _TABLE,
-    own_paths=r"backbone/(cls_token|patch_embed/)|(lora/)?backbone/(blocks/(\d+/)?|last_\d+/)(attn/proj|mlp/fc1)/",
+    own_paths=rf"backbone/(cls_token|patch_embed/)|{ADDED}backbone/(blocks/(\d+/)?|last_\d+/)(attn/proj|mlp/fc1)/",
     has_name=lambda name, array: name.startswith(("cls_token", "patch_embed.", "blocks.")),
 )
 
