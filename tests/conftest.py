@@ -43,7 +43,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_CONVNEXT = convnext.Size(depths=(1, 1, 2, 2), widths=(8, 8, 16, 16))
-METHODS = ("linear", "finetune", "partial", "bias", "ln", "ssf", "vpt", "lora", "toast", "toast_lite")
+METHODS = ("linear", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora", "toast", "toast_lite")
 CLASSES = ("heron", "kite", "owl")
 COUNTS = {"train": 8, "val": 2, "test": 3}  # images per class
 

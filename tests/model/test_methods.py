@@ -28,6 +28,7 @@ COUNTS = {
     "bias": (VIT_B16, 102_912),
     "ln": (VIT_B16, 38_400),
     "ssf": (VIT_B16 + 205_824, 205_824),
+    "adapter_plus": (VIT_B16 + 165_984, 165_984),
     "vpt": (VIT_B16 + 921_600, 921_600),
     "lora": (VIT_B16 + 147_456, 147_456),
     "toast": (VIT_B16 + (2 * L + 1) * D**2 + D, 14_156_544),
@@ -61,6 +62,7 @@ def test_counts_by_hand():
     assert 2 * L * 4 * (D + D) + D + D**2 == COUNTS["toast_lite"][1]
     assert (2 * L + 1) * 2 * D == COUNTS["ln"][1]
     assert 2 * (D + L * (D + 3 * D + D + D + 4 * D + D) + D) == COUNTS["ssf"][1]
+    assert L * (8 * (2 * D + 1) + 2 * D) == COUNTS["adapter_plus"][1]
     assert L * 4 * (D + 3 * D) == COUNTS["lora"][1]
     assert L * 100 * D == COUNTS["vpt"][1]
 

@@ -17,7 +17,7 @@ from toast_jax.weights.rename import to_torch
 VIT = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
 QUANTITIES = ("out", "mid", "grad", "var", "sgd", "count", "merged", "generate")
 LLAMA = ("finetune", "lora", "toast", "toast_lite", "pretune")
-OTHER_PAPERS = ("ssf",)
+OTHER_PAPERS = ("ssf", "adapter_plus")
 RECORDINGS = (
     *(f"vit_{method}" for method in VIT),
     *OTHER_PAPERS,

@@ -31,8 +31,8 @@ FGVC = {
     "cars": Dataset(196, "", 0.02, 1e-4),
 }
 
-# The release's grid; for linear, the grid of VPT's code. No grid of SGD is published for partial, bias, ln and ssf, so they
-# take that of lora.
+# The release's grid; for linear, the grid of VPT's code. No grid of SGD is published for partial, bias, ln,
+# ssf and adapter_plus, so they take that of lora.
 _RATES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
 _HIGH_RATES = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
 VTAB_LR = {
@@ -42,6 +42,7 @@ VTAB_LR = {
     "bias": _RATES,
     "ln": _RATES,
     "ssf": _RATES,
+    "adapter_plus": _RATES,
     "vpt": _HIGH_RATES,
     "lora": _RATES,
     "toast": _RATES,

@@ -32,7 +32,7 @@ from toast_jax.fields import (
 )
 
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
-METHODS = ("linear", "finetune", "partial", "bias", "ln", "ssf", "vpt", "lora", "toast", "toast_lite")
+METHODS = ("linear", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora", "toast", "toast_lite")
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
 _RUN = {
@@ -121,6 +121,7 @@ IMAGES = _RUN | {
         "initial head: random as in the release, zeros, or the classifier of the backbone's file",
     ),
     "head.tune": Field(True, FLAG, "tune the head"),
+    "adapter.rank": Field(8, whole(1, 4096), "adapter_plus: width of the bottleneck after each block"),
     "prompts.num": Field(100, whole(1, 100_000), "vpt: number of prompt tokens"),
     "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
     "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
+from toast_jax.model.adapter import Adapters
 from toast_jax.model.added import Addition
 from toast_jax.model.lora import LowRankDeltas
 from toast_jax.model.ssf import ScaleAndShift
@@ -26,6 +27,8 @@ LORA = "lora/.*"
 OPERATIONS = "backbone/(.*/)?(kernel|scale)"
 NORMS = r"backbone/(.*/)?norm\d?/.*"
 LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
+# The first norm of every block, which has its width.
+BLOCKS = r"(?P<block>backbone/(stages_\d/)?(blocks|last_\d+))/norm1?/scale"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,13 @@ METHODS = {
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
     "ln": Method("", tuned=(HEAD, NORMS), frozen=(r"backbone/(?!(.*/)?norm\d?/).*",)),
     "ssf": Method("", tuned=(HEAD, "ssf/.*"), frozen=(BACKBONE,), added=ScaleAndShift((OPERATIONS,))),
+    "adapter_plus": Method(
+        "",
+        tuned=(HEAD, "adapter/.*"),
+        frozen=(BACKBONE,),
+        added=Adapters((BLOCKS,)),
+        module_fields=("adapter.rank",),
+    ),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,), module_fields=("prompts.num", "prompts.deep")),
     "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
@@ -104,8 +114,7 @@ def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields of an addition (as `lora`), `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change
-    the row.
+    The fields `lora` and `adapter`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change it.
     Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it tunes A_l
     alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
 

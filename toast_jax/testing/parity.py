@@ -17,6 +17,7 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import generation, losses
+from toast_jax.model.adapter import Bottleneck
 from toast_jax.model.methods import tuned_mask
 from toast_jax.model.steered import apply, merged
 from toast_jax.testing import recording
@@ -115,6 +116,12 @@ def _tokens(recorded: Recording, look) -> dict:
     pairs = {"mid/tokens": look["tokens"]}
     if "mid/patch_embed" in recorded.arrays:
         pairs["mid/patch_embed"] = (hidden[0] - backbone["pos_embed"])[:, 1:]
+    if "mid/block/0" in recorded.arrays:
+        blocks = recorded.params["adapter"]["backbone"]
+        layers = jax.tree.map(lambda stack, last: jnp.concatenate([stack, last[None]]), blocks["blocks"], blocks["last_0"])
+        for i, output in enumerate(hidden[1:]):
+            adapter = Bottleneck(**{name: leaf[i] for name, leaf in layers.items()})
+            pairs |= {f"mid/block/{i}": output, f"mid/adapter/{i}": adapter(output - recorded.arrays[f"mid/adapter/{i}"])}
     return pairs
 
 

@@ -4,6 +4,7 @@ Sizes and the method are inferred from the arrays.
 """
 
 import dataclasses
+import re
 import zipfile
 
 import jax
@@ -69,7 +70,7 @@ def load(path: str) -> Recording:
     state = {name: array for name, array in state.items() if not name.endswith(".inv_freq")}  # not a parameter
     trainable = {str(name).removeprefix("enc.") for name in arrays["trainable_names"]}
     name, method, arrays_by_path = _row(state, trainable, family)
-    model = _build(arrays_by_path, family, method)
+    model, method = _build(arrays_by_path, family, method), _sized(method, arrays_by_path)
     shapes = jax.eval_shape(lambda: init(model, method, jax.random.key(0)))
     params = trees.nested({path: jnp.asarray(array) for path, array in arrays_by_path.items()})
     assert trees.shapes(params) == trees.shapes(shapes), "the recording has other parameters than the network"
@@ -120,6 +121,13 @@ def _row(state, trainable, family) -> tuple[str, Method, dict]:
         if set(to_torch(trees.flat(trees.prune(tuned)), family)) == trainable:
             return name, method, arrays
     raise InputError("No method has the tuned parameters of the recording.")
+
+
+def _sized(method, arrays) -> Method:
+    """Return a method with the width of the recording's adapters."""
+    if widths := [array.shape[-1] for path, array in arrays.items() if re.fullmatch("adapter/.*/down", path)]:
+        return dataclasses.replace(method, added=dataclasses.replace(method.added, rank=widths[0]))
+    return method
 
 
 def _build(arrays, family, method) -> Steered:

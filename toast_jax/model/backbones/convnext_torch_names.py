@@ -13,6 +13,7 @@ from toast_jax.model.backbones.rename_rules import (
     Names,
     Rename,
     bias,
+    bottleneck,
     linear,
     low_rank,
     norm,
@@ -65,6 +66,7 @@ def _stage(i: int) -> tuple[Rename, ...]:
         *(row for torch, path in pointwise for row in low_rank(torch, f"lora/{path}")),
         *low_rank(f"decoders.{i}.linear", f"lora/top_down/back_{i}"),
         *low_rank(f"decoders.{i}.linear2", f"lora/top_down/out_{i}"),
+        *bottleneck(block, blocks),
         *(row for torch, path in operations for row in scale_and_shift(f"{torch}.", (path,))),
     )
 

@@ -95,6 +95,16 @@ def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
     return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
 
 
+def bottleneck(torch: str, path: str) -> tuple[Rename, ...]:
+    """Rename the adapter of a block; `torch` and `path` are names of the block."""
+    layers = [(f"{torch}.adapter.bottleneck.{i}", f"adapter/{path}/{name}") for i, name in ((1, "down"), (4, "up"))]
+    return (
+        *(matrix(*names) for names in layers),
+        *(Rename((f"{layer}.bias",), (f"{name}_bias",)) for layer, name in layers),
+        Rename((f"{torch}.adapter.scaling",), (f"adapter/{path}/scaling",)),
+    )
+
+
 def scale_and_shift(torch: str, paths: tuple[str, ...], number: str = "") -> tuple[Rename, Rename]:
     """Rename SSF's vectors of an operation, or of several whose outputs PyTorch has side by side; `number` follows its name."""
     forward, backward = (lambda v: np.split(v, len(paths))), (lambda *parts: (np.concatenate(parts),))

@@ -20,6 +20,7 @@ from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
+from toast_jax.model.layers.block_output import BlockOutput
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
@@ -158,7 +159,7 @@ class Block(nn.Module):
         attended, attention = Attention(self.num_heads, self.dtype, name="attn")(norm("norm1")(x), td, num_queries, maps)
         y = x[:, :num_queries] + drop_path(attended, keys[0], rate)
         y = y + drop_path(Mlp(dtype=self.dtype, name="mlp")(norm("norm2")(y)), keys[1], rate)
-        return y, {"input": x, "attention": attention}
+        return BlockOutput(name="output")(y, depth, rng), {"input": x, "attention": attention}
 
 
 def _branch_keys(rng, index):

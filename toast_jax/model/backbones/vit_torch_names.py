@@ -12,6 +12,7 @@ from toast_jax.model.backbones.rename_rules import (
     Names,
     Rename,
     bias,
+    bottleneck,
     linear,
     norm,
     patches,
@@ -54,6 +55,7 @@ _TABLE = (
     # Low-rank deltas: one A for the joint qkv kernel, and its B in three.
     transposed(f"{_TORCH}.attn.qkv.lora_A", f"lora/{_PATH}/attn/a"),
     Rename((f"{_TORCH}.attn.qkv.lora_B",), _qkv("b", "lora/"), _thirds, _joined),
+    *bottleneck(_TORCH, _PATH),
     # SSF numbers the operations of each part of a network.
     *scale_and_shift("patch_embed.", ("backbone/patch_embed",), "_1"),
     *scale_and_shift(f"{_TORCH}.", (f"{_PATH}/norm1",), "_1"),
