@@ -21,22 +21,7 @@ from toast_jax.model.top_down import TopDown
 B, L, D, N, SIDE, CLASSES = 4, 3, 16, 5, 16, 3
 # Those of the other rows are the one of linear.
 NETWORKS = ("linear", "ssf", "adapter_plus", "vpt", "lora", "toast", "toast_lite")
-    "linear",
-    "ssf",
-    "adapter_plus",
-    "vpt",
-    "lora",
-    "toast",
-    "toast_lite",
-)  # those of the other rows are the one of linear
 GROUPS = {
-    "ssf": {"ssf"},
-    "adapter_plus": {"adapter"},
-    "vpt": {"prompts"},
-    "lora": {"lora"},
-    "toast": {"top_down"},
-    "toast_lite": {"top_down", "lora"},
-}
     "ssf": {"ssf"},
     "adapter_plus": {"adapter"},
     "vpt": {"prompts"},
