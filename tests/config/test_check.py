@@ -110,7 +110,7 @@ def test_rows_of_a_task_are_its_fields(task):
         ("lora.alpha", 0, "it has to be a number, more than 0.0."),
         ("resume", 1, "it has to be True or False."),
         ("stage", "pretrain", r"it must be one of tune, pretune \(the nearest is 'pretune'\)."),
-        ("method", "tost", r"it must be one of .*toast_lite \(the nearest is 'toast'\)."),
+        ("method", "tost", r"it must be one of .*toast_ep \(the nearest is 'toast'\)."),
         ("precision", "TF32_TF32_F32", "it must be one of default, high, highest."),
         ("top_down", None, "it has to be text."),
         ("data.root", "a\0b", "it has to be text."),

@@ -10,7 +10,7 @@ from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.model.adapter import Adapters, Bottleneck
-from toast_jax.model.layers.block_output import BlockOutput
+from toast_jax.model.layers.drop_path import BlockOutput
 from toast_jax.model.layers.gelu import gelu
 
 D, R, L = 6, 2, 3

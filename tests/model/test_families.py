@@ -32,7 +32,7 @@ from toast_jax.model.backbones.rename_rules import (
 )
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.model.layers import dtypes, patches, stack
-from toast_jax.model.layers.block_output import BlockOutput
+from toast_jax.model.layers.drop_path import BlockOutput
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import METHODS, with_lora

@@ -95,6 +95,11 @@ def failure(config, folder):
         ("linear", 40),
         ("bias", 28),
         ("partial", 28),
+        ("ln", 28),
+        ("ssf", 28),
+        ("adapter_plus", 28),
+        ("ep", 28),
+        ("toast_ep", 28),
     ],
 )
 def test_grid_of_vtab(method, count, folder):
@@ -152,7 +157,7 @@ def _selection_at(config, cell, point, folder):
 @pytest.mark.parametrize("dataset", paper_recipes.FGVC)
 def test_fgvc_is_the_recipe_of_the_set(dataset, folder):
     config = config_of.get_config("table=fgvc,method=all")
-    assert len(plan.cells(config)) == 5 * 8
+    assert len(plan.cells(config)) == 5 * 13
     cell = Cell("linear", dataset)
     (point,) = plan.points(config, cell)
     assert plan.selection(config, cell, folder) == {}

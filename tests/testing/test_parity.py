@@ -15,9 +15,9 @@ from toast_jax.testing import parity, recording
 from toast_jax.weights.rename import to_torch
 
 VIT = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
-QUANTITIES = ("out", "mid", "grad", "var", "sgd", "count", "merged", "generate")
+QUANTITIES = ("out", "mid", "grad", "var", "sgd", "count", "eval", "running", "merged", "generate")
 LLAMA = ("finetune", "lora", "toast", "toast_lite", "pretune")
-OTHER_PAPERS = ("ssf", "adapter_plus")
+OTHER_PAPERS = ("ssf", "adapter_plus", "ep", "ep_all_q4_d2")
 RECORDINGS = (
     *(f"vit_{method}" for method in VIT),
     *OTHER_PAPERS,

@@ -37,6 +37,7 @@ _RATES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
 _HIGH_RATES = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
 VTAB_LR = {
     "linear": _HIGH_RATES,
+    "ep": _RATES,
     "finetune": (5e-3, 1e-3, 5e-4, 1e-4),
     "partial": _RATES,
     "bias": _RATES,
@@ -47,6 +48,7 @@ VTAB_LR = {
     "lora": _RATES,
     "toast": _RATES,
     "toast_lite": _RATES,
+    "toast_ep": _RATES,
 }
 VTAB_WEIGHT_DECAY = (1e-2, 1e-3, 1e-4, 0.0)
 # Learning rate of a single run; for other methods from the middle of the grid of toast and lora.

@@ -67,7 +67,7 @@ class Adapters:
         return trees.nested(own)
 
     def attach(self, params: dict, own: dict) -> dict:
-        """Put a `Bottleneck` where the `layers.block_output.BlockOutput` of each block looks for it."""
+        """Put a `Bottleneck` where the `layers.drop_path.BlockOutput` of each block looks for it."""
         flat, own = trees.flat(params), trees.flat(own)
         for block in {path.rpartition("/")[0] for path in own}:
             fields = {field.name: own[f"{block}/{field.name}"] for field in dataclasses.fields(Bottleneck)}

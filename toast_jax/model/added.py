@@ -1,7 +1,7 @@
 """The contract of what a method adds to a network: parameters of its own, attached to those of the network.
 
 A backbone does not depend on it. Additions change its parameters before each call: `lora` and `ssf` replace kernels by objects
-that multiply like other matrices, `adapter` hangs a function behind a block (see `layers.block_output`).
+that multiply like other matrices, `adapter` hangs a function behind a block (see `layers.drop_path.BlockOutput`).
 """
 
 from typing import ClassVar, Protocol, runtime_checkable

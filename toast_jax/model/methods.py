@@ -12,10 +12,12 @@ from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
 from toast_jax.model.adapter import Adapters
 from toast_jax.model.added import Addition
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.lora import LowRankDeltas
 from toast_jax.model.ssf import ScaleAndShift
 
 HEAD = "head/.*"
+PROBE = "probe/.*"  # part of the head, in front of its linear layer
 BACKBONE = "backbone/.*"
 PRIOR = "top_down/prior"
 TRANSFORM = "top_down/transform"
@@ -40,6 +42,7 @@ class Method:
       tuned: regexes of the parameters that are trained.
       frozen: regexes of the parameters that are not.
       added: parameters that it adds to those of the network, or None.
+      probe: whether the head reads tokens by an attentive probe instead of the backbone's pooled output.
       module_fields: config fields that a run shares with the module file that it starts from.
       starts_from: other methods whose module files it takes, each with a regex of the parameters that such a file lacks.
     """
@@ -48,13 +51,14 @@ class Method:
     tuned: tuple[str, ...]
     frozen: tuple[str, ...]
     added: Addition | None = None
+    probe: bool = False
     module_fields: tuple[str, ...] = ()
     starts_from: tuple[tuple[str, str], ...] = ()
 
     @property
     def pretunes(self) -> bool:
         """Whether it tunes more than a head, so that pre-tuning leaves a module file."""
-        return any(regex != HEAD for regex in self.tuned)
+        return any(regex not in (HEAD, PROBE) for regex in self.tuned)
 
 
 _LORA_FIELDS = ("lora.rank", "lora.alpha")
@@ -63,6 +67,7 @@ _WITHOUT_DELTAS = (("toast", LORA),)
 # Methods of networks with a classifier. Each family names the kernels of method lora, see `with_lora`.
 METHODS = {
     "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
+    "ep": Method("", tuned=(HEAD, PROBE), frozen=(BACKBONE,), probe=True),
     "finetune": Method("", tuned=(HEAD, BACKBONE), frozen=()),
     # The last `config.tuned_blocks` blocks are built outside the scanned stack, where they can be tuned.
     "partial": Method(
@@ -90,6 +95,9 @@ METHODS = {
         starts_from=_WITHOUT_DELTAS,
     ),
 }
+METHODS["toast_ep"] = dataclasses.replace(
+    METHODS["toast"], tuned=(*METHODS["toast"].tuned, PROBE), probe=True, starts_from=(("toast", PROBE),)
+)
 # Methods of language models, whose head is part of the backbone. Toast tunes B_l and keeps A_l as pre-tuned.
 LANGUAGE_METHODS = {
     "finetune": Method("", tuned=(BACKBONE,), frozen=()),
@@ -180,17 +188,18 @@ def tuned_mask(params: dict, method: Method) -> dict:
 
 
 def module_paths(mask: dict) -> set[str]:
-    """List the parameters of a module file: all but the head and the frozen part of the backbone.
+    """List the parameters of a module file: all but the head, its probe and the frozen part of the backbone.
 
     Args:
       mask: from `tuned_mask`.
     """
-    return {path for path, tuned in trees.flat(mask).items() if not re.match("head/" if tuned else "(head|backbone)/", path)}
+    outside = {True: "(head|probe)/", False: "(head|probe|backbone)/"}
+    return {path for path, tuned in trees.flat(mask).items() if not re.match(outside[tuned], path)}
 
 
 def table(params: dict, method: Method) -> str:
     """Format the start-up table: a line per regex (tuned or frozen, arrays, parameters), then totals."""
-    flat = trees.flat(params)
+    flat = trees.flat(without_statistics(params))
     lines = [f"{'':7} {'arrays':>7} {'parameters':>13}  matched by"]
     sums = {True: 0, False: 0}
     for regex, tuned in [(r, True) for r in method.tuned] + [(r, False) for r in method.frozen]:

@@ -18,6 +18,7 @@ from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import generation, losses
 from toast_jax.model.adapter import Bottleneck
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.methods import tuned_mask
 from toast_jax.model.steered import apply, merged
 from toast_jax.testing import recording
@@ -62,8 +63,8 @@ def replay(path: str) -> list[Check]:
     pretune = functools.partial(losses.pretune, model, method, variational_weight=recorded.family.variational_weight)
     scores = pretune(task_weight=1.0) if recorded.pretuning else losses.tune(model, method)
     checks = [
-        Check("count/total", abs(trees.count(recorded.params) - int(arrays["count/total"])), 0),
-        Check("count/trainable", abs(trees.count(tuned) - int(arrays["count/trainable"])), 0),
+        Check("count/total", abs(trees.count(without_statistics(recorded.params)) - int(arrays["count/total"])), 0),
+        Check("count/trainable", abs(trees.count(without_statistics(tuned)) - int(arrays["count/trainable"])), 0),
     ]
     checks += _forward(recorded, scores)
     checks += _gradients(recorded, scores, tuned, frozen, "grad/")
@@ -73,6 +74,8 @@ def replay(path: str) -> list[Check]:
         checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
     if "sgd/losses" in arrays:
         checks += _sgd(recorded, scores, mask, tuned, frozen)
+    if "eval/out/logits" in arrays:
+        checks += _evaluation(recorded)
     if "merged/out/logits" in arrays:
         checks += _merged(recorded)
     if "generate/prompt" in arrays:
@@ -82,22 +85,31 @@ def replay(path: str) -> list[Check]:
 
 def _loss(recorded: Recording, scores):
     batch = _weighed(recorded.batch)
-    return jax.jit(lambda params: scores(params, batch)["loss"].mean())(recorded.params)
+    return _on_one_device(lambda params: scores(params, batch, _keys(batch))["loss"].mean(), recorded.params)
+
+
+def _on_one_device(function, *args):
+    """Run as a step on one device does, without `pmap`."""
+    mapped = jax.vmap(function, in_axes=None, axis_name=parallel.AXIS, axis_size=1)
+    return jax.tree.map(lambda a: a[0], jax.jit(mapped)(*args))
+
+
+def _keys(batch):
+    """Return keys that mark a forward pass as one of training, in which nothing is dropped here."""
+    return jax.random.split(jax.random.key(0), len(batch["label"]))
 
 
 def _weighed(batch):
-    """Weigh the tokens of a batch as a step on one device does, without `pmap`."""
-    if "weight" not in batch:
-        return batch
-    weigh = jax.vmap(lambda batch: by_token(batch, None), axis_name=parallel.AXIS)
-    return jax.tree.map(lambda a: a[0], weigh(jax.tree.map(lambda a: a[None], batch)))
+    """Weigh the tokens of a batch as a step does."""
+    return _on_one_device(lambda batch: by_token(batch, None), batch) if "weight" in batch else batch
 
 
 def _forward(recorded: Recording, scores) -> list[Check]:
     seen, arrays = losses.inputs(recorded.batch), recorded.arrays
     run = functools.partial(apply, recorded.model, recorded.method)
-    logits = jax.jit(run)(recorded.params, seen)
-    explained, out = jax.jit(functools.partial(run, call="explain"))(recorded.params, seen)
+    keys_of_training = _keys(recorded.batch)
+    logits = _on_one_device(run, recorded.params, seen, keys_of_training)
+    explained, out = _on_one_device(functools.partial(run, call="explain"), recorded.params, seen, keys_of_training)
     pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": _loss(recorded, scores)}
     pairs |= _tokens(recorded, out["look"])
     if "selection" in out:
@@ -114,6 +126,8 @@ def _tokens(recorded: Recording, look) -> dict:
     """Return what the recordings of methods with a single look have of its tokens."""
     backbone, hidden = recorded.params["backbone"], look["hidden"]
     pairs = {"mid/tokens": look["tokens"]}
+    if recorded.model.probe is not None:
+        pairs = _probed(recorded, hidden[-1])
     if "mid/patch_embed" in recorded.arrays:
         pairs["mid/patch_embed"] = (hidden[0] - backbone["pos_embed"])[:, 1:]
     if "mid/block/0" in recorded.arrays:
@@ -123,6 +137,18 @@ def _tokens(recorded: Recording, look) -> dict:
             adapter = Bottleneck(**{name: leaf[i] for name, leaf in layers.items()})
             pairs |= {f"mid/block/{i}": output, f"mid/adapter/{i}": adapter(output - recorded.arrays[f"mid/adapter/{i}"])}
     return pairs
+
+
+def _probed(recorded: Recording, last) -> dict:
+    """Return what the probe makes of the output of the last block."""
+
+    def steps(model, last):
+        tokens = model.tokens_read(last)
+        pooled, attention = model.probe.pool(tokens)
+        normed = model.probe(tokens, training=True)
+        return {"mid/tokens": tokens, "mid/pooled": pooled, "mid/attention": attention, "mid/normed_train": normed}
+
+    return _on_one_device(functools.partial(apply, recorded.model, recorded.method, call=steps), recorded.params, last)
 
 
 def _intermediates(out, transform) -> dict:
@@ -141,8 +167,10 @@ def _intermediates(out, transform) -> dict:
 
 def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check]:
     batch = _weighed(recorded.batch)
-    grads = jax.jit(jax.grad(lambda tuned: scores(trees.merge(tuned, frozen), batch)["loss"].mean()))(tuned)
-    return _compare(recorded, grads, prefix)
+    loss = lambda tuned: scores(trees.merge(tuned, frozen), batch, _keys(batch))["loss"].mean()  # noqa: E731
+    grads = _on_one_device(jax.grad(loss), tuned)
+    after = jax.tree.map(lambda running, step: running - step, tuned, grads)
+    return _compare(recorded, grads, prefix) + _compare(recorded, after, "running/after/")
 
 
 def _compare(recorded: Recording, tree, prefix) -> list[Check]:
@@ -167,6 +195,14 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
         seen.append(metrics["loss"])
     checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded.arrays["sgd/losses"]), BACKWARD)]
     return checks + _compare(recorded, state.tuned, "sgd/final/")
+
+
+def _evaluation(recorded: Recording) -> list[Check]:
+    """Compare the network with running statistics, as an evaluation uses it."""
+    logits = jax.jit(functools.partial(apply, recorded.model, recorded.method))(recorded.params, recorded.batch["image"])
+    loss = losses.cross_entropy(logits, recorded.batch).mean()
+    values = {"eval/out/logits": logits, "eval/out/loss": loss}
+    return [Check(name, relative_error(value, recorded.arrays[name]), FORWARD) for name, value in values.items()]
 
 
 def _merged(recorded: Recording) -> list[Check]:

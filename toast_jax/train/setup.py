@@ -21,6 +21,7 @@ from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
 from toast_jax.model import families, losses, methods, steered
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
@@ -111,7 +112,7 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
     if config.get("microbatches", 1) > 1:
         parts["microbatches"] = config.microbatches
-    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
+    num_tuned, num_head = (trees.count(tree) for tree in (without_statistics(network.tuned), network.tuned.get("head", {})))
     folder = run_folder.claim(folder, config)
     run = Run(
         members=(Member(config, folder, rates(config, steps_per_epoch)),),

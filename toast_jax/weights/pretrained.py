@@ -27,6 +27,7 @@ _SIZED_BY = {
     "prompts": "config.prompts",
     "lora": "config.lora.rank",
     "adapter": "config.adapter.rank",
+    "probe": "config.probe.queries and config.probe.reduction",
 }
 
 

@@ -123,6 +123,10 @@ STEERED = (
     bias("head", "classifier"),
     linear("head.last_layer", "head"),
     bias("head.last_layer", "head"),
+    # The attentive probe in front of it.
+    Rename(("head.pool.cls_token",), ("probe/queries",), lambda q: (q[0],), lambda q: (q[None],)),
+    matrix("head.pool.v", "probe/values"),
+    *(Rename((f"head.norm.running_{name}",), (f"probe/norm/running_{name}",)) for name in ("mean", "var")),
     # The top-down module: prompt is the prior.
     Rename(("prompt",), ("top_down/prior",)),
     Rename(("top_down_transform",), ("top_down/transform",)),

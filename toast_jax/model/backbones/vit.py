@@ -20,8 +20,7 @@ from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
-from toast_jax.model.layers.block_output import BlockOutput
-from toast_jax.model.layers.drop_path import drop_path
+from toast_jax.model.layers.drop_path import BlockOutput, drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import Statistics, normalize
