@@ -14,6 +14,7 @@ from toast_jax.model.methods import METHODS
 from toast_jax.tables import plan
 
 NOTHING = "-"
+RECIPES = ("toast", "paper", "fixed")  # of sweeps of VTAB-1k, see `paper_recipes.vtab_recipe`
 HEADER = ("method", "task", "mean", "std", "seeds", "published", "difference", "tuned_parameters", "hours")
 
 
@@ -46,7 +47,7 @@ class Table:
 
     Attributes:
       table, backbone: of the sweeps.
-      measured: by method and task; pairs without a result are absent.
+      measured: by method, `labeled` with the recipe, and task; pairs without a result are absent.
       published: the entry of published_results.json for this table and backbone; without rows if nothing is published.
     """
 
@@ -63,7 +64,8 @@ class Table:
     def methods(self) -> list[str]:
         """Lists the methods that are measured or published."""
         measured = {method for method, _ in self.measured}
-        return [name for name in METHODS if name in self.published["rows"] or name in measured]
+        labels = [labeled(name, recipe) for name in METHODS for recipe in RECIPES]
+        return [label for label in labels if label in self.published["rows"] or label in measured]
 
     def entries(self, method: str) -> dict[str, tuple[Measured | None, float, float]]:
         """Return the results of a method, then its averages over tasks, by label.
@@ -81,6 +83,11 @@ class Table:
         }
 
 
+def labeled(method: str, recipe: str) -> str:
+    """Name a method trained with a recipe; that of TOAST goes without saying."""
+    return method if recipe == "toast" else f"{method} ({recipe} recipe)"
+
+
 def collect(folders: Sequence[str | Path]) -> Table:
     """Read the results of sweeps, finished or not.
 
@@ -91,12 +98,14 @@ def collect(folders: Sequence[str | Path]) -> Table:
     measured: dict[tuple[str, str], Measured] = {}
     where: dict[tuple[str, str], str] = {}
     for folder in map(str, folders):
-        for method, task in ((method, task) for method in METHODS for task in (*TASKS, *FGVC)):
-            if result := read_measured(Path(folder).expanduser() / method / task):
+        recipe = plan.recipe_of(plan.opened(folder))
+        for name, task in ((name, task) for name in METHODS for task in (*TASKS, *FGVC)):
+            method = labeled(name, recipe)
+            if result := read_measured(Path(folder).expanduser() / name / task):
                 if (method, task) in measured:
                     raise InputError(f"Both {where[method, task]} and {folder} hold {method} on {task}; leave one of them out.")
                 measured[method, task], where[method, task] = result, folder
-    return Table(first["table"], first["backbone"], measured, _published(**first))
+    return Table(first["table"], first["backbone"], measured, _published(first["table"], first["backbone"]))
 
 
 def opened(folders: Sequence[str | Path]) -> dict[str, str]:
@@ -109,7 +118,8 @@ def opened(folders: Sequence[str | Path]) -> dict[str, str]:
         raise InputError("There is no sweep to read; write --config=configs/table.py:from=FOLDER.")
     facts = {str(folder): plan.opened(folder) for folder in folders}
     first = facts[str(folders[0])]
-    if other := next((name for name, own in facts.items() if own != first), None):
+    same = ("table", "backbone")
+    if other := next((name for name, own in facts.items() if any(own[fact] != first[fact] for fact in same)), None):
         raise InputError(
             f"{folders[0]} is a sweep of {first['table']} with {first['backbone']} and {other} one of {facts[other]['table']} "
             f"with {facts[other]['backbone']}; make a table of each."
