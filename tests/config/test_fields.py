@@ -130,6 +130,8 @@ def test_the_free_fields_are_these():
         "eval_every",
         "checkpoint_every",
         "confusion",
+        "save_predictions",
+        "interpolation",
         "data.workers",
         "data.verify",
     }

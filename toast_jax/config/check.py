@@ -99,6 +99,15 @@ _OF_RUNS: _Conflicts = {
     ),
 }
 _OF_IMAGES: _Conflicts = {
+    "config.interpolation is {c.interpolation}, which is for the task evaluate; leave it at 1.": (
+        lambda c: c.interpolation < 1 and c.task == "train"
+    ),
+    "config.interpolation is {c.interpolation}, but method {c.method} starts from no network to go back to; leave it at 1, or "
+    "evaluate a run that started from a --config.module.": (
+        lambda c: c.interpolation < 1 and c.row and not (c.row.starts_unchanged or c.module or c.top_down)
+    ),
+    "config.interpolation is {c.interpolation}, but config.checkpoint is a file that has only the end of the line; leave it "
+    "at 1.": lambda c: c.interpolation < 1 and c.checkpoint,
     "Method {c.method} {c.refusal}; use another --config.method{c.able_families}.": (lambda c: c.method in c.family.refused),
     "config.head.tune is False, but method linear tunes nothing else; set it to True.": (
         lambda c: c.method == "linear" and not c.head.tune

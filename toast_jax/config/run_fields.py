@@ -159,6 +159,13 @@ IMAGES = _RUN | {
     "augment.label_smoothing": Field(0.0, SHARE, "label smoothing"),
     "augment.degradation": Field(0.5, real(0.0, 1.0), "distillation loss: how much the second look's image is degraded"),
     "keep_known": Field(True, FLAG, "cache the frozen features if views repeat (VTAB, data.views) and drop-path is off"),
+    "save_predictions": Field(False, FLAG, "at the end, write the logits of the test images to test_logits.npz", TO_RESUME),
+    "interpolation": Field(
+        1.0,
+        real(0.0, 1.0),
+        "task evaluate: evaluate so far along the line from the first to the tuned parameters (WiSE-FT)",
+        TO_RESUME,
+    ),
     "confusion": Field(False, FLAG, "at the end, log the confused classes and write confusion.csv", TO_RESUME),
 }
 _TEXT_DEFAULTS = {

@@ -60,6 +60,11 @@ class Method:
         """Whether it tunes more than a head, so that pre-tuning leaves a module file."""
         return any(regex not in (HEAD, PROBE) for regex in self.tuned)
 
+    @property
+    def starts_unchanged(self) -> bool:
+        """Whether it starts from the network as it was, of which it tunes a part or to which it adds without an effect."""
+        return bool(self.added) or any(regex.startswith("backbone/") for regex in self.tuned)
+
 
 _LORA_FIELDS = ("lora.rank", "lora.alpha")
 # TOAST-Lite adds deltas to a module that was pre-tuned as toast (the paper's way) or with its deltas.

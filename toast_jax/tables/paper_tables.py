@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toast_jax.config.paper_recipes import FGVC
@@ -97,15 +97,22 @@ def collect(folders: Sequence[str | Path]) -> Table:
     first = opened(folders)
     measured: dict[tuple[str, str], Measured] = {}
     where: dict[tuple[str, str], str] = {}
-    for folder in map(str, folders):
-        recipe = plan.recipe_of(plan.opened(folder))
-        for name, task in ((name, task) for name in METHODS for task in (*TASKS, *FGVC)):
-            method = labeled(name, recipe)
-            if result := read_measured(Path(folder).expanduser() / name / task):
+    for method, folder in method_folders(folders):
+        for task in (*TASKS, *FGVC):
+            if result := read_measured(folder / task):
                 if (method, task) in measured:
-                    raise InputError(f"Both {where[method, task]} and {folder} hold {method} on {task}; leave one of them out.")
-                measured[method, task], where[method, task] = result, folder
+                    raise InputError(
+                        f"Both {where[method, task]} and {folder.parent} hold {method} on {task}; leave one of them out."
+                    )
+                measured[method, task], where[method, task] = result, str(folder.parent)
     return Table(first["table"], first["backbone"], measured, _published(first["table"], first["backbone"]))
+
+
+def method_folders(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the label and the folder of every method in sweeps, whether it has runs there or not."""
+    for folder in folders:
+        recipe = plan.recipe_of(plan.opened(folder))
+        yield from ((labeled(name, recipe), Path(folder).expanduser() / name) for name in METHODS)
 
 
 def opened(folders: Sequence[str | Path]) -> dict[str, str]:
