@@ -40,6 +40,7 @@ class Family:
       fields: of `config.backbone`, besides those that every family has.
       refused: why other methods are refused, by name: the rest of a sentence that begins with "Method NAME".
       sites: of a backbone or a size: how many of its parts take a top-down input.
+      width: of a backbone or a size: width of the output of its last site.
       top_down: `(backbone, k) -> module`, its top-down module for the last k sites.
       own_head: whether the backbone has a head of its own, `logits`.
       image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
@@ -68,6 +69,7 @@ class Family:
     described: Callable[[Mapping[str, Any]], dict[str, Any] | None] | None = None
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sites: Callable[[Any], int] = lambda backbone: backbone.depth
+    width: Callable[[Any], int] = lambda backbone: backbone.width
     top_down: Callable[[Any, int], nn.Module] = lambda backbone, k: TopDown(k, backbone.width, backbone.dtype)
     own_head: bool = False
     image_multiple: Callable[[Any], int] = lambda backbone: 1
@@ -122,6 +124,7 @@ FAMILIES = {
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
         sites=lambda backbone: len(backbone.depths),
         shown=lambda backbone: {"depths": backbone.depths, "widths": backbone.widths},
+        width=lambda backbone: backbone.widths[-1],
         top_down=lambda backbone, k: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype, steered=k),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],
