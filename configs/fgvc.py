@@ -3,7 +3,7 @@
     python main.py --config=configs/fgvc.py:dataset=cub,method=toast,backbone=vit_b16_in1k \\
         --config.data.root=data/cub --config.top_down=weights/vit_b16_in1k_top_down.pth
 
-dataset: cub, nabirds, flowers, dogs, cars. method: linear, finetune, partial, bias, vpt, lora, toast, toast_lite.
+dataset: cub, nabirds, flowers, dogs, cars. method: a row of toast_jax/model/methods.py.
 backbone: a ViT, or a ConvNeXt such as convnext_b_in21k, which supports every method but vpt.
 `data.root` holds the images, and train.json, val.json and test.json (image path -> class) as released by VPT.
 configs/sweep.py runs all five sets with five seeds each.

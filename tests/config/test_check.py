@@ -110,7 +110,7 @@ def test_rows_of_a_task_are_its_fields(task):
         ("lora.alpha", 0, "it has to be a number, more than 0.0."),
         ("resume", 1, "it has to be True or False."),
         ("stage", "pretrain", r"it must be one of tune, pretune \(the nearest is 'pretune'\)."),
-        ("method", "tost", r"it must be one of .*toast_lite \(the nearest is 'toast'\)."),
+        ("method", "tost", r"it must be one of .*toast_ep \(the nearest is 'toast'\)."),
         ("precision", "TF32_TF32_F32", "it must be one of default, high, highest."),
         ("top_down", None, "it has to be text."),
         ("data.root", "a\0b", "it has to be text."),
@@ -179,6 +179,25 @@ def batch_of(size, near):
 
 
 IMAGES = [
+    (
+        {"method": "ep", "head.start": "classifier"},
+        "method ep reads tokens by a probe, which the backbone",
+    ),
+    (
+        {"method": "ep", "probe.queries": 5},
+        "probe.queries is 5 and .*; their product has to divide the width .* 768",
+    ),
+    (
+        {"stage": "pretune", "method": "toast_ep", "distillation_weight": 1.0},
+        "but method toast_ep has a probe, which labels alone train; set it to 0, or config.method to toast",
+    ),
+    ({"stage": "pretune", "method": "ep"}, "method ep tunes the head alone"),
+    ({"interpolation": 0.5, "method": "lora"}, "interpolation is 0.5, which is for the task evaluate; leave it at 1"),
+    ({"interpolation": 0.5, "task": "evaluate", "method": "vpt"}, "method vpt starts from no network to go back to"),
+    (
+        {"interpolation": 0.5, "task": "evaluate", "method": "lora", "checkpoint": "tuned.pth"},
+        "config.checkpoint is a file that has only the end of the line",
+    ),
     ({"warmup_epochs": 100}, "warmup_epochs is 100 and config.epochs 100: the run would never leave its warm-up"),
     ({"checkpoint": "x.pth"}, "config.checkpoint is for the task evaluate"),
     batch_of(12, "such as 8 or 16"),

@@ -1,16 +1,30 @@
 """Our numbers are the PyTorch release's numbers."""
 
+import re
+
+import jax
 import numpy as np
 import pytest
 
 from tests import FIXTURES
+from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.testing import parity
+from toast_jax.model import losses
+from toast_jax.model.methods import METHODS, tuned_mask
+from toast_jax.testing import parity, recording
+from toast_jax.weights.rename import to_torch
 
 VIT = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
-QUANTITIES = ("out", "mid", "grad", "var", "sgd", "count", "generate")
+QUANTITIES = ("out", "mid", "grad", "var", "sgd", "count", "eval", "running", "merged", "generate")
 LLAMA = ("finetune", "lora", "toast", "toast_lite", "pretune")
-RECORDINGS = (*(f"vit_{method}" for method in VIT), "convnext_linear", "convnext_toast", *(f"llama_{name}" for name in LLAMA))
+OTHER_PAPERS = ("ssf", "adapter_plus", "ep", "ep_all_q4_d2")
+RECORDINGS = (
+    *(f"vit_{method}" for method in VIT),
+    *OTHER_PAPERS,
+    "convnext_linear",
+    "convnext_toast",
+    *(f"llama_{name}" for name in LLAMA),
+)
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -34,6 +48,22 @@ def test_recording_of_a_backbone_is_replayed(name):
     with np.load(path) as recorded:
         quantities = {key for key in recorded.files if key.split("/")[0] in QUANTITIES} | {"config/eps"}
     assert {check.name.split(" ")[0] for check in checks} == quantities
+
+
+@pytest.mark.parametrize(
+    ("method", "part"), [("bias", r"(patch_embed|blocks|norm)\..*bias|norm\.bias"), ("ln", r"(.*\.)?norm\d?\.\w+")]
+)
+def test_methods_that_tune_a_part_have_its_gradients_of_fine_tuning(method, part):
+    """There is no recording of them; the names are those that the references tune."""
+    recorded = recording.load(str(FIXTURES / "vit_finetune.npz"))
+    tuned, frozen = trees.split(recorded.params, tuned_mask(recorded.params, METHODS[method]))
+    scores = losses.tune(recorded.model, METHODS[method])
+    loss = lambda tuned: scores(trees.merge(tuned, frozen), recorded.batch)["loss"].mean()  # noqa: E731
+    gradients = to_torch(trees.flat(trees.prune(jax.jit(jax.grad(loss))(tuned))), recorded.family)
+    expected = {name: array for name, array in recorded.group("grad/").items() if re.fullmatch(rf"{part}|head\..*", name)}
+    assert set(gradients) == set(expected) and len(expected) > 10
+    errors = {name: parity.relative_error(gradients[name], array) for name, array in expected.items()}
+    assert max(errors.values()) <= parity.BACKWARD, errors
 
 
 def test_a_wrong_number_fails(tmp_path, capsys):

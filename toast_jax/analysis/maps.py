@@ -163,15 +163,21 @@ def _rollout_of_last_look(model, out):
 
 def _gradient(model, method, params, classes, look, td):
     def logit(tokens):
-        logits = apply(model, method, params, tokens, td, call=_classify_from_last)
+        logits = apply(model, method, params, tokens, td, call=classify)
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
 
-    gradients = jax.grad(logit)(look["hidden"][-2]).astype(jnp.float32)
+    # A probe reads all tokens after the last block, a head without one the class token.
+    site, classify = (-2, _classify_from_last) if model.probe is None else (-1, _classify_map)
+    gradients = jax.grad(logit)(look["hidden"][site]).astype(jnp.float32)
     return model.backbone.on_grid(jnp.linalg.norm(gradients, axis=-1))
 
 
 def _classify_from_last(model, tokens, td):
     return model.logits(model.backbone.pooled_from_last(tokens, td))
+
+
+def _classify_map(model, tokens, td):
+    return model.classify_map(tokens)
 
 
 def _heads(weights, grid):

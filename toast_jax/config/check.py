@@ -36,6 +36,7 @@ class _Facts:
     size = property(lambda c: c.family.size(c.backbone))
     image_multiple = property(lambda c: c.family.image_multiple(c.backbone))
     steerable = property(lambda c: c.family.sites(c.size))  # how many parts of the network can take a top-down input
+    width = property(lambda c: c.family.width(c.size))
     tunable = property(lambda c: c.family.tunable_blocks(c.size))  # how many blocks method partial can tune
     share = property(lambda c: c.batch_size // c.devices)  # examples of a batch on each device
 
@@ -98,6 +99,15 @@ _OF_RUNS: _Conflicts = {
     ),
 }
 _OF_IMAGES: _Conflicts = {
+    "config.interpolation is {c.interpolation}, which is for the task evaluate; leave it at 1.": (
+        lambda c: c.interpolation < 1 and c.task == "train"
+    ),
+    "config.interpolation is {c.interpolation}, but method {c.method} starts from no network to go back to; leave it at 1, or "
+    "evaluate a run that started from a --config.module.": (
+        lambda c: c.interpolation < 1 and c.row and not (c.row.starts_unchanged or c.module or c.top_down)
+    ),
+    "config.interpolation is {c.interpolation}, but config.checkpoint is a file that has only the end of the line; leave it "
+    "at 1.": lambda c: c.interpolation < 1 and c.checkpoint,
     "Method {c.method} {c.refusal}; use another --config.method{c.able_families}.": (lambda c: c.method in c.family.refused),
     "config.head.tune is False, but method linear tunes nothing else; set it to True.": (
         lambda c: c.method == "linear" and not c.head.tune
@@ -107,6 +117,14 @@ _OF_IMAGES: _Conflicts = {
     ),
     "config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.": (
         lambda c: c.head.start == "classifier" and c.backbone.weights == RANDOM
+    ),
+    "config.head.start is classifier, but method {c.method} reads tokens by a probe, which the backbone's classifier was not "
+    "trained for; set it to random or zeros.": lambda c: c.head.start == "classifier" and c.row and c.row.probe,
+    "config.probe.queries is {c.probe.queries} and config.probe.reduction {c.probe.reduction}; their product has to divide the "
+    "width of the tokens, {c.width}.": lambda c: c.row and c.row.probe and c.width % (c.probe.queries * c.probe.reduction),
+    "config.distillation_weight is {c.distillation_weight}, but method {c.method} has a probe, which labels alone train; "
+    "set it to 0, or config.method to toast.": (
+        lambda c: c.stage == "pretune" and c.distillation_weight and c.row and c.row.probe
     ),
     "config.data.image_size {c.data.image_size} is no multiple of {c.image_sizes}.": (
         lambda c: c.data.image_size % c.image_multiple

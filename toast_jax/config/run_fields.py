@@ -32,7 +32,10 @@ from toast_jax.fields import (
 )
 
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
-METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
+METHODS = (
+    *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
+    *("toast", "toast_lite", "toast_ep"),
+)
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
 _RUN = {
@@ -65,13 +68,13 @@ _RUN = {
     "top_down": Field(
         "",
         TEXT,
-        "toast, toast_lite: pre-tuned module: a file, a name, or hf:OWNER/NAME; '' for none",
+        "methods that steer: pre-tuned module: a file, a name, or hf:OWNER/NAME; '' for none",
         TO_MOVE,
     ),
     "steered_blocks": Field(
         0,
         whole(0),
-        "toast, toast_lite: how many of the last blocks (ConvNeXt: stages) look again, steered; 0: all",
+        "methods that steer: how many of the last blocks (ConvNeXt: stages) look again, steered; 0: all",
     ),
     "tune_transform": Field(False, FLAG, "toast: also tune the transform of the selected tokens; the release does not"),
     "checkpoint": Field("", TEXT, "task evaluate: a file tuned by the PyTorch release, instead of the checkpoint of --workdir"),
@@ -121,6 +124,10 @@ IMAGES = _RUN | {
         "initial head: random as in the release, zeros, or the classifier of the backbone's file",
     ),
     "head.tune": Field(True, FLAG, "tune the head"),
+    "probe.queries": Field(32, whole(1, 100_000), "ep, toast_ep: number of queries"),
+    "probe.reduction": Field(1, whole(1, 4096), "ep, toast_ep: width of the tokens divided by that of their values"),
+    "probe.tokens": Field("patches", Choice(("patches", "all")), "ep, toast_ep: tokens to pool; all: the class token too"),
+    "adapter.rank": Field(8, whole(1, 4096), "adapter_plus: width of the bottleneck after each block"),
     "prompts.num": Field(100, whole(1, 100_000), "vpt: number of prompt tokens"),
     "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
     "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),
@@ -152,6 +159,13 @@ IMAGES = _RUN | {
     "augment.label_smoothing": Field(0.0, SHARE, "label smoothing"),
     "augment.degradation": Field(0.5, real(0.0, 1.0), "distillation loss: how much the second look's image is degraded"),
     "keep_known": Field(True, FLAG, "cache the frozen features if views repeat (VTAB, data.views) and drop-path is off"),
+    "save_predictions": Field(False, FLAG, "at the end, write the logits of the test images to test_logits.npz", TO_RESUME),
+    "interpolation": Field(
+        1.0,
+        real(0.0, 1.0),
+        "task evaluate: evaluate so far along the line from the first to the tuned parameters (WiSE-FT)",
+        TO_RESUME,
+    ),
     "confusion": Field(False, FLAG, "at the end, log the confused classes and write confusion.csv", TO_RESUME),
 }
 _TEXT_DEFAULTS = {

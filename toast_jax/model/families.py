@@ -11,6 +11,10 @@ from ml_collections import ConfigDict
 from toast_jax.fields import Field, whole
 from toast_jax.model import kinds
 from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit
+from toast_jax.model.backbones.exports import convnext as convnext_exports
+from toast_jax.model.backbones.exports import llama as llama_exports
+from toast_jax.model.backbones.exports import vit as vit_exports
+from toast_jax.model.backbones.exports.formats import Format
 from toast_jax.model.backbones.rename_rules import Names
 from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
@@ -35,6 +39,7 @@ class Family:
       fields: of `config.backbone`, besides those that every family has.
       refused: why other methods are refused, by name: the rest of a sentence that begins with "Method NAME".
       sites: of a backbone or a size: how many of its parts take a top-down input.
+      width: of a backbone or a size: width of the output of its last site.
       top_down: `(backbone, k) -> module`, its top-down module for the last k sites.
       own_head: whether the backbone has a head of its own, `logits`.
       image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
@@ -46,6 +51,7 @@ class Family:
       partition: how parameters are split over an axis "fsdp": the first regex that matches a whole path decides.
       layer_files: whether its weights are large and come from files that are read layer by layer. Its top-down modules are
         then stored without the backbone, and so are its runs, if they left the backbone as it was.
+      plain: formats of other libraries that its plain weights are written in, by the value of `config.format`.
       export_key: under which an exported .pth holds the arrays; "" for the arrays alone.
     """
 
@@ -62,6 +68,7 @@ class Family:
     described: Callable[[Mapping[str, Any]], dict[str, Any] | None] | None = None
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sites: Callable[[Any], int] = lambda backbone: backbone.depth
+    width: Callable[[Any], int] = lambda backbone: backbone.width
     top_down: Callable[[Any, int], nn.Module] = lambda backbone, k: TopDown(k, backbone.width, backbone.dtype)
     own_head: bool = False
     image_multiple: Callable[[Any], int] = lambda backbone: 1
@@ -72,6 +79,7 @@ class Family:
     variational_weight: float = 0.01
     partition: tuple[tuple[str, PartitionSpec], ...] = ((".*", PartitionSpec()),)
     layer_files: bool = False
+    plain: Mapping[str, Format] = dataclasses.field(default_factory=dict)
     export_key: str = "model"
 
     def size(self, section: Any) -> Any:
@@ -96,6 +104,7 @@ FAMILIES = {
         fields=kinds.FIELDS,
         image_multiple=lambda backbone: backbone.patch,
         tunable_blocks=lambda size: size.depth,
+        plain=vit_exports.FORMATS,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
         shown=vit.shown,
         decides=kinds.DECIDES,
@@ -114,9 +123,11 @@ FAMILIES = {
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
         sites=lambda backbone: len(backbone.depths),
         shown=lambda backbone: {"depths": backbone.depths, "widths": backbone.widths},
+        width=lambda backbone: backbone.widths[-1],
         top_down=lambda backbone, k: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype, steered=k),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],
+        plain=convnext_exports.FORMATS,
     ),
     "llama": Family(
         title="LLaMA",
@@ -132,6 +143,7 @@ FAMILIES = {
         own_head=True,
         partition=llama.PARTITION,
         layer_files=True,
+        plain=llama_exports.FORMATS,
         export_key="",  # the release loads a bare dict, which may be a part of the network
     ),
 }

@@ -17,8 +17,10 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import generation, losses
+from toast_jax.model.adapter import Bottleneck
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.methods import tuned_mask
-from toast_jax.model.steered import apply
+from toast_jax.model.steered import apply, merged
 from toast_jax.testing import backbone_parity, recording
 from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.testing.recording import Recording
@@ -44,8 +46,8 @@ def replay(path: str) -> list[Check]:
     pretune = functools.partial(losses.pretune, model, method, variational_weight=recorded.family.variational_weight)
     scores = pretune(task_weight=1.0) if recorded.pretuning else losses.tune(model, method)
     checks = [
-        Check("count/total", abs(trees.count(recorded.params) - int(arrays["count/total"])), 0),
-        Check("count/trainable", abs(trees.count(tuned) - int(arrays["count/trainable"])), 0),
+        Check("count/total", abs(trees.count(without_statistics(recorded.params)) - int(arrays["count/total"])), 0),
+        Check("count/trainable", abs(trees.count(without_statistics(tuned)) - int(arrays["count/trainable"])), 0),
     ]
     checks += _forward(recorded, scores)
     checks += _gradients(recorded, scores, tuned, frozen, "grad/")
@@ -55,6 +57,10 @@ def replay(path: str) -> list[Check]:
         checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
     if "sgd/losses" in arrays:
         checks += _sgd(recorded, scores, mask, tuned, frozen)
+    if "eval/out/logits" in arrays:
+        checks += _evaluation(recorded)
+    if "merged/out/logits" in arrays:
+        checks += _merged(recorded)
     if "generate/prompt" in arrays:
         checks += _generate(recorded)
     return checks
@@ -62,23 +68,33 @@ def replay(path: str) -> list[Check]:
 
 def _loss(recorded: Recording, scores):
     batch = _weighed(recorded.batch)
-    return jax.jit(lambda params: scores(params, batch)["loss"].mean())(recorded.params)
+    return _on_one_device(lambda params: scores(params, batch, _keys(batch))["loss"].mean(), recorded.params)
+
+
+def _on_one_device(function, *args):
+    """Run as a step on one device does, without `pmap`."""
+    mapped = jax.vmap(function, in_axes=None, axis_name=parallel.AXIS, axis_size=1)
+    return jax.tree.map(lambda a: a[0], jax.jit(mapped)(*args))
+
+
+def _keys(batch):
+    """Return keys that mark a forward pass as one of training, in which nothing is dropped here."""
+    return jax.random.split(jax.random.key(0), len(batch["label"]))
 
 
 def _weighed(batch):
-    """Weigh the tokens of a batch as a step on one device does, without `pmap`."""
-    if "weight" not in batch:
-        return batch
-    weigh = jax.vmap(lambda batch: by_token(batch, None), axis_name=parallel.AXIS)
-    return jax.tree.map(lambda a: a[0], weigh(jax.tree.map(lambda a: a[None], batch)))
+    """Weigh the tokens of a batch as a step does."""
+    return _on_one_device(lambda batch: by_token(batch, None), batch) if "weight" in batch else batch
 
 
 def _forward(recorded: Recording, scores) -> list[Check]:
     seen, arrays = losses.inputs(recorded.batch), recorded.arrays
     run = functools.partial(apply, recorded.model, recorded.method)
-    logits = jax.jit(run)(recorded.params, seen)
-    explained, out = jax.jit(functools.partial(run, call="explain"))(recorded.params, seen)
+    keys_of_training = _keys(recorded.batch)
+    logits = _on_one_device(run, recorded.params, seen, keys_of_training)
+    explained, out = _on_one_device(functools.partial(run, call="explain"), recorded.params, seen, keys_of_training)
     pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": _loss(recorded, scores)}
+    pairs |= _tokens(recorded, out["look"])
     if "selection" in out:
         pairs |= _intermediates(out, recorded.params["top_down"]["transform"])
     keys = {name: name.split(" ")[0] for name in pairs}
@@ -87,6 +103,35 @@ def _forward(recorded: Recording, scores) -> list[Check]:
     return [
         Check(name, relative_error(value, arrays[keys[name]]), FORWARD) for name, value in pairs.items() if keys[name] in arrays
     ]
+
+
+def _tokens(recorded: Recording, look) -> dict:
+    """Return what the recordings of methods with a single look have of its tokens."""
+    backbone, hidden = recorded.params["backbone"], look["hidden"]
+    pairs = {"mid/tokens": look["tokens"]}
+    if recorded.model.probe is not None:
+        pairs = _probed(recorded, hidden[-1])
+    if "mid/patch_embed" in recorded.arrays:
+        pairs["mid/patch_embed"] = (hidden[0] - backbone["pos_embed"])[:, 1:]
+    if "mid/block/0" in recorded.arrays:
+        blocks = recorded.params["adapter"]["backbone"]
+        layers = jax.tree.map(lambda stack, last: jnp.concatenate([stack, last[None]]), blocks["blocks"], blocks["last_0"])
+        for i, output in enumerate(hidden[1:]):
+            adapter = Bottleneck(**{name: leaf[i] for name, leaf in layers.items()})
+            pairs |= {f"mid/block/{i}": output, f"mid/adapter/{i}": adapter(output - recorded.arrays[f"mid/adapter/{i}"])}
+    return pairs
+
+
+def _probed(recorded: Recording, last) -> dict:
+    """Return what the probe makes of the output of the last block."""
+
+    def steps(model, last):
+        tokens = model.tokens_read(last)
+        pooled, attention = model.probe.pool(tokens)
+        normed = model.probe(tokens, training=True)
+        return {"mid/tokens": tokens, "mid/pooled": pooled, "mid/attention": attention, "mid/normed_train": normed}
+
+    return _on_one_device(functools.partial(apply, recorded.model, recorded.method, call=steps), recorded.params, last)
 
 
 def _intermediates(out, transform) -> dict:
@@ -105,8 +150,10 @@ def _intermediates(out, transform) -> dict:
 
 def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check]:
     batch = _weighed(recorded.batch)
-    grads = jax.jit(jax.grad(lambda tuned: scores(trees.merge(tuned, frozen), batch)["loss"].mean()))(tuned)
-    return _compare(recorded, grads, prefix)
+    loss = lambda tuned: scores(trees.merge(tuned, frozen), batch, _keys(batch))["loss"].mean()  # noqa: E731
+    grads = _on_one_device(jax.grad(loss), tuned)
+    after = jax.tree.map(lambda running, step: running - step, tuned, grads)
+    return _compare(recorded, grads, prefix) + _compare(recorded, after, "running/after/")
 
 
 def _compare(recorded: Recording, tree, prefix) -> list[Check]:
@@ -131,6 +178,25 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
         seen.append(metrics["loss"])
     checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded.arrays["sgd/losses"]), BACKWARD)]
     return checks + _compare(recorded, state.tuned, "sgd/final/")
+
+
+def _evaluation(recorded: Recording) -> list[Check]:
+    """Compare the network with running statistics, as an evaluation uses it."""
+    logits = jax.jit(functools.partial(apply, recorded.model, recorded.method))(recorded.params, recorded.batch["image"])
+    loss = losses.cross_entropy(logits, recorded.batch).mean()
+    values = {"eval/out/logits": logits, "eval/out/loss": loss}
+    return [Check(name, relative_error(value, recorded.arrays[name]), FORWARD) for name, value in values.items()]
+
+
+def _merged(recorded: Recording) -> list[Check]:
+    """Merge the method's addition into the weights, and compare them and their logits."""
+    plain = merged(recorded.method, recorded.params)
+    logits = jax.jit(recorded.model.apply)({"params": plain}, losses.inputs(recorded.batch))
+    values = to_torch(trees.flat(plain), recorded.family)
+    checks = [Check("merged/out/logits", relative_error(logits, recorded.arrays["merged/out/logits"]), FORWARD)]
+    expected = recorded.group("merged/params/")
+    assert set(values) == set(expected), "the recording has other merged parameters than the network"
+    return checks + [Check(f"merged/params/{name}", relative_error(values[name], expected[name]), FORWARD) for name in expected]
 
 
 def _generate(recorded: Recording) -> list[Check]:

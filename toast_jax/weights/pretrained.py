@@ -26,6 +26,8 @@ _SIZED_BY = {
     "top_down": "config.backbone.size",
     "prompts": "config.prompts",
     "lora": "config.lora.rank",
+    "adapter": "config.adapter.rank",
+    "probe": "config.probe.queries and config.probe.reduction",
 }
 
 

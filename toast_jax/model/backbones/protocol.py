@@ -14,6 +14,8 @@ from toast_jax.model.layers.arrays import Array, Cache, Inputs, Keys, Maps, Sign
 class Backbone(Protocol):
     """A network that turns inputs into one or more vectors and can be steered.
 
+    Blocks end in a `layers.drop_path.BlockOutput` if method adapter_plus is to have a place in them.
+
     Attributes:
       dtype: compute dtype. Frozen parameters are stored in it.
       last_blocks: how many blocks stand alone after the scanned stack, as `last_0`, ...; method partial tunes them.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+ADDED = "(?:(?:lora|ssf|adapter)/)?"  # a method's addition has the paths of what it is added to, under a name of its own
+
 
 class Unusable(ValueError):
     """A network that is recognized, but not supported; the text says why, without the name of its file."""
@@ -67,8 +69,8 @@ class Names:
     own_paths: str
     has_name: Callable[[str, np.ndarray], bool]
     layouts: tuple[Layout, ...] = ()
-    stacks: str = r"(?:lora/)?(?:backbone/blocks|top_down/(?:back|out))"
-    last_stack: str = r"(?:lora/)?backbone/blocks"
+    stacks: str = rf"{ADDED}(?:backbone/blocks|top_down/(?:back|out))"
+    last_stack: str = rf"{ADDED}backbone/blocks"
 
 
 def transposed(torch: str, path: str) -> Rename:
@@ -140,6 +142,26 @@ def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
     return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
 
 
+def bottleneck(torch: str, path: str) -> tuple[Rename, ...]:
+    """Rename the adapter of a block; `torch` and `path` are names of the block."""
+    layers = [(f"{torch}.adapter.bottleneck.{i}", f"adapter/{path}/{name}") for i, name in ((1, "down"), (4, "up"))]
+    return (
+        *(matrix(*names) for names in layers),
+        *(Rename((f"{layer}.bias",), (f"{name}_bias",)) for layer, name in layers),
+        Rename((f"{torch}.adapter.scaling",), (f"adapter/{path}/scaling",)),
+    )
+
+
+def scale_and_shift(torch: str, paths: tuple[str, ...], number: str = "") -> tuple[Rename, Rename]:
+    """Rename SSF's vectors of an operation, or of several whose outputs PyTorch has side by side; `number` follows its name."""
+    forward, backward = (lambda v: np.split(v, len(paths))), (lambda *parts: (np.concatenate(parts),))
+    scale, shift = (
+        Rename((f"{torch}ssf_{kind}{number}",), tuple(f"ssf/{path}/{kind}" for path in paths), forward, backward)
+        for kind in ("scale", "shift")
+    )
+    return scale, shift
+
+
 # PyTorch's and our names of a block's two feedback layers.
 FEEDBACK = (("linear", "back"), ("linear2", "out"))
 STEERED = (
@@ -148,6 +170,10 @@ STEERED = (
     bias("head", "classifier"),
     linear("head.last_layer", "head"),
     bias("head.last_layer", "head"),
+    # The attentive probe in front of it.
+    Rename(("head.pool.cls_token",), ("probe/queries",), lambda q: (q[0],), lambda q: (q[None],)),
+    matrix("head.pool.v", "probe/values"),
+    *(Rename((f"head.norm.running_{name}",), (f"probe/norm/running_{name}",)) for name in ("mean", "var")),
     # The top-down module: prompt is the prior.
     Rename(("prompt",), ("top_down/prior",)),
     Rename(("top_down_transform",), ("top_down/transform",)),

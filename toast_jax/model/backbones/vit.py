@@ -24,7 +24,7 @@ from toast_jax.model.backbones.vit_features import POOLS, SIZES, Features, Size
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
-from toast_jax.model.layers.drop_path import drop_path
+from toast_jax.model.layers.drop_path import BlockOutput, drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import Statistics, normalize
@@ -214,7 +214,7 @@ class Block(nn.Module):
         attended, attention = attend(norm("norm1")(x), td, num_queries, maps)
         y = x[:, :num_queries] + drop_path(attended, keys[0], rate)
         y = y + drop_path(mlp(norm("norm2")(y)), keys[1], rate)
-        return y, {"input": x, "attention": attention}
+        return BlockOutput(name="output")(y, depth, rng), {"input": x, "attention": attention}
 
 
 def _branch_keys(rng, index):

@@ -10,10 +10,12 @@ from toast_jax.model.backbones.rename_rules import (
     STEERED,
     Rename,
     bias,
+    bottleneck,
     linear,
     norm,
     parts,
     patches,
+    scale_and_shift,
     scaled,
     token_feedback,
     transposed,
@@ -142,6 +144,16 @@ TABLE = (
     # Low-rank deltas: one A for the joint qkv kernel, and its B in three.
     transposed(f"{_TORCH}.attn.qkv.lora_A", f"lora/{_PATH}/attn/a"),
     parts(f"{_TORCH}.attn.qkv.lora_B", _qkv("b", f"lora/{_ATTN}")),
+    *bottleneck(_TORCH, _PATH),
+    # SSF numbers the operations of each part of a network.
+    *scale_and_shift("patch_embed.", ("backbone/patch_embed",), "_1"),
+    *scale_and_shift(f"{_TORCH}.", (f"{_PATH}/norm1",), "_1"),
+    *scale_and_shift(f"{_TORCH}.", (f"{_PATH}/norm2",), "_2"),
+    *scale_and_shift(f"{_TORCH}.attn.", tuple(f"{_PATH}/attn/{part}" for part in "qkv"), "_1"),
+    *scale_and_shift(f"{_TORCH}.attn.", (f"{_PATH}/attn/proj",), "_2"),
+    *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc1",), "_1"),
+    *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc2",), "_2"),
+    *scale_and_shift("", ("backbone/norm",), "_1"),
     # Deep prompts are two parameters in the release: the first block's, and all others'.
     Rename(
         ("prompt_embeddings", "deep_prompt_embeddings"),
