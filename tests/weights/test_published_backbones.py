@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from configs import convert as convert_config
 from configs import folder as folder_config
-from tests import FIXTURES
-from toast_jax.config import check
+from tests import FIXTURES, ROOT
+from toast_jax.config import backbone_names, check
 from toast_jax.errors import InputError
-from toast_jax.model import kinds, steered
+from toast_jax.model import steered
+from toast_jax.model.backbones import kinds
 from toast_jax.model.backbones.vit_features import Features
+from toast_jax.tasks import convert
 from toast_jax.testing import backbone_parity, recording
 from toast_jax.weights import initial_parameters, pretrained, rename
 
@@ -187,3 +190,28 @@ def test_positions_of_any_grid_are_resized_as_pytorch_does(old, new, special, an
     expected = torch.nn.functional.interpolate(grid, size=new, mode="bicubic", align_corners=False, antialias=antialias)
     np.testing.assert_allclose(resized[:, special:], expected.permute(0, 2, 3, 1).reshape(1, -1, 4).numpy(), rtol=0, atol=1e-5)
     np.testing.assert_array_equal(resized[:, :special], embed[:, :special])
+
+
+def test_the_pages_list_every_kind():
+    page, readme = ((ROOT / name).read_text() for name in ("docs/weights.md", "README.md"))
+    rows = [line.split(" | ") for line in page.partition("### Kinds of ViT")[2].partition("\n- ")[0].splitlines()]
+    listed = {row[0].removeprefix("| "): row[1:] for row in rows if len(row) == 4}
+    assert list(listed)[1:] == [kind.title for kind in kinds.KINDS]
+    for kind in kinds.KINDS:
+        names, _, repositories = listed[kind.title]
+        assert re.findall("`([^`]+)`", repositories) == list(kind.examples)
+        for name in re.findall("`([^`]+)`", names):
+            assert kind.tag in name and backbone_names.of_images(name)["backbone.family"] == "vit"
+        assert kind.title in readme or not kind.tag
+    assert all(f"`{layout.name}`" in page for kind in kinds.KINDS for layout in kind.layouts)
+
+
+def test_a_file_is_converted_to_the_names_of_another_library(tmp_path):
+    published("dinov3_vit_hf", tmp_path)
+    text = f"from={tmp_path}/model.safetensors,to={tmp_path}/timm.safetensors,names=dinov3_timm"
+    convert.run(convert_config.get_config(text), "unused")
+    _, expected, _ = pretrained.layers(str(tmp_path / "model.safetensors"))
+    _, layers, _ = pretrained.layers(str(tmp_path / "timm.safetensors"))
+    assert layers.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_allclose(layers[path], array, rtol=0, atol=1e-6, err_msg=path)

@@ -9,8 +9,7 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from toast_jax.fields import Field, whole
-from toast_jax.model import kinds
-from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit
+from toast_jax.model.backbones import convnext, convnext_torch_names, kinds, llama, llama_torch_names, vit
 from toast_jax.model.backbones.exports import convnext as convnext_exports
 from toast_jax.model.backbones.exports import llama as llama_exports
 from toast_jax.model.backbones.exports import vit as vit_exports

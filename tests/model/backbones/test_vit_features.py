@@ -12,10 +12,12 @@ from toast_jax import trees
 from toast_jax.analysis import maps
 from toast_jax.config import backbone_names
 from toast_jax.config.run_fields import base
+from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.kinds import KINDS
 from toast_jax.model.backbones.vit_features import Features
-from toast_jax.model.kinds import KINDS
 from toast_jax.model.layers.rotary import Rotary
+from toast_jax.model.methods import METHODS
 
 ROWS, COLUMNS = 2, 3
 DINOV3 = Features(registers=2, rotary=100.0, qkv_bias="qv", eps=1e-5, mlp="swiglu")
@@ -118,11 +120,34 @@ def test_pixels_beyond_the_last_patch_are_ignored():
 
 
 @pytest.mark.parametrize(
+    ("backbone", "method"),
+    [
+        pytest.param(f"vit_s16_{tag}", method, marks=() if method == "toast" else pytest.mark.slow)
+        for tag in ("reg4_dinov2", "dinov3", "siglip")
+        for method in METHODS
+    ],
+)
+def test_every_method_has_gradients(backbone, method):
+    """Shapes alone."""
+    config = base(name="", method=method, backbone=backbone)
+    model, row = steered.build(config, 10)
+    params = jax.eval_shape(lambda: steered.init(model, row, jax.random.key(0)))
+    tuned, frozen = trees.split(params, methods.tuned_mask(params, row))
+    images, label = jnp.zeros((2, 224, 224, 3), jnp.uint8), jnp.zeros(2, jnp.int32)
+
+    def loss(tuned, frozen):
+        return losses.tune(model, row)(trees.merge(tuned, frozen), {"image": images, "label": label})["loss"].mean()
+
+    gradients = jax.eval_shape(jax.grad(loss), tuned, frozen)
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, tuned)
+
+
+@pytest.mark.parametrize(
     ("name", "count"),
     [
-        # Parameters of the published networks at the image size of their table; mask tokens and LayerScale apart.
-        ("vit_s16_dinov3", 21_585_792),
-        ("vit_b14_reg4_dinov2", 85_799_424 + 257 * 768),
+        # Of the published files, less mask token, LayerScale and the positions that other images have.
+        ("vit_s16_dinov3", 21_596_544 - 384 - 24 * 384),
+        ("vit_b14_reg4_dinov2", 86_583_552 - 768 - 24 * 768 - (37**2 - 16**2) * 768),
         ("vit_b16_siglip", 92_884_224),
     ],
 )
