@@ -5,6 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax.config.paper_recipes import SEEDS
+from toast_jax.config.run_fields import TEMPLATES
 from toast_jax.data.images.corruptions import CORRUPTIONS, SEVERITIES
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Text, nested, real, whole
@@ -30,7 +31,7 @@ _DATA = {
     }.items()
 }
 # Fields of a run by the names that tasks which read one have for them.
-OF_SAVED = {"backbone.weights": "weights", "data.tokenizer": "tokenizer"}
+OF_SAVED = {"backbone.weights": "weights", "data.tokenizer": "tokenizer", "data.template": "template"}
 _BATCH_SIZE = Field(32, COUNT, "images per step, over all devices")
 _SEVERAL_SEEDS = Several(SEED, least=1)
 _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
@@ -96,6 +97,7 @@ _FIELDS = {
         "prompt": Field("", TEXT, "question to answer; '' to ask in the terminal"),
         "file": Field("", TEXT, "questions to answer: a .jsonl file"),
         "format": Field("", Choice(("", *FORMATS)), "prompt format of a question; '' for the format of the run"),
+        "template": Field("", Choice(("", *TEMPLATES)), "format messages: chat template; '' for that of the run"),
         "most": Field(128, COUNT, "maximum number of new tokens"),
         "temperature": Field(0.7, real(0.0), "temperature of sampling, 0.7 as in the release; 0: greedy"),
         "top_p": Field(1.0, real(most=1.0, above=0.0), "sample from the likeliest tokens with this total probability"),

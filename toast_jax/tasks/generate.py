@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.config.check import check_fields
 from toast_jax.config.task_fields import OF_SAVED
-from toast_jax.data.text import documents
+from toast_jax.data.text import documents, sequences
 from toast_jax.devices import precision
 from toast_jax.errors import InputError, renaming
 from toast_jax.model import families, generation
@@ -24,13 +24,15 @@ from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
 
-# The prompt of a question, by the format of the tuning data; the flag is True for the first question of a conversation.
+# The prompt of a question, by the format of the tuning data; the flag is True for the first question of a conversation. That of
+# messages is `chat.Template.prompt`.
 _PROMPTS: dict[str, Callable[[str, bool], str]] = {
     "text": lambda question, first: question,
     "prompts": lambda question, first: question,
     "instructions": lambda question, first: documents.instruct(question),
     "conversations": documents.converse,
 }
+_CONVERSING = ("conversations", "messages")  # formats whose next question follows the last answer
 
 
 def run(config: ConfigDict, folder: str) -> None:
@@ -72,11 +74,14 @@ class Speaker:
             of_run.data.tokenizer = config.tokenizer
         with renaming(OF_SAVED):
             self._tokenizer = text_runs.open_tokenizer(of_run)
+            of_run.data.format = config.format or of_run.data.format
+            of_run.data.template = config.template or of_run.data.template
+            self._template = text_runs.open_template(of_run, self._tokenizer)
         self._most, self._seed = config.most, config.seed
         self._context = families.of_config(of_run).sizes[of_run.backbone.size].context
-        self._sampling = Sampling(config.temperature, config.top_p, (self._tokenizer.end,))
-        self.format = config.format or of_run.data.format
-        self._prompt = _PROMPTS[self.format]
+        self._end = self._template.stop if self._template else self._tokenizer.end
+        self._sampling = Sampling(config.temperature, config.top_p, tuple(dict.fromkeys((self._end, self._tokenizer.end))))
+        self.format = of_run.data.format
         self.precision = functools.partial(precision.of_products, of_run)
 
     def tokens(self, question: str, before: Sequence[int] = ()) -> list[int]:
@@ -85,8 +90,12 @@ class Speaker:
         Raises:
           InputError: the prompt is empty, or it and an answer do not fit the context.
         """
-        begin = [] if self._tokenizer.begin is None or before else [self._tokenizer.begin]
-        ids = [*before, *begin, *self._tokenizer.encode(self._prompt(question, not before)).ids]
+        document: documents.Document
+        if self._template:
+            document = self._template.prompt(question, not before)
+        else:
+            document = [documents.Turn(_PROMPTS[self.format](question, not before), ends=False)]
+        ids = [*before, *sequences.encode(document, self._tokenizer, begins=not before)[0]]
         if not ids:
             raise InputError("The prompt is empty, and this tokenizer begins a text with nothing; write a word at least.")
         if len(ids) + self._most > self._context:
@@ -106,7 +115,7 @@ class Speaker:
                 print(decoded[len(shown) :], end="", flush=True)
                 shown = decoded
         print(self._text(answer)[len(shown) :])
-        return [*ids, *generation.until_stop(np.array(answer), self._sampling.stop), self._tokenizer.end]
+        return [*ids, *generation.until_stop(np.array(answer), self._sampling.stop), self._end]
 
     def answers(self, prompts: list[list[int]], numbers: Sequence[int] | None = None) -> list[str]:
         """Answer several prompts at once; their draws depend on `numbers`, see `generation.numbers_of`."""
@@ -165,4 +174,4 @@ def _converse(speaker) -> None:
             before = []
             ids = speaker.tokens(line.rstrip("\n"))
         tokens = speaker.stream(ids)
-        before = tokens if speaker.format == "conversations" else []
+        before = tokens if speaker.format in _CONVERSING else []

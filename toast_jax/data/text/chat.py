@@ -99,8 +99,8 @@ class Template:
             raise InputError(f"{config} or {jinja.name} cannot be read ({error!r}); download them again.") from error
         if not isinstance(source, str) or not source.strip():
             raise InputError(
-                f"The tokenizer {file} has no chat template, neither chat_template.jinja nor in tokenizer_config.json; name one "
-                f"in --config.data.template: {', '.join(NAMED)}."
+                f"The tokenizer {file} has no chat template, neither chat_template.jinja nor in tokenizer_config.json; name "
+                f"one in --config.data.template: {', '.join(NAMED)}."
             )
         return source
 

@@ -216,7 +216,7 @@ def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0)
         if any("\ud800" <= character <= "\udfff" for document in made for text in _texts(document) for character in text):
             raise InputError(f"{place} of {file} has half a character, written as \\ud8.. or \\udc..; correct or remove it.")
         left_out += not made
-        changes.update(change for document in made if isinstance(document, Rendered) for change in document.changes)
+        changes.update(change for document in made if not isinstance(document, list) for change in document.changes)
         yield from made[: most - count] if most else made
         count += len(made)
         if most and count >= most:
@@ -229,7 +229,9 @@ def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0)
         raise InputError(f"{file} has no text to learn from; give another file.")
 
 
-def _texts(document: Document) -> list[str]:
+def _texts(document: Document | Conversation) -> list[str]:
+    if isinstance(document, Conversation):
+        return [message.content for message in document.messages]
     return [document.text] if isinstance(document, Rendered) else [turn.text for turn in document]
 
 

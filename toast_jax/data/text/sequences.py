@@ -60,13 +60,13 @@ def mapped(folder: Path) -> Sequences:
     return Sequences(*(np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in dataclasses.fields(Sequences)))
 
 
-def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Encode a document, with its begin token, and mark the answer tokens.
+def encode(document: Document, tokenizer: Tokenizer, begins: bool = True) -> tuple[list[int], list[bool]]:
+    """Encode a document, with its begin token unless it continues another, and mark the answer tokens.
 
     A token is an answer if any of its characters is, because a word's token may begin with the space before it. The token that
     ends a turn is an answer. A rendered conversation that spells the begin token has no second one.
     """
-    ids = [] if tokenizer.begin is None else [tokenizer.begin]
+    ids = [tokenizer.begin] if begins and tokenizer.begin is not None else []
     answers = [False] * len(ids)
     if isinstance(document, Rendered):
         encoded = tokenizer.encode_marked(document.text, document.special)
