@@ -130,6 +130,7 @@ def test_the_free_fields_are_these():
         "eval_every",
         "checkpoint_every",
         "confusion",
+        "show",
         "data.workers",
         "data.verify",
     }
