@@ -28,7 +28,8 @@ from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
 from toast_jax.model.backbones import llama
 from toast_jax.model.layers import dtypes
-from toast_jax.tasks import convert, evaluate, generate, train
+from toast_jax.tasks import convert, evaluate, train
+from toast_jax.tasks.language import generate
 from toast_jax.train import checkpoint, loop, setup, text_runs
 from toast_jax.weights import rename
 from toast_jax.workdir import fingerprint, interrupt

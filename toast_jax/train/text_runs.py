@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,16 +56,30 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
     """Open the training source and, by name, the evaluation sources; `verified` and `run` are of images, and ignored."""
     data, words = config.data, open_tokenizer(config)
     template = open_template(config, words)
-    arrange = sequences.packed if data.format == "text" else functools.partial(sequences.padded, too_long=data.too_long)
     opened = {}
     # Training text is the largest; it comes last so that errors in the other files are reported at once.
     for name, (file, read) in reversed(_texts(data, template).items()):
         fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)
         fields += (template.source, data.too_long) if template else ()
-        make = lambda read=read: arrange(read(), words, data.length)  # noqa: E731
+        make = lambda read=read: _arranged(data, read(), words)  # noqa: E731
         opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
     return opened.pop("train"), opened
+
+
+def open_file(config: ConfigDict, file: str, words: tokenizer.Tokenizer, template: chat.Template | None) -> Sequences:
+    """Open a file in the format of a config, apart from its splits."""
+    return _arranged(config.data, documents.stream(file, _reader(config.data, template)), words)
+
+
+def _arranged(data, texts: Iterable[documents.Document], words) -> Sequences:
+    if data.format == "text":
+        return sequences.packed(texts, words, data.length)
+    return sequences.padded(texts, words, data.length, data.too_long)
+
+
+def _reader(data, template) -> Callable[[Any], list]:
+    return template.documents if template else documents.FORMATS[data.format]
 
 
 def redraw(config: ConfigDict, train: Sequences, evals: dict[str, Sequences], run: object = None):
@@ -92,7 +107,7 @@ def show(config: ConfigDict) -> None:
 
 def _texts(data, template) -> dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]]:
     """Return the file of every split and a function that reads its documents."""
-    of_record = template.documents if template else documents.FORMATS[data.format]
+    of_record = _reader(data, template)
     read = functools.partial(documents.stream, data.splits.train, of_record, data.documents)
     texts: dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]] = {"train": (data.splits.train, read)}
     if data.held_out:
