@@ -45,8 +45,8 @@ def run(config: ConfigDict, folder: str) -> None:
     """Measure what the config names files for, log a table and write `score.json` to the folder.
 
     `config.text`: the perplexity, as in an evaluation of the run. `config.choices`: the accuracy of the choice with the largest
-    log-likelihood, and of that with the largest per character; by question in `choices.jsonl`. `config.questions`: exact match
-    and F1 of generated answers, by question in `answers.jsonl`. Scores of questions have 95 % bootstrap intervals.
+    log-likelihood, and of that with the largest per character; by question in `choices_scored.jsonl`. `config.questions`: exact
+    match and F1 of generated answers, by question in `answers.jsonl`. Scores of questions have 95 % bootstrap intervals.
 
     Raises:
       InputError: there is nothing to measure, or a file or the run cannot be read.
@@ -111,7 +111,7 @@ def _of_choices(config, speaker, folder: Path) -> dict[str, Any]:
         {"log_likelihoods": values.tolist(), "picked": raw, "picked_normalized": normalized, "answer": question.answer}
         for question, values, (raw, normalized) in zip(questions, scored, picks, strict=True)
     ]
-    _write_lines(folder / "choices.jsonl", lines)
+    _write_lines(folder / "choices_scored.jsonl", lines)
     scores = {"accuracy": correct[:, 0], "accuracy_normalized": correct[:, 1]}
     return {**bootstrap.summary(scores, config.seed), "count": len(questions), "contexts_cut": cut}
 
