@@ -177,7 +177,7 @@ TEXTS = (
         "data.format": Field(
             "text",
             Choice(FORMATS),
-            "text: packed; instructions: Alpaca; prompts: prompt, response; conversations: ShareGPT; messages: chats",
+            "text: packed; instructions: Alpaca; prompts: as they are; conversations: ShareGPT; messages: chats",
         ),
         "data.splits.train": Field("", Text("train"), "training file: .txt, .json, .jsonl or .parquet", TO_MOVE),
         "data.splits.val": Field("", TEXT, "validation file; '' for none", TO_MOVE),

@@ -60,7 +60,8 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
     # Training text is the largest; it comes last so that errors in the other files are reported at once.
     for name, (file, read) in reversed(_texts(data, template).items()):
         fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)
-        fields += (template.source, data.too_long) if template else ()
+        fields += (template.identity,) if template else ()
+        fields += (data.too_long,) if data.too_long != "cut" else ()
         make = lambda read=read: _arranged(data, read(), words)  # noqa: E731
         opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))

@@ -49,7 +49,7 @@ class Template:
     """A chat template for a tokenizer.
 
     Attributes:
-      source: the Jinja text.
+      identity: everything that renderings depend on, as JSON.
       stop: the special token that ends an answer.
     """
 
@@ -71,7 +71,8 @@ class Template:
             "eos_token": self._names.get(tokenizer.end, ""),
             "default_system": SYSTEM.strip(),
         }
-        self.source = NAMED.get(name) or self._own(file)
+        self._source = NAMED.get(name) or self._own(file)
+        self.identity = [self._source, self._variables]
         self._template = self._compiled()
         text = self._text([Message("user", "a"), Message("assistant", "b")])
         if lacking := sorted({token for token in _SPELLED.findall(text) if token not in tokenizer.special}):
@@ -115,7 +116,7 @@ class Template:
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         environment.globals["raise_exception"] = _raise
         try:
-            return environment.from_string(self.source)
+            return environment.from_string(self._source)
         except Exception as error:  # a template can fail in any way
             raise InputError(f"{self._title} is not Jinja ({error}); give another --config.data.template.") from error
 

@@ -51,10 +51,10 @@ def run(config: ConfigDict, folder: str) -> None:
     Raises:
       InputError: there is nothing to measure, or a file or the run cannot be read.
     """
+    check_fields(config)
     measures = {"text": _perplexity, "choices": _of_choices, "questions": _of_answers}
     if not any(config[name] for name in measures):
         raise InputError("Nothing to measure; name a file in --config.choices, --config.questions or --config.text.")
-    check_fields(config)
     # The most likely answers.
     speaker = Speaker(ConfigDict({**config, "temperature": 0.0, "top_p": 1.0}))
     folder = run_folder.writable(folder)
