@@ -21,6 +21,7 @@ from toast_jax.tasks.language.speaker import Speaker
 SIZE = llama.Size(D, L, H, G, hidden=24, vocabulary=Words.vocabulary, context=64, tied=True)
 CHOICES = [
     {"context": "a cat", "choices": ["sat", "on a mat", " x"], "answer": 1},
+    {"context": "e\n", "choices": ["y", "zz z"], "answer": 0},
     {"context": "b ", "choices": ["y", "zz z"], "answer": "zz z"},
     {"context": "c " * 70, "choices": ["d", "e e"], "answer": 0},  # longer than the context
     {"context": "", "choices": ["d", "e e" * 12, "f", "g"], "answer": 2},
@@ -68,7 +69,7 @@ def slow(speaker, ids, start):
 
 def slow_choice(speaker, context, choice):
     words = Words()
-    glue = "" if not context or context[-1] == " " or choice[0] == " " else " "
+    glue = "" if not context or context[-1].isspace() or choice[0] == " " else " "
     before = len(words.encode(context.rstrip()).ids)
     ids = [words.begin, *words.encode(context + glue + choice).ids]
     surplus = max(len(ids) - SIZE.context, 0)
@@ -96,15 +97,19 @@ def lines(path):
 def test_log_likelihoods_of_choices_are_those_of_one_at_a_time(scored):
     folder, speaker, _ = scored
     result, correct = json.loads((folder / "score.json").read_text())["choices"], []
+    differ = 0
     for line, record in zip(lines(folder / "choices_scored.jsonl"), CHOICES, strict=True):
         expected = [slow_choice(speaker, record["context"], choice) for choice in record["choices"]]
         np.testing.assert_allclose(line["log_likelihoods"], expected, rtol=1e-5)
         by_character = [value / len(choice.strip()) for value, choice in zip(expected, record["choices"], strict=True)]
-        correct.append([values.index(max(values)) == line["answer"] for values in (expected, by_character)])
+        picked = [values.index(max(values)) for values in (expected, by_character)]
+        assert [line["picked"], line["picked_normalized"]] == picked
+        differ += picked[0] != picked[1]
+        correct.append([choice == line["answer"] for choice in picked])
         assert record["answer"] in (line["answer"], record["choices"][line["answer"]])
     for name, values in zip(("accuracy", "accuracy_normalized"), np.array(correct).T, strict=True):
         assert result[name]["mean"] == np.mean(values)
-    assert (result["count"], result["contexts_cut"]) == (4, 1)
+    assert (result["count"], result["contexts_cut"]) == (5, 1) and differ
 
 
 def test_answers_are_those_of_one_question_at_a_time(scored):

@@ -83,10 +83,9 @@ def encode(document: Document, tokenizer: Tokenizer, begins: bool = True) -> tup
 
 
 def _overlapping(ends: list[int], spans: list[Span]) -> list[bool]:
-    """Return whether any character of each token is in one of the ascending spans; a token's last one is before its end."""
+    """Return whether each token has a character in one of the ascending spans; a span does not end within a character."""
     flags, left = [], list(spans)
     for start, end in zip([0, *ends], ends, strict=False):
-        start = min(start, end - 1)  # several tokens may spell one character
         while left and left[0][1] <= start:
             left.pop(0)
         flags.append(bool(left) and left[0][0] < end)
