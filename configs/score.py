@@ -1,4 +1,4 @@
-"""Score a language model: perplexity, multiple choice, exact match and F1 of answers.
+"""Score a language model: perplexity, multiple choice, exact match and F1.
 
     python main.py --config=configs/score.py:run=runs/alpaca_toast --config.choices=hellaswag.jsonl --workdir=scores
     python main.py --config=configs/score.py:run=runs/alpaca_toast --config.questions=questions.jsonl --workdir=scores
