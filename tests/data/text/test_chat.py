@@ -222,7 +222,7 @@ def test_the_end_that_only_the_config_of_a_tokenizer_names(tmp_path):
         ("{% for m in messages %}{{ m.content }}\n\n{% endfor %}", "ends an answer with no special token of the tokenizer"),
         (
             "{{ messages | length }}{% for m in messages %}{{ m.content }}</s>{% endfor %}",
-            "beginning .* otherwise than the whole",
+            "beginning .* differently from the whole",
         ),
     ],
 )

@@ -1,7 +1,7 @@
-"""Chat templates: what a network reads of a conversation, and what it learns of it.
+"""Chat templates: the text of a conversation, its special tokens, and the answers to learn.
 
 A template is a Jinja text, the tokenizer's own or one of `NAMED`, rendered as by Hugging Face's transformers
-(https://huggingface.co/docs/transformers/chat_templating). What is learned follows from the rendered text alone: an answer
+(https://huggingface.co/docs/transformers/chat_templating). The answers are found in the rendered text: an answer
 begins where the prompt for it ends, and ends with the first special token after it.
 """
 
@@ -128,7 +128,7 @@ class Template:
         """Render a conversation.
 
         Raises:
-          InputError: the template refuses it, writes its beginning otherwise than the whole, or does not end an answer.
+          InputError: the template refuses it, renders its beginning differently from the whole, or does not end an answer.
         """
         said, changes = conversation.messages, conversation.changes
         mark = _mark(said)
@@ -170,8 +170,8 @@ class Template:
         prompt = self._text(before, prompt=True)
         if not text.startswith(prompt):
             raise InputError(
-                f"{self._title} writes the beginning of a conversation otherwise than the whole, so that its answers cannot be "
-                "told from its prompts; give another --config.data.template."
+                f"{self._title} renders the beginning of a conversation differently from the whole, so that answers cannot be "
+                "separated from prompts; give another --config.data.template."
             )
         if (end := next((right for left, right in special if left >= len(prompt)), None)) is None:
             raise InputError(

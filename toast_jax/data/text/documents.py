@@ -54,7 +54,7 @@ class Message(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """Messages in alternation, from the user or the system to the assistant, and what was changed to make them so."""
+    """Messages of a user and an assistant in turn, after one of the system if there is one, and what was dropped for that."""
 
     messages: list[Message]
     changes: tuple[str, ...] = ()
@@ -260,7 +260,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
         with parquet.ParquetFile(file) as table:
             rows = (row for batch in table.iter_batches(batch_size=1024) for row in batch.to_pylist())
             yield from ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
-    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+    except (OSError, ValueError, NotImplementedError) as error:  # the bases of pyarrow's own
         raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
 
 

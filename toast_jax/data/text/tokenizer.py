@@ -253,7 +253,9 @@ class _Json:
         self.special = {
             token.content: number for number, token in added.items() if token.special or _CHAT_MARK.fullmatch(token.content)
         }
-        self._model.add_special_tokens(list(self.special))  # those that were not, too
+        self._model.add_special_tokens(
+            [token.content for token in added.values() if token.content in self.special and not token.special]
+        )
         self.begin = next((token for name in _BEGINS if (token := self._model.token_to_id(name)) is not None), None)
         end = next((token for name in (*_ENDS, _named_end(file)) if (token := self._model.token_to_id(name)) is not None), None)
         if end is None:
