@@ -35,10 +35,12 @@ TASKS = {
     "attention_metrics": "objects",
     "corruptions": "severities",
     "generate": "prompt",
+    "score": "choices",
     "prepare_data": "datasets",
     "demo": "attention_scenes",
     "demo_language": "tales",
 }
+_FOLDERS = {"generate": "language", "score": "language"}  # of toast_jax/tasks, for those that are not in it
 _WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
 _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
@@ -92,6 +94,11 @@ def check_arguments(argv: list[str]) -> None:
             raise InputError(unknown(match[1], fields))
 
 
+def module_of(task: str) -> str:
+    """Return the name of a task's module."""
+    return ".".join(["toast_jax", "tasks", *([_FOLDERS[task]] if task in _FOLDERS else []), task])
+
+
 def _main(argv: list[str]) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)  # such as JAX's about falling back to the CPU
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of everything that it raises
@@ -106,7 +113,7 @@ def _main(argv: list[str]) -> None:
         from toast_jax.config import field_table
 
         return print(field_table.table_of(config))
-    task = importlib.import_module(f"toast_jax.tasks.{config.task}")
+    task = importlib.import_module(module_of(config.task))
     folder = WORKDIR.value or f"runs/{config.name}"
     if not DISTRIBUTED.value:
         return _run(task, config, folder)
