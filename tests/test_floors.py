@@ -27,7 +27,7 @@ FLOORS = (
     ("analysis", "testing"),
     ("tables",),
     ("tasks",),
-    ("cli", "parity", "curves"),
+    ("cli", "python", "parity", "curves"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = {

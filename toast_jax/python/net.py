@@ -1,0 +1,393 @@
+"""The Python interface: load a network, tune it, predict, look where it looks, and save it.
+
+Each step calls what a command of `main.py` calls, with the same config, so it computes the same numbers bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import itertools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from toast_jax import hub, package_files, trees
+from toast_jax.analysis import drawing, maps, views
+from toast_jax.config import backbone_names, config_files
+from toast_jax.config.check import check
+from toast_jax.data.images import image_files, sources
+from toast_jax.devices import xla_flags
+from toast_jax.errors import InputError, listed
+from toast_jax.fields import flat_fields
+from toast_jax.model import families, methods, steered
+from toast_jax.python import data as python_data
+from toast_jax.python import keywords
+from toast_jax.tasks import predict
+from toast_jax.train import loop, saved_run
+from toast_jax.train.setup import load_network
+from toast_jax.weights.named import NAMED
+from toast_jax.workdir import run_folder
+
+log = logging.getLogger(__name__)
+
+_SIDE = 160  # width of a drawn map, in pixels
+_OF_A_RUN = ("weights", "module", "top_down")  # what `load` takes with a tuned network
+
+
+class Predictions(NamedTuple):
+    """Holds the predictions for n images, in their order.
+
+    Attributes:
+      images: `[n]`, paths, or the positions of images that have none.
+      labels: `[n]`, the names of the likeliest classes.
+      probabilities: float32 `[n, C]`, in the order of `Net.classes`.
+    """
+
+    images: list[str]
+    labels: list[str]
+    probabilities: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Holds where a network looks in an image.
+
+    Attributes:
+      image: as the network sees it, uint8 `[S, S, 3]`.
+      first, second: attention of the class token to each patch in the last block, `[g, g]`, in the first and the last look.
+      selection: the mask of the tokens that are fed back, `[g, g]`.
+
+    A map that the network lacks is None: a method that looks once has neither `first` nor `selection`, a ConvNeXt has no
+    attention.
+    """
+
+    image: np.ndarray
+    first: np.ndarray | None
+    selection: np.ndarray | None
+    second: np.ndarray | None
+
+    def draw(self) -> Image.Image:
+        """Draw the image beside its maps; a notebook shows the result."""
+        image = drawing.enlarged(self.image, _SIDE)
+        titles = {"first look": self.first, "selection": self.selection, "second look": self.second}
+        panels = {"image": image} | {name: drawing.overlay(image, at) for name, at in titles.items() if at is not None}
+        return Image.fromarray(drawing.side_by_side([drawing.titled(panel, name, lines=1) for name, panel in panels.items()]))
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Net:
+    """A network for images with the config that tunes it, made by `load`.
+
+    Attributes:
+      config: every field of docs/config.md, for the next `tune`.
+      run: the network, a `train.saved_run.SavedRun`; of step 0 before it is tuned.
+    """
+
+    config: ConfigDict
+    run: saved_run.SavedRun
+
+    def __repr__(self) -> str:
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        state = f"tuned, in {self.folder}" if self.is_tuned else "not tuned"
+        return f"<toast_jax.Net: {self.config.method}, {self.config.backbone.weights}{classes}, {state}>"
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it can predict."""
+        return self.run.step > 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits; empty until they are known."""
+        return self.run.classes
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the run that tuned it: checkpoints, metrics and `result.json`."""
+        return Path(self.run.folder) if self.is_tuned else None
+
+    @property
+    def params(self) -> dict:
+        """All parameters, a nested dict of arrays. InputError while the number of classes, which the head needs, is unknown."""
+        if not (self.is_tuned or self.classes or self.config.data.num_classes):
+            raise InputError("The network has no head before its classes are known; give classes, names or a number, to load.")
+        return self.run.params
+
+    @property
+    def mask(self) -> dict:
+        """A tree like `params`, True for tuned parameters; `optax.masked` and `equinox.partition` take it."""
+        return methods.tuned_mask(self.params, self.run.method)
+
+    @property
+    def apply(self) -> Callable:
+        """The pure function `apply(params, images)`: uint8 or float images `[B, S, S, 3]`, from 0 to 255, to logits `[B, C]`.
+
+        It normalizes the pixels. `rng=`, one key for each image `[B]`, applies drop-path and dropout.
+        """
+        return functools.partial(steered.apply, self.run.model, self.run.method)
+
+    @keywords.named_in_errors()
+    def tune(self, data: Any = None, workdir: str | os.PathLike | None = None, **fields: Any) -> dict:
+        """Tune the network on labeled images, and return what `result.json` holds.
+
+        It starts from the pre-trained weights, also if the network is tuned already. The same call with the same `workdir`
+        resumes an interrupted run, and returns the result of a finished one.
+
+        Args:
+          data: a folder `CLASS/IMAGE` or `SPLIT/CLASS/IMAGE`, with the splits train, val and test; a CSV, TSV or Parquet file
+            with the columns path, label and, optionally, split; a list of (path, label); a dict of fields of `config.data`;
+            None for the data of the config. Without val and test, a fifth of each class is held out as val.
+          workdir: folder of the run; None for a new temporary folder, which is logged.
+          **fields: of the config, as in `load`.
+
+        Raises:
+          InputError: the data, a field or the folder cannot be used.
+          Interrupted: the process was asked to stop; the last step is saved.
+        """
+        is_temporary = workdir is None
+        folder = Path(tempfile.mkdtemp(prefix="toast_jax_")) if workdir is None else Path(workdir).expanduser()
+        try:
+            has_format = "data.format" in flat_fields(fields) or "format" in fields
+            of_data = python_data.to_tune_on(data, folder, has_format=has_format)
+            config = keywords.changed(keywords.changed(self.config, of_data), fields)
+            check(config)
+            if self.classes and not self.is_tuned:
+                _check_classes(config, self.classes)
+            with _printed_log():
+                if is_temporary:
+                    log.warning("The run is in the temporary folder %s; net.save(FOLDER) keeps the network.", folder)
+                result = loop.fit(config, folder)
+        except BaseException:
+            if not run_folder.has_checkpoint(folder):
+                python_data.remove_listing(folder)
+                if is_temporary:
+                    shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self.run = saved_run.load_tuned(folder)
+        self.config = self.run.config
+        return result
+
+    @keywords.named_in_errors()
+    def predict(self, images: Any, batch_size: int = 32) -> Predictions:
+        """Classify images.
+
+        Args:
+          images: the path of an image, a folder (searched at every depth), a table with the column path, or a zip archive; a
+            PIL image; an array uint8 `[H, W, 3]`, `[H, W]` or `[n, H, W, 3]`; or a list of these.
+          batch_size: how many images to compute at once.
+
+        Raises:
+          InputError: the network is not tuned, or an image cannot be read.
+        """
+        self._require_tuned("predict")
+        examples = list(python_data.to_look_at(images))
+        batches = _readable(views.stream(self.run, examples, min(batch_size, len(examples))))
+        parts = []
+        for batch, (probabilities, _) in predict.classify(self.run, self.run.compiled(predict.classified), batches):
+            parts.append(jax.device_get(probabilities)[: len(batch.paths)])
+        labels = [self.classes[best] for part in parts for best in part.argmax(axis=1)]
+        names = [example if isinstance(example, str) else example["name"] for example in examples]
+        return Predictions(names, labels, np.concatenate(parts))
+
+    @keywords.named_in_errors()
+    def look(self, image: Any) -> Look:
+        """Return where the network, tuned or not, looks in an image.
+
+        Args:
+          image: one image, as `predict` takes it.
+
+        Raises:
+          InputError: there are several images, or it cannot be read.
+        """
+        examples = list(itertools.islice(python_data.to_look_at(image), 2))
+        if len(examples) > 1:
+            raise InputError("There is more than one image to look at; give one.")
+        (batch,) = _readable(views.stream(self.run, examples, 1))
+        _, by_name = jax.device_get(self.run.compiled(maps.look)(self.run.params, batch.image))
+        return Look(batch.image[0], *(by_name[name][0] if name in by_name else None for name in maps.ORDER))
+
+    @keywords.named_in_errors()
+    def pixels(self, images: Any) -> np.ndarray:
+        """Return images as the network sees them, for `apply`: uint8 `[n, S, S, 3]`; `images` as in `predict`."""
+        examples = list(python_data.to_look_at(images))
+        (batch,) = _readable(views.stream(self.run, examples, len(examples)))
+        return batch.image
+
+    @keywords.named_in_errors()
+    def save(self, folder: str | os.PathLike) -> None:
+        """Save the tuned network to a new folder, which `load` and the tasks of `main.py` read as a run.
+
+        It holds the tuned parameters, and names the file of the backbone, which stays where it is.
+
+        Raises:
+          InputError: the network is not tuned, or the folder is not empty or cannot be written.
+        """
+        self._require_tuned("be saved")
+        source, target = Path(self.run.folder).expanduser(), Path(folder).expanduser()
+        if not run_folder.has_checkpoint(source):
+            raise InputError(f"The run in {source} is gone, so the network cannot be saved; tune it again, in a workdir.")
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise InputError(f"{target} exists already; give another folder.")
+        run_folder.writable(target.parent, "folder")
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        others = {path.name for path in (source / "checkpoints").iterdir()} - {str(self.run.step)}
+        try:
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("running*", "profile", *others))
+            partial.replace(target)
+        except OSError as error:  # shutil's too
+            shutil.rmtree(partial, ignore_errors=True)
+            raise InputError(f"{target} cannot be written ({error.strerror or error}); give another folder.") from error
+
+    def _require_tuned(self, purpose):
+        if not self.is_tuned:
+            raise InputError(f"The network cannot {purpose} before it is tuned; call net.tune(data), or load a tuned one.")
+
+
+@keywords.named_in_errors()
+def load(
+    source: str | os.PathLike | ConfigDict,
+    method: str = "",
+    classes: int | Sequence[str] | None = None,
+    backbone: str = "",
+    **fields: Any,
+) -> Net:
+    """Load a pre-trained network to tune, or a tuned one.
+
+    Args:
+      source: `hf:OWNER/NAME[@REVISION][/FILE]`, a name of weights (docs/weights.md), or a file of weights; the folder of a run,
+        or one that `Net.save` wrote; or a config of a run, see `read_config`.
+      method: of tuning, a row of `METHODS`; "" for toast, or for that of the run or config.
+      classes: their names, which are sorted as class folders are, or their number; None for those of the data.
+      backbone: kind and size of a network, such as vit_b16, if the name of its file does not begin with it.
+      **fields: of the config, which is that of configs/folder.py unless `source` is one: by the last part of a name
+        (`lr=0.01`), by its section (`optimizer={"lr": 0.01}`) or in full (`**{"optimizer.lr": 0.01}`). With a tuned network,
+        only the files weights, module and top_down, if they have moved.
+
+    Raises:
+      InputError: a file, name or field cannot be used.
+    """
+    xla_flags.disable_ynnpack()
+    if not isinstance(source, ConfigDict):
+        source = os.fspath(source)
+        if os.path.isdir(os.path.expanduser(source)):
+            others = {"method": method, "classes": classes, "backbone": backbone}
+            return _load_run(source, fields | {name: value for name, value in others.items() if value})
+        source = _config_of(source, method or "toast", backbone, fields)
+    elif backbone:
+        raise InputError("The config names its backbone already; leave backbone out.")
+    elif method:
+        fields = {"method": method, **fields}
+    names: tuple[str, ...] = ()
+    if isinstance(classes, str) or not (classes is None or isinstance(classes, int) or len(classes)):
+        raise InputError(f"classes is {classes!r}; give a list of names, a number, or None for the classes of the data.")
+    if isinstance(classes, int):
+        fields = {"data.num_classes": classes, **fields}
+    elif classes is not None:
+        names, _ = image_files.ranked({str(name) for name in classes}, 0)
+        fields = {"data.num_classes": len(names), **fields}
+    config = keywords.changed(source, fields)
+    check(config)
+    return Net(config, _untuned(config, names))
+
+
+def _config_of(weights: str, method: str, backbone: str, fields: Mapping) -> ConfigDict:
+    """Return the config of configs/folder.py for weights: a place, a name or a file."""
+    is_named = False
+    if hub.is_place(weights):
+        backbone = backbone or weights
+    elif weights == backbone_names.RANDOM or package_files.find(weights).is_file():
+        backbone = backbone or _named_like(weights)
+    elif is_named := weights in NAMED:
+        backbone = backbone or weights
+    else:
+        near = difflib.get_close_matches(weights, list(NAMED), n=1, cutoff=0)
+        raise InputError(
+            f"{weights!r} is no file of weights, no folder of a run and no name of weights; the nearest name is {near[0]!r}, "
+            "and docs/weights.md lists all."
+        )
+    config = config_files.read_config(f"folder:method={method},backbone={backbone}")
+    config.backbone.weights = weights
+    row = families.of_config(config).methods.get(method)
+    # The release has pre-tuned modules for its backbones, without which TOAST falls behind.
+    if is_named and f"{weights}_top_down" in NAMED and row and row.signal == "top_down" and "module" not in fields:
+        config.top_down = f"{weights}_top_down"
+    return config
+
+
+def _named_like(file: str) -> str:
+    """Return the backbone that a file is named after."""
+    name = Path(file).name.partition(".")[0]
+    try:
+        backbone_names.of_images(name)
+    except InputError as error:
+        raise InputError(
+            f"The name {name} does not say which backbone the file holds; name it, as in backbone='vit_b16' or 'convnext_b'."
+        ) from error
+    return name
+
+
+def _load_run(folder: str, fields: Mapping) -> Net:
+    files = {keywords.short(name): value for name, value in flat_fields(fields).items()}
+    if others := [name for name in files if name not in _OF_A_RUN]:
+        raise InputError(
+            f"The network in {folder} is tuned: its {listed(others)} cannot change, but {' or '.join(_OF_A_RUN)} can."
+        )
+    run = saved_run.load_tuned(folder, **{name: os.fspath(file) for name, file in files.items()})
+    return Net(run.config, run)
+
+
+def _untuned(config: ConfigDict, classes: tuple[str, ...]) -> saved_run.SavedRun:
+    """Build the network of a config before its first step, with a head for one class while their number is unknown."""
+    count, built = len(classes) or config.data.num_classes, config.copy_and_resolve_references()
+    if not count:
+        built.head.start = "zeros"
+    network = load_network(built, count or 1)
+    params = trees.merge(network.tuned, network.frozen)
+    return saved_run.SavedRun(config, classes, 0, network.model, network.method, params)
+
+
+def _check_classes(config: ConfigDict, expected: tuple[str, ...]) -> None:
+    classes = sources.read_split(config.data, "train", seed=config.seed).classes
+    if sorted(classes) != sorted(expected):
+        raise InputError(
+            f"The data has the classes {listed(classes, most=6)}, and the network was loaded for {listed(expected, most=6)}; "
+            "load it with the classes of the data, or with None."
+        )
+
+
+def _readable(batches: Iterable[views.Streamed]) -> Iterator[views.Streamed]:
+    """Yield batches; raise InputError at an image that cannot be read."""
+    for batch in batches:
+        if batch.faults:
+            raise InputError(f"{batch.faults[0]}: leave it out, or download it again.")
+        yield batch
+
+
+@contextlib.contextmanager
+def _printed_log() -> Iterator[None]:
+    """Print the log of the package inside the block, unless the program has set up its logging."""
+    package = logging.getLogger("toast_jax")
+    if package.level or (package.isEnabledFor(logging.INFO) and package.hasHandlers()):
+        yield
+        return
+    handler, propagates = logging.StreamHandler(sys.stdout), package.propagate
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(logging.NOTSET)
+        package.propagate = propagates
