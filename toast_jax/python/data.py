@@ -3,8 +3,8 @@
 import contextlib
 import csv
 import io
-import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from toast_jax.config.run_fields import IMAGES
 from toast_jax.data.images import selected
 from toast_jax.data.images.labels import table
 from toast_jax.errors import InputError
@@ -19,6 +20,7 @@ from toast_jax.fields import flat_fields
 from toast_jax.workdir import run_folder
 
 _HELD_OUT = 0.2  # share of the images for validation, where the data has no split for it
+_DEFAULTS = {name: IMAGES[name].default for name in IMAGES if re.match(r"data\.(image_dir|held_out|splits\.)", name)}
 _LISTING = "images.csv"  # in the folder of a run: the images that came as a list
 
 
@@ -36,22 +38,22 @@ def to_tune_on(data: Any, folder: Path, *, has_format: bool) -> dict[str, Any]:
     if data is None:
         return {}
     if isinstance(data, Mapping):
-        return {f"data.{name}": value for name, value in flat_fields(data).items()}
+        return _DEFAULTS | {f"data.{name}": value for name, value in flat_fields(data).items()}
     if not isinstance(data, (str, os.PathLike)):
-        return _listed(data, folder)
+        return _DEFAULTS | _listed(data, folder)
     root = os.path.expanduser(os.fspath(data))
     if has_format:
         return {"data.root": root}
     if table.is_table(root):
         splits = {cells.get(table.SPLIT, "") for _, cells in table.load(root).rows}
-        return {"data.format": "table", "data.root": root, **_splits(splits)}
+        return _DEFAULTS | {"data.format": "table", "data.root": root} | _splits(splits)
     if not os.path.isdir(root):
         raise InputError(
             f"There is no folder or table (.csv, .tsv, .parquet) at {root!r}; give a folder with one folder of images for each "
             "class, a table, or a list of (path, label)."
         )
     splits = {name for name in selected.SPLITS if os.path.isdir(os.path.join(root, name))}
-    return {"data.format": "folder", "data.root": root, **_splits(splits)}
+    return _DEFAULTS | {"data.format": "folder", "data.root": root} | _splits(splits)
 
 
 def remove_listing(folder: Path) -> None:
@@ -89,6 +91,8 @@ def _splits(present: set[str]) -> dict[str, Any]:
 def _listed(pairs: Iterable, folder: Path) -> dict[str, Any]:
     """Write pairs of a path and a label as a table, and return its fields."""
     rows = []
+    if not isinstance(pairs, Iterable):
+        raise InputError(f"The data is {pairs!r}; give a folder, a table, or a list of (path, label).")
     for number, pair in enumerate(_some(pairs, "the data")):
         match pair:
             case [str() | os.PathLike() as path, label]:
@@ -105,16 +109,16 @@ def _listed(pairs: Iterable, folder: Path) -> dict[str, Any]:
     return {"data.format": "table", "data.root": str(file), "data.image_dir": top, "data.held_out": _HELD_OUT}
 
 
-def _some(values: Any, place: Any) -> Iterator[Any]:
-    """Yield values; raise InputError if there are none."""
-    try:
-        values = iter(values)
-    except TypeError as error:
-        raise InputError(f"{values!r} is no image; give a path, a PIL image, an array uint8 [H, W, 3], or a list.") from error
-    for first in values:
-        yield from itertools.chain([first], values)
-        return
-    raise InputError(f"There are no images in {place}; give at least one.")
+def _some(images: Any, place: Any) -> Iterator[Any]:
+    """Yield images; raise InputError if there are none."""
+    if not isinstance(images, Iterable):
+        raise InputError(f"{images!r} is no image; give a path, a PIL image, an array uint8 [H, W, 3], or a list of them.")
+    empty = True
+    for image in images:
+        yield image
+        empty = False
+    if empty:
+        raise InputError(f"There are no images in {place}; give at least one.")
 
 
 def _content(image: Any, number: int) -> Image.Image | np.ndarray:
@@ -122,8 +126,8 @@ def _content(image: Any, number: int) -> Image.Image | np.ndarray:
     if isinstance(image, Image.Image):
         return image
     array = np.asarray(image)
-    is_rgb = array.ndim == 3 and array.shape[-1] == 3
-    if array.dtype != np.uint8 or not array.size or not (is_rgb or array.ndim == 2):
+    has_colors = array.ndim == 3 and array.shape[-1] in (3, 4)
+    if array.dtype != np.uint8 or not array.size or not (has_colors or array.ndim == 2):
         kind = f"an array {array.dtype} {list(array.shape)}" if array.ndim else repr(image)
         raise InputError(f"Image {number} is {kind}; give a path, a PIL image, or an array uint8 [H, W, 3] or [H, W].")
-    return array if is_rgb else Image.fromarray(array)
+    return array if array.ndim == 3 and array.shape[-1] == 3 else Image.fromarray(array)

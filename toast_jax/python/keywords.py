@@ -21,18 +21,17 @@ def changed(config: ConfigDict, keywords: Mapping[str, Any]) -> ConfigDict:
 
     Args:
       config: of a run.
-      keywords: values by dotted name, or by its last part if no other field ends with it; a section is a dict of fields.
+      keywords: values by dotted name, or by its last parts if no other field ends with them; a section is a dict of fields.
 
     Raises:
       InputError: there is no such field; the sentence has the nearest names.
     """
-    flat = flat_fields(config.copy_and_resolve_references().to_dict())
-    names = {alias: name for name in flat for alias in (name, short(name))}
-    changes = {}
+    flat, changes = flat_fields(config.copy_and_resolve_references().to_dict()), {}
     for keyword, value in flat_fields(keywords).items():
-        if keyword not in names:
-            raise InputError(unknown(keyword, [short(name) for name in flat]))
-        changes[names[keyword]] = _plain(value)
+        names = [name for name in flat if name == keyword] or [name for name in flat if name.endswith(f".{keyword}")]
+        if len(names) != 1:
+            raise InputError(unknown(keyword, [name if "." in keyword else short(name) for name in flat]))
+        changes[names[0]] = _plain(value)
     return ConfigDict(nested(flat | changes))
 
 

@@ -65,7 +65,7 @@ class Look:
 
     Attributes:
       image: as the network sees it, uint8 `[S, S, 3]`.
-      first, second: attention of the class token to each patch in the last block, `[g, g]`, in the first and the last look.
+      first, last: attention of the class token to each patch in the last block, `[g, g]`, in the first and the last look.
       selection: the mask of the tokens that are fed back, `[g, g]`.
 
     A map that the network lacks is None: a method that looks once has neither `first` nor `selection`, a ConvNeXt has no
@@ -75,13 +75,13 @@ class Look:
     image: np.ndarray
     first: np.ndarray | None
     selection: np.ndarray | None
-    second: np.ndarray | None
+    last: np.ndarray | None
 
     def draw(self) -> Image.Image:
         """Draw the image beside its maps; a notebook shows the result."""
         image = drawing.enlarged(self.image, _SIDE)
-        titles = {"first look": self.first, "selection": self.selection, "second look": self.second}
-        panels = {"image": image} | {name: drawing.overlay(image, at) for name, at in titles.items() if at is not None}
+        by_name = dict(zip(maps.ORDER, (self.first, self.selection, self.last), strict=True))
+        panels = {"image": image} | {name: drawing.overlay(image, at) for name, at in by_name.items() if at is not None}
         return Image.fromarray(drawing.side_by_side([drawing.titled(panel, name, lines=1) for name, panel in panels.items()]))
 
 
@@ -90,7 +90,7 @@ class Net:
     """A network for images with the config that tunes it, made by `load`.
 
     Attributes:
-      config: every field of docs/config.md, for the next `tune`.
+      config: from `load`, every field of docs/config.md; `tune` sets more of them, in `run.config`.
       run: the network, a `train.saved_run.SavedRun`; of step 0 before it is tuned.
     """
 
@@ -100,7 +100,7 @@ class Net:
     def __repr__(self) -> str:
         classes = f", {len(self.classes)} classes" if self.classes else ""
         state = f"tuned, in {self.folder}" if self.is_tuned else "not tuned"
-        return f"<toast_jax.Net: {self.config.method}, {self.config.backbone.weights}{classes}, {state}>"
+        return f"<toast_jax.Net: {self.run.config.method}, {self.run.config.backbone.weights}{classes}, {state}>"
 
     @property
     def is_tuned(self) -> bool:
@@ -155,13 +155,13 @@ class Net:
           InputError: the data, a field or the folder cannot be used.
           Interrupted: the process was asked to stop; the last step is saved.
         """
-        is_temporary = workdir is None
-        folder = Path(tempfile.mkdtemp(prefix="toast_jax_")) if workdir is None else Path(workdir).expanduser()
+        if data is None and self.config.data.format == "folder" and not (self.config.data.root or "root" in fields):
+            raise InputError("There is no data to tune on; give a folder, a table, or a list of (path, label).")
+        is_temporary = not workdir
+        folder = Path(workdir or tempfile.mkdtemp(prefix="toast_jax_")).expanduser()
         try:
-            has_format = "data.format" in flat_fields(fields) or "format" in fields
-            of_data = python_data.to_tune_on(data, folder, has_format=has_format)
-            config = keywords.changed(keywords.changed(self.config, of_data), fields)
-            check(config)
+            of_data = python_data.to_tune_on(data, folder, has_format="data.format" in fields or "format" in fields)
+            config = _checked(keywords.changed(keywords.changed(self.config, of_data), fields))
             if self.classes and not self.is_tuned:
                 _check_classes(config, self.classes)
             with _printed_log():
@@ -175,7 +175,6 @@ class Net:
                     shutil.rmtree(folder, ignore_errors=True)
             raise
         self.run = saved_run.load_tuned(folder)
-        self.config = self.run.config
         return result
 
     @keywords.named_in_errors()
@@ -191,6 +190,8 @@ class Net:
           InputError: the network is not tuned, or an image cannot be read.
         """
         self._require_tuned("predict")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give 1 or more.")
         examples = list(python_data.to_look_at(images))
         batches = _readable(views.stream(self.run, examples, min(batch_size, len(examples))))
         parts = []
@@ -279,6 +280,8 @@ def load(
     """
     xla_flags.disable_ynnpack()
     if not isinstance(source, ConfigDict):
+        if not isinstance(source, (str, os.PathLike)):
+            raise InputError(f"source is {source!r}; give a name of weights, a file, a folder, or a config.")
         source = os.fspath(source)
         if os.path.isdir(os.path.expanduser(source)):
             others = {"method": method, "classes": classes, "backbone": backbone}
@@ -289,15 +292,14 @@ def load(
     elif method:
         fields = {"method": method, **fields}
     names: tuple[str, ...] = ()
-    if isinstance(classes, str) or not (classes is None or isinstance(classes, int) or len(classes)):
-        raise InputError(f"classes is {classes!r}; give a list of names, a number, or None for the classes of the data.")
     if isinstance(classes, int):
         fields = {"data.num_classes": classes, **fields}
     elif classes is not None:
-        names, _ = image_files.ranked({str(name) for name in classes}, 0)
+        if isinstance(classes, str) or not isinstance(classes, Iterable) or not (names := tuple(map(str, classes))):
+            raise InputError(f"classes is {classes!r}; give a list of names, a number, or None for the classes of the data.")
+        names, _ = image_files.ranked(set(names), 0)
         fields = {"data.num_classes": len(names), **fields}
-    config = keywords.changed(source, fields)
-    check(config)
+    config = _checked(keywords.changed(source, fields))
     return Net(config, _untuned(config, names))
 
 
@@ -340,9 +342,7 @@ def _named_like(file: str) -> str:
 def _load_run(folder: str, fields: Mapping) -> Net:
     files = {keywords.short(name): value for name, value in flat_fields(fields).items()}
     if others := [name for name in files if name not in _OF_A_RUN]:
-        raise InputError(
-            f"The network in {folder} is tuned: its {listed(others)} cannot change, but {' or '.join(_OF_A_RUN)} can."
-        )
+        raise InputError(f"The network in {folder} is tuned: its {listed(others)} cannot change; {', '.join(_OF_A_RUN)} can.")
     run = saved_run.load_tuned(folder, **{name: os.fspath(file) for name, file in files.items()})
     return Net(run.config, run)
 
@@ -355,6 +355,14 @@ def _untuned(config: ConfigDict, classes: tuple[str, ...]) -> saved_run.SavedRun
     network = load_network(built, count or 1)
     params = trees.merge(network.tuned, network.frozen)
     return saved_run.SavedRun(config, classes, 0, network.model, network.method, params)
+
+
+def _checked(config: ConfigDict) -> ConfigDict:
+    """Return a config; InputError unless it is one to tune a network on images, without mistakes."""
+    if "backbone" not in config or families.of_config(config).reads != "images" or config.stage != "tune":
+        raise InputError("The config does not tune a network on images; give one that does, such as read_config('folder').")
+    check(config)
+    return config
 
 
 def _check_classes(config: ConfigDict, expected: tuple[str, ...]) -> None:
