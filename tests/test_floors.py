@@ -27,7 +27,8 @@ FLOORS = (
     ("analysis", "testing"),
     ("tables",),
     ("tasks",),
-    ("cli", "python", "parity", "curves"),
+    ("python",),
+    ("cli", "parity", "curves"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MODULES = {

@@ -21,6 +21,7 @@ from toast_jax import cli, package_files
 from toast_jax.config import config_files
 from toast_jax.data.images import synthetic_scenes, tfds_records
 from toast_jax.errors import InputError, Interrupted
+from toast_jax.python import net
 from toast_jax.weights import containers as weights_files
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -46,12 +47,15 @@ def test_public_names_are_there():
 def test_example_of_the_package_runs(image_folder, tmp_path, monkeypatch):
     (example,) = re.findall(r"^(?: {4}.*\n)+", toast_jax.__doc__, flags=re.M)
     assert len(example.splitlines()) == 5
-    (text,) = re.findall(r'read_config\("(.*)"\)', example)
-    assert toast_jax.read_config(text).method == "toast"
-    monkeypatch.setattr(config_files, "read_config", lambda text: tiny_config("", "toast"))
+    assert toast_jax.read_config("folder:method=toast,backbone=vit_b16_in1k").method == "toast"
+    monkeypatch.setattr(net, "_config_of", lambda weights, method, backbone, fields: tiny_config("", method))
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/mine").symlink_to(image_folder)
+    Path("data/new").symlink_to(image_folder / "test" / "owl")
     scope = {}
-    exec(re.sub("(?m)^    ", "", example).replace("data/mine", str(image_folder)).replace("runs/mine", str(tmp_path)), scope)
-    assert scope["saved"].step == 6 and scope["result"]["test"]["accuracy"] >= 0
+    exec(re.sub("(?m)^    ", "", example), scope)
+    assert scope["net"].run.step == 6 and scope["result"]["test"]["accuracy"] >= 0
 
 
 # Configs and shipped files.

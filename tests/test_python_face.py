@@ -149,19 +149,20 @@ def test_a_saved_network_is_read_by_load_and_by_the_tasks(tuned, image, tmp_path
 def test_apply_and_params_are_a_pure_function_and_arrays(fresh, image):
     """What users of other libraries take: jit, gradients, and a mask for optax."""
     params, images = fresh.params, fresh.pixels([image, image])
+    labels = jax.tree.map(lambda is_tuned: "tuned" if is_tuned else "frozen", fresh.mask)
+    tx = optax.multi_transform({"tuned": optax.sgd(0.1), "frozen": optax.set_to_zero()}, labels)
 
     def loss(params):
         logits = fresh.apply(params, images)
         return -jax.nn.log_softmax(logits)[:, 0].mean(), logits
 
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (before, logits), gradients = step(params)
-    assert fresh.classes == CLASSES and logits.shape == (2, 3)
-    labels = jax.tree.map(lambda is_tuned: "tuned" if is_tuned else "frozen", fresh.mask)
-    tx = optax.multi_transform({"tuned": optax.sgd(0.1), "frozen": optax.set_to_zero()}, labels)
-    updates, _ = tx.update(gradients, tx.init(params))
-    after = optax.apply_updates(params, updates)
-    assert step(after)[0][0] < before
+    @jax.jit
+    def step(params):
+        (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return optax.apply_updates(params, tx.update(gradients, tx.init(params))[0]), value, logits
+
+    after, before, logits = step(params)
+    assert fresh.classes == CLASSES and logits.shape == (2, 3) and step(after)[1] < before
     moved = {path for path, leaf in trees.flat(after).items() if not np.array_equal(leaf, trees.flat(params)[path])}
     assert moved and moved <= {path for path, is_tuned in trees.flat(fresh.mask).items() if is_tuned}
 
@@ -232,6 +233,26 @@ def test_the_log_is_printed_unless_the_program_logs_by_itself(capsys, caplog):
     with caplog.at_level(logging.INFO), net._printed_log():
         package.info("logged")
     assert capsys.readouterr().out == "" and caplog.messages == ["logged"] and not package.level
+
+
+# Pages.
+
+
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/python.md", marks=pytest.mark.slow)])
+def test_lines_of_the_page_run(page, image_folder, tmp_path, monkeypatch):
+    """As they stand, with a tiny network in place of the weights that they name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(net, "_config_of", lambda weights, method, backbone, fields: tiny_config("", method))
+    Path("data").mkdir()
+    Path("data/mine").symlink_to(image_folder / "train")
+    Path("data/new").mkdir()
+    for i, name in enumerate(CLASSES[:2], 1):
+        Path(f"data/new/{i}.jpg").symlink_to(image_folder / "test" / name / "0.jpg")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.M | re.S)
+    assert page != "README.md" or len(blocks[0].replace("\n\n", "\n").splitlines()) == 5
+    exec("\n".join(blocks), {})
+    assert Image.open("look.png").width > 4 * 160 and Path("runs/mine/result.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"data", "runs", "networks", "look.png"}
 
 
 # What cannot be used.
