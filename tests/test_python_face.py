@@ -104,7 +104,7 @@ def test_paths_pictures_and_arrays_are_predicted_alike(tuned, image_folder):
     pictures = [Image.open(path) for path in images]
     arrays = [np.asarray(picture) for picture in pictures]
     mixed = [Path(images[0]), pictures[1], arrays[2]]
-    for same in (images, pictures, arrays, np.stack(arrays), mixed, (path for path in images)):
+    for same in (images, np.array(images), pictures, arrays, np.stack(arrays), mixed, (path for path in images)):
         assert np.array_equal(tuned.predict(same, batch_size=2).probabilities, probabilities)
     assert tuned.predict(mixed, batch_size=2).images == [images[0], "1", "2"]
     assert tuned.predict(images[0]).images == images[:1] and len(tuned.predict(pictures[0]).labels) == 1
@@ -134,13 +134,14 @@ def test_maps_that_a_network_lacks_are_not_drawn():
     assert look.draw().width == 2 * 160 + 4
 
 
-def test_a_saved_network_is_read_by_load_and_by_the_tasks(tuned, image, tmp_path):
+def test_a_saved_network_is_read_by_load_and_by_the_tasks(tuned, image, tmp_path, caplog):
     tuned.save(tmp_path / "a" / "saved")
     assert [path.name for path in (tmp_path / "a" / "saved" / "checkpoints").iterdir()] == ["6"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["saved"]
     for loaded in (toast_jax.load(tmp_path / "a" / "saved"), toast_jax.load(tuned.folder)):
         assert loaded.is_tuned and loaded.classes == tuned.classes
         assert np.array_equal(loaded.predict(image).probabilities, tuned.predict(image).probabilities)
+    assert not caplog.messages  # such as that its module starts at random, as it did when it was tuned
     assert saved_run.load_tuned(tmp_path / "a" / "saved").step == 6
     with pytest.raises(InputError, match="saved exists already; give another folder"):
         tuned.save(tmp_path / "a" / "saved")
@@ -358,6 +359,22 @@ def test_what_a_network_cannot_do(fresh, tuned, image, tmp_path):
 
 
 # Names.
+
+
+def test_fields_are_named_by_their_last_parts_or_by_section():
+    config = config_files.read_config("folder")
+    for same in (
+        {"splits.val": "v"},
+        {"splits": {"val": "v"}},
+        {"data.splits.val": "v"},
+        {"val": "v"},
+        {"data": {"splits": {"val": "v"}}},
+    ):
+        assert keywords.changed(config, same).data.splits.val == "v" and config.data.splits.val == "val"
+    changed = keywords.changed(config, {"name": "mine", "root": Path("a"), "lr": np.float32(0.5)})
+    assert (changed.name, changed.optimizer.name, changed.data.root) == ("mine", "sgd", "a") and type(
+        changed.optimizer.lr
+    ) is float
 
 
 def test_every_last_part_of_a_field_but_name_is_a_keyword():

@@ -72,7 +72,7 @@ def to_look_at(images: Any) -> Iterator[str | dict[str, Any]]:
     if isinstance(images, (str, os.PathLike)):
         yield from _some(selected.each_path(os.fspath(images)), images)
         return
-    is_one = isinstance(images, Image.Image) or getattr(images, "ndim", 4) < 4
+    is_one = isinstance(images, Image.Image) or getattr(images, "ndim", 1) in (0, 2, 3)  # others hold paths, or several images
     for number, image in enumerate([images] if is_one else _some(images, "the list")):
         if isinstance(image, (str, os.PathLike)):
             yield from selected.each_path(os.fspath(image))

@@ -155,13 +155,13 @@ class Net:
           InputError: the data, a field or the folder cannot be used.
           Interrupted: the process was asked to stop; the last step is saved.
         """
-        if data is None and self.config.data.format == "folder" and not (self.config.data.root or "root" in fields):
-            raise InputError("There is no data to tune on; give a folder, a table, or a list of (path, label).")
         is_temporary = not workdir
         folder = Path(workdir or tempfile.mkdtemp(prefix="toast_jax_")).expanduser()
         try:
             of_data = python_data.to_tune_on(data, folder, has_format="data.format" in fields or "format" in fields)
             config = _checked(keywords.changed(keywords.changed(self.config, of_data), fields))
+            if config.data.format == "folder" and not config.data.root:
+                raise InputError("There is no data to tune on; give a folder, a table, or a list of (path, label).")
             if self.classes and not self.is_tuned:
                 _check_classes(config, self.classes)
             with _printed_log():
@@ -242,9 +242,13 @@ class Net:
             raise InputError(f"{target} exists already; give another folder.")
         run_folder.writable(target.parent, "folder")
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        others = {path.name for path in (source / "checkpoints").iterdir()} - {str(self.run.step)}
+
+        def left_out(parent: str, names: list[str]) -> set[str]:
+            is_of_checkpoints = Path(parent) == source / "checkpoints"
+            return set(names) - {str(self.run.step)} if is_of_checkpoints else {"running", "profile"} & set(names)
+
         try:
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("running*", "profile", *others))
+            shutil.copytree(source, partial, ignore=left_out)
             partial.replace(target)
         except OSError as error:  # shutil's too
             shutil.rmtree(partial, ignore_errors=True)
