@@ -16,12 +16,10 @@ from packaging.utils import canonicalize_name
 
 import toast_jax
 from tests import ROOT
-from tests.conftest import tiny_config
 from toast_jax import cli, package_files
 from toast_jax.config import config_files
 from toast_jax.data.images import synthetic_scenes, tfds_records
 from toast_jax.errors import InputError, Interrupted
-from toast_jax.python import net
 from toast_jax.weights import containers as weights_files
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -42,20 +40,6 @@ def test_public_names_are_there():
     assert set(toast_jax.__all__) <= set(dir(toast_jax)) and "__version__" in dir(toast_jax)
     with pytest.raises(AttributeError, match="module 'toast_jax' has no attribute 'tune'"):
         toast_jax.tune  # noqa: B018
-
-
-def test_example_of_the_package_runs(image_folder, tmp_path, monkeypatch):
-    (example,) = re.findall(r"^(?: {4}.*\n)+", toast_jax.__doc__, flags=re.M)
-    assert len(example.splitlines()) == 5
-    assert toast_jax.read_config("folder:method=toast,backbone=vit_b16_in1k").method == "toast"
-    monkeypatch.setattr(net, "_config_of", lambda weights, method, backbone, fields: tiny_config("", method))
-    monkeypatch.chdir(tmp_path)
-    Path("data").mkdir()
-    Path("data/mine").symlink_to(image_folder)
-    Path("data/new").symlink_to(image_folder / "test" / "owl")
-    scope = {}
-    exec(re.sub("(?m)^    ", "", example), scope)
-    assert scope["net"].run.step == 6 and scope["result"]["test"]["accuracy"] >= 0
 
 
 # Configs and shipped files.

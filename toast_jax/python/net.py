@@ -174,7 +174,7 @@ class Net:
                 if is_temporary:
                     shutil.rmtree(folder, ignore_errors=True)
             raise
-        self.run = saved_run.load_tuned(folder)
+        self.run = saved_run.load_tuned(folder.absolute())  # the program may change its folder
         return result
 
     @keywords.named_in_errors()

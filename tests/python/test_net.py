@@ -36,13 +36,32 @@ def tiny(method="toast", **fields):
     return toast_jax.load("random", method=method, **{**TINY, **fields})
 
 
-@pytest.fixture(scope="module")
-def tuned(image_folder, tmp_path_factory):
+def run_page(page, mine, image_folder, folder):
+    """Run the Python of a page in an empty folder, as it stands, with a tiny network for the weights that it names."""
+    (folder / "data" / "new").mkdir(parents=True)
+    (folder / "data" / "mine").symlink_to(mine)
+    for i, name in enumerate(CLASSES[:2], 1):
+        (folder / "data" / "new" / f"{i}.jpg").symlink_to(image_folder / "test" / name / "0.jpg")
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.M | re.S)
+    scope = {}
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
-        network = tiny()
-        network.result = network.tune(image_folder, workdir=tmp_path_factory.mktemp("python") / "run", confusion=False)
-    return network
+        patch.setattr(net, "_config_of", lambda weights, method, backbone, fields: tiny_config("", method))
+        exec("\n".join(blocks), scope)
+    assert Image.open(folder / "look.png").width > 4 * 160 and (folder / "runs/mine/result.json").exists()
+    assert {path.name for path in folder.iterdir()} <= {"data", "runs", "networks", "look.png"}
+    return scope
+
+
+@pytest.fixture(scope="module")
+def readme(image_folder, tmp_path_factory):
+    return run_page("README.md", image_folder, image_folder, tmp_path_factory.mktemp("readme"))
+
+
+@pytest.fixture(scope="module")
+def tuned(readme):
+    return readme["net"]
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +76,27 @@ def image(image_folder):
     return str(image_folder / "test" / CLASSES[0] / "0.jpg")
 
 
-def test_numbers_are_those_of_the_command_line_bit_for_bit(tuned, image_folder, tmp_path):
-    train.run(tiny_config(image_folder, "toast"), str(tmp_path))
-    result, expected = json.loads((tmp_path / "result.json").read_text()), saved_run.load(tmp_path)
+def test_numbers_are_those_of_the_command_line_bit_for_bit(readme, tuned, image_folder, tmp_path):
+    assert readme["result"]["test"]["accuracy"] >= 0 and set(readme["labels"]) <= set(CLASSES) and tuned.run.step == 6
+    config = tiny_config(image_folder, "toast")
+    config.data.root = tuned.run.config.data.root  # a link to the same folder
+    (tmp_path / "data").mkdir()
+    (tmp_path / config.data.root).symlink_to(image_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        train.run(config, "run")
+    result, expected = json.loads((tmp_path / "run" / "result.json").read_text()), saved_run.load(tmp_path / "run")
     for name in ("val", "test", "seed", "steps", "tuned_parameters", "config"):
-        assert json.loads(json.dumps(tuned.result[name])) == result[name]
+        assert json.loads(json.dumps(readme["result"][name])) == result[name]
     by_path, leaves = trees.flat(expected.params), trees.flat(tuned.params)
     assert leaves.keys() == by_path.keys() and all(np.array_equal(leaf, by_path[path]) for path, leaf in leaves.items())
     assert tuned.run.config.to_dict() == expected.config.to_dict() and tuned.classes == expected.classes
+
+
+def test_keyword_arguments_make_the_config_that_flags_make(fresh):
+    expected = tiny_config("", "toast")
+    expected.data.num_classes, expected.confusion, expected.name = 3, True, "folder_toast_vit_ti8"
+    assert fresh.config.to_dict() == expected.to_dict()
 
 
 @pytest.mark.slow
@@ -239,21 +271,16 @@ def test_the_log_is_printed_unless_the_program_logs_by_itself(capsys, caplog):
 # Pages.
 
 
-@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/python.md", marks=pytest.mark.slow)])
-def test_lines_of_the_page_run(page, image_folder, tmp_path, monkeypatch):
-    """As they stand, with a tiny network in place of the weights that they name."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(net, "_config_of", lambda weights, method, backbone, fields: tiny_config("", method))
-    Path("data").mkdir()
-    Path("data/mine").symlink_to(image_folder / "train")
-    Path("data/new").mkdir()
-    for i, name in enumerate(CLASSES[:2], 1):
-        Path(f"data/new/{i}.jpg").symlink_to(image_folder / "test" / name / "0.jpg")
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.M | re.S)
-    assert page != "README.md" or len(blocks[0].replace("\n\n", "\n").splitlines()) == 5
-    exec("\n".join(blocks), {})
-    assert Image.open("look.png").width > 4 * 160 and Path("runs/mine/result.json").exists()
-    assert {path.name for path in tmp_path.iterdir()} <= {"data", "runs", "networks", "look.png"}
+@pytest.mark.slow
+def test_lines_of_the_page_run(image_folder, tmp_path):
+    run_page("docs/python.md", image_folder / "train", image_folder, tmp_path)
+
+
+def test_the_readme_has_five_lines_and_the_package_has_the_same():
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+    lines = [line for line in block.splitlines() if line]
+    (example,) = re.findall(r"^(?: {4}.*\n)+", toast_jax.__doc__, flags=re.M)
+    assert len(lines) == 5 and [re.sub(" +#.*", "", line) for line in lines] == [line.strip() for line in example.splitlines()]
 
 
 # What cannot be used.
