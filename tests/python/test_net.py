@@ -256,6 +256,12 @@ def test_without_a_workdir_a_temporary_folder_is_said_and_removed_if_the_run_fai
     with pytest.raises(InputError, match="No fit in"):
         fresh.tune([(f"{image_folder}/train/{name}/{i}.jpg", name) for name in CLASSES for i in (0, 1)], tmp_path / "run")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    for name in ("images.csv", data.LISTING):
+        (tmp_path / "mine" / name).write_text("mine")
+        with pytest.raises(InputError, match="No fit in"):
+            fresh.tune(image_folder, tmp_path / "mine")
+        assert (tmp_path / "mine" / name).read_text() == "mine"
 
 
 def test_the_log_is_printed_unless_the_program_logs_by_itself(capsys, caplog):
@@ -337,7 +343,7 @@ def test_configs_of_other_tasks_are_not_loaded():
         ("{tmp}", "Folder .* has no class folders: put the images in one folder for each class"),
         ([], "There are no images in the data"),
         (["a.jpg", "b.jpg"], "Item 0 of the data is 'a.jpg'; give pairs of a path and a label"),
-        ([("a.jpg", "x")], r"1 of 1 images of .*images.csv do not exist, .* correct the paths, or set image_dir"),
+        ([("a.jpg", "x")], r"1 of 1 images of .*tuned_on.csv do not exist, .* correct the paths, or set image_dir"),
         (3, "The data is 3; give a folder, a table, or a list"),
         ("{images}", "The data has the classes heron, kite, owl, and the network was loaded for a, b; load it with"),
         ({"formats": "folder"}, "The config has no field data.formats; the nearest are data.format"),

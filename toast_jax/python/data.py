@@ -1,6 +1,5 @@
 """Images as Python programs have them: folders, tables, lists, PIL images and arrays."""
 
-import contextlib
 import csv
 import io
 import os
@@ -21,7 +20,7 @@ from toast_jax.workdir import run_folder
 
 _HELD_OUT = 0.2  # share of the images for validation, where the data has no split for it
 _DEFAULTS = {name: IMAGES[name].default for name in IMAGES if re.match(r"data\.(image_dir|held_out|splits\.)", name)}
-_LISTING = "images.csv"  # in the folder of a run: the images that came as a list
+LISTING = "tuned_on.csv"  # in the folder of a run: the images that came as a list
 
 
 def to_tune_on(data: Any, folder: Path, *, has_format: bool) -> dict[str, Any]:
@@ -54,13 +53,6 @@ def to_tune_on(data: Any, folder: Path, *, has_format: bool) -> dict[str, Any]:
         )
     splits = {name for name in selected.SPLITS if os.path.isdir(os.path.join(root, name))}
     return _DEFAULTS | {"data.format": "folder", "data.root": root} | _splits(splits)
-
-
-def remove_listing(folder: Path) -> None:
-    """Remove the list of images that `to_tune_on` wrote, and the folder if nothing else is in it."""
-    with contextlib.suppress(OSError):
-        (folder / _LISTING).unlink(missing_ok=True)
-        folder.rmdir()
 
 
 def to_look_at(images: Any) -> Iterator[str | dict[str, Any]]:
@@ -104,7 +96,7 @@ def _listed(pairs: Iterable, folder: Path) -> dict[str, Any]:
     content = io.StringIO()
     lines = [(table.PATH, table.LABEL), *((os.path.relpath(path, top), label) for path, label in rows)]
     csv.writer(content, lineterminator="\n").writerows(lines)
-    file = run_folder.writable(folder) / _LISTING
+    file = run_folder.writable(folder) / LISTING
     run_folder.replace_file(file, content.getvalue())
     return {"data.format": "table", "data.root": str(file), "data.image_dir": top, "data.held_out": _HELD_OUT}
 

@@ -157,6 +157,8 @@ class Net:
         """
         is_temporary = not workdir
         folder = Path(workdir or tempfile.mkdtemp(prefix="toast_jax_")).expanduser()
+        listing = folder / python_data.LISTING
+        is_new, has_listing = not folder.exists(), listing.exists()
         try:
             of_data = python_data.to_tune_on(data, folder, has_format="data.format" in fields or "format" in fields)
             config = _checked(keywords.changed(keywords.changed(self.config, of_data), fields))
@@ -169,10 +171,13 @@ class Net:
                     log.warning("The run is in the temporary folder %s; net.save(FOLDER) keeps the network.", folder)
                 result = loop.fit(config, folder)
         except BaseException:
-            if not run_folder.has_checkpoint(folder):
-                python_data.remove_listing(folder)
-                if is_temporary:
-                    shutil.rmtree(folder, ignore_errors=True)
+            if is_temporary and not run_folder.has_checkpoint(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif not has_listing and not run_folder.has_checkpoint(folder):
+                with contextlib.suppress(OSError):
+                    listing.unlink(missing_ok=True)
+                    if is_new:
+                        folder.rmdir()
             raise
         self.run = saved_run.load_tuned(folder.absolute())  # the program may change its folder
         return result
