@@ -18,7 +18,7 @@ from PIL import Image
 import toast_jax
 from tests import ROOT
 from tests.conftest import CLASSES, COUNTS, tiny_config
-from toast_jax import trees
+from toast_jax import hub, trees
 from toast_jax.config import config_files
 from toast_jax.data.images import sources
 from toast_jax.errors import InputError
@@ -425,6 +425,15 @@ def test_named_weights_of_the_release_bring_their_module_and_files_their_backbon
     assert all(config.backbone.weights == name for name, config in configs.items())
     config = net._config_of("assets/vit_mini16.safetensors", "toast", "", {})
     assert (config.backbone.size, config.backbone.weights) == ("Mini", "assets/vit_mini16.safetensors")
+
+
+def test_a_repository_on_the_hub_says_what_its_backbone_is(monkeypatch):
+    described = {"architecture": "vit_small_patch16_224"}
+    monkeypatch.setattr(hub, "read_json", lambda place, file: described if file == "config.json" else None)
+    config = net._config_of("hf:timm/vit_small", "toast", "", {})
+    assert (config.backbone.size, config.backbone.patch, config.backbone.weights) == ("S", 16, "hf:timm/vit_small")
+    monkeypatch.setattr(hub, "read_json", lambda place, file: None)
+    assert net._config_of("hf:timm/vit_small", "toast", "vit_b32", {}).backbone.patch == 32
 
 
 def test_docstrings_of_the_public_methods_say_what_they_raise():
