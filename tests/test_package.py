@@ -38,6 +38,7 @@ def test_importing_the_package_costs_nothing():
 def test_public_names_are_there():
     assert all(getattr(toast_jax, name) is not None for name in toast_jax.__all__)
     assert set(toast_jax.__all__) <= set(dir(toast_jax)) and "__version__" in dir(toast_jax)
+    assert toast_jax.read_config("folder:method=toast,backbone=vit_b16_in1k").method == "toast"
     with pytest.raises(AttributeError, match="module 'toast_jax' has no attribute 'tune'"):
         toast_jax.tune  # noqa: B018
 

@@ -24,7 +24,7 @@ _MODULES = {
     "Steered": "model.steered",
     "TopDown": "model.top_down",
     "fit": "train.loop",
-    "load": "python.net",
+    "load": "python.loading",
     "read_config": "config.config_files",
 }
 __all__ = list(_MODULES)

@@ -23,7 +23,7 @@ from toast_jax.config import config_files
 from toast_jax.data.images import sources
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import vit
-from toast_jax.python import data, keywords, net
+from toast_jax.python import data, keywords, loading, net, results
 from toast_jax.tasks import train
 from toast_jax.train import saved_run
 
@@ -47,7 +47,7 @@ def run_page(page, mine, image_folder, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
-        patch.setattr(net, "_config_of", lambda weights, method, backbone, fields: tiny_config("", method))
+        patch.setattr(loading, "_config_of", lambda weights, method, backbone, fields: tiny_config("", method))
         exec("\n".join(blocks), scope)
     assert Image.open(folder / "look.png").width > 4 * 160 and (folder / "runs/mine/result.json").exists()
     assert {path.name for path in folder.iterdir()} <= {"data", "runs", "networks", "look.png"}
@@ -162,7 +162,7 @@ def test_it_looks_before_and_after_it_is_tuned(state, image, request):
 
 
 def test_maps_that_a_network_lacks_are_not_drawn():
-    look = net.Look(np.zeros((16, 16, 3), np.uint8), None, None, np.eye(2, dtype=np.float32))
+    look = results.Look(np.zeros((16, 16, 3), np.uint8), None, None, np.eye(2, dtype=np.float32))
     assert look.draw().width == 2 * 160 + 4
 
 
@@ -417,23 +417,23 @@ def test_every_last_part_of_a_field_but_name_is_a_keyword():
 
 def test_named_weights_of_the_release_bring_their_module_and_files_their_backbone(monkeypatch):
     configs = {
-        name: net._config_of(name, "toast", "", {}) for name in ("vit_b16_in21k", "convnext_b_in21k", "vit_s16_in1k_dino")
+        name: loading._config_of(name, "toast", "", {}) for name in ("vit_b16_in21k", "convnext_b_in21k", "vit_s16_in1k_dino")
     }
     assert [config.top_down for config in configs.values()] == ["vit_b16_in21k_top_down", "convnext_b_in21k_top_down", ""]
-    assert net._config_of("vit_b16_in21k", "lora", "", {}).top_down == ""
-    assert net._config_of("vit_b16_in21k", "toast", "", {"module": "x"}).top_down == ""
+    assert loading._config_of("vit_b16_in21k", "lora", "", {}).top_down == ""
+    assert loading._config_of("vit_b16_in21k", "toast", "", {"module": "x"}).top_down == ""
     assert all(config.backbone.weights == name for name, config in configs.items())
-    config = net._config_of("assets/vit_mini16.safetensors", "toast", "", {})
+    config = loading._config_of("assets/vit_mini16.safetensors", "toast", "", {})
     assert (config.backbone.size, config.backbone.weights) == ("Mini", "assets/vit_mini16.safetensors")
 
 
 def test_a_repository_on_the_hub_says_what_its_backbone_is(monkeypatch):
     described = {"architecture": "vit_small_patch16_224"}
     monkeypatch.setattr(hub, "read_json", lambda place, file: described if file == "config.json" else None)
-    config = net._config_of("hf:timm/vit_small", "toast", "", {})
+    config = loading._config_of("hf:timm/vit_small", "toast", "", {})
     assert (config.backbone.size, config.backbone.patch, config.backbone.weights) == ("S", 16, "hf:timm/vit_small")
     monkeypatch.setattr(hub, "read_json", lambda place, file: None)
-    assert net._config_of("hf:timm/vit_small", "toast", "vit_b32", {}).backbone.patch == 32
+    assert loading._config_of("hf:timm/vit_small", "toast", "vit_b32", {}).backbone.patch == 32
 
 
 def test_docstrings_of_the_public_methods_say_what_they_raise():

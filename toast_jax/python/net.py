@@ -1,11 +1,10 @@
-"""The Python interface: load a network, tune it, predict, look where it looks, and save it.
+"""A network for Python programs: tune it, predict, look where it looks, and save it.
 
 Each step calls what a command of `main.py` calls, with the same config, so it computes the same numbers bit for bit.
 """
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import itertools
 import logging
@@ -13,76 +12,27 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from toast_jax import hub, package_files, trees
-from toast_jax.analysis import drawing, maps, views
-from toast_jax.config import backbone_names, config_files
+from toast_jax.analysis import maps, views
 from toast_jax.config.check import check
-from toast_jax.data.images import image_files, sources
-from toast_jax.devices import xla_flags
+from toast_jax.data.images import sources
 from toast_jax.errors import InputError, listed
-from toast_jax.fields import flat_fields
 from toast_jax.model import families, methods, steered
 from toast_jax.python import data as python_data
 from toast_jax.python import keywords
+from toast_jax.python.results import Look, Predictions
 from toast_jax.tasks import predict
 from toast_jax.train import loop, saved_run
-from toast_jax.train.setup import load_network
-from toast_jax.weights.named import NAMED
 from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
-
-_SIDE = 160  # width of a drawn map, in pixels
-_OF_A_RUN = ("weights", "module", "top_down")  # what `load` takes with a tuned network
-
-
-class Predictions(NamedTuple):
-    """Holds the predictions for n images, in their order.
-
-    Attributes:
-      images: `[n]`, paths, or the positions of images that have none.
-      labels: `[n]`, the names of the likeliest classes.
-      probabilities: float32 `[n, C]`, in the order of `Net.classes`.
-    """
-
-    images: list[str]
-    labels: list[str]
-    probabilities: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """Holds where a network looks in an image.
-
-    Attributes:
-      image: as the network sees it, uint8 `[S, S, 3]`.
-      first, last: attention of the class token to each patch in the last block, `[g, g]`, in the first and the last look.
-      selection: the mask of the tokens that are fed back, `[g, g]`.
-
-    A map that the network lacks is None: a method that looks once has neither `first` nor `selection`, a ConvNeXt has no
-    attention.
-    """
-
-    image: np.ndarray
-    first: np.ndarray | None
-    selection: np.ndarray | None
-    last: np.ndarray | None
-
-    def draw(self) -> Image.Image:
-        """Draw the image beside its maps; a notebook shows the result."""
-        image = drawing.enlarged(self.image, _SIDE)
-        by_name = dict(zip(maps.ORDER, (self.first, self.selection, self.last), strict=True))
-        panels = {"image": image} | {name: drawing.overlay(image, at) for name, at in by_name.items() if at is not None}
-        return Image.fromarray(drawing.side_by_side([drawing.titled(panel, name, lines=1) for name, panel in panels.items()]))
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -161,7 +111,7 @@ class Net:
         is_new, has_listing = not folder.exists(), listing.exists()
         try:
             of_data = python_data.to_tune_on(data, folder, has_format="data.format" in fields or "format" in fields)
-            config = _checked(keywords.changed(keywords.changed(self.config, of_data), fields))
+            config = checked(keywords.changed(keywords.changed(self.config, of_data), fields))
             if config.data.format == "folder" and not config.data.root:
                 raise InputError("There is no data to tune on; give a folder, a table, or a list of (path, label).")
             if self.classes and not self.is_tuned:
@@ -264,109 +214,7 @@ class Net:
             raise InputError(f"The network cannot {purpose} before it is tuned; call net.tune(data), or load a tuned one.")
 
 
-@keywords.named_in_errors()
-def load(
-    source: str | os.PathLike | ConfigDict,
-    method: str = "",
-    classes: int | Sequence[str] | None = None,
-    backbone: str = "",
-    **fields: Any,
-) -> Net:
-    """Load a pre-trained network to tune, or a tuned one.
-
-    Args:
-      source: `hf:OWNER/NAME[@REVISION][/FILE]`, a name of weights (docs/weights.md), or a file of weights; the folder of a run,
-        or one that `Net.save` wrote; or a config of a run, see `read_config`.
-      method: of tuning, a row of `METHODS`; "" for toast, or for that of the run or config.
-      classes: their names, which are sorted as class folders are, or their number; None for those of the data.
-      backbone: kind and size of a network, such as vit_b16, if the name of its file does not begin with it.
-      **fields: of the config, which is that of configs/folder.py unless `source` is one: by the last part of a name
-        (`lr=0.01`), by its section (`optimizer={"lr": 0.01}`) or in full (`**{"optimizer.lr": 0.01}`). With a tuned network,
-        only the files weights, module and top_down, if they have moved.
-
-    Raises:
-      InputError: a file, name or field cannot be used.
-    """
-    xla_flags.disable_ynnpack()
-    if not isinstance(source, ConfigDict):
-        if not isinstance(source, (str, os.PathLike)):
-            raise InputError(f"source is {source!r}; give a name of weights, a file, a folder, or a config.")
-        source = os.fspath(source)
-        if os.path.isdir(os.path.expanduser(source)):
-            others = {"method": method, "classes": classes, "backbone": backbone}
-            return _load_run(source, fields | {name: value for name, value in others.items() if value})
-        source = _config_of(source, method or "toast", backbone, fields)
-    elif backbone:
-        raise InputError("The config names its backbone already; leave backbone out.")
-    elif method:
-        fields = {"method": method, **fields}
-    names: tuple[str, ...] = ()
-    if isinstance(classes, int):
-        fields = {"data.num_classes": classes, **fields}
-    elif classes is not None:
-        if isinstance(classes, str) or not isinstance(classes, Iterable) or not (names := tuple(map(str, classes))):
-            raise InputError(f"classes is {classes!r}; give a list of names, a number, or None for the classes of the data.")
-        names, _ = image_files.ranked(set(names), 0)
-        fields = {"data.num_classes": len(names), **fields}
-    config = _checked(keywords.changed(source, fields))
-    return Net(config, _untuned(config, names))
-
-
-def _config_of(weights: str, method: str, backbone: str, fields: Mapping) -> ConfigDict:
-    """Return the config of configs/folder.py for weights: a place, a name or a file."""
-    is_named = False
-    if hub.is_place(weights):
-        backbone = backbone or weights
-    elif weights == backbone_names.RANDOM or package_files.find(weights).is_file():
-        backbone = backbone or _named_like(weights)
-    elif is_named := weights in NAMED:
-        backbone = backbone or weights
-    else:
-        near = difflib.get_close_matches(weights, list(NAMED), n=1, cutoff=0)
-        raise InputError(
-            f"{weights!r} is no file of weights, no folder of a run and no name of weights; the nearest name is {near[0]!r}, "
-            "and docs/weights.md lists all."
-        )
-    config = config_files.read_config(f"folder:method={method},backbone={backbone}")
-    config.backbone.weights = weights
-    row = families.of_config(config).methods.get(method)
-    # The release has pre-tuned modules for its backbones, without which TOAST falls behind.
-    if is_named and f"{weights}_top_down" in NAMED and row and row.signal == "top_down" and "module" not in fields:
-        config.top_down = f"{weights}_top_down"
-    return config
-
-
-def _named_like(file: str) -> str:
-    """Return the backbone that a file is named after."""
-    name = Path(file).name.partition(".")[0]
-    try:
-        backbone_names.of_images(name)
-    except InputError as error:
-        raise InputError(
-            f"The name {name} does not say which backbone the file holds; name it, as in backbone='vit_b16' or 'convnext_b'."
-        ) from error
-    return name
-
-
-def _load_run(folder: str, fields: Mapping) -> Net:
-    files = {keywords.short(name): value for name, value in flat_fields(fields).items()}
-    if others := [name for name in files if name not in _OF_A_RUN]:
-        raise InputError(f"The network in {folder} is tuned: its {listed(others)} cannot change; {', '.join(_OF_A_RUN)} can.")
-    run = saved_run.load_tuned(folder, **{name: os.fspath(file) for name, file in files.items()})
-    return Net(run.config, run)
-
-
-def _untuned(config: ConfigDict, classes: tuple[str, ...]) -> saved_run.SavedRun:
-    """Build the network of a config before its first step, with a head for one class while their number is unknown."""
-    count, built = len(classes) or config.data.num_classes, config.copy_and_resolve_references()
-    if not count:
-        built.head.start = "zeros"
-    network = load_network(built, count or 1)
-    params = trees.merge(network.tuned, network.frozen)
-    return saved_run.SavedRun(config, classes, 0, network.model, network.method, params)
-
-
-def _checked(config: ConfigDict) -> ConfigDict:
+def checked(config: ConfigDict) -> ConfigDict:
     """Return a config; InputError unless it is one to tune a network on images, without mistakes."""
     if "backbone" not in config or families.of_config(config).reads != "images" or config.stage != "tune":
         raise InputError("The config does not tune a network on images; give one that does, such as read_config('folder').")
