@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from toast_jax import package_files
 from toast_jax.config import config_files
+from toast_jax.devices import xla_flags
 from toast_jax.errors import InputError, Interrupted, choose
 from toast_jax.fields import flat_fields, unknown
 
@@ -43,7 +44,6 @@ TASKS = {
 _FOLDERS = {"generate": "language", "score": "language"}  # of toast_jax/tasks, for those that are not in it
 _WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
 _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
-_YNN = "--xla_cpu_experimental_ynn_fusion_type"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of the config, with its arguments after a colon.")
 FIELDS = flags.DEFINE_bool("fields", False, "Print the fields of the config (name, value, allowed, meaning), and exit.")
@@ -138,22 +138,16 @@ def _devices(precision: str | None) -> str:
     import jax
 
     count, device = jax.device_count(), jax.devices()[0]
-    xla_flags = os.environ.get("XLA_FLAGS", "").strip()
+    flags_of_xla = os.environ.get("XLA_FLAGS", "").strip()
     text = f"{count} {device.platform} device{'s' * (count > 1)} ({device.device_kind}), jax {jax.__version__}"
     text += f", precision {precision}" if precision else ""
-    return f"Running on {text}{f', XLA_FLAGS={xla_flags}' * bool(xla_flags)}."
+    return f"Running on {text}{f', XLA_FLAGS={flags_of_xla}' * bool(flags_of_xla)}."
 
 
 def set_environment() -> None:
     """Set the variables that JAX reads when it is imported, which reading a config may do, or when it finds its devices."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(package_files.cache_folder("compiled")))
-    # Fusions of YNNPACK slow the steps on CPUs and have known wrong results (jax issue 39103). An unknown flag would end the
-    # process, so it is set only between the first and the last jaxlib that was tried, and not for an accelerator's plugin.
-    jaxlib = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3])
-    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
-    xla_flags = os.environ.get("XLA_FLAGS", "")
-    if on_cpu and (0, 10, 2) <= jaxlib <= (0, 12, 0) and _YNN not in xla_flags:
-        os.environ["XLA_FLAGS"] = f"{xla_flags} {_YNN}=".strip()
+    xla_flags.disable_ynnpack()
 
 
 def _set_logging() -> None:
