@@ -10,8 +10,7 @@ from typing import Any
 
 from toast_jax import hub
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.vit_features import FIELDS
-from toast_jax.model.backbones.vit_kinds import KINDS
+from toast_jax.model.backbones.kinds import FIELDS, KINDS
 
 RANDOM = "random"  # value of backbone.weights: random weights, no file
 LLAMAS = (

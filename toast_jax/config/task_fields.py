@@ -126,6 +126,7 @@ _FIELDS = {
         "source": Field("", TEXT, "folder of a run, file of weights, its name, or its gs:// address"),
         "target": Field("", TEXT, "what to write: a .pth or .safetensors file, or a folder that does not exist yet"),
         "format": Field("release", Choice(EXPORTS), "release: a file; timm, hf (transformers), stablehlo, hub: a folder"),
+        "names": Field("", TEXT, "names of a backbone's arrays, such as dinov3_timm; '' for the release's"),
         "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
         "weights": _WEIGHTS,
         **_MODULES,

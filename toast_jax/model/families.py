@@ -9,14 +9,12 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from toast_jax.fields import Field, whole
-from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit, vit_kinds
+from toast_jax.model.backbones import convnext, convnext_torch_names, kinds, llama, llama_torch_names, vit
 from toast_jax.model.backbones.exports import convnext as convnext_exports
 from toast_jax.model.backbones.exports import llama as llama_exports
 from toast_jax.model.backbones.exports import vit as vit_exports
 from toast_jax.model.backbones.exports.formats import Format
 from toast_jax.model.backbones.rename_rules import Names
-from toast_jax.model.backbones.vit_features import DECIDES as VIT_DECIDES
-from toast_jax.model.backbones.vit_features import FIELDS as VIT_FIELDS
 from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
 from toast_jax.model.top_down import ConvTopDown, TopDown
@@ -99,16 +97,16 @@ FAMILIES = {
         sized=vit.sized,
         sizes=vit.SIZES,
         size_of=vit.size_of,
-        names=vit_kinds.NAMES,
-        described=vit_kinds.described,
+        names=kinds.NAMES,
+        described=kinds.described,
         methods=with_lora(METHODS, vit.LORA_KERNELS),
-        fields=VIT_FIELDS,
+        fields=kinds.FIELDS,
         image_multiple=lambda backbone: backbone.patch,
         tunable_blocks=lambda size: size.depth,
         plain=vit_exports.FORMATS,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
         shown=vit.shown,
-        decides=VIT_DECIDES,
+        decides=kinds.DECIDES,
         variational_weight=0.1,
     ),
     "convnext": Family(

@@ -15,6 +15,7 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families
+from toast_jax.model.backbones.rename_rules import Layout, Rename
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.weights import rename
@@ -41,11 +42,10 @@ def replay(path: str, arrays: Arrays) -> list[Check]:
     Raises:
       InputError: no network here has these parameters.
     """
-    state = _group(arrays, "params/")
-    inner = unwrapped(state, [])
-    family, table = _table(path, inner, bool(arrays["config/mlp_gated"]))
+    inner, table = parameters(path, arrays)
     layers, _ = rename.rename(inner, table)
     params = rename.stack(layers, last_blocks=1)
+    family = rename.kind(params)
     model = _network(family, params, arrays)
     checks = [Check("config/eps", relative_error(model.features.eps, arrays["config/eps"]), 1e-6)]
     checks += _rotary(model, arrays)
@@ -60,28 +60,37 @@ def replay(path: str, arrays: Arrays) -> list[Check]:
                 recorded = arrays[key].reshape(-1, model.width)
                 checks.append(Check(key, relative_error(resized[name][0, -len(recorded) :], recorded), TOKENS))
         checks += _forward(other, resized, arrays, "other_size/")
-    prefix = next(name.removesuffix(bare) for bare in inner for name in state if name.endswith(bare))
-    return checks + _gradients(model, params, arrays, inner, table, family, prefix)
+    return checks + _gradients(model, params, arrays, inner, table, family)
+
+
+def parameters(path: str, arrays: Arrays) -> tuple[Arrays, tuple[Rename, ...]]:
+    """Return the parameters of a recording by their names in the network, and the rename table of these names.
+
+    Raises:
+      InputError: no network here has these parameters.
+    """
+    state = unwrapped(_group(arrays, "params/"), [])
+    return state, _table(path, state, bool(arrays["config/mlp_gated"]))
 
 
 def _group(arrays, prefix):
     return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
-def _table(path: str, state: Arrays, gated: bool) -> tuple[Family, tuple]:
+def _table(path: str, state: Arrays, gated: bool) -> tuple[Rename, ...]:
     """Choose the layout that names all parameters: the one with a gate for a gated MLP."""
-    left: dict[tuple[int, bool], tuple] = {}
+    left: dict[tuple[int, bool], Layout] = {}
     for family in FAMILIES.values():
         for layout in family.names.layouts:
             gates = any("gate" in name for row in layout.table for name in row.paths)
-            left[len(rename.unnamed(state, layout.table)), gates != gated] = family, layout
-    (count, _), (family, layout) = min(left.items(), key=lambda item: item[0])
+            left[len(rename.unnamed(state, layout.table)), gates != gated] = layout
+    (count, _), layout = min(left.items(), key=lambda item: item[0])
     if count:
         names = listed(sorted(rename.unnamed(state, layout.table)), most=3)
         raise InputError(f"{path} is of a network that no family here has; it has {names}.")
     if reason := layout.refusal(state):
         raise InputError(f"{path} cannot be replayed: {reason}.")
-    return family, layout.table
+    return layout.table
 
 
 def _network(family: Family, params: Arrays, arrays: Arrays) -> Any:
@@ -114,16 +123,13 @@ def _rotary(model, arrays) -> list[Check]:
 
 def _forward(model, params, arrays, prefix) -> list[Check]:
     images = arrays[f"{prefix}input/images_nchw"].transpose(0, 2, 3, 1)
-    look = jax.jit(lambda params, images: model.apply({"params": params}, images))
-    alone = jax.jit(lambda params, images: model.apply({"params": params}, images, method="pooled"))
-    pooled, out = look(_nested(params), images)
+    pooled, out = jax.jit(lambda params, images: model.apply({"params": params}, images))(_nested(params), images)
     special = out["tokens"].shape[1] - model.num_patches
     values = {
         "mid/embeddings": (out["hidden"][0], TOKENS),
         **{f"mid/block_{i}": (hidden, BLOCKS) for i, hidden in enumerate(out["hidden"][1:])},
         "mid/tokens": (out["tokens"], TOKENS),
         "out/pooled": (pooled, TOKENS),
-        "out/pooled (alone)": (alone(_nested(params), images), TOKENS),
         "out/mean_patch": (out["tokens"][:, special:].mean(axis=1), TOKENS),
     }
     if special:
@@ -142,19 +148,24 @@ def _forward(model, params, arrays, prefix) -> list[Check]:
     return checks
 
 
-def _gradients(model, params, arrays, state, table, family, prefix) -> list[Check]:
+def _gradients(model, params, arrays, state, table, family) -> list[Check]:
     """Compare gradients with respect to the arrays of the file, which the rows of the table convert to parameters."""
     images = arrays["input/images_nchw"].transpose(0, 2, 3, 1)
 
     def loss(params):
-        return (model.apply({"params": params}, images, method="pooled") * arrays["input/probe"]).sum()
+        pooled = model.apply({"params": params}, images, method="pooled")
+        return (pooled * arrays["input/probe"]).sum(), pooled
 
-    gradients = {f"backbone/{path}": leaf for path, leaf in trees.flat(jax.jit(jax.grad(loss))(_nested(params))).items()}
+    gradients, pooled = jax.jit(jax.grad(loss, has_aux=True))(_nested(params))
+    gradients = {f"backbone/{path}": leaf for path, leaf in trees.flat(gradients).items()}
     layers = rename.unstack(gradients, family)
     of_state: Arrays = {}
     for row, i, values in rename.taken(table, "torch", dict(state)):
         outputs = tuple(layers[path.format(i=i)] for path in row.paths)
         _, pull_back = jax.vjp(row.forward, *map(jnp.asarray, values))
-        of_state |= dict(zip((f"{prefix}{name.format(i=i)}" for name in row.torch), pull_back(outputs), strict=True))
-    recorded = _group(arrays, "grad/")
-    return [Check(f"grad/{name}", relative_error(of_state[name], array), GRADIENTS) for name, array in recorded.items()]
+        of_state |= dict(zip((name.format(i=i) for name in row.torch), pull_back(outputs), strict=True))
+    checks = [Check("out/pooled (alone)", relative_error(pooled, arrays["out/pooled"]), TOKENS)]
+    for name, array in _group(arrays, "grad/").items():
+        bare = max((bare for bare in of_state if name.endswith(bare)), key=len)  # without modules around the network
+        checks.append(Check(f"grad/{name}", relative_error(of_state[bare], array), GRADIENTS))
+    return checks

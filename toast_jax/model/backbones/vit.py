@@ -80,7 +80,7 @@ def size_of(config) -> Size:
     """
     size = choose("config.backbone.size", config.size, SIZES)
     names = (field.name for field in dataclasses.fields(Size))
-    return dataclasses.replace(size, **{name: config[name] for name in names if config[name]})
+    return dataclasses.replace(size, **{name: config[name] for name in names if config.get(name)})
 
 
 class Attention(nn.Module):

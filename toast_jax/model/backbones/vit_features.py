@@ -106,7 +106,7 @@ def size_name(width: int, depth: int, num_heads: int, hidden: int) -> dict[str, 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Describes one published kind of ViT; a new kind is a file with such a record, and its line in `vit_kinds.py`.
+    """Describes one published kind of ViT; a new kind is a file with such a record, and its line in `kinds.py`.
 
     Attributes:
       title: its name in the docs, such as "DINOv3".

@@ -19,7 +19,7 @@ _TIMM_PATCHES = {"Ti": (16,), "S": (8, 16, 32), "B": (8, 16, 32), "L": (14, 16, 
 def _require_plain(backbone: ViT, eps: float) -> None:
     """Refuse a network that the plain ViT of the other library cannot hold."""
     plain = dataclasses.replace(Features(), eps=eps, antialias=backbone.features.antialias)
-    if backbone.features != plain or backbone.pool == "attention" or backbone.hidden != 4 * backbone.width:
+    if backbone.features != plain or backbone.pool == "attention" or backbone.hidden not in (0, 4 * backbone.width):
         raise InputError(
             "Only a plain ViT is written for another library: with a class token, a GELU of 4 times the width and learned "
             "positions, without registers; write as=stablehlo."

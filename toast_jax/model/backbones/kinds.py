@@ -1,10 +1,13 @@
-"""All published kinds of ViT, and the names of their parameters. Imports no JAX."""
+"""All published kinds of ViT, one record each, and the names of their parameters. Imports no JAX."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from toast_jax.model.backbones import dinov2, dinov3, siglip, vit_torch_names
 from toast_jax.model.backbones.rename_rules import ADDED, Names
+from toast_jax.model.backbones.vit_features import DECIDES, FIELDS
+
+__all__ = ["DECIDES", "FIELDS", "KINDS", "NAMES", "described"]
 
 KINDS = (vit_torch_names.PLAIN, dinov2.KIND, dinov3.KIND, siglip.KIND)
 NAMES = Names(
