@@ -13,6 +13,7 @@ from configs import fgvc, folder, pretune, vtab
 from tests import ROOT, small_tfds
 from tests.conftest import METHODS
 from toast_jax import trees
+from toast_jax.config.check import check
 from toast_jax.config.run_fields import base
 from toast_jax.data.images import batches
 from toast_jax.data.images.vtab import tasks
@@ -115,6 +116,19 @@ def test_full_size_network_builds(name, method):
     network, row = steered.build(config, num_classes=10)
     shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
     methods.tuned_mask(shapes, row)
+
+
+@pytest.mark.parametrize("dataset", ["cub", "nabirds", "flowers", "dogs", "cars"])
+@pytest.mark.parametrize("method", ["ssf", "adapter_plus"])
+def test_fgvc_recipes_of_other_papers(method, dataset):
+    config = fgvc.get_config(f"dataset={dataset},method={method},recipe=paper")
+    check(config)
+    rates = {"cub": 1e-2, "nabirds": 2e-4, "flowers": 1e-2, "dogs": 2.5e-4, "cars": 2e-2}
+    lr, decay, erasing = (rates[dataset], 0.05, 0.25) if method == "ssf" else (1e-3, 1e-4, 0.0)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adamw", lr, decay)
+    assert (config.batch_size, config.augment.min_crop_area, config.augment.erasing) == (64, 0.08, erasing)
+    with pytest.raises(InputError, match="With recipe=paper, the config argument method is 'toast'; it must be one of ssf, ad"):
+        fgvc.get_config("method=toast,recipe=paper")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from toast_jax.model import methods
 from toast_jax.model.backbones import vit
 from toast_jax.model.backbones.vit import ViT
 from toast_jax.model.families import FAMILIES
+from toast_jax.model.probe import AttentionProbe
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, apply, build, classifier, init
 from toast_jax.model.top_down import TopDown
@@ -42,7 +43,8 @@ def network(method, num_classes=7, **changed):
         "prompts": {"prompts": Prompts(backbone.depth, 5, backbone.width, backbone.patch)},
         "top_down": {"top_down": TopDown(backbone.depth, backbone.width, backbone.dtype)},
     }
-    return Steered(backbone, classifier(num_classes), **signal[row.signal]), row
+    probe = AttentionProbe(backbone.width) if row.probe else None
+    return Steered(backbone, classifier(num_classes), probe=probe, **signal[row.signal]), row
 
 
 def start(method, num_classes=7, *, weights="random", seed=0, dtype=jnp.float32, **files):
