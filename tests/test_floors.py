@@ -24,7 +24,7 @@ FLOORS = (
     ("workdir",),
     ("weights",),
     ("train",),
-    ("analysis", "testing"),
+    ("analysis", "testing", "export"),
     ("tables",),
     ("tasks",),
     ("cli", "parity", "curves"),

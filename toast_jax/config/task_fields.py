@@ -35,6 +35,8 @@ _BATCH_SIZE = Field(32, COUNT, "images per step, over all devices")
 _SEVERAL_SEEDS = Several(SEED, least=1)
 _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
 
+EXPORTS = ("release", "timm", "hf", "stablehlo", "hub")
+
 _FIELDS = {
     "predict": {
         "run": Field("", TEXT, "folder of the run"),
@@ -104,7 +106,8 @@ _FIELDS = {
     },
     "convert": {
         "source": Field("", TEXT, "folder of a run, file of weights, its name, or its gs:// address"),
-        "target": Field("", TEXT, "file to write: .pth or .safetensors"),
+        "target": Field("", TEXT, "what to write: a .pth or .safetensors file, or a folder that does not exist yet"),
+        "format": Field("release", Choice(EXPORTS), "release: a file; timm, hf (transformers), stablehlo, hub: a folder"),
         "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
         "weights": _WEIGHTS,
         **_MODULES,

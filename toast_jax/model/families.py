@@ -10,6 +10,10 @@ from ml_collections import ConfigDict
 
 from toast_jax.fields import Choice, Field, whole
 from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit, vit_torch_names
+from toast_jax.model.backbones.exports import convnext as convnext_exports
+from toast_jax.model.backbones.exports import llama as llama_exports
+from toast_jax.model.backbones.exports import vit as vit_exports
+from toast_jax.model.backbones.exports.formats import Format
 from toast_jax.model.backbones.rename_rules import Names
 from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
@@ -42,6 +46,7 @@ class Family:
       partition: how parameters are split over an axis "fsdp": the first regex that matches a whole path decides.
       layer_files: whether its weights are large and come from files that are read layer by layer. Its top-down modules are
         then stored without the backbone, and so are its runs, if they left the backbone as it was.
+      plain: formats of other libraries that its plain weights are written in, by the value of `config.format`.
       export_key: under which an exported .pth holds the arrays; "" for the arrays alone.
     """
 
@@ -65,6 +70,7 @@ class Family:
     variational_weight: float = 0.01
     partition: tuple[tuple[str, PartitionSpec], ...] = ((".*", PartitionSpec()),)
     layer_files: bool = False
+    plain: Mapping[str, Format] = dataclasses.field(default_factory=dict)
     export_key: str = "model"
 
 
@@ -87,6 +93,7 @@ FAMILIES = {
         },
         image_multiple=lambda backbone: backbone.patch,
         tunable_blocks=lambda size: size.depth,
+        plain=vit_exports.FORMATS,
         variational_weight=0.1,
     ),
     "convnext": Family(
@@ -105,6 +112,7 @@ FAMILIES = {
         top_down=lambda backbone, k: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype, steered=k),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],
+        plain=convnext_exports.FORMATS,
     ),
     "llama": Family(
         title="LLaMA",
@@ -120,6 +128,7 @@ FAMILIES = {
         own_head=True,
         partition=llama.PARTITION,
         layer_files=True,
+        plain=llama_exports.FORMATS,
         export_key="",  # the release loads a bare dict, which may be a part of the network
     ),
 }
