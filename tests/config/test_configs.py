@@ -11,7 +11,7 @@ import pytest
 
 from configs import fgvc, folder, pretune, vtab
 from tests import ROOT, small_tfds
-from tests.conftest import METHODS
+from tests.conftest import METHODS, SOME_SLOW
 from toast_jax import trees
 from toast_jax.config.check import check
 from toast_jax.config.run_fields import base
@@ -109,7 +109,7 @@ def test_a_config_imports_only_the_package(name):
 
 
 @pytest.mark.parametrize("name", TUNING)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOME_SLOW)
 def test_full_size_network_builds(name, method):
     """The network of the config's defaults, built from shapes, has the parameters of the method's row."""
     config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")

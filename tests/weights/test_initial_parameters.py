@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import fgvc
 from tests import FIXTURES
-from tests.conftest import METHODS, tiny_config
+from tests.conftest import SOME_SLOW, tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods
@@ -141,7 +141,7 @@ def test_a_tuned_file_of_another_method_is_refused(tmp_path):
 # What is loaded, and what is said about it.
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOME_SLOW)
 def test_every_method_loads_a_backbone_whole(method, backbone, logged):
     params = start(method, weights=backbone)
     with np.load(FIXTURES / "vit_linear.npz") as file:
