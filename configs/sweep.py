@@ -39,7 +39,7 @@ def get_config(text: str | None = None):
     build = choose("The config argument table", values["table"], {"vtab": _vtab, "fgvc": _fgvc, "fewshot": _few_shot})
     methods = several("method", values["method"], METHODS)
     if values["recipe"] and build is not _vtab:
-        raise InputError(f"The config argument recipe is for table=vtab; {values['table']} has one recipe.")
+        raise InputError(f"The config argument recipe is for table=vtab; a sweep of {values['table']} has one recipe.")
     axes = {"shots": values["shots"]} if build is _few_shot or values["shots"] else {}
     axes |= {"recipe": values["recipe"] or "toast"} if build is _vtab else {}
     if values["shots"] and build is not _few_shot:

@@ -47,6 +47,9 @@ METHODS = (
     *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
     *("toast", "toast_lite", "toast_ep"),
 )
+# For tests that take a second for each method and that say little more for these.
+_FEWER = ("ep", "ln", "ssf", "adapter_plus", "toast_ep")
+SOME_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in _FEWER else name for name in METHODS]
 CLASSES = ("heron", "kite", "owl")
 COUNTS = {"train": 8, "val": 2, "test": 3}  # images per class
 

@@ -74,6 +74,14 @@ def test_no_step_computes_the_gradient_of_a_kernel():
     assert max(variable.aval.size for equation in jaxpr.eqns for variable in equation.outvars) < kernel.size
 
 
+def test_a_cast_keeps_the_digits_of_the_scale():
+    kernel, scale = np.ones((2, 3), np.float32), np.array([1.001, 1.0, 0.999], np.float32)
+    cast = ScaledKernel(kernel, scale).astype(jnp.bfloat16)
+    assert (cast.kernel.dtype, cast.scale.dtype) == (jnp.bfloat16, np.float32)
+    product = jnp.full((1, 2), 100, jnp.bfloat16) @ cast
+    assert product.dtype == jnp.bfloat16
+
+
 def test_a_target_that_matches_nothing_is_refused():
     with pytest.raises(InputError, match="The SSF target 'attn/query' matches no parameter"):
         ScaleAndShift(("attn/query",)).init(jax.random.key(0), PARAMS)

@@ -65,7 +65,7 @@ def test_damaged_logits_are_refused(tmp_path):
         keep(tmp_path / f"lora/dtd/final/seed_{seed}", [ZERO] * 4)
     path = tmp_path / "lora/dtd/final/seed_2/test_logits.npz"
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(InputError, match="seed_2/test_logits.npz cannot be read .*--config.save_predictions=True"):
+    with pytest.raises(InputError, match="seed_2/test_logits.npz cannot be read .*; remove it, or evaluate its run again"):
         agreement.rows([("lora", tmp_path / "lora")])
 
 

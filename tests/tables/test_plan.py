@@ -173,7 +173,7 @@ def test_a_method_without_a_recipe_of_its_own_is_refused():
         config_of.get_config("table=vtab,method=lora,recipe=paper")
     with pytest.raises(InputError, match="The config argument recipe is 'fixd'; .*the nearest is 'fixed'"):
         config_of.get_config("table=vtab,recipe=fixd")
-    with pytest.raises(InputError, match="The config argument recipe is for table=vtab; fgvc has one recipe"):
+    with pytest.raises(InputError, match="The config argument recipe is for table=vtab; a sweep of fgvc has one recipe"):
         config_of.get_config("table=fgvc,recipe=fixed")
 
 

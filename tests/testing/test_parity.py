@@ -17,17 +17,17 @@ from toast_jax.weights.rename import to_torch
 VIT = ("linear", "finetune", "vpt_deep", "vpt_shallow", "lora", "toast", "toast_lite")
 QUANTITIES = ("out", "mid", "grad", "var", "sgd", "count", "eval", "running", "merged", "generate")
 LLAMA = ("finetune", "lora", "toast", "toast_lite", "pretune")
-OTHER_PAPERS = ("ssf", "adapter_plus", "ep", "ep_all_q4_d2")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ssf", "adapter_plus", "ep_all_q4_d2")]
 RECORDINGS = (
     *(f"vit_{method}" for method in VIT),
-    *OTHER_PAPERS,
+    "ep",
     "convnext_linear",
     "convnext_toast",
     *(f"llama_{name}" for name in LLAMA),
 )
 
 
-@pytest.mark.parametrize("name", RECORDINGS)
+@pytest.mark.parametrize("name", [*RECORDINGS, *SLOW])
 def test_recording_is_replayed(name):
     checks = parity.replay(str(FIXTURES / f"{name}.npz"))
     assert [check for check in checks if not check.passed] == []

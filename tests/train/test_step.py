@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests import ROOT
-from tests.conftest import METHODS, tiny_config
+from tests.conftest import METHODS, SOME_SLOW, tiny_config
 from toast_jax import trees
 from toast_jax.data.images import batches
 from toast_jax.devices import parallel
@@ -119,7 +119,7 @@ def assert_all_move(steps, method):
     assert moved and all(moved.values()), moved
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOME_SLOW)
 def test_state_holds_the_tuned_leaves_alone(method, image_folder, tmp_path):
     run, state = setup.prepare(tiny_config(image_folder, method), tmp_path)
     tuned = {path for path, leaf in trees.flat(state.tuned).items() if leaf is not None}

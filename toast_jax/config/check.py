@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.config.run_fields import TEMPLATES
 from toast_jax.config.task_fields import SECTIONS, SWEEP, TASKS
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
@@ -180,6 +181,8 @@ _OF_TEXT: _Conflicts = {
     "config.fsdp is {c.fsdp}, which does not divide the {c.host_devices} devices of a host; use a divisor of it.": (
         lambda c: c.host_devices % c.fsdp and (c.fsdp % c.host_devices or c.devices % c.fsdp)
     ),
+    "config.data.template is {c.data.template}, but the prompts of data.format {c.data.format} are fixed; set "
+    "--config.data.format=messages.": lambda c: c.data.template != TEMPLATES[0] and c.data.format != "messages",
     "config.data.splits.val and config.data.held_out both give a val split; set one of them.": (
         lambda c: c.data.held_out and c.data.splits.val
     ),

@@ -113,16 +113,38 @@ VTAB_SPLITS = {
 }
 
 
-def fgvc(dataset: str, method: str, backbone: str) -> ConfigDict:
-    """Return the config of one run on one set of FGVC."""
-    recipe = choose("The config argument dataset", dataset, FGVC)
+# SSF's rates and drop-path of FGVC, and the augmentation of Adapter+ and SSF.
+_SSF_FGVC = {"cub": (1e-2, 0.0), "nabirds": (2e-4, 0.1), "flowers": (1e-2, 0.1), "dogs": (2.5e-4, 0.0), "cars": (2e-2, 0.0)}
+_CROPS = {"augment.min_crop_area": 0.08}
+_SSF_MIXING = {"augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1, "augment.erasing": 0.25}
+
+
+def _fgvc_of_papers(dataset: str) -> dict[str, dict[str, Any]]:
+    """Return the fields of the methods' own recipes, by method."""
+    lr, drop_path = _SSF_FGVC[dataset]
+    ssf = {"optimizer.lr": lr, "optimizer.weight_decay": 0.05, "backbone.drop_path": drop_path, **_SSF_MIXING}
+    ssf |= {"ema": 0.999 if dataset == "flowers" else 0.9998}
+    adapter_plus = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
+    return {
+        name: {**_ADAMW, **_CROPS, **fields, "optimizer.no_decay": _PAPERS[name].no_decay}
+        for name, fields in (("ssf", ssf), ("adapter_plus", adapter_plus))
+    }
+
+
+def fgvc(dataset: str, method: str, backbone: str, recipe: str = "toast") -> ConfigDict:
+    """Return the config of one run on one set of FGVC, by the release's recipe or (paper) that of the method's own paper."""
+    choose("The config argument recipe", recipe, dict.fromkeys(("toast", "paper")))
+    of_release = choose("The config argument dataset", dataset, FGVC)
     config = base(name=f"fgvc_{dataset}_{method}_{backbone}", method=method, backbone=backbone)
     config.data.root = f"data/{dataset}"
-    config.data.image_dir = recipe.image_dir
-    config.data.num_classes = recipe.num_classes
+    config.data.image_dir = of_release.image_dir
+    config.data.num_classes = of_release.num_classes
     config.data.normalize = IMAGENET  # as in the release, also for backbones that were trained with other statistics
-    config.optimizer.lr = recipe.lr
-    config.optimizer.weight_decay = recipe.weight_decay
+    config.optimizer.lr = of_release.lr
+    config.optimizer.weight_decay = of_release.weight_decay
+    if recipe == "paper":
+        of_papers = _fgvc_of_papers(dataset)
+        config.update(nested(choose("With recipe=paper, the config argument method", method, of_papers)))
     return config
 
 

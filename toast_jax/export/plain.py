@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _REASONS = {
     "top_down": "a signal that depends on the input",
     "prompts": "prompts, which are added tokens",
+    "probe": "a head that pools tokens by attention",
 }
 # Files beside a tokenizer that transformers reads too.
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")

@@ -62,8 +62,8 @@ class Method:
 
     @property
     def starts_unchanged(self) -> bool:
-        """Whether it starts from the network as it was, of which it tunes a part or to which it adds without an effect."""
-        return bool(self.added) or any(regex.startswith("backbone/") for regex in self.tuned)
+        """Whether it starts from the backbone as it was, of which it tunes a part or to which it adds almost nothing yet."""
+        return not self.signal and (bool(self.added) or any(regex.startswith("backbone/") for regex in self.tuned))
 
 
 _LORA_FIELDS = ("lora.rank", "lora.alpha")

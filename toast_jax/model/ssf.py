@@ -33,10 +33,12 @@ class ScaledKernel:
     __array_ufunc__ = None  # leaves the product with a NumPy array, such as images, to the method below
 
     def __rmatmul__(self, x):
-        return (x @ self.kernel) * self.scale
+        product = x @ self.kernel
+        return (product * self.scale).astype(product.dtype)
 
     def astype(self, dtype: DTypeLike) -> "ScaledKernel":
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+        """Cast the kernel alone: in bfloat16 most scales, which stay near 1, would be equal."""
+        return dataclasses.replace(self, kernel=self.kernel.astype(dtype))
 
 
 @dataclasses.dataclass(frozen=True)

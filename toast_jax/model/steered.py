@@ -251,10 +251,10 @@ def merged(method: Method, params: dict) -> dict:
       params: as from `init`.
 
     Returns:
-      parameters without the group of the addition, for a row that adds nothing.
+      the tree without the group of the addition.
 
     Raises:
-      InputError: the addition is no change of weights, as that of adapter_plus.
+      InputError: the addition is more than a change of weights, as that of adapter_plus.
     """
     if not method.added:
         return params

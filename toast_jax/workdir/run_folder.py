@@ -191,7 +191,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in ("logits", "label")}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} cannot be read ({error}); evaluate the run again with --config.save_predictions=True."
+            f"{path} cannot be read ({error}); remove it, or evaluate its run again with save_predictions."
         ) from error
 
 
