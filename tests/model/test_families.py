@@ -263,12 +263,8 @@ def test_a_file_of_another_family_is_refused(config_of, tmp_path):
 RECORDS = {"toast_jax/model/families.py"}
 # The files of weights that a LLaMA alone is read from.
 OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py"}
-BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - {
-    "__init__",
-    "protocol",
-    "rename_rules",
-    "kinds",
-}
+_OF_ALL = {"__init__", "protocol", "rename_rules", "kinds"}
+BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - _OF_ALL
 ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax").rglob("*.py"))]
 

@@ -66,6 +66,18 @@ def test_methods_that_tune_a_part_have_its_gradients_of_fine_tuning(method, part
     assert max(errors.values()) <= parity.BACKWARD, errors
 
 
+@pytest.mark.slow
+def test_images_of_another_size_are_replayed(tmp_path):
+    """The same images a second time, of which other_size/* makes a network of its own."""
+    arrays = dict(recording.read(str(FIXTURES / "backbones" / "dinov2_reg_timm.npz")))
+    keys = ("mid/embeddings", "mid/block_1", "mid/tokens", "out/pooled")
+    arrays |= {f"other_size/{key}": arrays[key][:2] for key in (*keys, "input/images_nchw")}
+    np.savez(tmp_path / "other.npz", **arrays, **{"other_size/position": arrays["params/pos_embed"]})
+    checks = parity.replay(str(tmp_path / "other.npz"))
+    assert all(check.passed for check in checks)
+    assert {f"other_size/{key}" for key in (*keys, "position")} <= {check.name for check in checks}
+
+
 def test_a_wrong_number_fails(tmp_path, capsys):
     with np.load(FIXTURES / "vit_linear.npz") as file:
         recorded = {key: file[key] for key in file.files}

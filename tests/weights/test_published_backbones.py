@@ -215,3 +215,22 @@ def test_a_file_is_converted_to_the_names_of_another_library(tmp_path):
     assert layers.keys() == expected.keys()
     for path, array in expected.items():
         np.testing.assert_allclose(layers[path], array, rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_an_absvit_is_a_backbone_with_its_module(tmp_path):
+    """Its checkpoints have the release's names, a classifier, and no transform."""
+    recorded = recording.read(str(FIXTURES / "vit_toast.npz"))
+    params = {key.removeprefix("params/").removeprefix("enc."): recorded[key] for key in recorded if key.startswith("params/")}
+    head = {"head.weight": np.ones((7, 32), "f4"), "head.bias": np.ones(7, "f4")}
+    dropped = ("head.last_layer.weight", "head.last_layer.bias", "top_down_transform")
+    state = {name: array for name, array in params.items() if name not in dropped} | head
+    save_file(state, tmp_path / "absvit.safetensors")
+    config = folder_config.get_config("method=toast,backbone=vit_s8_absvit")
+    config.backbone.update({"size": "custom", "width": 32, "depth": 3, "num_heads": 4})
+    config.data.image_size = 32
+    model, method = steered.build(config, 3)
+    loaded = initial_parameters.load(model, method, weights=str(tmp_path / "absvit.safetensors"))
+    np.testing.assert_array_equal(loaded["top_down/prior"], params["prompt"])
+    np.testing.assert_array_equal(loaded["top_down/out"][1], params["decoders.1.linear2.weight"].T)
+    np.testing.assert_array_equal(loaded["top_down/transform"], np.eye(32))
+    assert "backbone/cls_token" in loaded and "head/kernel" not in loaded

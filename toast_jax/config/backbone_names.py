@@ -51,8 +51,8 @@ def of_images(name: str) -> dict[str, Any]:
     if convnext:
         return fields | {"backbone.family": "convnext", "backbone.size": convnext["size"].upper()}
     raise InputError(
-        f"The backbone {name!r} is not known; write vit_ + size (mini, ti, s, b, l, h) + patch (8, 14, 16, 32) + a tag, "
-        "such as vit_b16_in1k, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k."
+        f"The backbone {name!r} is not known; write vit_ + size ({', '.join(_VIT_SIZES)}) + patch (8, 14, 16, 32) + a tag, "
+        "such as vit_b16_in1k or vit_b16_dinov3, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k."
     )
 
 

@@ -222,9 +222,9 @@ TEXTS = (
 def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """Return the config of a run on images with every field; the defaults are the release's FGVC recipe.
 
-    `backbone` is `vit_` + size (mini, ti, s, b, l, h) + patch, or `convnext_` + size (t, s, b, l), and a tag that names the
-    pre-training, as in vit_b16_in1k. It may also be a repository on the Hugging Face Hub, `hf:OWNER/NAME`, whose `config.json`
-    is then downloaded.
+    `backbone` is `vit_` + size + patch, or `convnext_` + size, and a tag that names the pre-training, as in vit_b16_in1k (see
+    `backbone_names.of_images`). It may also be a repository on the Hugging Face Hub, `hf:OWNER/NAME`, whose `config.json` is
+    then downloaded, or a folder with such a file.
     """
     named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method, "stage": stage}
     return _config(IMAGES, backbone_names.of_images(backbone) | named)

@@ -51,7 +51,8 @@ class Backbone(Protocol):
             tokens: `[B, N, D]` or a map `[B, h, w, D]`; compared with the prior.
             fed_back: what is scaled and fed back; often the same array.
             hidden: the input of every site and the output of the last; read by the variational loss.
-            attention: `[L, B, H, N, N]`, of networks that attend from a class token; makes maps of attention.
+            attention: `[L, B, H, N, N]`, of networks that attend between tokens; makes maps of attention.
+            reads: `[B, H, N]`, of those without a class token: the attention that stands in for the class token's.
         """
 
     def pooled(
