@@ -27,6 +27,7 @@ FLOORS = (
     ("analysis", "testing", "export"),
     ("tables",),
     ("tasks",),
+    ("python",),
     ("cli", "parity", "curves"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -78,6 +78,17 @@ def test_other_ways_to_a_config_are_accepted():
     assert refusal(generate.get_config("backbone=stories15m"), check_fields) == []
 
 
+def test_a_chat_template_is_for_messages():
+    config = vicuna.get_config()
+    config.data.template = "chatml"
+    message = (
+        "config.data.template is chatml, but the prompts of data.format conversations are fixed; set --config.data.format="
+    )
+    assert any(message in sentence for sentence in refusal(config))
+    config.data.format = "messages"
+    assert not any("template" in sentence for sentence in refusal(config))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_the_fields(family):
     assert schema.of_family(family).keys() == flat_fields(FAMILIES[family]().to_dict()).keys()

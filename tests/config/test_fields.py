@@ -132,6 +132,7 @@ def test_the_free_fields_are_these():
         "confusion",
         "save_predictions",
         "interpolation",
+        "show",
         "data.workers",
         "data.verify",
     }

@@ -152,7 +152,8 @@ def config_of(image_folder, monkeypatch):
 
     def make(method):
         config = tiny_config(image_folder, method)
-        del config.backbone.patch, config.backbone.pool
+        for field in FAMILIES["vit"].fields:
+            del config.backbone[field]
         config.backbone.family = "mixer"
         config.epochs, config.batch_size = 1, 24  # one step
         return config
@@ -262,7 +263,12 @@ def test_a_file_of_another_family_is_refused(config_of, tmp_path):
 RECORDS = {"toast_jax/model/families.py"}
 # The files of weights that a LLaMA alone is read from.
 OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py"}
-BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - {"__init__", "protocol", "rename_rules"}
+BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - {
+    "__init__",
+    "protocol",
+    "rename_rules",
+    "kinds",
+}
 ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax").rglob("*.py"))]
 

@@ -36,6 +36,20 @@ def test_recording_is_replayed(name):
     assert {check.name.split(" ")[0].replace("enc.", "") for check in checks} == {q.replace("enc.", "") for q in quantities}
 
 
+QUICK = ("dinov3_vit_gated_timm",)  # the others are replayed among the slow tests
+BACKBONES = sorted(path.stem for path in (FIXTURES / "backbones").glob("*.npz"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in BACKBONES])
+def test_recording_of_a_backbone_is_replayed(name):
+    path = FIXTURES / "backbones" / f"{name}.npz"
+    checks = parity.replay(str(path))
+    assert [check for check in checks if not check.passed] == []
+    with np.load(path) as recorded:
+        quantities = {key for key in recorded.files if key.split("/")[0] in QUANTITIES} | {"config/eps"}
+    assert {check.name.split(" ")[0] for check in checks} == quantities
+
+
 @pytest.mark.parametrize(
     ("method", "part"), [("bias", r"(patch_embed|blocks|norm)\..*bias|norm\.bias"), ("ln", r"(.*\.)?norm\d?\.\w+")]
 )

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.config.run_fields import TEMPLATES
 from toast_jax.config.task_fields import SECTIONS, SWEEP, TASKS
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
@@ -33,7 +34,7 @@ class _Facts:
     family = property(lambda c: FAMILIES[c.backbone.family])
     refusal = property(lambda c: c.family.refused[c.method])
     row = property(lambda c: c.family.methods.get(c.method))  # None if the family refuses the method
-    size = property(lambda c: c.family.sizes[c.backbone.size])
+    size = property(lambda c: c.family.size(c.backbone))
     image_multiple = property(lambda c: c.family.image_multiple(c.backbone))
     steerable = property(lambda c: c.family.sites(c.size))  # how many parts of the network can take a top-down input
     width = property(lambda c: c.family.width(c.size))
@@ -129,6 +130,18 @@ _OF_IMAGES: _Conflicts = {
     "config.data.image_size {c.data.image_size} is no multiple of {c.image_sizes}.": (
         lambda c: c.data.image_size % c.image_multiple
     ),
+    "config.backbone.size is {c.backbone.size}, which has no numbers; set --config.backbone.width, --config.backbone.depth and "
+    "--config.backbone.num_heads.": (
+        lambda c: "width" in c.backbone and not (c.size.width and c.size.depth and c.size.num_heads)
+    ),
+    "config.backbone.width is {c.size.width}, no multiple of the {c.size.num_heads} heads, or of 4 times as many with rotary "
+    "positions; change it, or config.backbone.num_heads.": (
+        lambda c: "width" in c.backbone and c.size.width % max(1, c.size.num_heads * (4 if c.backbone.rotary else 1))
+    ),
+    "config.backbone.class_token is False, which leaves no token for config.backbone.pool={c.backbone.pool} or "
+    "config.backbone.registers={c.backbone.registers}; set --config.backbone.pool=mean or attention, and no registers.": (
+        lambda c: not c.backbone.get("class_token", True) and (c.backbone.pool == "cls" or c.backbone.registers)
+    ),
     "config.tuned_blocks is {c.tuned_blocks}; this network has 1 to {c.tunable} blocks to tune, of a ConvNeXt those "
     "of its last stage.": lambda c: c.method == "partial" and c.tuned_blocks > c.tunable,
     "A crop of {c.data.image_size} pixels does not fit in images resized to {c.data.resize}; set "
@@ -168,6 +181,8 @@ _OF_TEXT: _Conflicts = {
     "config.fsdp is {c.fsdp}, which does not divide the {c.host_devices} devices of a host; use a divisor of it.": (
         lambda c: c.host_devices % c.fsdp and (c.fsdp % c.host_devices or c.devices % c.fsdp)
     ),
+    "config.data.template is {c.data.template}, but the prompts of data.format {c.data.format} are fixed; set "
+    "--config.data.format=messages.": lambda c: c.data.template != TEMPLATES[0] and c.data.format != "messages",
     "config.data.splits.val and config.data.held_out both give a val split; set one of them.": (
         lambda c: c.data.held_out and c.data.splits.val
     ),

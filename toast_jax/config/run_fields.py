@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config import backbone_names
 from toast_jax.data.images.statistics import IMAGENET
+from toast_jax.data.text import chat
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import (
     COUNT,
@@ -31,6 +32,7 @@ from toast_jax.fields import (
     whole,
 )
 
+TEMPLATES = (chat.OWN, *chat.NAMED)
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
 METHODS = (
     *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
@@ -189,9 +191,9 @@ TEXTS = (
         "data.format": Field(
             "text",
             Choice(FORMATS),
-            "text: packed; instructions: Alpaca; prompts: prompt and response; conversations: ShareGPT",
+            "text: packed; instructions: Alpaca; prompts: as they are; conversations: ShareGPT; messages: chats",
         ),
-        "data.splits.train": Field("", Text("train"), "training file: .txt, .json or .jsonl", TO_MOVE),
+        "data.splits.train": Field("", Text("train"), "training file: .txt, .json, .jsonl or .parquet", TO_MOVE),
         "data.splits.val": Field("", TEXT, "validation file; '' for none", TO_MOVE),
         "data.splits.test": Field("", TEXT, "test file; '' for none", TO_MOVE),
         "batch_size": Field(144, COUNT, "sequences per step, over all devices", TO_EVALUATE),
@@ -203,6 +205,11 @@ TEXTS = (
             TO_MOVE,
         ),
         "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),
+        "data.template": Field(
+            TEMPLATES[0], Choice(TEMPLATES), "messages: chat template; tokenizer: the one beside the tokenizer"
+        ),
+        "data.too_long": Field("cut", Choice(("cut", "refuse")), "cut or refuse texts of more tokens than a sequence"),
+        "show": Field(0, whole(0), "print so many training examples, what is learned in [[ ]], and stop", TO_RESUME),
         "data.length": Field(512, whole(2, 1_000_000), "tokens of a sequence"),
         "data.documents": Field(0, whole(0), "read only the first so many documents; 0: all"),
         "data.held_out": Field(0.0, SHARE, "share of the training texts to hold out for validation"),

@@ -38,6 +38,11 @@ def shard(batch: dict) -> dict:
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
+def split(array: jax.Array | np.ndarray) -> jax.Array:
+    """Split an array by its leading axis over this host's devices, for programs that JAX partitions by their arguments."""
+    return jax.device_put(array, NamedSharding(_mesh(), PartitionSpec(AXIS)))
+
+
 def placed_shapes(tree):
     """Return the shapes of a tree with the sharding that `place` gives, to compile a step before its arrays exist."""
     return _shapes(tree, PartitionSpec())

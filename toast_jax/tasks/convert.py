@@ -20,7 +20,7 @@ from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.weights import download, module_file, places, pretrained
 from toast_jax.weights.containers import check_writable, read_header, write
-from toast_jax.weights.rename import Arrays, rename_back, stacked_depth, table, uneven_layers, unstack
+from toast_jax.weights.rename import Arrays, published, rename_back, stacked_depth, table, uneven_layers, unstack
 from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if not source.exists():
         raise _nothing_at(source)
     family, arrays, header = _of_run(source, config) if source.is_dir() else _of_file(source)
-    state, key = rename_back(arrays, family), family.export_key
+    state, key = published(arrays, config.names) if config.names else rename_back(arrays, family), family.export_key
     if "head.last_layer.weight" in state:  # it wraps its network: an encoder and a head
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
         key = "model_state_dict"

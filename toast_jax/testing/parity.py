@@ -1,13 +1,13 @@
-"""Replay arrays recorded from the PyTorch release through the training code.
+"""Replay arrays recorded from the PyTorch release through the training code, and of backbones from timm and transformers.
 
     python -m toast_jax.parity FILE.npz [FILE.npz ...]
 
 A recording holds inputs, parameters under their PyTorch names, outputs, intermediates, gradients and six SGD steps of one
-method, in float32 and without dropout. Each line shows a quantity's relative error `max|value - recorded| / max|recorded|`,
-its bound and its name. The exit status is 1 if any error exceeds its bound.
+method, in float32 and without dropout; that of a backbone alone is described in `backbone_parity`. Each line shows a quantity's
+relative error `max|value - recorded| / max|recorded|`, its bound and its name. The exit status is 1 if any error exceeds its
+bound.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -21,7 +21,8 @@ from toast_jax.model.adapter import Bottleneck
 from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.methods import tuned_mask
 from toast_jax.model.steered import apply, merged
-from toast_jax.testing import recording
+from toast_jax.testing import backbone_parity, recording
+from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
 from toast_jax.train.augment import by_token
@@ -32,30 +33,12 @@ _sgd_optimizer = functools.partial(optim.optimizer, name="sgd", momentum=0.9, we
 SGD_LR, SGD_STEPS = 0.05, 6
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Holds one compared quantity."""
-
-    name: str
-    error: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.bound
-
-
-def relative_error(value, recorded) -> float:
-    """Compute `max|value - recorded| / max|recorded|`; infinite if shapes differ or a value is not finite."""
-    value, recorded = np.asarray(value, np.float64), np.asarray(recorded, np.float64)
-    if value.shape != recorded.shape or not np.isfinite(value).all():
-        return float("inf")
-    return float(np.abs(value - recorded).max() / max(np.abs(recorded).max(), 1e-30))
-
-
 def replay(path: str) -> list[Check]:
     """Compare every quantity of a recording."""
-    recorded = recording.load(path)
+    arrays = recording.read(path)
+    if backbone_parity.is_recording(arrays):
+        return backbone_parity.replay(path, arrays)
+    recorded = recording.load(path, arrays)
     model, method, arrays = recorded.model, recorded.method, recorded.arrays
     mask = tuned_mask(recorded.params, method)
     tuned, frozen = trees.split(recorded.params, mask)

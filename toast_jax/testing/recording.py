@@ -54,17 +54,25 @@ class Recording:
         return {name.removeprefix("enc."): value for name, value in names.items()}
 
 
-def load(path: str) -> Recording:
-    """Read a recording.
-
-    Raises:
-      InputError: the file is missing, or not a recording of a supported network.
-    """
+def read(path: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a recording, by key; InputError without such a file."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a recording ({error}); give the path of an .npz file.") from error
+
+
+def load(path: str, arrays: dict[str, np.ndarray]) -> Recording:
+    """Build the network of a recording.
+
+    Args:
+      path: of the file, for messages.
+      arrays: of the file, see `read`.
+
+    Raises:
+      InputError: it is not a recording of a supported network.
+    """
     state = {name.removeprefix("params/").removeprefix("enc."): a for name, a in arrays.items() if name.startswith("params/")}
     family = recognized(state)
     if family is None:

@@ -1,5 +1,6 @@
 """A plain ViT for timm and for transformers."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +9,25 @@ import numpy as np
 
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.exports.formats import Format, Preprocessing, timm_config, transformers_config
-from toast_jax.model.backbones.vit import LAYER_NORM_EPS, SIZES, ViT
+from toast_jax.model.backbones.vit import SIZES, ViT
+from toast_jax.model.backbones.vit_features import Features
 
 _TIMM_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
 _TIMM_PATCHES = {"Ti": (16,), "S": (8, 16, 32), "B": (8, 16, 32), "L": (14, 16, 32), "H": (14,)}
 
 
+def _require_plain(backbone: ViT, eps: float) -> None:
+    """Refuse a network that the plain ViT of the other library cannot hold."""
+    plain = dataclasses.replace(Features(), eps=eps, antialias=backbone.features.antialias)
+    if backbone.features != plain or backbone.pool == "attention" or backbone.hidden not in (0, 4 * backbone.width):
+        raise InputError(
+            "Only a plain ViT is written for another library: with a class token, a GELU of 4 times the width and learned "
+            "positions, without registers; write as=stablehlo."
+        )
+
+
 def _of_timm(backbone: ViT, classes: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
+    _require_plain(backbone, eps=1e-6)
     sides = (backbone.width, backbone.depth, backbone.num_heads)
     size = next((name for name, size in SIZES.items() if (size.width, size.depth, size.num_heads) == sides), "")
     arguments: dict[str, Any] = {} if preprocessing.size == 224 else {"img_size": preprocessing.size}
@@ -37,6 +50,7 @@ def _of_timm(backbone: ViT, classes: Sequence[str], preprocessing: Preprocessing
 
 
 def _of_transformers(backbone: ViT, classes: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
+    _require_plain(backbone, backbone.features.eps)
     if backbone.pool == "mean":
         raise InputError(
             "The ViT of transformers classifies the class token, and this one the mean of the patches; write as=timm or "
@@ -52,7 +66,7 @@ def _of_transformers(backbone: ViT, classes: Sequence[str], preprocessing: Prepr
         intermediate_size=4 * backbone.width,
         image_size=preprocessing.size,
         patch_size=backbone.patch,
-        layer_norm_eps=LAYER_NORM_EPS,
+        layer_norm_eps=backbone.features.eps,
         hidden_act="gelu",
         qkv_bias=True,
         hidden_dropout_prob=0.0,
