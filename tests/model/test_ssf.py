@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import fgvc
 from toast_jax import trees
 from toast_jax.errors import InputError
+from toast_jax.model import steered
+from toast_jax.model.families import of_config
 from toast_jax.model.ssf import ScaleAndShift, ScaledKernel
+from toast_jax.weights import rename
 
 D, F, L = 6, 5, 2
 ROW = ScaleAndShift((".*/(kernel|scale)",))
@@ -80,6 +84,17 @@ def test_a_cast_keeps_the_digits_of_the_scale():
     assert (cast.kernel.dtype, cast.scale.dtype) == (jnp.bfloat16, np.float32)
     product = jnp.full((1, 2), 100, jnp.bfloat16) @ cast
     assert product.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("backbone", ["vit_ti16_dinov3", "vit_g14_dinov2", "vit_ti16_siglip", "convnext_t"])
+def test_every_kind_of_backbone_has_names_for_its_scales(backbone):
+    """Module files and exports need them."""
+    config = fgvc.get_config(f"method=ssf,backbone={backbone}")
+    network, row = steered.build(config, 3)
+    shapes = trees.shapes(jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0))["ssf"]))
+    own = {f"ssf/{path}": np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    names = rename.to_torch(own, of_config(config))
+    assert sum(array.size for array in names.values()) == sum(array.size for array in own.values())
 
 
 def test_a_target_that_matches_nothing_is_refused():

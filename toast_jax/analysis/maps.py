@@ -71,9 +71,9 @@ def look_to_measure(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Run `look` with every map of `MEASURED` that the network has, in both of its looks.
 
-    `GRADIENT` is the norm, for each token that the last block reads, of the gradient of the right class's logit. Gradient times
-    token would vanish: the block normalizes its tokens, so scaling one of them changes nothing. `FIRST_GRADIENT` is the same
-    for the logit that the head would compute from the first look.
+    `GRADIENT` is the norm, for each token that the last block (or the probe) reads, of the gradient of the right class's logit.
+    Gradient times token would vanish: the block normalizes its tokens, so scaling one of them changes nothing. `FIRST_GRADIENT`
+    is the same for the logit that the head would compute from the first look.
 
     Args:
       labels: the right classes `[B]`; where negative, the predicted class is used.

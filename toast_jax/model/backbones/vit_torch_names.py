@@ -154,6 +154,14 @@ TABLE = (
     *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc1",), "_1"),
     *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc2",), "_2"),
     *scale_and_shift("", ("backbone/norm",), "_1"),
+    # Parts that the paper's network lacks are named after themselves; keys without a bias have no shift.
+    *(row for part in "qkv" for row in scale_and_shift(f"{_TORCH}.attn.{part}.", (f"{_ATTN}/{part}",))),
+    *scale_and_shift(f"{_TORCH}.mlp.gate.", (f"{_MLP}/gate",)),
+    *(
+        row
+        for name in ("q", "k", "v", "proj", "norm", "mlp.fc1", "mlp.fc2")
+        for row in scale_and_shift(f"attn_pool.{name}.", (f"{_POOL}/{name}".replace(".", "/"),))
+    ),
     # Deep prompts are two parameters in the release: the first block's, and all others'.
     Rename(
         ("prompt_embeddings", "deep_prompt_embeddings"),
