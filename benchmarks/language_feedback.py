@@ -62,7 +62,7 @@ class Row:
       pretuning: steps, at the rate `pretune_lr`.
       tales: to tune on, `epochs` times.
       kernels: regex of the kernels of LoRA; "" for all of the attention.
-      orthogonal: whether each A_l is a random rotation instead, the last one scaled to undo the mean relevance; B_l start at zero.
+      orthogonal: whether each A_l is a random rotation, the last one scaled to undo the mean relevance; B_l start at zero.
       top_down, network: replacements of the module and of the network.
     """
 
