@@ -20,8 +20,8 @@ ROWS = {
     "finetune": ("finetune", 3e-4),
     "lora": ("lora", 1e-2),
     "toast": ("toast", 3e-3, TOP_DOWN, True),
-    "toast_not_pretuned": ("toast", 3e-3, "", True),
     "toast_frozen_back": ("toast", 3e-3, TOP_DOWN),
+    "toast_not_pretuned": ("toast", 3e-3, "", True),
     "toast_lite": ("toast_lite", 3e-2, TOP_DOWN),
 }
 
