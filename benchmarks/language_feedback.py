@@ -1,9 +1,10 @@
 """Find what limits TOAST on the questions of the language demo: change one thing of a recipe at a time and count the answers.
 
-    python -m benchmarks.language_feedback --weights=weights/stories15m --split=test --seeds 42 43 44
+    python -m benchmarks.language_feedback --weights=weights/stories15m --splits val test
 
-An answer counts if greedy decoding gives every token of it. `directions` is the effective number of directions in which the
-top-down input differs between tokens, in the first and in the last block: `exp(entropy)` of its principal components' shares.
+An answer counts if greedy decoding gives every token of it. `rms` and `directions` describe the top-down input of the first and
+of the last block, with the first seed: its root mean square, and the effective number of directions in which it differs between
+tokens, `exp(entropy)` of its principal components' shares.
 """
 
 import argparse
@@ -109,28 +110,29 @@ ROWS = {
     "lora on queries and keys": dataclasses.replace(_LORA, kernels=_ATTENTION % "[qk]"),
     "lora, 1,280 tales": dataclasses.replace(_LORA, tales=1280),
 }
+QUESTIONS = {"val": 200, "test": 100}
 _BATCH = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", required=True, help="folder of stories15M and its tokenizer")
-    parser.add_argument("--split", choices=("val", "test"), default="val")
-    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--splits", nargs="+", choices=QUESTIONS, default=["val"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     args = parser.parse_args()
-    print("| row | tuned | right, % | perplexity | directions |\n|---|---|---|---|---|")
+    counted = "".join(f" {split}, % |" for split in args.splits)
+    print(f"| row | tuned |{counted} rms | directions |\n|---|--:|{'--:|' * len(args.splits)}---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in args.rows:
             of_seeds = [_measured(ROWS[name], seed, args, Path(folder)) for seed in args.seeds]
-            tuned, right, perplexity, directions = zip(*of_seeds, strict=True)
-            cells = (name, f"{tuned[0]:,}", report.percent(np.array(right)), f"{np.median(perplexity):.2f}", directions[0])
+            tuned, right, rms, directions = zip(*of_seeds, strict=True)
+            cells = (name, f"{tuned[0]:,}", *map(report.percent, np.transpose(right)), rms[0], directions[0])
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def _measured(row: Row, seed: int, args, folder: Path) -> tuple[int, float, float, str]:
-    """Pre-tune, tune and ask one network; return tuned parameters, share of right answers, perplexity, directions."""
+def _measured(row: Row, seed: int, args, folder: Path) -> tuple[int, list[float], str, str]:
+    """Pre-tune, tune and ask one network; return tuned parameters, shares of right answers by split, and `_strength`."""
     config = demo_language.run(row.method, row.lr, tune_back=row.tune_back)
     config.seed = seed
     config.backbone.weights = config.data.tokenizer = args.weights
@@ -151,15 +153,14 @@ def _measured(row: Row, seed: int, args, folder: Path) -> tuple[int, float, floa
         params["top_down/out"] = jnp.zeros_like(params["top_down/out"])
     source = _arrays(config, "train", row.tales, folder)
     tuned = _fitted(losses.tune, network, method, params, source, row.lr, row.prior, row.epochs, seed)
-    scores = _scores(losses.tune, network, method)
-    asked = _arrays(config, args.split, args.questions, folder)
-    loss, hits = np.concatenate(
-        [np.stack(scores(tuned, _rows(asked, slice(at, at + 20)))) for at in range(0, args.questions, 20)], axis=1
-    )
-    perplexity = np.exp(np.average(loss, weights=asked["mask"]))
-    directions = _directions(network, method, tuned, asked) if method.signal == "top_down" else "-"
+    right = [_right(network, method, tuned, _arrays(config, split, QUESTIONS[split], folder)) for split in args.splits]
+    asked = _arrays(config, "val", QUESTIONS["val"], folder)
+    signal = _strength(network, method, tuned, asked) if method.signal == "top_down" else ("-", "-")
     count = sum(params[name].size for name in _names(params, method))
-    return count, float(np.mean(hits > 1 - 1e-4)), float(perplexity), directions
+    return count, right, *signal
+
+
+_pretuning = functools.partial(losses.pretune, task_weight=1.0, variational_weight=0.01)
 
 
 @functools.cache
@@ -171,8 +172,7 @@ def _pretuned(steps, lr, seed, weights, folder) -> dict[str, jax.Array]:
     network, method = steered.build(config, 0)
     params = trees.flat(initial_parameters.start(network, method, seed=seed, weights=weights))
     source = _rows(_arrays(config, "text", max(500, 17 * steps), folder), slice(_BATCH * steps))
-    stage = functools.partial(losses.pretune, task_weight=1.0, variational_weight=config.variational_weight)
-    params = _fitted(stage, network, method, params, source, lr, 1.0, 1, seed)
+    params = _fitted(_pretuning, network, method, params, source, lr, 1.0, 1, seed)
     return {name: array for name, array in params.items() if name.startswith("top_down/")}
 
 
@@ -214,10 +214,7 @@ def _fitted(stage, network, method, params, source, lr, prior, epochs, seed) -> 
     return params | tuned
 
 
-_cache = functools.lru_cache(maxsize=1)  # the rows and seeds of a recipe follow one another
-
-
-@_cache
+@functools.cache
 def _step(stage, network, method):
     def objective(tuned, frozen, batch):
         weight = batch["weight"] * (batch["mask"] / batch["mask"].mean())[:, None]  # every token counts alike
@@ -231,26 +228,30 @@ def _step(stage, network, method):
     return step
 
 
-@_cache
-def _scores(stage, network, method):
-    def scores(params, batch):
-        computed = stage(network, method)(trees.nested(params), batch)
-        return computed["loss"], computed["accuracy"]
-
-    return jax.jit(scores)
+def _right(network, method, params, asked) -> float:
+    """Return the share of questions whose answer has every token right."""
+    accuracy = _accuracy(network, method)
+    parts = [accuracy(params, _rows(asked, slice(at, at + 20))) for at in range(0, len(asked["tokens"]), 20)]
+    return float(np.mean(np.concatenate(parts) > 1 - 1e-4))
 
 
-def _directions(network, method, params, asked) -> str:
-    """Measure the top-down input of the first and of the last block over the tokens of 50 tales."""
+@functools.cache
+def _accuracy(network, method):
+    return jax.jit(lambda params, batch: losses.tune(network, method)(trees.nested(params), batch)["accuracy"])
+
+
+def _strength(network, method, params, asked) -> tuple[str, str]:
+    """Return root mean square and directions of the top-down input of the first and of the last block, over 50 tales."""
     text = losses.inputs(_rows(asked, slice(50)))
     signal = jax.jit(lambda params: steered.apply(network, method, trees.nested(params), text, None, call="looks")[1]["td"])
     real = text["segments"] > 0
-    of_blocks = []
-    for td in (np.asarray(signal(params))[block] for block in (0, -1)):
-        power = np.linalg.svd(td[real] - td[real].mean(axis=0), compute_uv=False) ** 2
+    rms, directions = [], []
+    for td in (np.asarray(signal(params))[block][real] for block in (0, -1)):
+        power = np.linalg.svd(td - td.mean(axis=0), compute_uv=False) ** 2
         power /= power.sum()
-        of_blocks.append(f"{np.exp(-np.sum(power * np.log(power + 1e-12))):.1f}")
-    return ", ".join(of_blocks)
+        directions.append(f"{np.exp(-np.sum(power * np.log(power + 1e-12))):.1f}")
+        rms.append(f"{np.sqrt(np.mean(td**2)):.2g}")
+    return ", ".join(rms), ", ".join(directions)
 
 
 if __name__ == "__main__":
