@@ -177,8 +177,8 @@ def _pretuned(steps, lr, seed, weights, folder) -> dict[str, jax.Array]:
 
 
 def _arrays(config, split, count, folder) -> dict[str, np.ndarray]:
-    """Return the first `count` tales of a split, tokenized; those of `text` follow the demo's 320 training tales."""
-    synthetic_tales.write(folder, {"train": 320, "val": 1, "test": 1, "text": 1, split: count})
+    """Return the first `count` tales of a split, tokenized; those of `text` follow the training tales."""
+    synthetic_tales.write(folder, {"train": 1280, "val": 1, "test": 1, "text": 1, split: count})
     config = config.copy_and_resolve_references()
     config.data.splits.update({"train": str(folder / f"{split}.jsonl"), "val": "", "test": ""})
     source, _ = text_runs.open_sources(config, verified=True)
