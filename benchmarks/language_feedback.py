@@ -248,7 +248,7 @@ def _strength(network, method, params, asked) -> tuple[str, str]:
     rms, directions = [], []
     for td in (np.asarray(signal(params))[block][real] for block in (0, -1)):
         power = np.linalg.svd(td - td.mean(axis=0), compute_uv=False) ** 2
-        power /= power.sum()
+        power /= max(power.sum(), 1e-30)  # no input at all before the first update
         directions.append(f"{np.exp(-np.sum(power * np.log(power + 1e-12))):.1f}")
         rms.append(f"{np.sqrt(np.mean(td**2)):.2g}")
     return ", ".join(rms), ", ".join(directions)
