@@ -95,6 +95,9 @@ _OF_RUNS: _Conflicts = {
     "config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.tune_transform
     ),
+    "config.tune_back is True, but method {c.method} has no feedback layers; set it to False.": (
+        lambda c: c.tune_back and not (c.row and c.row.signal == "top_down")
+    ),
     "config.tune_transform is True, but method {c.method} has no transform; set it to False.": (
         lambda c: c.tune_transform and not (c.row and TRANSFORM in c.row.tuned + c.row.frozen)
     ),

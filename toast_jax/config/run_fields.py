@@ -79,6 +79,7 @@ _RUN = {
         "methods that steer: how many of the last blocks (ConvNeXt: stages) look again, steered; 0: all",
     ),
     "tune_transform": Field(False, FLAG, "toast: also tune the transform of the selected tokens; the release does not"),
+    "tune_back": Field(False, FLAG, "toast of a LLaMA: also tune the layers A_l, as the release's first version did"),
     "checkpoint": Field("", TEXT, "task evaluate: a file tuned by the PyTorch release, instead of the checkpoint of --workdir"),
     "lora.rank": Field(4, whole(1, 4096), "rank of the low-rank deltas"),
     "lora.alpha": Field(1.0, real(above=0.0), "deltas are scaled by alpha / rank"),
