@@ -127,7 +127,7 @@ def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields `lora` and `adapter`, `head.tune`, `tune_back`, `tune_transform`, `stage`, `task_weight` and `distillation_weight`
+    The fields `lora`, `adapter`, `head.tune`, `tune_back`, `tune_transform`, `stage`, `task_weight` and `distillation_weight`
     change it. Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it
     tunes A_l alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
 
