@@ -27,7 +27,7 @@ $(VENV)/.language: $(VENV)/.runs requirements-language.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-language.txt
 	@touch $@
 
-demo-language: $(VENV)/.language  ## teach a small language model, in WEIGHTS, to answer, in five ways, and write a report
+demo-language: $(VENV)/.language  ## teach a small language model, in WEIGHTS, to answer, in six ways, and write a report
 	$(BIN)/python main.py --config=configs/demo_language.py --config.weights="$(WEIGHTS)" --workdir=runs/demo_language
 
 test: $(VENV)/.installed  ## run the tests that every commit has to pass

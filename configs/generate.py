@@ -6,7 +6,8 @@
     python main.py --config=configs/generate.py:backbone=stories15m --config.prompt="Once upon a time"
 
 Each line of the file is {"question": "..."}, with any other keys; answers.jsonl has the same lines, each with an "answer".
-Questions get the prompt format that the run was tuned with (Alpaca's, Vicuna's, or none) unless --config.format names another.
+Questions get the prompt format that the run was tuned with (Alpaca's, Vicuna's, a chat template, or none) unless
+--config.format names another.
 run: the folder of a run. backbone: a language model that was not tuned, from weights/BACKBONE unless
 --config.network.backbone.weights and --config.network.data.tokenizer name other files.
 """

@@ -14,7 +14,7 @@ If the backbone's file holds a classifier of the same classes (such as DeiT's of
 `--config.head.start=classifier --config.head.tune=False`: a tuned head memorizes a small set of images (docs/results.md).
 The run writes `module.safetensors` to its folder, without the head, for `--config.module=FILE` of a tuning run of the same
 method; that of toast is also named `top_down.safetensors`, for `--config.top_down=FILE`.
-method: toast, toast_lite, lora, vpt, bias, partial or finetune, all with one recipe. source: imagenet, downstream, scenes (the
+method: any but linear and the methods with a probe, all with one recipe. source: imagenet, downstream, scenes (the
 demo's, with backbone vit_mini16). labels: yes, no (variational and distillation loss; the latter matches the classifier of the
 backbone's file with --config.head.start=classifier, and its tokens without).
 The release has no recipe for this stage. This one is ours: that of its predecessor (AbSViT: AdamW, DeiT's augmentation) with

@@ -9,7 +9,9 @@
 
 table: vtab, fgvc or fewshot. method: those of configs/fgvc.py, joined by +, or all. task: tasks of configs/vtab.py or datasets
 of configs/fgvc.py, joined by +, or all; for fewshot, folders of data.root. shots: for fewshot, how many training images of each
-class, joined by +; all is no limit. Fields of a run apply to every run, except for those that the sweep sets itself.
+class, joined by +; all is no limit. recipe: for vtab, toast (the default, described below), paper (the grid and the optimizer
+of each method's own paper: ssf, adapter_plus, bias, ln) or fixed (no tuning per task: the recipe of Adapter+ for every method
+and task, three seeds). Fields of a run apply to every run, except for those that the sweep sets itself.
 vtab: each point of sweep.grid is trained on train800; the best on val200 after the last epoch (ties: the smaller learning rate,
 then the smaller weight decay) is trained on train800val200 with each of sweep.seeds and tested once. A grid trains as one
 program. fgvc: the recipe of the set, with each seed; its folder is data.root/NAME. fewshot: each learning rate of sweep.grid
@@ -28,16 +30,19 @@ from toast_jax.config.run_fields import METHODS
 from toast_jax.config.task_fields import SWEEP
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import InputError, choose
-from toast_jax.fields import joined
+from toast_jax.fields import joined, nested
 
 
 def get_config(text: str | None = None):
     """Return the config of a sweep; `text` is the config arguments."""
-    values = arguments(text, table="vtab", method="toast", task="all", shots="", backbone="vit_b16_in1k")
+    values = arguments(text, table="vtab", method="toast", task="all", shots="", recipe="", backbone="vit_b16_in1k")
     build = choose("The config argument table", values["table"], {"vtab": _vtab, "fgvc": _fgvc, "fewshot": _few_shot})
     methods = several("method", values["method"], METHODS)
+    if values["recipe"] and build is not _vtab:
+        raise InputError(f"The config argument recipe is for table=vtab; a sweep of {values['table']} has one recipe.")
     axes = {"shots": values["shots"]} if build is _few_shot or values["shots"] else {}
-    if axes and build is not _few_shot:
+    axes |= {"recipe": values["recipe"] or "toast"} if build is _vtab else {}
+    if values["shots"] and build is not _few_shot:
         raise InputError(f"The config argument shots is for table=fewshot; {values['table']} has training splits of its own.")
     config, sweep = build(values["backbone"], methods, values["task"], **axes)
     config.task = "sweep"
@@ -103,15 +108,20 @@ def _shots_named(shots: int) -> str:
     return f"{shots}shot" if shots else "all"
 
 
-def _vtab(backbone: str, methods: tuple[str, ...], task: str) -> tuple[ConfigDict, dict]:
+def _vtab(backbone: str, methods: tuple[str, ...], task: str, recipe: str) -> tuple[ConfigDict, dict]:
     config = paper_recipes.vtab("cifar100", "toast", backbone, "final")
     tasks = several("task", task, TASKS)
+    recipes = {name: paper_recipes.vtab_recipe(recipe, name) for name in methods}
+    seeds = {"seeds": paper_recipes.FIXED_SEEDS} if recipe == "fixed" else {}
     return config, {
+        **seeds,
+        "recipe": recipe,
         "methods": methods,
         "tasks": tasks,
         "recipes": {name: {"data": {"name": name, "num_classes": TASKS[name].num_classes}} for name in tasks},
-        "grid": {
-            name: {"lr": paper_recipes.VTAB_LR[name], "weight_decay": paper_recipes.VTAB_WEIGHT_DECAY} for name in methods
+        "grid": {name: {"lr": of_method.lr, "weight_decay": of_method.weight_decay} for name, of_method in recipes.items()},
+        "changes": {
+            name: nested({**of_method.fields, "optimizer.no_decay": of_method.no_decay}) for name, of_method in recipes.items()
         },
         "splits": paper_recipes.VTAB_SPLITS,
     }

@@ -5,7 +5,8 @@
 
 The release's recipe: 2 epochs, 96 conversations per step, 1024 tokens per conversation, AdamW with a learning rate of 2e-5,
 2 % of the conversations held out. The loss covers the assistant's turns only. Records are
-`{"conversations": [{"from": "human" or "gpt", "value"}, ...]}` in a .json list. method: finetune, lora, toast, toast_lite.
+`{"conversations": [{"from": "human" or "gpt", "value"}, ...]}` in a .json list. With --config.data.format=messages they are
+`{"messages": [{"role", "content"}, ...]}`, rendered by --config.data.template. method: finetune, lora, toast, toast_lite.
 """
 
 from toast_jax.config.arguments import arguments

@@ -43,7 +43,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_CONVNEXT = convnext.Size(depths=(1, 1, 2, 2), widths=(8, 8, 16, 16))
-METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
+METHODS = (
+    *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
+    *("toast", "toast_lite", "toast_ep"),
+)
+# For tests that take a second for each method and that say little more for these.
+_FEWER = ("ep", "ln", "ssf", "adapter_plus", "toast_ep")
+SOME_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in _FEWER else name for name in METHODS]
 CLASSES = ("heron", "kite", "owl")
 COUNTS = {"train": 8, "val": 2, "test": 3}  # images per class
 
@@ -104,7 +110,7 @@ def tiny_config(root, method, backbone="vit_ti8"):
     config.data.image_size, config.data.resize = (16, 18) if backbone == "vit_ti8" else (32, 36)
     config.backbone.update({"size": "tiny", "weights": "random"})
     config.head.start = "random"  # its gradients reach everything at once
-    config.prompts.num = 2
+    config.prompts.num, config.probe.queries = 2, 4
     config.batch_size, config.epochs, config.warmup_epochs = 8, 2, 0
     config.eval_every = config.checkpoint_every = 1
     config.optimizer.lr = 0.05

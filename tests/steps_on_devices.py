@@ -28,7 +28,7 @@ def main(path, backbone, *names):
     }
     saved = {"devices": jax.device_count()}
     for name in names:
-        config = tiny_config("", "toast" if name == "pretune" else name, backbone)
+        config = tiny_config("", "toast_lite" if name == "pretune" else name, backbone)
         # Random numbers must not depend on the number of devices either.
         config.backbone.drop_path, config.prompts.dropout = 0.3, 0.3
         network, method = steered.build(config, num_classes=3)

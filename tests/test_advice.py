@@ -36,10 +36,10 @@ FIELD = re.compile(r"(?<![\w./*-])(--)?config\.(?!json\b)(\w+(?:\.(?:\w+|\*))*)"
 FLAG = re.compile(r"(?<![\w-])--(?!config[.=])([a-z]\w+)")
 QUOTED = re.compile(r"`((?:tfds|pip) [^`]*)`")
 # Fields that a message may mention, without advice, in tasks that read a run: its config has them.
-SAVED = ("predict", "visualize", "attention_metrics", "corruptions", "generate", "convert", "demo", "demo_language")
+SAVED = ("predict", "visualize", "attention_metrics", "corruptions", "generate", "score", "convert", "demo", "demo_language")
 # What a run that has trained cannot have wrong, so that no task that only reads its data meets the message.
 SETTLED = {"data.labels", "data.resize", "data.name", "data.tokenizer", "task_weight", "head.start", "resume"}
-SETTLED |= {"backbone.vocabulary", "data.held_out"}
+SETTLED |= {"backbone.vocabulary", "data.held_out", "data.too_long"}
 # What tasks that read one kind of data do not reach.
 OF_TEXT = ("toast_jax.data.text.*", "toast_jax.train.text_runs.*", "toast_jax.weights.llama_files.*", "*._OF_TEXT")
 OF_IMAGES = (
@@ -48,7 +48,7 @@ OF_IMAGES = (
 )
 NOT_REACHED = {
     **dict.fromkeys(("predict", "visualize", "attention_metrics", "corruptions", "demo", "sweep"), OF_TEXT),
-    **dict.fromkeys(("generate", "demo_language"), OF_IMAGES),
+    **dict.fromkeys(("generate", "score", "demo_language"), OF_IMAGES),
 }
 # From a part to another that it names but does not call, or whose messages it replaces.
 CUT = (
@@ -159,7 +159,7 @@ def parts():
 def reached(task):
     """The parts that a task reaches, each with the renamings on the way to it, innermost first."""
     unreachable = NOT_REACHED.get(task, ())
-    seen, todo = set(), [(f"toast_jax.tasks.{task}", "run", ())]
+    seen, todo = set(), [(cli.module_of(task), "run", ())]
     while todo:
         module, name, renamings = todo.pop()
         if (module, name, renamings) in seen or any(fnmatch.fnmatch(f"{module}.{name}", cut) for cut in unreachable):
@@ -197,7 +197,11 @@ def fields_of(task, module, name):
         return run_fields(module, name)
     if task == "sweep":
         return {field for table in ("vtab", "fgvc") for field in flat(f"sweep:table={table},method=all")}
-    config = {"demo": "demo", "demo_language": "demo_language", "generate": "generate:backbone=stories15m"}.get(task)
+    config = {
+        "demo": "demo",
+        "demo_language": "demo_language",
+        **{name: f"{name}:backbone=stories15m" for name in ("generate", "score")},
+    }.get(task)
     return {*TASKS[task], *(flat(config) if config else ())}
 
 

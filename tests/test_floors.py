@@ -24,9 +24,10 @@ FLOORS = (
     ("workdir",),
     ("weights",),
     ("train",),
-    ("analysis", "testing"),
+    ("analysis", "testing", "export"),
     ("tables",),
     ("tasks",),
+    ("python",),
     ("cli", "parity", "curves"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -1,12 +1,12 @@
 """TOAST: transfer learning by top-down attention steering (arXiv 2305.15542), in JAX.
 
-Tune, and look at what a run has learned, as in a notebook:
+Tune a network on images of your own, in one folder for each class, and use it (docs/python.md):
 
     import toast_jax
-    config = toast_jax.read_config("folder:method=toast,backbone=vit_b16_in1k")
-    config.data.root = "data/mine"
-    result = toast_jax.fit(config, "runs/mine")
-    saved = toast_jax.load("runs/mine")  # saved.model, saved.params, saved.classes
+    net = toast_jax.load("vit_b16_in1k", method="toast")
+    result = net.tune("data/mine", workdir="runs/mine")
+    labels = net.predict("data/new").labels
+    net.look("data/new/1.jpg").draw().save("look.png")
 
 Names are imported when they are used, so that importing the package costs nothing.
 """
@@ -18,11 +18,13 @@ __version__ = "0.1.0"
 # Public names, and the modules that define them.
 _MODULES = {
     "FAMILIES": "model.families",
+    "InputError": "errors",
     "METHODS": "model.methods",
+    "Net": "python.net",
     "Steered": "model.steered",
     "TopDown": "model.top_down",
     "fit": "train.loop",
-    "load": "train.saved_run",
+    "load": "python.loading",
     "read_config": "config.config_files",
 }
 __all__ = list(_MODULES)

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from toast_jax import package_files
 from toast_jax.config import config_files
+from toast_jax.devices import xla_flags
 from toast_jax.errors import InputError, Interrupted, choose
 from toast_jax.fields import flat_fields, unknown
 
@@ -35,13 +36,14 @@ TASKS = {
     "attention_metrics": "objects",
     "corruptions": "severities",
     "generate": "prompt",
+    "score": "choices",
     "prepare_data": "datasets",
     "demo": "attention_scenes",
     "demo_language": "tales",
 }
+_FOLDERS = {"generate": "language", "score": "language"}  # of toast_jax/tasks, for those that are not in it
 _WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
 _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
-_YNN = "--xla_cpu_experimental_ynn_fusion_type"
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of the config, with its arguments after a colon.")
 FIELDS = flags.DEFINE_bool("fields", False, "Print the fields of the config (name, value, allowed, meaning), and exit.")
@@ -92,6 +94,11 @@ def check_arguments(argv: list[str]) -> None:
             raise InputError(unknown(match[1], fields))
 
 
+def module_of(task: str) -> str:
+    """Return the name of a task's module."""
+    return ".".join(["toast_jax", "tasks", *([_FOLDERS[task]] if task in _FOLDERS else []), task])
+
+
 def _main(argv: list[str]) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)  # such as JAX's about falling back to the CPU
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the traceback of everything that it raises
@@ -106,7 +113,7 @@ def _main(argv: list[str]) -> None:
         from toast_jax.config import field_table
 
         return print(field_table.table_of(config))
-    task = importlib.import_module(f"toast_jax.tasks.{config.task}")
+    task = importlib.import_module(module_of(config.task))
     folder = WORKDIR.value or f"runs/{config.name}"
     if not DISTRIBUTED.value:
         return _run(task, config, folder)
@@ -131,22 +138,16 @@ def _devices(precision: str | None) -> str:
     import jax
 
     count, device = jax.device_count(), jax.devices()[0]
-    xla_flags = os.environ.get("XLA_FLAGS", "").strip()
+    flags_of_xla = os.environ.get("XLA_FLAGS", "").strip()
     text = f"{count} {device.platform} device{'s' * (count > 1)} ({device.device_kind}), jax {jax.__version__}"
     text += f", precision {precision}" if precision else ""
-    return f"Running on {text}{f', XLA_FLAGS={xla_flags}' * bool(xla_flags)}."
+    return f"Running on {text}{f', XLA_FLAGS={flags_of_xla}' * bool(flags_of_xla)}."
 
 
 def set_environment() -> None:
     """Set the variables that JAX reads when it is imported, which reading a config may do, or when it finds its devices."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(package_files.cache_folder("compiled")))
-    # Fusions of YNNPACK slow the steps on CPUs and have known wrong results (jax issue 39103). An unknown flag would end the
-    # process, so it is set only between the first and the last jaxlib that was tried, and not for an accelerator's plugin.
-    jaxlib = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3])
-    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
-    xla_flags = os.environ.get("XLA_FLAGS", "")
-    if on_cpu and (0, 10, 2) <= jaxlib <= (0, 12, 0) and _YNN not in xla_flags:
-        os.environ["XLA_FLAGS"] = f"{xla_flags} {_YNN}=".strip()
+    xla_flags.disable_ynnpack()
 
 
 def _set_logging() -> None:

@@ -32,6 +32,7 @@ WEIGHTS = (
     *("*.safetensors", "*.npz", "*.pth", "*.bin", "*.pt", "*.ckpt"),
 )
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tok*.bin")
+_BESIDE = ("config.json", "tokenizer_config.json", "chat_template.jinja")  # which come with any file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def pinned(place: Place, patterns: tuple[str, ...]) -> Place:
 def local(place: Place, patterns: tuple[str, ...] = WEIGHTS) -> Path:
     """Return the file of a place in the client's cache, downloaded if need be; of an index, its shards too.
 
-    Files are compared with the Hub's SHA-256 after their download. `config.json` comes with them, if there is one.
+    Files are compared with the Hub's SHA-256 after their download. `config.json` and a chat template come with them.
 
     Raises:
       InputError: see `pinned`; or the disk has no room for it, or the download fails.
@@ -206,7 +207,7 @@ def _fetch(place: Place, files: list[str]) -> Path:
 
     if missing := [file for file in files if not cached(file)]:
         contents = contents_of(place.repository, place.revision)
-        missing += [file for file in ("config.json",) if file in contents.sizes and not cached(file) and file not in missing]
+        missing += [file for file in _BESIDE if file in contents.sizes and not cached(file) and file not in missing]
         total = sum(contents.sizes.get(file) or 0 for file in missing)
         remedy = "set HF_HOME to a folder on another disk"
         package_files.check_room(Path(client.constants.HF_HUB_CACHE), total, str(place), remedy)

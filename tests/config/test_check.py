@@ -78,6 +78,17 @@ def test_other_ways_to_a_config_are_accepted():
     assert refusal(generate.get_config("backbone=stories15m"), check_fields) == []
 
 
+def test_a_chat_template_is_for_messages():
+    config = vicuna.get_config()
+    config.data.template = "chatml"
+    message = (
+        "config.data.template is chatml, but the prompts of data.format conversations are fixed; set --config.data.format="
+    )
+    assert any(message in sentence for sentence in refusal(config))
+    config.data.format = "messages"
+    assert not any("template" in sentence for sentence in refusal(config))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_are_the_fields(family):
     assert schema.of_family(family).keys() == flat_fields(FAMILIES[family]().to_dict()).keys()
@@ -110,7 +121,7 @@ def test_rows_of_a_task_are_its_fields(task):
         ("lora.alpha", 0, "it has to be a number, more than 0.0."),
         ("resume", 1, "it has to be True or False."),
         ("stage", "pretrain", r"it must be one of tune, pretune \(the nearest is 'pretune'\)."),
-        ("method", "tost", r"it must be one of .*toast_lite \(the nearest is 'toast'\)."),
+        ("method", "tost", r"it must be one of .*toast_ep \(the nearest is 'toast'\)."),
         ("precision", "TF32_TF32_F32", "it must be one of default, high, highest."),
         ("top_down", None, "it has to be text."),
         ("data.root", "a\0b", "it has to be text."),
@@ -179,6 +190,25 @@ def batch_of(size, near):
 
 
 IMAGES = [
+    (
+        {"method": "ep", "head.start": "classifier"},
+        "method ep reads tokens by a probe, which the backbone",
+    ),
+    (
+        {"method": "ep", "probe.queries": 5},
+        "probe.queries is 5 and .*; their product has to divide the width .* 768",
+    ),
+    (
+        {"stage": "pretune", "method": "toast_ep", "distillation_weight": 1.0},
+        "but method toast_ep has a probe, which labels alone train; set it to 0, or config.method to toast",
+    ),
+    ({"stage": "pretune", "method": "ep"}, "method ep tunes the head alone"),
+    ({"interpolation": 0.5, "method": "lora"}, "interpolation is 0.5, which is for the task evaluate; leave it at 1"),
+    ({"interpolation": 0.5, "task": "evaluate", "method": "vpt"}, "method vpt starts from no network to go back to"),
+    (
+        {"interpolation": 0.5, "task": "evaluate", "method": "lora", "checkpoint": "tuned.pth"},
+        "config.checkpoint is a file that has only the end of the line",
+    ),
     ({"warmup_epochs": 100}, "warmup_epochs is 100 and config.epochs 100: the run would never leave its warm-up"),
     ({"checkpoint": "x.pth"}, "config.checkpoint is for the task evaluate"),
     ({"optimizer.lr_scale": 10.0}, "lr_scale is 10.0, but config.optimizer.lr_scaled names no parameters; name them, as in"),
@@ -195,6 +225,7 @@ IMAGES = [
     ({"module": "a.pth", "top_down": "b.pth"}, "config.module and config.top_down both name a file to start from"),
     ({"stage": "pretune", "task_weight": 0.0, "tune_transform": True}, "only the cross-entropy trains it; set a"),
     ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
+    ({"method": "vpt", "tune_back": True}, "config.tune_back is True, but method vpt has no feedback layers; set it to False"),
     ({"method": "linear", "head.tune": False, "head.start": "classifier"}, "method linear tunes nothing else; set it to True"),
     ({"head.tune": False}, "leaves an untrained head; set --config.head.start=classifier"),
     ({"head.start": "classifier", "backbone.weights": "random"}, "a random backbone has none; name a --config.backbone"),
@@ -232,6 +263,7 @@ TEXT = [
     ({"steered_blocks": 33}, "config.steered_blocks is 33; this network has 32 blocks to steer"),
     ({"method": "vpt"}, "config.method is 'vpt'; it must be one of finetune, lora, toast, toast_lite"),
     ({"tune_transform": True, "method": "lora"}, "but method lora has no transform; set it to False"),
+    ({"tune_back": True, "method": "lora"}, "but method lora has no feedback layers; set it to False"),
 ]
 
 
@@ -394,8 +426,9 @@ SMALL = {
     "tuned_blocks": st.integers(1, 3),
     "augment.randaugment_ops": st.integers(0, 2),
 }
-DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_transform", "keep_known", "log_every", "task_weight")
+DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_back", "tune_transform", "keep_known", "log_every")
 DRAWN += (
+    "task_weight",
     "variational_weight",
     "distillation_weight",
     "head.start",

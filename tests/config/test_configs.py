@@ -11,8 +11,9 @@ import pytest
 
 from configs import fgvc, folder, pretune, vtab
 from tests import ROOT, small_tfds
-from tests.conftest import METHODS
+from tests.conftest import METHODS, SOME_SLOW
 from toast_jax import trees
+from toast_jax.config.check import check
 from toast_jax.config.run_fields import base
 from toast_jax.data.images import batches
 from toast_jax.data.images.vtab import tasks
@@ -22,7 +23,7 @@ from toast_jax.model import methods, steered
 from toast_jax.train import setup
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "vicuna")
+LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "score", "vicuna")
 LOOKING = ("attention", "corrupt", "predict", "visualize")
 OTHERS = ("convert", "demo", "prepare", "pretrain", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
 TUNING = [name for name in CONFIGS if name not in OTHERS]
@@ -108,13 +109,26 @@ def test_a_config_imports_only_the_package(name):
 
 
 @pytest.mark.parametrize("name", TUNING)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOME_SLOW)
 def test_full_size_network_builds(name, method):
     """The network of the config's defaults, built from shapes, has the parameters of the method's row."""
     config = importlib.import_module(f"configs.{name}").get_config(f"method={method}")
     network, row = steered.build(config, num_classes=10)
     shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
     methods.tuned_mask(shapes, row)
+
+
+@pytest.mark.parametrize("dataset", ["cub", "nabirds", "flowers", "dogs", "cars"])
+@pytest.mark.parametrize("method", ["ssf", "adapter_plus"])
+def test_fgvc_recipes_of_other_papers(method, dataset):
+    config = fgvc.get_config(f"dataset={dataset},method={method},recipe=paper")
+    check(config)
+    rates = {"cub": 1e-2, "nabirds": 2e-4, "flowers": 1e-2, "dogs": 2.5e-4, "cars": 2e-2}
+    lr, decay, erasing = (rates[dataset], 0.05, 0.25) if method == "ssf" else (1e-3, 1e-4, 0.0)
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adamw", lr, decay)
+    assert (config.batch_size, config.augment.min_crop_area, config.augment.erasing) == (64, 0.08, erasing)
+    with pytest.raises(InputError, match="With recipe=paper, the config argument method is 'toast'; it must be one of ssf, ad"):
+        fgvc.get_config("method=toast,recipe=paper")
 
 
 @pytest.mark.parametrize(

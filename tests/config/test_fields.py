@@ -87,7 +87,7 @@ def test_fields_are_printed_on_the_command_line_without_a_device(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"JAX_PLATFORMS": "none", "PATH": ""})
     assert done.returncode == 0, done.stderr
     assert re.search(r"^optimizer\.lr +0\.5 +number, 0\.0 or more +peak learning rate$", done.stdout, re.M)
-    assert re.search(r"^method +'lora' +linear, finetune, ", done.stdout, re.M) and not list(tmp_path.iterdir())
+    assert re.search(r"^method +'lora' +linear, ep, finetune, ", done.stdout, re.M) and not list(tmp_path.iterdir())
 
 
 # Fields that may change after a run was saved.
@@ -130,6 +130,9 @@ def test_the_free_fields_are_these():
         "eval_every",
         "checkpoint_every",
         "confusion",
+        "save_predictions",
+        "interpolation",
+        "show",
         "data.workers",
         "data.verify",
     }

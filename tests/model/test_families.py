@@ -19,9 +19,20 @@ from toast_jax import trees
 from toast_jax.analysis import maps
 from toast_jax.errors import InputError
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.backbones.rename_rules import STEERED, Names, bias, linear, low_rank, norm, token_feedback
+from toast_jax.model.backbones.rename_rules import (
+    STEERED,
+    Names,
+    bias,
+    bottleneck,
+    linear,
+    low_rank,
+    norm,
+    scale_and_shift,
+    token_feedback,
+)
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.model.layers import dtypes, patches, stack
+from toast_jax.model.layers.drop_path import BlockOutput
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import METHODS, with_lora
@@ -39,11 +50,12 @@ class MixerBlock(nn.Module):
         self.mix = Linear(self.tokens, dtype=self.dtype)
         self.mlp = Linear(self.width, dtype=self.dtype)
         self.norm = nn.LayerNorm(dtype=self.dtype)
+        self.output = BlockOutput()
 
     def __call__(self, x, td):
         y = x if td is None else x + td
         y = y + self.mix(y.swapaxes(1, 2)).swapaxes(1, 2)
-        return y + nn.gelu(self.mlp(self.norm(y))), x
+        return self.output(y + nn.gelu(self.mlp(self.norm(y)))), x
 
 
 class Mixer(nn.Module):
@@ -98,6 +110,8 @@ def build(config, last_blocks):
 
 
 LAYERS = [(f"mixer_blocks.{{i}}.{name}", f"backbone/blocks/{{i}}/{name}") for name in ("mix", "mlp")]
+OPERATIONS = [*LAYERS, ("mixer_blocks.{i}.norm", "backbone/blocks/{i}/norm")]
+OPERATIONS += [("stem", "backbone/stem"), ("norm", "backbone/norm")]
 NAMES = Names(
     (
         *(row(torch, path) for torch, path in [("stem", "backbone/stem"), *LAYERS] for row in (linear, bias)),
@@ -106,6 +120,8 @@ NAMES = Names(
         *STEERED,
         *token_feedback(),
         *(row for torch, path in LAYERS for row in low_rank(torch, f"lora/{path}")),
+        *bottleneck("mixer_blocks.{i}", "backbone/blocks/{i}"),
+        *(row for torch, path in OPERATIONS for row in scale_and_shift(f"{torch}.", (path,))),
     ),
     own_paths=r"backbone/stem/|(lora/)?backbone/blocks/(\d+/)?mix/",
     has_name=lambda name, array: name.startswith(("stem.", "mixer_blocks.")),
@@ -136,7 +152,8 @@ def config_of(image_folder, monkeypatch):
 
     def make(method):
         config = tiny_config(image_folder, method)
-        del config.backbone.patch, config.backbone.pool
+        for field in FAMILIES["vit"].fields:
+            del config.backbone[field]
         config.backbone.family = "mixer"
         config.epochs, config.batch_size = 1, 24  # one step
         return config
@@ -246,7 +263,8 @@ def test_a_file_of_another_family_is_refused(config_of, tmp_path):
 RECORDS = {"toast_jax/model/families.py"}
 # The files of weights that a LLaMA alone is read from.
 OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py"}
-BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - {"__init__", "protocol", "rename_rules"}
+_OF_ALL = {"__init__", "protocol", "rename_rules", "kinds"}
+BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - _OF_ALL
 ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax").rglob("*.py"))]
 

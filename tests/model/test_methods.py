@@ -12,6 +12,7 @@ from tests.conftest import METHODS
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.methods import Method, tuned_mask
 
 CLASSES = 200
@@ -26,6 +27,11 @@ COUNTS = {
     "finetune": (VIT_B16, 85_798_656),
     "partial": (VIT_B16, 7_087_872),
     "bias": (VIT_B16, 102_912),
+    "ln": (VIT_B16, 38_400),
+    "ssf": (VIT_B16 + 205_824, 205_824),
+    "adapter_plus": (VIT_B16 + 165_984, 165_984),
+    "ep": (VIT_B16 + 614_400, 614_400),
+    "toast_ep": (VIT_B16 + (2 * L + 1) * D**2 + D + 614_400, 14_156_544 + 614_400),
     "vpt": (VIT_B16 + 921_600, 921_600),
     "lora": (VIT_B16 + 147_456, 147_456),
     "toast": (VIT_B16 + (2 * L + 1) * D**2 + D, 14_156_544),
@@ -44,19 +50,27 @@ def created(config):
     return jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), method
 
 
+def count(params):
+    return trees.count(without_statistics(params))
+
+
 @functools.cache
 def of_vit_b16(method):
     return created(configured(method))
 
 
 def tuned_outside_head(params, method):
-    return trees.count(trees.split(params, tuned_mask(params, method))[0]) - HEAD
+    return count(trees.split(params, tuned_mask(params, method))[0]) - HEAD
 
 
 def test_counts_by_hand():
     assert (VIT_B16, BLOCK, BIASES) == (COUNTS["finetune"][1], COUNTS["partial"][1], COUNTS["bias"][1])
     assert 2 * L * D**2 + D == COUNTS["toast"][1]
     assert 2 * L * 4 * (D + D) + D + D**2 == COUNTS["toast_lite"][1]
+    assert 32 * D + D**2 == COUNTS["ep"][1]
+    assert (2 * L + 1) * 2 * D == COUNTS["ln"][1]
+    assert 2 * (D + L * (D + 3 * D + D + D + 4 * D + D) + D) == COUNTS["ssf"][1]
+    assert L * (8 * (2 * D + 1) + 2 * D) == COUNTS["adapter_plus"][1]
     assert L * 4 * (D + 3 * D) == COUNTS["lora"][1]
     assert L * 100 * D == COUNTS["vpt"][1]
 
@@ -64,7 +78,7 @@ def test_counts_by_hand():
 @pytest.mark.parametrize("name", METHODS)
 def test_number_of_parameters(name):
     params, method = of_vit_b16(name)
-    assert (trees.count(params) - HEAD, tuned_outside_head(params, method)) == COUNTS[name]
+    assert (count(params) - HEAD, tuned_outside_head(params, method)) == COUNTS[name]
 
 
 def test_partial_tunes_as_many_blocks_as_the_config_says():
@@ -101,12 +115,17 @@ def test_every_row_covers_every_parameter_once(name):
     assert mask["head/kernel"] and mask["head/bias"]
 
 
+PROBE = ("probe/queries", "probe/values", "probe/norm/running_mean", "probe/norm/running_var")
+
+
 @pytest.mark.parametrize(
     ("name", "tuned"),
     [
         ("linear", ()),
+        ("ep", PROBE),
         ("vpt", ("prompts/tokens",)),
         ("toast", ("top_down/back", "top_down/out", "top_down/prior")),
+        ("toast_ep", ("top_down/back", "top_down/out", "top_down/prior", *PROBE)),
         (
             "toast_lite",
             ("top_down/prior", "top_down/transform", *(f"lora/top_down/{k}/{s}" for k in ("back", "out") for s in "ab")),
@@ -124,6 +143,14 @@ def test_bias_tunes_biases_alone():
     mask = trees.flat(tuned_mask(params, method))
     assert {path.split("/")[-1] for path, tuned in mask.items() if tuned and not path.startswith("head")} == {"bias"}
     assert not any(path.endswith("bias") for path, tuned in mask.items() if not tuned)
+
+
+def test_ln_tunes_norms_alone():
+    params, method = of_vit_b16("ln")
+    mask = trees.flat(tuned_mask(params, method))
+    tuned = {path.removeprefix("backbone/") for path, leaf in mask.items() if leaf and not path.startswith("head")}
+    norms = {f"{block}/{norm}" for block in ("blocks", "last_0") for norm in ("norm1", "norm2")} | {"norm"}
+    assert tuned == {f"{norm}/{name}" for norm in norms for name in ("scale", "bias")}
 
 
 PARAMS = {"head": {"kernel": np.zeros((2, 3))}, "backbone": {"norm": np.zeros(2), "kernel": np.zeros((2, 2))}}
@@ -159,7 +186,7 @@ def test_numbers_of_the_table_add_up(name):
     cells = [row.split(maxsplit=3) for row in rows]
     assert [cell[3] for cell in cells] == [*method.tuned, *method.frozen]
     counts = {kind: sum(int(cell[2].replace(",", "")) for cell in cells if cell[0] == kind) for kind in ("tuned", "frozen")}
-    assert sum(int(cell[1]) for cell in cells) == len(jax.tree.leaves(params))
+    assert sum(int(cell[1]) for cell in cells) == len(jax.tree.leaves(without_statistics(params)))
     everything, outside = COUNTS[name][0] + HEAD, COUNTS[name][1]
     assert counts == {"tuned": outside + HEAD, "frozen": everything - outside - HEAD}
     share = f"{(outside + HEAD) / everything:.2%}"
@@ -172,8 +199,8 @@ def tuned_by(config):
     mask = trees.flat(tuned_mask(params, method))
     text = methods.table(params, method)
     head = HEAD if mask["head/kernel"] else 0
-    count = trees.count(trees.split(params, tuned_mask(params, method))[0])
-    assert f"{count:,} tuned" in text and f"{count - head:,} of them outside the head" in text
+    number = count(trees.split(params, tuned_mask(params, method))[0])
+    assert f"{number:,} tuned" in text and f"{number - head:,} of them outside the head" in text
     return {path for path, tuned in mask.items() if tuned}
 
 
@@ -187,6 +214,11 @@ def test_fields_change_what_toast_tunes(stage):
     assert tuned_by(configured("toast", stage=stage, tune_transform=True)) == FEEDBACK | CLASSIFIER | {"top_down/transform"}
     frozen_head = configured("toast", stage=stage, head={"start": "classifier", "tune": False})
     assert tuned_by(frozen_head) == FEEDBACK
+
+
+def test_tuning_back_adds_nothing_to_methods_that_reach_it_anyway():
+    for method in ("toast", "toast_lite"):
+        assert tuned_by(configured(method, tune_back=True)) == tuned_by(configured(method))
 
 
 def test_variational_loss_alone_tunes_what_it_trains():

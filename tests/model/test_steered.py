@@ -15,12 +15,23 @@ from toast_jax.model import steered
 from toast_jax.model.backbones.vit import ViT
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.layers.normalize import normalize
+from toast_jax.model.probe import AttentionProbe
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.top_down import TopDown
 
 B, L, D, N, SIDE, CLASSES = 4, 3, 16, 5, 16, 3
-NETWORKS = ("linear", "vpt", "lora", "toast", "toast_lite")  # those of the other rows are the one of linear
-GROUPS = {"vpt": {"prompts"}, "lora": {"lora"}, "toast": {"top_down"}, "toast_lite": {"top_down", "lora"}}
+# Those of the other rows are the one of linear.
+NETWORKS = ("linear", "ep", "ssf", "adapter_plus", "vpt", "lora", "toast", "toast_lite", "toast_ep")
+GROUPS = {
+    "ep": {"probe"},
+    "ssf": {"ssf"},
+    "adapter_plus": {"adapter"},
+    "vpt": {"prompts"},
+    "lora": {"lora"},
+    "toast": {"top_down"},
+    "toast_lite": {"top_down", "lora"},
+    "toast_ep": {"top_down", "probe"},
+}
 
 
 @functools.cache
@@ -31,7 +42,8 @@ def built(method, dropout=0.0):
     network, row = steered.build(config, CLASSES)
     shapes = jax.eval_shape(lambda: steered.init(network, row, jax.random.key(0)))
     rng = np.random.default_rng(0)
-    draw = lambda path, leaf: rng.normal(float(path.endswith("scale")), 0.3, leaf.shape).astype(np.float32)  # noqa: E731
+    around_one = ("scale", "running_var")
+    draw = lambda path, leaf: rng.normal(float(path.endswith(around_one)), 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     return network, row, trees.nested({path: draw(path, leaf) for path, leaf in trees.flat(shapes).items()})
 
 
@@ -153,7 +165,7 @@ def test_head_starts_as_in_the_release():
 
 def test_lora_of_a_row_is_scaled_by_alpha_over_rank():
     network, row, params = built("lora")
-    assert (row.lora_rank, row.lora_alpha) == (4, 1.0)
+    assert (row.added.rank, row.added.alpha) == (4, 1.0)
     dense = {name: jax.tree.map(np.copy, tree) for name, tree in params.items() if name != "lora"}
     for part in ("blocks", "last_0"):
         attention, deltas = dense["backbone"][part]["attn"], params["lora"]["backbone"][part]["attn"]
@@ -179,6 +191,7 @@ def test_config_builds_the_network_of_its_row(method):
     config = fgvc.get_config(f"method={method}")
     config.tuned_blocks, config.lora.rank, config.lora.alpha = 3, 8, 2.0
     config.prompts.update({"num": 7, "dropout": 0.1})
+    config.probe.update({"reduction": 2, "tokens": "all"})
     network, row = steered.build(config, 200)
     expected = FAMILIES["vit"].methods[method]
     backbone = {"width": 768, "depth": 12, "num_heads": 12, "patch": 16, "grid": 14, "pool": "cls", "drop_path": 0.1}
@@ -187,9 +200,10 @@ def test_config_builds_the_network_of_its_row(method):
         steered.classifier(200),
         top_down=TopDown(12, 768) if expected.signal == "top_down" else None,
         prompts=Prompts(12, 7, 768, 16, 0.1) if expected.signal == "prompts" else None,
+        probe=AttentionProbe(768, 32, 2, True) if expected.probe else None,
     )
-    assert (row.tuned, row.frozen, row.lora) == (expected.tuned, expected.frozen, expected.lora)
-    assert (row.lora_rank, row.lora_alpha) == (8, 2.0)
+    assert (row.tuned, row.frozen) == (expected.tuned, expected.frozen)
+    assert row.added == (expected.added and expected.added.configured(config))
 
 
 def test_config_asks_for_shallow_prompts_and_bfloat16():

@@ -150,6 +150,20 @@ def test_what_is_no_sweep(tmp_path):
         paper_tables.collect(config_of.get_config().sweeps)
 
 
+def test_runs_without_tuning_per_task_are_columns_of_the_same_table(tmp_path):
+    folders = [sweep_of(tmp_path / name, "vtab") for name in ("tuned", "fixed")]
+    (folders[1] / "sweep.json").write_text(json.dumps({"table": "vtab", "backbone": "vit_b16_in1k", "recipe": "fixed"}))
+    for folder, accuracy in zip(folders, (0.7, 0.6), strict=True):
+        write(folder, "toast", "dtd", [accuracy])
+        write(folder, "lora", "dtd", [accuracy])
+    header, rows = paper_tables.cells(paper_tables.collect(folders))
+    methods = ["lora", "lora (fixed recipe)", "toast", "toast, published", "toast, difference", "toast (fixed recipe)"]
+    assert header == ["task", *methods]
+    assert next(row for row in rows if row[0] == "dtd")[1:4] == ["70.0 (1)", "60.0 (1)", "70.0 (1)"]
+    with pytest.raises(InputError, match="leave one of them out"):
+        paper_tables.collect([folders[1], folders[1]])
+
+
 def test_damaged_result(tmp_path):
     folder = sweep_of(tmp_path / "sweep")
     write(folder, "toast", "cub", [0.8])

@@ -7,14 +7,18 @@ import re
 import signal
 import socket
 
+import jax
 import pytest
 
 from configs import fgvc, vtab
 from configs import sweep as config_of
 from tests.workdir.test_locks import held_elsewhere
+from toast_jax import trees
 from toast_jax.config import paper_recipes
+from toast_jax.config.check import check
 from toast_jax.data.images.vtab import tasks
 from toast_jax.errors import Diverged, InputError, Interrupted
+from toast_jax.model import methods, steered
 from toast_jax.tables import plan
 from toast_jax.tables.plan import Cell, Point
 from toast_jax.tasks import sweep as task
@@ -95,6 +99,11 @@ def failure(config, folder):
         ("linear", 40),
         ("bias", 28),
         ("partial", 28),
+        ("ln", 28),
+        ("ssf", 28),
+        ("adapter_plus", 28),
+        ("ep", 28),
+        ("toast_ep", 28),
     ],
 )
 def test_grid_of_vtab(method, count, folder):
@@ -114,12 +123,85 @@ def test_published_grids():
     assert paper_recipes.SEEDS == (42, 44, 82, 100, 800)
 
 
+# The rate and the decay of each point, and what a run has beside them.
+OF_PAPERS = {
+    "ssf": ([1e-3, 5e-3, 1e-2, 5e-2], [5e-5, 5e-2], ("head/bias", "ssf/.*")),
+    "adapter_plus": ([1e-3], [1e-4], ("head/bias", "adapter/.*(_bias|scaling)")),
+    "bias": ([1e-3, 1e-2], [1e-4, 1e-3], ("head/bias",)),
+    "ln": ([1e-3, 1e-2], [1e-4, 1e-3], ("head/bias",)),
+}
+
+
+@pytest.mark.parametrize("method", OF_PAPERS)
+def test_recipes_of_other_papers(method, folder):
+    config = config_of.get_config(f"table=vtab,method={method},task=dtd,recipe=paper")
+    (cell,), (rates, decays, no_decay) = plan.cells(config), OF_PAPERS[method]
+    points = plan.points(config, cell)
+    assert points == [Point(lr, decay) for lr in rates for decay in decays]
+    unit = plan.final(config, cell, points[0], folder)
+    run, optimizer = unit.config, unit.config.optimizer
+    assert (optimizer.name, optimizer.base_batch_size, run.batch_size, tuple(optimizer.no_decay)) == ("adamw", 0, 64, no_decay)
+    assert (run.epochs, run.warmup_epochs, run.backbone.drop_path, tuple(unit.folders)) == (100, 10, 0.1, paper_recipes.SEEDS)
+    assert unit.names["batch_size"] == f"sweep.changes.{method}.batch_size"
+
+
+def test_one_recipe_for_all_tasks_and_methods(folder):
+    """No selection, three seeds, the last epoch; decay leaves out what has one axis."""
+    config = config_of.get_config("table=vtab,method=all,recipe=fixed")
+    everything = plan.cells(config)
+    assert len(everything) == 13 * 19
+    for cell in everything:
+        (point,) = plan.points(config, cell)
+        assert point == Point(1e-3, 1e-4) and plan.selection(config, cell, folder) == {}
+    for cell in [cell for cell in everything[::19] if cell.method in ("bias", "ssf", "adapter_plus", "toast_ep")]:
+        unit = plan.final(config, cell, point, folder)
+        check(unit.config)
+        assert (unit.config.optimizer.name, unit.config.batch_size, tuple(unit.folders)) == ("adamw", 64, (18, 45, 25))
+        assert (unit.config.data.splits.train, unit.config.data.splits.val) == ("train800val200", "")
+        network, row = steered.build(unit.config, 10)
+        shapes = jax.eval_shape(lambda n=network, r=row: steered.init(n, r, jax.random.key(0)))
+        mask = trees.flat(methods.tuned_mask(shapes, row))
+        kept = {path for path, tuned in mask.items() if tuned}
+        kept -= {path for path in kept for regex in unit.config.optimizer.no_decay if re.fullmatch(regex, path)}
+        matrices = ("kernel", "/a", "/b", "back", "out", "transform", "queries", "values", "down", "up", "tokens", "embed")
+        assert all(path.endswith((*matrices, "cls_token", "running_mean", "running_var")) for path in kept), kept
+        assert all(any(re.fullmatch(regex, path) for path in mask) for regex in unit.config.optimizer.no_decay)
+
+
+def test_a_method_without_a_recipe_of_its_own_is_refused():
+    with pytest.raises(InputError, match="With recipe=paper, the config argument method is 'lora'; it must be one of"):
+        config_of.get_config("table=vtab,method=lora,recipe=paper")
+    with pytest.raises(InputError, match="The config argument recipe is 'fixd'; .*the nearest is 'fixed'"):
+        config_of.get_config("table=vtab,recipe=fixd")
+    with pytest.raises(InputError, match="The config argument recipe is for table=vtab; a sweep of fgvc has one recipe"):
+        config_of.get_config("table=fgvc,recipe=fixed")
+
+
+def test_a_sweep_with_another_recipe_needs_another_folder(folder):
+    for text in ("table=vtab,task=dtd", "table=vtab,task=svhn"):
+        plan.claim(config_of.get_config(text), folder)
+    assert plan.opened(folder) == {"table": "vtab", "backbone": "vit_b16_in1k", "recipe": "toast"}
+    with pytest.raises(InputError, match="is a sweep with recipe=toast, not fixed; give another --workdir"):
+        plan.claim(config_of.get_config("table=vtab,recipe=fixed"), folder)
+
+
 def test_names_can_be_read(folder):
     config = config_of.get_config("table=vtab,method=toast")
     names = [unit.name for unit in plan.selection(config, Cell("toast", "dtd"), folder).values()]
     assert names[0] == "toast/dtd/selection/lr_1.0_wd_0.01" and names[-2] == "toast/dtd/selection/lr_0.01_wd_0.0001"
     final = plan.final(config, Cell("toast", "dtd"), Point(0.1, 0.0), folder)
     assert final.folders[800] == folder / "toast/dtd/final/seed_800"
+
+
+@pytest.mark.parametrize("recipe", ["paper", "fixed"])
+def test_run_of_another_recipe_is_that_of_the_single_config(recipe, folder):
+    config = config_of.get_config(f"table=vtab,method=ssf,task=svhn,recipe={recipe}")
+    single = vtab.get_config(f"task=svhn,method=ssf,split=final,recipe={recipe}")
+    single.seed = config.sweep.seeds[0]
+    point = Point(single.optimizer.lr, single.optimizer.weight_decay)
+    unit = plan.final(config, Cell("ssf", "svhn"), point, folder)
+    assert point in plan.points(config, Cell("ssf", "svhn"))
+    assert {**unit.config.to_dict(), "name": single.name} == single.to_dict()
 
 
 @pytest.mark.parametrize("phase", ["selection", "final"])
@@ -152,7 +234,7 @@ def _selection_at(config, cell, point, folder):
 @pytest.mark.parametrize("dataset", paper_recipes.FGVC)
 def test_fgvc_is_the_recipe_of_the_set(dataset, folder):
     config = config_of.get_config("table=fgvc,method=all")
-    assert len(plan.cells(config)) == 5 * 8
+    assert len(plan.cells(config)) == 5 * 13
     cell = Cell("linear", dataset)
     (point,) = plan.points(config, cell)
     assert plan.selection(config, cell, folder) == {}

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from configs import convert as convert_config
 from tests import FIXTURES
 from tests.conftest import METHODS, tiny_config
+from tests.export.runs import text_run, tuned
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import vit
@@ -152,6 +153,65 @@ def test_refusals(source, target, message, tmp_path, monkeypatch):
         convert.run(config, "unused")
     assert str(raised.value).endswith(".")
     assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("{tmp}/gone", "{tmp}/x", "There is nothing at .*gone; correct from="),
+        ("{tmp}/file.safetensors", "{tmp}/x", "file.safetensors is not one; give a run in from=, or write as=release"),
+        ("vit_b16_in1k", "{tmp}/x", "and vit_b16_in1k is not one; give a run in from="),
+        ("{tmp}/run", "{tmp}/x", "The run in .*run has not finished, as it has no result.json; give its command"),
+        ("{tmp}/damaged", "{tmp}/x", "result.json is damaged .*; remove it and give the command of the run again"),
+        ("{tmp}", "{tmp}/x", "There are no checkpoints in"),
+        ("{tmp}/run", "{tmp}/run", "run exists already; give to= another name, or remove it"),
+        ("{tmp}/run", "{tmp}/x.safetensors", "x.safetensors is named like a file.*; give to= a name without .safetensors"),
+        ("{tmp}/run", "{tmp}/nowhere/x", "x cannot be written; give to= a folder in one that exists and is yours"),
+    ],
+)
+def test_refusals_of_exports(source, target, message, tmp_path):
+    (tmp_path / "file.safetensors").touch()
+    for name in ("run", "damaged"):
+        (tmp_path / name / "checkpoints" / "2").mkdir(parents=True)
+    (tmp_path / "damaged" / "result.json").write_text("{")
+    text = f"from={source},to={target},as=timm".format(tmp=tmp_path)
+    with pytest.raises(InputError, match=message) as raised:
+        convert.run(convert_config.get_config(text), "unused")
+    assert str(raised.value).endswith(".") or "=...)" in str(raised.value)
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_unknown_kind_gets_the_nearest():
+    with pytest.raises(InputError, match="The config argument as is 'tim'; it must be one of release, .*nearest is 'timm'"):
+        convert_config.get_config("from=a,to=b,as=tim")
+
+
+def test_hub_takes_the_first_kind_that_holds_the_network():
+    """Timm has no name for so small a network."""
+    kind, files = convert._files(tuned("lora"), "hub")
+    assert kind == "hf" and set(files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    with pytest.raises(InputError, match="cannot be merged .*; write as=release, which the PyTorch release loads"):
+        convert._files(text_run("toast"), "hub")
+
+
+@pytest.mark.slow
+def test_run_becomes_a_folder_to_upload(image_folder, tmp_path, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    config = tiny_config(image_folder, "lora")
+    config.epochs = 1
+    loop.fit(config, tmp_path / "run")
+    convert.run(convert_config.get_config(f"from={tmp_path}/run,to={tmp_path}/birds,as=hub"), "unused")
+    names = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in (tmp_path / "birds").iterdir()} == names
+    assert f"hf upload OWNER/birds {tmp_path}/birds ." in caplog.text
+    arrays = load_file(tmp_path / "birds" / "model.safetensors")
+    released = load_file(converted(tmp_path / "run", tmp_path / "network.safetensors"))
+    np.testing.assert_array_equal(arrays["classifier.weight"], released["head.last_layer.weight"])
+    assert not any("lora" in name for name in arrays) and any("lora" in name for name in released)
+    config.stage = "pretune"
+    loop.fit(config, tmp_path / "pretuned")
+    with pytest.raises(InputError, match="pretuned has pre-tuned a module; give one that tuned with it, or write as=release"):
+        convert.run(convert_config.get_config(f"from={tmp_path}/pretuned,to={tmp_path}/x,as=hf"), "unused")
 
 
 def test_remote_file_is_copied_once_and_verified(tmp_path, monkeypatch):

@@ -42,9 +42,7 @@ def numbers(folder, name="train/loss"):
     return [line[name] for line in lines if name in line]
 
 
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("toast", "lora", "finetune", "partial", "bias", "vpt", "toast_lite")
-]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in methods.METHODS if name != "linear"]
 
 
 @pytest.mark.parametrize("method", ["linear", *SLOW])
@@ -239,7 +237,8 @@ def test_views_that_change(section, field, value, fixed):
 def test_what_no_step_changes(method, fixed):
     fixed.method = method
     network, row = steered.build(fixed, 3)
-    assert (feature_cache.features_of(network, row) is not None) == (method in ("linear", "toast", "toast_lite"))
+    caches = ("linear", "ep", "toast", "toast_lite", "toast_ep")
+    assert (feature_cache.features_of(network, row) is not None) == (method in caches)
 
 
 def test_the_first_look_is_computed_once_for_all_points(fixed, tmp_path, monkeypatch):

@@ -69,6 +69,7 @@ SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if me
 def test_every_method_runs_to_its_result(method, image_folder, tmp_path, caplog):
     caplog.set_level("INFO", "toast_jax")
     config = tiny_config(image_folder, method)
+    config.save_predictions = True
     train.run(config, str(tmp_path))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["test"]["count"] == 3 * COUNTS["test"] and result["val"]["count"] == 3 * COUNTS["val"]
@@ -78,6 +79,9 @@ def test_every_method_runs_to_its_result(method, image_folder, tmp_path, caplog)
     assert "xla_force_host_platform_device_count=8" in result["xla_flags"]
     correct = run_folder.read_correct(tmp_path)
     assert correct.shape == (3 * COUNTS["test"],) and correct.mean() == pytest.approx(result["test"]["accuracy"])
+    predictions = run_folder.read_predictions(tmp_path)
+    assert predictions["logits"].shape == (3 * COUNTS["test"], 3) and predictions["logits"].dtype == np.float32
+    assert np.array_equal(predictions["logits"].argmax(axis=-1) == predictions["label"], correct)
     assert result["tuned_parameters"]["all"] > result["tuned_parameters"]["without_head"]
     assert len(losses(tmp_path)) == result["steps"] == 6
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text

@@ -28,7 +28,8 @@ from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
 from toast_jax.model.backbones import llama
 from toast_jax.model.layers import dtypes
-from toast_jax.tasks import convert, evaluate, generate, train
+from toast_jax.tasks import convert, evaluate, train
+from toast_jax.tasks.language import generate
 from toast_jax.train import checkpoint, loop, setup, text_runs
 from toast_jax.weights import rename
 from toast_jax.workdir import fingerprint, interrupt
@@ -195,6 +196,51 @@ def test_a_conversation_goes_on_until_the_input_ends(runs, monkeypatch, capsys):
     ]
     assert read[1][: len(read[0]) + 2] == [*read[0], 7, 2] and "USER: b ASSISTANT:" in words.decode(read[1])
     assert len(read) == 3 and words.decode(read[2]).startswith("A chat between")
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """The config of a run on messages, with the file of a tokenizer, and conversations of which one is left out."""
+    (tmp_path / "tokenizer.json").touch()
+    pairs = [[("user", f"{i}?"), ("assistant", f"{i}!")] for i in range(9)] + [[("user", "alone")]]
+    write(tmp_path, [{"messages": [{"role": role, "content": content} for role, content in pair]} for pair in pairs])
+    config = of(alpaca, tmp_path)
+    config.data.update({"format": "messages", "template": "llama-2", "tokenizer": str(tmp_path)})
+    return config
+
+
+def test_messages_are_tuned_on_as_the_template_writes_them(chats, caplog, capsys, tmp_path):
+    caplog.set_level("WARNING", "toast_jax")
+    source, _ = text_runs.open_sources(chats, verified=True)
+    assert len(source) == 9 and "1 records left out" in caplog.text
+    words = tokenizer.load("")
+    ids, learned = source.tokens[0][source.segments[0] > 0], source.answers[0][source.segments[0] > 0]
+    assert tokenizer.spelled(words, ids.tolist()) == "<s>[INST] 0? [/INST] 0! </s>"
+    assert tokenizer.spelled(words, ids[learned].tolist()) == " 0! </s>" and ids[0] == words.begin
+    chats.show = 2
+    train.run(chats, str(tmp_path / "unused"))
+    lines = [f"Example {i + 1}: 21 tokens, 4 of them learned.\n<s>[INST] {i}? [/INST][[ {i}! </s>]]\n\n" for i in range(2)]
+    assert capsys.readouterr().out == "".join(lines) and not (tmp_path / "unused").exists()
+    chats.data.length = 20
+    train.run(chats, "unused")
+    assert "21 tokens, cut to 20, 3 of them learned.\n<s>[INST] 0? [/INST][[ 0! ]]\n" in capsys.readouterr().out
+    chats.data.too_long = "refuse"
+    with pytest.raises(InputError, match="9 of 9 texts are longer than 20 tokens, the longest has 21"):
+        text_runs.open_sources(chats, verified=True)
+
+
+def test_a_chat_is_asked_with_its_template(runs, tmp_path, monkeypatch):
+    root, _ = runs
+    (tmp_path / "tokenizer.json").touch()
+    read = []
+    monkeypatch.setattr(generate.Speaker, "stream", lambda self, ids: read.append(ids) or [*ids, 7, 2])
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
+    generate.run(spoken(root, format="messages", template="llama-2", tokenizer=str(tmp_path)), "unused")
+    spelled = [tokenizer.spelled(tokenizer.load(""), ids) for ids in read]
+    assert spelled[0] == "<s>[INST] a [/INST]" and read[1][: len(read[0]) + 2] == [*read[0], 7, 2]
+    assert spelled[1].endswith("</s><s>[INST] b [/INST]") and spelled[1].count("<s>") == 2
+    with pytest.raises(InputError, match="has no chat template, .*; name one in --config.template: llama-2, llama-3, chatml"):
+        generate.run(spoken(root, format="messages", tokenizer=str(tmp_path)), "unused")
 
 
 @pytest.mark.parametrize(

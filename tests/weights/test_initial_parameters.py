@@ -13,13 +13,14 @@ from safetensors.numpy import load_file, save_file
 
 from configs import fgvc
 from tests import FIXTURES
-from tests.conftest import METHODS, tiny_config
+from tests.conftest import SOME_SLOW, tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods
 from toast_jax.model.backbones import vit
 from toast_jax.model.backbones.vit import ViT
 from toast_jax.model.families import FAMILIES
+from toast_jax.model.probe import AttentionProbe
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, apply, build, classifier, init
 from toast_jax.model.top_down import TopDown
@@ -42,7 +43,8 @@ def network(method, num_classes=7, **changed):
         "prompts": {"prompts": Prompts(backbone.depth, 5, backbone.width, backbone.patch)},
         "top_down": {"top_down": TopDown(backbone.depth, backbone.width, backbone.dtype)},
     }
-    return Steered(backbone, classifier(num_classes), **signal[row.signal]), row
+    probe = AttentionProbe(backbone.width) if row.probe else None
+    return Steered(backbone, classifier(num_classes), probe=probe, **signal[row.signal]), row
 
 
 def start(method, num_classes=7, *, weights="random", seed=0, dtype=jnp.float32, **files):
@@ -139,7 +141,7 @@ def test_a_tuned_file_of_another_method_is_refused(tmp_path):
 # What is loaded, and what is said about it.
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SOME_SLOW)
 def test_every_method_loads_a_backbone_whole(method, backbone, logged):
     params = start(method, weights=backbone)
     with np.load(FIXTURES / "vit_linear.npz") as file:

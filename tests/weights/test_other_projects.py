@@ -422,9 +422,9 @@ def test_the_backbone_of_a_detector_is_taken(beside):
 
 
 def test_names_in_messages_are_those_of_the_file(tmp_path):
-    state = {f"net.{name}": array for name, array in backbone(register_tokens=np.zeros((1, 4, 32), "f4")).items()}
-    assert "belongs to a ViT with register tokens" in (text := refusal(to_file(tmp_path, state, ".npz")))
-    assert text.endswith("no network here has net.register_tokens.")
+    state = {f"net.{name}": array for name, array in backbone(dist_token=np.zeros((1, 1, 32), "f4")).items()}
+    assert "belongs to a distilled DeiT" in (text := refusal(to_file(tmp_path, state, ".npz")))
+    assert text.endswith("no network here has net.dist_token.")
 
 
 def test_blocks_in_chunks(plain, tmp_path):
@@ -451,9 +451,8 @@ def test_half_precision(form, dtype, suffix, tmp_path):
     ("names", "kind"),
     [
         (["dist_token"], "a distilled DeiT"),
-        (["register_tokens", "blocks.0.ls1.gamma"], "a ViT with register tokens"),
-        (["reg_token"], "a ViT with register tokens"),
-        (["blocks.0.mlp.w12.weight", "blocks.0.mlp.w3.bias", "blocks.0.ls2.gamma"], "a ViT with SwiGLU layers"),
+        (["blocks.0.mlp.fc1.SCB", "blocks.0.mlp.fc1.weight_format"], "a quantized network"),
+        (["blocks.0.mlp.fc1.weight.absmax", "blocks.0.mlp.fc1.weight.quant_map"], "a quantized network"),
         (["blocks.1.attn.q_norm.weight", "blocks.1.attn.k_norm.weight"], "a ViT with norms of queries and keys"),
         (["fc_norm.weight", "fc_norm.bias"], "a ViT with its last norm after pooling (as MAE's fine-tuning makes)"),
         (["blocks.0.attn.relative_position_bias_table", "blocks.0.attn.q_bias", "blocks.0.gamma_1"], "a BEiT"),
@@ -478,8 +477,6 @@ def test_networks_that_cannot_be_used_are_named(names, kind, tmp_path):
     ("names", "kind"),
     [
         (["embeddings.distillation_token"], "a distilled DeiT"),
-        (["embeddings.register_tokens"], "a ViT with register tokens"),
-        (["encoder.layer.0.mlp.weights_in.weight"], "a ViT with SwiGLU layers"),
         (["encoder.layer.0.attention.attention.extra"], "another kind of network"),
     ],
 )
@@ -496,8 +493,25 @@ def test_distilled_deit_of_hugging_face_is_named(tmp_path):
 
 def test_only_the_names_that_tell_the_network_are_listed(tmp_path):
     others = zeros(*(f"blocks.{i}.ls1.gamma" for i in range(4, 24)))
-    text = refusal(to_file(tmp_path, backbone(register_tokens=np.zeros((1, 4, 32), "f4"), **others)))
-    assert text.endswith("no network here has register_tokens.")
+    text = refusal(to_file(tmp_path, backbone(dist_token=np.zeros((1, 1, 32), "f4"), **others)))
+    assert text.endswith("no network here has dist_token.")
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "field"),
+    [
+        ({}, "register_tokens", "registers"),
+        ({}, "reg_token", "registers"),
+        ({"blocks.0.mlp.fc1": "blocks.0.mlp.fc1_x"}, "blocks.0.mlp.fc1_g.weight", "mlp"),
+    ],
+)
+def test_what_the_config_leaves_out_is_refused_with_the_field_that_adds_it(form, name, field, tmp_path):
+    state = renamed(backbone(), form.items())
+    extra = {name: np.zeros((1, 4, 32) if "reg" in name else (128, 32), "f4")}
+    if "fc1_g" in name:
+        extra["blocks.0.mlp.fc1_g.bias"] = np.zeros(128, "f4")
+    text = refusal(to_file(tmp_path, state | extra))
+    assert "which the network of the config has not" in text and text.endswith(f"check config.backbone.{field}.")
 
 
 @pytest.mark.parametrize(

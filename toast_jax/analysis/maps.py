@@ -1,7 +1,8 @@
 """Attention maps: where a network looks, as maps over the image.
 
 `attention [L, B, H, N, N]` holds the softmax weights of every block of a ViT (`out["look"]["attention"]` of `Steered.explain`).
-The class token comes first and the patches last; prompts may stand between them. `grid` is the number of patches along a side.
+The class token comes first and the patches last; prompts and registers may stand between them, and no map shows them. Without a
+class token, `reads [B, H, N]` of a look takes the place of its attention. `grid` is the number of patches along a side.
 """
 
 import dataclasses
@@ -61,8 +62,8 @@ def look_closely(model: Steered, method: Method, params: dict, images: jax.Array
         return jax.nn.softmax(logits), maps, Parts([], [], norms)
     grid = maps[LAST].shape[-1]
     maps[ROLLOUT] = _rollout_of_last_look(model, out)
-    first_heads = _heads(out["first_look"]["attention"], grid) if "first_look" in out else []
-    return jax.nn.softmax(logits), maps, Parts(first_heads, _heads(out["look"]["attention"], grid), norms)
+    first_heads = _heads(_attention(out["first_look"]), grid) if "first_look" in out else []
+    return jax.nn.softmax(logits), maps, Parts(first_heads, _heads(_attention(out["look"]), grid), norms)
 
 
 def look_to_measure(
@@ -70,9 +71,9 @@ def look_to_measure(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Run `look` with every map of `MEASURED` that the network has, in both of its looks.
 
-    `GRADIENT` is the norm, for each token that the last block reads, of the gradient of the right class's logit. Gradient times
-    token would vanish: the block normalizes its tokens, so scaling one of them changes nothing. `FIRST_GRADIENT` is the same
-    for the logit that the head would compute from the first look.
+    `GRADIENT` is the norm, for each token that the last block (or the probe) reads, of the gradient of the right class's logit.
+    Gradient times token would vanish: the block normalizes its tokens, so scaling one of them changes nothing. `FIRST_GRADIENT`
+    is the same for the logit that the head would compute from the first look.
 
     Args:
       labels: the right classes `[B]`; where negative, the predicted class is used.
@@ -90,7 +91,7 @@ def look_to_measure(
     maps[ROLLOUT] = _rollout_of_last_look(model, out)
     maps[GRADIENT] = gradient(out["look"], out["td"][-1] if "td" in out else None)
     if "first_look" in out:
-        maps[FIRST_ROLLOUT] = rollout(out["first_look"]["attention"], maps[FIRST].shape[-1])
+        maps[FIRST_ROLLOUT] = rollout(_attention(out["first_look"]), maps[FIRST].shape[-1])
         maps[FIRST_GRADIENT] = gradient(out["first_look"], None)
     return logits, maps
 
@@ -133,19 +134,27 @@ def rollout(attention: jax.Array, grid: int, replaced: int = 0) -> jax.Array:
 def _maps(model, out):
     backbone, attends, maps = model.backbone, "attention" in out["look"], {}
     if attends and "first_look" in out:
-        maps[FIRST] = of_class_token(out["first_look"]["attention"], backbone.grid)
+        maps[FIRST] = of_class_token(_attention(out["first_look"]), backbone.grid)
     if "selection" in out:
         maps[SELECTION] = backbone.on_grid(out["selection"][..., 0])
     if attends:
-        maps[LAST] = of_class_token(out["look"]["attention"], backbone.grid)
+        maps[LAST] = of_class_token(_attention(out["look"]), backbone.grid)
     return maps
+
+
+def _attention(look):
+    """Return the attention of a look, whose token 0 is the class token, or one added after the last block that has `reads`."""
+    if "reads" not in look:
+        return look["attention"]
+    attention = jnp.pad(look["attention"], ((0, 1), (0, 0), (0, 0), (1, 0), (1, 0)))
+    return attention.at[:-1, :, :, 0, 0].set(1.0).at[-1, :, :, 0, 1:].set(look["reads"])
 
 
 def _rollout_of_last_look(model, out):
     """Compute the rollout through all blocks; those that the second look skips are the first look's."""
-    attention, deep_prompts = out["look"]["attention"], 0
+    attention, deep_prompts = _attention(out["look"]), 0
     if "first_look" in out:
-        first = out["first_look"]["attention"]
+        first = _attention(out["first_look"])
         attention = jnp.concatenate([first[: len(first) - len(attention)], attention])
     if model.prompts is not None and model.prompts.layers > 1:
         deep_prompts = model.prompts.num
@@ -154,15 +163,21 @@ def _rollout_of_last_look(model, out):
 
 def _gradient(model, method, params, classes, look, td):
     def logit(tokens):
-        logits = apply(model, method, params, tokens, td, call=_classify_from_last)
+        logits = apply(model, method, params, tokens, td, call=classify)
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
 
-    gradients = jax.grad(logit)(look["hidden"][-2]).astype(jnp.float32)
+    # A probe reads all tokens after the last block, a head without one the class token.
+    site, classify = (-2, _classify_from_last) if model.probe is None else (-1, _classify_map)
+    gradients = jax.grad(logit)(look["hidden"][site]).astype(jnp.float32)
     return model.backbone.on_grid(jnp.linalg.norm(gradients, axis=-1))
 
 
 def _classify_from_last(model, tokens, td):
     return model.logits(model.backbone.pooled_from_last(tokens, td))
+
+
+def _classify_map(model, tokens, td):
+    return model.classify_map(tokens)
 
 
 def _heads(weights, grid):

@@ -58,7 +58,7 @@ class Streamed:
 
     Attributes:
       image: views uint8 `[batch_size, size, size, 3]`; black where there is none.
-      paths: of the images, by row; those that could not be read are missing.
+      paths: of the images, or names of the examples, by row; those that could not be read are missing.
       faults: of these, what was wrong.
     """
 
@@ -67,37 +67,42 @@ class Streamed:
     faults: tuple[str, ...]
 
 
-def stream(run: SavedRun, paths: Iterable[str], batch_size: int) -> Iterator[Streamed]:
-    """Load images by their paths, upright and in order; memory does not grow with their number."""
+def stream(run: SavedRun, images: Iterable[str | dict[str, Any]], batch_size: int) -> Iterator[Streamed]:
+    """Load images, by path or as examples of a `Source`, upright and in order; memory does not grow with their number."""
     size = run.config.data.image_size
 
-    def load(path: str) -> tuple[np.ndarray | None, str]:
+    def load(image: str | dict[str, Any]) -> tuple[np.ndarray | None, str]:
         try:
-            image_files.require_text(path)
-            example = image_files.UprightFiles((path,), (0,), (image_files.UNLABELLED,))[0]
+            example = image if isinstance(image, dict) else _upright(image)
             return pixels.eval_view(pixels.decode_example(example), resize=run.config.data.resize, size=size), ""
         except InputError as error:
             return None, fault_of(error)
 
-    names = iter(paths)
+    remaining = iter(images)
     loading: collections.deque[list[tuple[str, concurrent.futures.Future]]] = collections.deque()
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
         while True:
-            while len(loading) < _AHEAD and (some := list(itertools.islice(names, batch_size))):
-                loading.append([(path, pool.submit(load, path)) for path in some])
+            while len(loading) < _AHEAD and (some := list(itertools.islice(remaining, batch_size))):
+                named = ((image["name"] if isinstance(image, dict) else image, image) for image in some)
+                loading.append([(name, pool.submit(load, image)) for name, image in named])
             if not loading:
                 return
             image, read, faults = np.zeros((batch_size, size, size, 3), np.uint8), {}, []
-            for row, (path, future) in enumerate(loading.popleft()):
+            for row, (name, future) in enumerate(loading.popleft()):
                 view, fault = future.result()
                 if view is None:
                     faults.append(fault)
                 else:
-                    image[row], read[row] = view, path
+                    image[row], read[row] = view, name
             yield Streamed(image, read, tuple(faults))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _upright(path: str) -> dict[str, Any]:
+    image_files.require_text(path)
+    return image_files.UprightFiles((path,), (0,), (image_files.UNLABELLED,))[0]
 
 
 def choose(run: SavedRun, images: str, most: int) -> Source:

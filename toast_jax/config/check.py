@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.config.run_fields import TEMPLATES
 from toast_jax.config.task_fields import SECTIONS, SWEEP, TASKS
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
@@ -33,9 +34,10 @@ class _Facts:
     family = property(lambda c: FAMILIES[c.backbone.family])
     refusal = property(lambda c: c.family.refused[c.method])
     row = property(lambda c: c.family.methods.get(c.method))  # None if the family refuses the method
-    size = property(lambda c: c.family.sizes[c.backbone.size])
+    size = property(lambda c: c.family.size(c.backbone))
     image_multiple = property(lambda c: c.family.image_multiple(c.backbone))
     steerable = property(lambda c: c.family.sites(c.size))  # how many parts of the network can take a top-down input
+    width = property(lambda c: c.family.width(c.size))
     tunable = property(lambda c: c.family.tunable_blocks(c.size))  # how many blocks method partial can tune
     share = property(lambda c: c.batch_size // c.devices)  # examples of a batch on each device
 
@@ -97,11 +99,23 @@ _OF_RUNS: _Conflicts = {
     "config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.tune_transform
     ),
+    "config.tune_back is True, but method {c.method} has no feedback layers; set it to False.": (
+        lambda c: c.tune_back and not (c.row and c.row.signal == "top_down")
+    ),
     "config.tune_transform is True, but method {c.method} has no transform; set it to False.": (
         lambda c: c.tune_transform and not (c.row and TRANSFORM in c.row.tuned + c.row.frozen)
     ),
 }
 _OF_IMAGES: _Conflicts = {
+    "config.interpolation is {c.interpolation}, which is for the task evaluate; leave it at 1.": (
+        lambda c: c.interpolation < 1 and c.task == "train"
+    ),
+    "config.interpolation is {c.interpolation}, but method {c.method} starts from no network to go back to; leave it at 1, or "
+    "evaluate a run that started from a --config.module.": (
+        lambda c: c.interpolation < 1 and c.row and not (c.row.starts_unchanged or c.module or c.top_down)
+    ),
+    "config.interpolation is {c.interpolation}, but config.checkpoint is a file that has only the end of the line; leave it "
+    "at 1.": lambda c: c.interpolation < 1 and c.checkpoint,
     "Method {c.method} {c.refusal}; use another --config.method{c.able_families}.": (lambda c: c.method in c.family.refused),
     "config.head.tune is False, but method linear tunes nothing else; set it to True.": (
         lambda c: c.method == "linear" and not c.head.tune
@@ -112,8 +126,28 @@ _OF_IMAGES: _Conflicts = {
     "config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.": (
         lambda c: c.head.start == "classifier" and c.backbone.weights == RANDOM
     ),
+    "config.head.start is classifier, but method {c.method} reads tokens by a probe, which the backbone's classifier was not "
+    "trained for; set it to random or zeros.": lambda c: c.head.start == "classifier" and c.row and c.row.probe,
+    "config.probe.queries is {c.probe.queries} and config.probe.reduction {c.probe.reduction}; their product has to divide the "
+    "width of the tokens, {c.width}.": lambda c: c.row and c.row.probe and c.width % (c.probe.queries * c.probe.reduction),
+    "config.distillation_weight is {c.distillation_weight}, but method {c.method} has a probe, which labels alone train; "
+    "set it to 0, or config.method to toast.": (
+        lambda c: c.stage == "pretune" and c.distillation_weight and c.row and c.row.probe
+    ),
     "config.data.image_size {c.data.image_size} is no multiple of {c.image_sizes}.": (
         lambda c: c.data.image_size % c.image_multiple
+    ),
+    "config.backbone.size is {c.backbone.size}, which has no numbers; set --config.backbone.width, --config.backbone.depth and "
+    "--config.backbone.num_heads.": (
+        lambda c: "width" in c.backbone and not (c.size.width and c.size.depth and c.size.num_heads)
+    ),
+    "config.backbone.width is {c.size.width}, no multiple of the {c.size.num_heads} heads, or of 4 times as many with rotary "
+    "positions; change it, or config.backbone.num_heads.": (
+        lambda c: "width" in c.backbone and c.size.width % max(1, c.size.num_heads * (4 if c.backbone.rotary else 1))
+    ),
+    "config.backbone.class_token is False, which leaves no token for config.backbone.pool={c.backbone.pool} or "
+    "config.backbone.registers={c.backbone.registers}; set --config.backbone.pool=mean or attention, and no registers.": (
+        lambda c: not c.backbone.get("class_token", True) and (c.backbone.pool == "cls" or c.backbone.registers)
     ),
     "config.tuned_blocks is {c.tuned_blocks}; this network has 1 to {c.tunable} blocks to tune, of a ConvNeXt those "
     "of its last stage.": lambda c: c.method == "partial" and c.tuned_blocks > c.tunable,
@@ -154,6 +188,8 @@ _OF_TEXT: _Conflicts = {
     "config.fsdp is {c.fsdp}, which does not divide the {c.host_devices} devices of a host; use a divisor of it.": (
         lambda c: c.host_devices % c.fsdp and (c.fsdp % c.host_devices or c.devices % c.fsdp)
     ),
+    "config.data.template is {c.data.template}, but the prompts of data.format {c.data.format} are fixed; set "
+    "--config.data.format=messages.": lambda c: c.data.template != TEMPLATES[0] and c.data.format != "messages",
     "config.data.splits.val and config.data.held_out both give a val split; set one of them.": (
         lambda c: c.data.held_out and c.data.splits.val
     ),

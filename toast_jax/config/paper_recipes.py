@@ -1,6 +1,8 @@
 """Recipes that several configs share: the paper's tables, FGVC and VTAB-1k; few-shot; the scenes of the demo."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -8,6 +10,7 @@ from toast_jax.config.run_fields import base
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
+from toast_jax.fields import nested
 
 # The release trains each FGVC recipe once; the seeds of VTAB-1k give a mean and a deviation.
 SEEDS = (42, 44, 82, 100, 800)
@@ -31,43 +34,122 @@ FGVC = {
     "cars": Dataset(196, "", 0.02, 1e-4),
 }
 
-# The release's grid; for linear, the grid of VPT's code. No grid is published for partial and bias, so they take that of lora.
+# The release's grid; for linear, the grid of VPT's code. No grid of SGD is published for partial, bias, ln,
+# ssf and adapter_plus, so they take that of lora.
 _RATES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
 _HIGH_RATES = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
 VTAB_LR = {
     "linear": _HIGH_RATES,
+    "ep": _RATES,
     "finetune": (5e-3, 1e-3, 5e-4, 1e-4),
     "partial": _RATES,
     "bias": _RATES,
+    "ln": _RATES,
+    "ssf": _RATES,
+    "adapter_plus": _RATES,
     "vpt": _HIGH_RATES,
     "lora": _RATES,
     "toast": _RATES,
     "toast_lite": _RATES,
+    "toast_ep": _RATES,
 }
 VTAB_WEIGHT_DECAY = (1e-2, 1e-3, 1e-4, 0.0)
 # Learning rate of a single run; for other methods from the middle of the grid of toast and lora.
 _VTAB_SINGLE_LR = {"vpt": 5.0, "finetune": 1e-3}
+# Decay leaves out vectors, in the recipes with AdamW.
+_VECTORS = {"ssf": ("ssf/.*",), "adapter_plus": ("adapter/.*(_bias|scaling)",)}
+_VECTORS |= dict.fromkeys(("toast", "toast_lite", "toast_ep"), ("top_down/prior",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How runs of one method on VTAB-1k are optimized.
+
+    Attributes:
+      lr, weight_decay: the grid; a single point is trained without a selection.
+      fields: of the run, by dotted name, where they differ from TOAST's recipe.
+      no_decay: value of `config.optimizer.no_decay`.
+    """
+
+    lr: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    no_decay: tuple[str, ...] = ("head/bias",)
+
+
+_ADAMW = {"optimizer.name": "adamw", "optimizer.base_batch_size": 0, "batch_size": 64}
+# Of the methods' own papers; those of bias and ln are of ViT_PEFT_Vision. SSF states the range of rates, not its points.
+_PAPERS = {
+    "ssf": Recipe((1e-3, 5e-3, 1e-2, 5e-2), (5e-5, 5e-2), _ADAMW, ("head/bias", *_VECTORS["ssf"])),
+    "adapter_plus": Recipe((1e-3,), (1e-4,), _ADAMW, ("head/bias", *_VECTORS["adapter_plus"])),
+    **dict.fromkeys(("bias", "ln"), Recipe((1e-3, 1e-2), (1e-4, 1e-3), _ADAMW)),
+}
+# Of the runs without tuning per task (Adapter+): one recipe for all tasks and methods.
+FIXED_SEEDS = (18, 45, 25)
+
+
+def vtab_recipe(name: str, method: str) -> Recipe:
+    """Return a recipe for VTAB-1k.
+
+    Args:
+      name: toast (the grid of the release, with SGD), paper (of the method's own paper) or fixed (that of Adapter+ for every
+        method: one point, AdamW).
+      method: of the runs.
+
+    Raises:
+      InputError: an unknown name, or a method without a recipe of its own.
+    """
+    recipes = {
+        "toast": lambda: Recipe(VTAB_LR[method], VTAB_WEIGHT_DECAY),
+        "paper": lambda: choose("With recipe=paper, the config argument method", method, _PAPERS),
+        "fixed": lambda: Recipe((1e-3,), (1e-4,), _ADAMW, (".*/bias", ".*/scale", *_VECTORS.get(method, ()))),
+    }
+    return choose("The config argument recipe", name, recipes)()
+
+
 VTAB_SPLITS = {
     "final": {"train": "train800val200", "val": "", "test": "test"},
     "selection": {"train": "train800", "val": "val200", "test": ""},
 }
 
 
-def fgvc(dataset: str, method: str, backbone: str) -> ConfigDict:
-    """Return the config of one run on one set of FGVC."""
-    recipe = choose("The config argument dataset", dataset, FGVC)
+# SSF's rates and drop-path of FGVC, and the augmentation of Adapter+ and SSF.
+_SSF_FGVC = {"cub": (1e-2, 0.0), "nabirds": (2e-4, 0.1), "flowers": (1e-2, 0.1), "dogs": (2.5e-4, 0.0), "cars": (2e-2, 0.0)}
+_CROPS = {"augment.min_crop_area": 0.08}
+_SSF_MIXING = {"augment.mixup": 0.8, "augment.cutmix": 1.0, "augment.label_smoothing": 0.1, "augment.erasing": 0.25}
+
+
+def _fgvc_of_papers(dataset: str) -> dict[str, dict[str, Any]]:
+    """Return the fields of the methods' own recipes, by method."""
+    lr, drop_path = _SSF_FGVC[dataset]
+    ssf = {"optimizer.lr": lr, "optimizer.weight_decay": 0.05, "backbone.drop_path": drop_path, **_SSF_MIXING}
+    ssf |= {"ema": 0.999 if dataset == "flowers" else 0.9998}
+    adapter_plus = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
+    return {
+        name: {**_ADAMW, **_CROPS, **fields, "optimizer.no_decay": _PAPERS[name].no_decay}
+        for name, fields in (("ssf", ssf), ("adapter_plus", adapter_plus))
+    }
+
+
+def fgvc(dataset: str, method: str, backbone: str, recipe: str = "toast") -> ConfigDict:
+    """Return the config of one run on one set of FGVC, by the release's recipe or (paper) that of the method's own paper."""
+    choose("The config argument recipe", recipe, dict.fromkeys(("toast", "paper")))
+    of_release = choose("The config argument dataset", dataset, FGVC)
     config = base(name=f"fgvc_{dataset}_{method}_{backbone}", method=method, backbone=backbone)
     config.data.root = f"data/{dataset}"
-    config.data.image_dir = recipe.image_dir
-    config.data.num_classes = recipe.num_classes
+    config.data.image_dir = of_release.image_dir
+    config.data.num_classes = of_release.num_classes
     config.data.normalize = IMAGENET  # as in the release, also for backbones that were trained with other statistics
-    config.optimizer.lr = recipe.lr
-    config.optimizer.weight_decay = recipe.weight_decay
+    config.optimizer.lr = of_release.lr
+    config.optimizer.weight_decay = of_release.weight_decay
+    if recipe == "paper":
+        of_papers = _fgvc_of_papers(dataset)
+        config.update(nested(choose("With recipe=paper, the config argument method", method, of_papers)))
     return config
 
 
-def vtab(task: str, method: str, backbone: str, split: str) -> ConfigDict:
-    """Return the config of one run on one task of VTAB-1k."""
+def vtab(task: str, method: str, backbone: str, split: str, recipe: str = "toast") -> ConfigDict:
+    """Return the config of one run on one task of VTAB-1k, in the middle of the grid of its `vtab_recipe`."""
     classes = choose("The config argument task", task, TASKS).num_classes
     splits = choose("The config argument split", split, VTAB_SPLITS)
     config = base(name=f"vtab_{task}_{method}_{backbone}_{split}", method=method, backbone=backbone)
@@ -84,6 +166,11 @@ def vtab(task: str, method: str, backbone: str, split: str) -> ConfigDict:
     config.optimizer.base_batch_size = 256
     config.optimizer.weight_decay = 1e-3
     config.eval_every = config.epochs  # once, after the last epoch
+    if recipe != "toast":
+        of_method = vtab_recipe(recipe, method)
+        config.update(nested({**of_method.fields, "optimizer.no_decay": of_method.no_decay}))
+        config.optimizer.lr = of_method.lr[len(of_method.lr) // 2]
+        config.optimizer.weight_decay = of_method.weight_decay[-1]
     return config
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config import backbone_names
 from toast_jax.data.images.statistics import IMAGENET
+from toast_jax.data.text import chat
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import (
     COUNT,
@@ -31,8 +32,12 @@ from toast_jax.fields import (
     whole,
 )
 
+TEMPLATES = (chat.OWN, *chat.NAMED)
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
-METHODS = ("linear", "finetune", "partial", "bias", "vpt", "lora", "toast", "toast_lite")
+METHODS = (
+    *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
+    *("toast", "toast_lite", "toast_ep"),
+)
 
 # Upper bounds far beyond practical values keep a typo from exhausting memory.
 _RUN = {
@@ -65,15 +70,16 @@ _RUN = {
     "top_down": Field(
         "",
         TEXT,
-        "toast, toast_lite: pre-tuned module: a file, a name, or hf:OWNER/NAME; '' for none",
+        "methods that steer: pre-tuned module: a file, a name, or hf:OWNER/NAME; '' for none",
         TO_MOVE,
     ),
     "steered_blocks": Field(
         0,
         whole(0),
-        "toast, toast_lite: how many of the last blocks (ConvNeXt: stages) look again, steered; 0: all",
+        "methods that steer: how many of the last blocks (ConvNeXt: stages) look again, steered; 0: all",
     ),
     "tune_transform": Field(False, FLAG, "toast: also tune the transform of the selected tokens; the release does not"),
+    "tune_back": Field(False, FLAG, "toast of a LLaMA: also tune the layers A_l, as the release's first version did"),
     "checkpoint": Field("", TEXT, "task evaluate: a file tuned by the PyTorch release, instead of the checkpoint of --workdir"),
     "lora.rank": Field(4, whole(1, 4096), "rank of the low-rank deltas"),
     "lora.alpha": Field(1.0, real(above=0.0), "deltas are scaled by alpha / rank"),
@@ -123,6 +129,10 @@ IMAGES = _RUN | {
         "initial head: random as in the release, zeros, or the classifier of the backbone's file",
     ),
     "head.tune": Field(True, FLAG, "tune the head"),
+    "probe.queries": Field(32, whole(1, 100_000), "ep, toast_ep: number of queries"),
+    "probe.reduction": Field(1, whole(1, 4096), "ep, toast_ep: width of the tokens divided by that of their values"),
+    "probe.tokens": Field("patches", Choice(("patches", "all")), "ep, toast_ep: tokens to pool; all: the class token too"),
+    "adapter.rank": Field(8, whole(1, 4096), "adapter_plus: width of the bottleneck after each block"),
     "prompts.num": Field(100, whole(1, 100_000), "vpt: number of prompt tokens"),
     "prompts.deep": Field(True, FLAG, "vpt: add prompts to every layer, not only to the first"),
     "prompts.dropout": Field(0.0, SHARE, "vpt: dropout of the prompts"),
@@ -154,6 +164,13 @@ IMAGES = _RUN | {
     "augment.label_smoothing": Field(0.0, SHARE, "label smoothing"),
     "augment.degradation": Field(0.5, real(0.0, 1.0), "distillation loss: how much the second look's image is degraded"),
     "keep_known": Field(True, FLAG, "cache the frozen features if views repeat (VTAB, data.views) and drop-path is off"),
+    "save_predictions": Field(False, FLAG, "at the end, write the logits of the test images to test_logits.npz", TO_RESUME),
+    "interpolation": Field(
+        1.0,
+        real(0.0, 1.0),
+        "task evaluate: evaluate so far along the line from the first to the tuned parameters (WiSE-FT)",
+        TO_RESUME,
+    ),
     "confusion": Field(False, FLAG, "at the end, log the confused classes and write confusion.csv", TO_RESUME),
 }
 _TEXT_DEFAULTS = {
@@ -177,9 +194,9 @@ TEXTS = (
         "data.format": Field(
             "text",
             Choice(FORMATS),
-            "text: packed; instructions: Alpaca; prompts: prompt and response; conversations: ShareGPT",
+            "text: packed; instructions: Alpaca; prompts: as they are; conversations: ShareGPT; messages: chats",
         ),
-        "data.splits.train": Field("", Text("train"), "training file: .txt, .json or .jsonl", TO_MOVE),
+        "data.splits.train": Field("", Text("train"), "training file: .txt, .json, .jsonl or .parquet", TO_MOVE),
         "data.splits.val": Field("", TEXT, "validation file; '' for none", TO_MOVE),
         "data.splits.test": Field("", TEXT, "test file; '' for none", TO_MOVE),
         "batch_size": Field(144, COUNT, "sequences per step, over all devices", TO_EVALUATE),
@@ -191,6 +208,11 @@ TEXTS = (
             TO_MOVE,
         ),
         "data.end": Field("end", Choice(("end", "begin")), "token after an answer; networks of llama2.c use begin alone"),
+        "data.template": Field(
+            TEMPLATES[0], Choice(TEMPLATES), "messages: chat template; tokenizer: the one beside the tokenizer"
+        ),
+        "data.too_long": Field("cut", Choice(("cut", "refuse")), "cut or refuse texts of more tokens than a sequence"),
+        "show": Field(0, whole(0), "print so many training examples, what is learned in [[ ]], and stop", TO_RESUME),
         "data.length": Field(512, whole(2, 1_000_000), "tokens of a sequence"),
         "data.documents": Field(0, whole(0), "read only the first so many documents; 0: all"),
         "data.held_out": Field(0.0, SHARE, "share of the training texts to hold out for validation"),
@@ -203,9 +225,9 @@ TEXTS = (
 def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
     """Return the config of a run on images with every field; the defaults are the release's FGVC recipe.
 
-    `backbone` is `vit_` + size (mini, ti, s, b, l, h) + patch, or `convnext_` + size (t, s, b, l), and a tag that names the
-    pre-training, as in vit_b16_in1k. It may also be a repository on the Hugging Face Hub, `hf:OWNER/NAME`, whose `config.json`
-    is then downloaded.
+    `backbone` is `vit_` + size + patch, or `convnext_` + size, and a tag that names the pre-training, as in vit_b16_in1k (see
+    `backbone_names.of_images`). It may also be a repository on the Hugging Face Hub, `hf:OWNER/NAME`, whose `config.json` is
+    then downloaded, or a folder with such a file.
     """
     named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method, "stage": stage}
     return _config(IMAGES, backbone_names.of_images(backbone) | named)

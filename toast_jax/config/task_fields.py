@@ -5,6 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax.config.paper_recipes import SEEDS
+from toast_jax.config.run_fields import TEMPLATES
 from toast_jax.data.images.corruptions import CORRUPTIONS, SEVERITIES
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Text, nested, real, whole
@@ -30,10 +31,17 @@ _DATA = {
     }.items()
 }
 # Fields of a run by the names that tasks which read one have for them.
-OF_SAVED = {"backbone.weights": "weights", "data.tokenizer": "tokenizer"}
+OF_SAVED = {"backbone.weights": "weights", "data.tokenizer": "tokenizer", "data.template": "template"}
+_PROMPTED = {
+    "tokenizer": Field("", TEXT, "tokenizer, if the file has moved since the run"),
+    "format": Field("", Choice(("", *FORMATS)), "prompt format of a question; '' for the format of the run"),
+    "template": Field("", Choice(("", *TEMPLATES)), "format messages: chat template; '' for that of the run"),
+}
 _BATCH_SIZE = Field(32, COUNT, "images per step, over all devices")
 _SEVERAL_SEEDS = Several(SEED, least=1)
 _ROWS = Field((), Several(TEXT, least=1), "names of the runs to compare")
+
+EXPORTS = ("release", "timm", "hf", "stablehlo", "hub")
 
 _FIELDS = {
     "predict": {
@@ -92,19 +100,33 @@ _FIELDS = {
         "run": Field("", TEXT, "folder of a run on text"),
         "weights": _WEIGHTS,
         **_MODULES,
-        "tokenizer": Field("", TEXT, "tokenizer, if the file has moved since the run"),
+        **_PROMPTED,
         "prompt": Field("", TEXT, "question to answer; '' to ask in the terminal"),
         "file": Field("", TEXT, "questions to answer: a .jsonl file"),
-        "format": Field("", Choice(("", *FORMATS)), "prompt format of a question; '' for the format of the run"),
         "most": Field(128, COUNT, "maximum number of new tokens"),
         "temperature": Field(0.7, real(0.0), "temperature of sampling, 0.7 as in the release; 0: greedy"),
         "top_p": Field(1.0, real(most=1.0, above=0.0), "sample from the likeliest tokens with this total probability"),
         "seed": Field(42, SEED, "seed of sampling"),
         "batch_size": Field(8, COUNT, "questions of a file to answer at once"),
     },
+    "score": {
+        "run": Field("", TEXT, "folder of a run on text"),
+        "choices": Field("", TEXT, "multiple choice: a .jsonl file of context, choices and answer"),
+        "questions": Field("", TEXT, "exact match and F1 of generated answers: a .jsonl file of question and answer"),
+        "text": Field("", TEXT, "perplexity: a file of text, in the format of the run"),
+        "weights": _WEIGHTS,
+        **_MODULES,
+        **_PROMPTED,
+        "length": Field(0, whole(0), "text: tokens of a sequence; 0: as in the run"),
+        "most": Field(128, COUNT, "questions: maximum number of new tokens"),
+        "seed": Field(0, SEED, "seed of the bootstrap"),
+        "batch_size": Field(8, COUNT, "sequences at once, over all devices"),
+    },
     "convert": {
         "source": Field("", TEXT, "folder of a run, file of weights, its name, or its gs:// address"),
-        "target": Field("", TEXT, "file to write: .pth or .safetensors"),
+        "target": Field("", TEXT, "what to write: a .pth or .safetensors file, or a folder that does not exist yet"),
+        "format": Field("release", Choice(EXPORTS), "release: a file; timm, hf (transformers), stablehlo, hub: a folder"),
+        "names": Field("", TEXT, "names of a backbone's arrays, such as dinov3_timm; '' for the release's"),
         "sha256": Field("", TEXT, "expected SHA-256 of the source; '' for no check"),
         "weights": _WEIGHTS,
         **_MODULES,
@@ -123,7 +145,7 @@ _FIELDS = {
         "weights": Field("weights/stories15m", Text("weights/stories15m"), "folder of a language model and its tokenizer"),
         "seeds": Field((42,), _SEVERAL_SEEDS, "seeds of every run"),
         "tales.text": Field(500, COUNT, "tales without questions, to pre-tune on"),
-        "tales.train": Field(320, COUNT, "tales to tune on"),
+        "tales.train": Field(1280, COUNT, "tales to tune on"),
         "tales.val": Field(48, COUNT, "tales to validate on"),
         "tales.test": Field(100, COUNT, "tales to test on"),
         "shown": Field(8, COUNT, "test tales in the report"),
@@ -153,6 +175,7 @@ SWEEP = {
 }
 # Sections that hold fields of other configs, by task.
 SECTIONS = {
+    "score": {"network": "a language model that was not tuned, as the config of a run on text"},
     "generate": {"network": "a language model that was not tuned, as the config of a run on text"},
     "demo": {"runs": "the config of every run on images, by row"},
     "demo_language": {

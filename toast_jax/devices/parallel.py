@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXIS = "data"
+from toast_jax.model.batch_norm import AXIS
 
 
 def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
@@ -36,6 +36,11 @@ def shard(batch: dict) -> dict:
     mesh = _mesh()
     split = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), batch)
     return jax.device_put(split, NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def split(array: jax.Array | np.ndarray) -> jax.Array:
+    """Split an array by its leading axis over this host's devices, for programs that JAX partitions by their arguments."""
+    return jax.device_put(array, NamedSharding(_mesh(), PartitionSpec(AXIS)))
 
 
 def placed_shapes(tree):

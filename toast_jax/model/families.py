@@ -8,8 +8,12 @@ import flax.linen as nn
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from toast_jax.fields import Choice, Field, whole
-from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names, vit, vit_torch_names
+from toast_jax.fields import Field, whole
+from toast_jax.model.backbones import convnext, convnext_torch_names, kinds, llama, llama_torch_names, vit
+from toast_jax.model.backbones.exports import convnext as convnext_exports
+from toast_jax.model.backbones.exports import llama as llama_exports
+from toast_jax.model.backbones.exports import vit as vit_exports
+from toast_jax.model.backbones.exports.formats import Format
 from toast_jax.model.backbones.rename_rules import Names
 from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
@@ -27,20 +31,26 @@ class Family:
       build: `(config, last_blocks) -> backbone`, from a whole config.
       sized: `(arrays, head_width) -> backbone`, from the shapes of stacked parameters by path.
       sizes: by the value of `config.backbone.size`.
+      size_of: of a config's `backbone` section: the size that it names; None for `sizes[section.size]`.
       names: PyTorch's names of its parameters, and which layers are stacked.
       described: `config.json -> fields` of `config.backbone` for a network in a repository of the Hugging Face Hub, or None.
       methods: the row of every method that it supports.
       fields: of `config.backbone`, besides those that every family has.
       refused: why other methods are refused, by name: the rest of a sentence that begins with "Method NAME".
       sites: of a backbone or a size: how many of its parts take a top-down input.
+      width: of a backbone or a size: width of the output of its last site.
       top_down: `(backbone, k) -> module`, its top-down module for the last k sites.
       own_head: whether the backbone has a head of its own, `logits`.
       image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
       tunable_blocks: of a size: how many blocks method partial may tune.
+      positions: of a backbone: how learned positions are fitted to it, as arguments of `pretrained.resize_pos_embed`.
+      shown: of a backbone: what the shapes of its parameters show of it, by name.
+      decides: by regex of the parameters that only some of its networks have, the field of `config.backbone` that adds them.
       variational_weight: default of the field, and the release's weight.
       partition: how parameters are split over an axis "fsdp": the first regex that matches a whole path decides.
       layer_files: whether its weights are large and come from files that are read layer by layer. Its top-down modules are
         then stored without the backbone, and so are its runs, if they left the backbone as it was.
+      plain: formats of other libraries that its plain weights are written in, by the value of `config.format`.
       export_key: under which an exported .pth holds the arrays; "" for the arrays alone.
     """
 
@@ -52,18 +62,28 @@ class Family:
     sizes: Mapping[str, Any]
     names: Names
     methods: Mapping[str, Method]
+    size_of: Callable[[Any], Any] | None = None
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     described: Callable[[Mapping[str, Any]], dict[str, Any] | None] | None = None
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sites: Callable[[Any], int] = lambda backbone: backbone.depth
+    width: Callable[[Any], int] = lambda backbone: backbone.width
     top_down: Callable[[Any, int], nn.Module] = lambda backbone, k: TopDown(k, backbone.width, backbone.dtype)
     own_head: bool = False
     image_multiple: Callable[[Any], int] = lambda backbone: 1
     tunable_blocks: Callable[[Any], int] = lambda size: 1
+    positions: Callable[[Any], dict[str, Any]] = lambda backbone: {}
+    shown: Callable[[Any], dict[str, Any]] = lambda backbone: {}
+    decides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variational_weight: float = 0.01
     partition: tuple[tuple[str, PartitionSpec], ...] = ((".*", PartitionSpec()),)
     layer_files: bool = False
+    plain: Mapping[str, Format] = dataclasses.field(default_factory=dict)
     export_key: str = "model"
+
+    def size(self, section: Any) -> Any:
+        """Return the size that a config's `backbone` section names."""
+        return self.size_of(section) if self.size_of else self.sizes[section.size]
 
 
 FAMILIES = {
@@ -74,17 +94,19 @@ FAMILIES = {
         build=lambda config, last_blocks: vit.build(
             config.backbone, config.data.image_size, last_blocks, statistics_of(config.data)
         ),
-        sized=vit_torch_names.sized,
+        sized=vit.sized,
         sizes=vit.SIZES,
-        names=vit_torch_names.NAMES,
-        described=vit_torch_names.described,
+        size_of=vit.size_of,
+        names=kinds.NAMES,
+        described=kinds.described,
         methods=with_lora(METHODS, vit.LORA_KERNELS),
-        fields={
-            "patch": Field(16, whole(1, 16_384), "side of a patch, in pixels"),
-            "pool": Field("cls", Choice(("cls", "mean")), "what the head reads: the class token or the mean of the patches"),
-        },
+        fields=kinds.FIELDS,
         image_multiple=lambda backbone: backbone.patch,
         tunable_blocks=lambda size: size.depth,
+        plain=vit_exports.FORMATS,
+        positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
+        shown=vit.shown,
+        decides=kinds.DECIDES,
         variational_weight=0.1,
     ),
     "convnext": Family(
@@ -99,9 +121,12 @@ FAMILIES = {
         methods=with_lora({name: row for name, row in METHODS.items() if name != "vpt"}, convnext.LORA_KERNELS),
         refused={"vpt": "adds prompt tokens, which a ConvNeXt has no place for"},
         sites=lambda backbone: len(backbone.depths),
+        shown=lambda backbone: {"depths": backbone.depths, "widths": backbone.widths},
+        width=lambda backbone: backbone.widths[-1],
         top_down=lambda backbone, k: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype, steered=k),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],
+        plain=convnext_exports.FORMATS,
     ),
     "llama": Family(
         title="LLaMA",
@@ -117,6 +142,7 @@ FAMILIES = {
         own_head=True,
         partition=llama.PARTITION,
         layer_files=True,
+        plain=llama_exports.FORMATS,
         export_key="",  # the release loads a bare dict, which may be a part of the network
     ),
 }

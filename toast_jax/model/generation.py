@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import no_type_check
 
 import flax
@@ -136,6 +136,7 @@ def generate(
     seed: int = 0,
     at_once: int = 16,
     numbers: Sequence[int] | None = None,
+    put: Callable = jnp.asarray,
 ) -> Iterator[Int32[np.ndarray, "B n"]]:
     """Continue prompts until every sequence has ended or has `most` new tokens.
 
@@ -149,6 +150,7 @@ def generate(
       seed: of the draws.
       at_once: number of tokens to draw before they are yielded.
       numbers: of the sequences, which their draws depend on; None for `numbers_of(prompts)`.
+      put: places an array of all sequences, `[B, ...]`, on the devices.
 
     Yields:
       the next n tokens of every sequence. Drop those that follow a stop token, see `until_stop`.
@@ -162,7 +164,7 @@ def generate(
     places = min(max(width, _rounded(lengths.max() + most)), context)
     numbers = np.asarray(numbers_of(prompts) if numbers is None else numbers, np.uint32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-    state = begin(model, method, params, padded, lengths, places, sampling, keys)
+    state = begin(model, method, params, put(padded), put(lengths), places, sampling, put(keys))
     yield np.asarray(state.token)[:, None]
     left = most - 1
     while left > 0 and not np.asarray(state.done).all():

@@ -5,7 +5,7 @@ Networks multiply by a kernel as `x @ kernel` and do not depend on this file: `a
 
 import dataclasses
 import re
-from typing import no_type_check
+from typing import ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ class LowRank:
     def astype(self, dtype: DTypeLike) -> "LowRank":
         return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
 
+    def merged(self) -> Float[Array, "*layers D F"]:
+        return self.kernel + self.a @ self.b
+
 
 @jax.custom_vjp
 def _widened(x: Float[Array, "*rows r"], b: Float[Array, "r F"]) -> Float[Array, "*rows F"]:
@@ -52,6 +55,35 @@ def _widened_backward(saved, gradient):
 
 
 _widened.defvjp(lambda x, b: (x @ b, (x, b)), _widened_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRankDeltas:
+    """Adds `alpha / rank * a @ b` to kernels; an `added.Addition`.
+
+    Attributes:
+      targets: regexes of the kernels, see `init`.
+      rank, alpha: of `config.lora`.
+    """
+
+    targets: tuple[str, ...]
+    rank: int = 4
+    alpha: float = 1.0
+
+    group: ClassVar[str] = "lora"
+
+    def configured(self, config) -> "LowRankDeltas":
+        return dataclasses.replace(self, rank=config.lora.rank, alpha=config.lora.alpha)
+
+    def init(self, rng: Key[Array, ""], params: dict) -> dict:
+        return init(rng, params, self.targets, self.rank)
+
+    def attach(self, params: dict, own: dict) -> dict:
+        return attach(params, own, self.targets, self.alpha / self.rank)
+
+    def merge(self, params: dict, own: dict) -> dict:
+        flat = trees.flat(self.attach(params, own))
+        return trees.nested({path: leaf.merged() if isinstance(leaf, LowRank) else leaf for path, leaf in flat.items()})
 
 
 def init(rng: Key[Array, ""], params: dict, targets: tuple[str, ...], rank: int) -> dict:

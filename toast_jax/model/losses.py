@@ -43,14 +43,18 @@ def cross_entropy(logits: Float[Array, "B *N C"], batch: Batch) -> Float[Array, 
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
 
 
-def tune(model: Steered, method: Method) -> Callable:
-    """Build the scores of tuning: `loss`, the cross-entropy of the final look, and `accuracy`."""
+def tune(model: Steered, method: Method, predictions: bool = False) -> Callable:
+    """Build the scores of tuning: `loss`, the cross-entropy of the final look, and `accuracy`.
 
-    def scores(params: dict, batch: Batch, rng: Keys | None = None) -> Scores:
+    With `predictions`, an evaluation also gets the `logits [B, C]` of images.
+    """
+
+    def scores(params: dict, batch: Batch, rng: Keys | None = None) -> dict[str, Float[Array, "B ..."]]:
         network = functools.partial(apply, model, method, params)
+        logits = functools.partial(network, call="logits")
         pooled = network(inputs(batch), rng, features=batch.get("features"), call="pooled")
-        loss, accuracy = _of_predictions(functools.partial(network, call="logits"), pooled, batch)
-        return {"loss": loss, "accuracy": accuracy}
+        loss, accuracy = _of_predictions(logits, pooled, batch)
+        return {"loss": loss, "accuracy": accuracy, **({"logits": logits(pooled)} if predictions else {})}
 
     return scores
 

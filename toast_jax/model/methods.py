@@ -1,4 +1,4 @@
-"""Transfer methods, one row each: the signal that steers, the kernels with a low-rank delta, and the tuned parameters.
+"""Transfer methods, one row each: the signal that steers, what is added to the parameters, and which of them are tuned.
 
 Cells are regexes over "/"-joined parameter paths. Every parameter must match exactly one regex of `tuned` and `frozen`, and
 every regex must match a parameter; so no parameter is tuned or frozen by oversight.
@@ -10,8 +10,14 @@ from collections.abc import Mapping
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
+from toast_jax.model.adapter import Adapters
+from toast_jax.model.added import Addition
+from toast_jax.model.batch_norm import without_statistics
+from toast_jax.model.lora import LowRankDeltas
+from toast_jax.model.ssf import ScaleAndShift
 
 HEAD = "head/.*"
+PROBE = "probe/.*"  # part of the head, in front of its linear layer
 BACKBONE = "backbone/.*"
 PRIOR = "top_down/prior"
 TRANSFORM = "top_down/transform"
@@ -19,7 +25,12 @@ TRANSFORM = "top_down/transform"
 FEEDBACK = r"top_down/(back|out)(_\d)?"
 BACK, OUT = r"top_down/back(_\d)?", r"top_down/out(_\d)?"
 LORA = "lora/.*"
+# Linear layers, convolutions and norms of the backbone, each by the parameter that its output is proportional to.
+OPERATIONS = "backbone/(.*/)?(kernel|scale)"
+NORMS = r"backbone/(.*/)?norm\d?/.*"
 LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
+# The first norm of every block, which has its width.
+BLOCKS = r"(?P<block>backbone/(stages_\d/)?(blocks|last_\d+))/norm1?/scale"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +41,8 @@ class Method:
       signal: "" (a single look), "prompts" or "top_down".
       tuned: regexes of the parameters that are trained.
       frozen: regexes of the parameters that are not.
-      lora: regexes of the kernels with a low-rank delta.
-      lora_rank, lora_alpha: the delta is `alpha / rank * a @ b`.
+      added: parameters that it adds to those of the network, or None.
+      probe: whether the head reads tokens by an attentive probe instead of the backbone's pooled output.
       module_fields: config fields that a run shares with the module file that it starts from.
       starts_from: other methods whose module files it takes, each with a regex of the parameters that such a file lacks.
     """
@@ -39,16 +50,20 @@ class Method:
     signal: str
     tuned: tuple[str, ...]
     frozen: tuple[str, ...]
-    lora: tuple[str, ...] = ()
-    lora_rank: int = 4
-    lora_alpha: float = 1.0
+    added: Addition | None = None
+    probe: bool = False
     module_fields: tuple[str, ...] = ()
     starts_from: tuple[tuple[str, str], ...] = ()
 
     @property
     def pretunes(self) -> bool:
         """Whether it tunes more than a head, so that pre-tuning leaves a module file."""
-        return any(regex != HEAD for regex in self.tuned)
+        return any(regex not in (HEAD, PROBE) for regex in self.tuned)
+
+    @property
+    def starts_unchanged(self) -> bool:
+        """Whether it starts from the backbone as it was, of which it tunes a part or to which it adds almost nothing yet."""
+        return not self.signal and (bool(self.added) or any(regex.startswith("backbone/") for regex in self.tuned))
 
 
 _LORA_FIELDS = ("lora.rank", "lora.alpha")
@@ -57,12 +72,22 @@ _WITHOUT_DELTAS = (("toast", LORA),)
 # Methods of networks with a classifier. Each family names the kernels of method lora, see `with_lora`.
 METHODS = {
     "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
+    "ep": Method("", tuned=(HEAD, PROBE), frozen=(BACKBONE,), probe=True),
     "finetune": Method("", tuned=(HEAD, BACKBONE), frozen=()),
     # The last `config.tuned_blocks` blocks are built outside the scanned stack, where they can be tuned.
     "partial": Method(
         "", tuned=(HEAD, LAST_BLOCKS), frozen=(r"backbone/(?!(stages_\d/)?last_\d).*",), module_fields=("tuned_blocks",)
     ),
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
+    "ln": Method("", tuned=(HEAD, NORMS), frozen=(r"backbone/(?!(.*/)?norm\d?/).*",)),
+    "ssf": Method("", tuned=(HEAD, "ssf/.*"), frozen=(BACKBONE,), added=ScaleAndShift((OPERATIONS,))),
+    "adapter_plus": Method(
+        "",
+        tuned=(HEAD, "adapter/.*"),
+        frozen=(BACKBONE,),
+        added=Adapters((BLOCKS,)),
+        module_fields=("adapter.rank",),
+    ),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,), module_fields=("prompts.num", "prompts.deep")),
     "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
     "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
@@ -70,12 +95,15 @@ METHODS = {
         "top_down",
         tuned=(HEAD, LORA, PRIOR, TRANSFORM),
         frozen=(BACKBONE, FEEDBACK),
-        lora=(FEEDBACK,),
+        added=LowRankDeltas((FEEDBACK,)),
         module_fields=_LORA_FIELDS,
         starts_from=_WITHOUT_DELTAS,
     ),
 }
-# Methods of language models, whose head is part of the backbone. Toast tunes B_l and keeps A_l as pre-tuned.
+METHODS["toast_ep"] = dataclasses.replace(
+    METHODS["toast"], tuned=(*METHODS["toast"].tuned, PROBE), probe=True, starts_from=(("toast", PROBE),)
+)
+# Methods of language models, whose head is part of the backbone. Toast tunes B_l; `tune_back` adds A_l.
 LANGUAGE_METHODS = {
     "finetune": Method("", tuned=(BACKBONE,), frozen=()),
     "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
@@ -84,7 +112,7 @@ LANGUAGE_METHODS = {
         "top_down",
         tuned=(LORA, PRIOR),
         frozen=(BACKBONE, TRANSFORM, FEEDBACK),
-        lora=(FEEDBACK,),
+        added=LowRankDeltas((FEEDBACK,)),
         module_fields=_LORA_FIELDS,
         starts_from=_WITHOUT_DELTAS,
     ),
@@ -93,15 +121,15 @@ LANGUAGE_METHODS = {
 
 def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
     """Complete the rows of a family with the kernels of method lora, a regex of paths."""
-    return {**rows, "lora": dataclasses.replace(rows["lora"], lora=(kernels,))}
+    return {**rows, "lora": dataclasses.replace(rows["lora"], added=LowRankDeltas((kernels,)))}
 
 
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields `lora`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change the row.
-    Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it tunes A_l
-    alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
+    The fields `lora`, `adapter`, `head.tune`, `tune_back`, `tune_transform`, `stage`, `task_weight` and `distillation_weight`
+    change it. Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it
+    tunes A_l alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
 
     Args:
       config: of a run.
@@ -111,11 +139,13 @@ def row(config, rows: Mapping[str, Method]) -> Method:
       InputError: an unknown method, or one that the family does not support.
     """
     method = choose("config.method", config.method, rows)
-    method = dataclasses.replace(method, lora_rank=config.lora.rank, lora_alpha=config.lora.alpha)
+    if method.added:
+        method = dataclasses.replace(method, added=method.added.configured(config))
     if config.stage == "pretune":
         if not (config.task_weight or config.distillation_weight):
             rest = (cell for cell in method.tuned + method.frozen if cell not in (FEEDBACK, BACK, OUT))
             return dataclasses.replace(method, tuned=(BACK,), frozen=(*rest, OUT))
+    if config.stage == "pretune" or config.tune_back:
         method = pretuned(method)
     if config.tune_transform:
         method = _moved(method, TRANSFORM, tuned=True)
@@ -164,17 +194,18 @@ def tuned_mask(params: dict, method: Method) -> dict:
 
 
 def module_paths(mask: dict) -> set[str]:
-    """List the parameters of a module file: all but the head and the frozen part of the backbone.
+    """List the parameters of a module file: all but the head, its probe and the frozen part of the backbone.
 
     Args:
       mask: from `tuned_mask`.
     """
-    return {path for path, tuned in trees.flat(mask).items() if not re.match("head/" if tuned else "(head|backbone)/", path)}
+    outside = {True: "(head|probe)/", False: "(head|probe|backbone)/"}
+    return {path for path, tuned in trees.flat(mask).items() if not re.match(outside[tuned], path)}
 
 
 def table(params: dict, method: Method) -> str:
     """Format the start-up table: a line per regex (tuned or frozen, arrays, parameters), then totals."""
-    flat = trees.flat(params)
+    flat = trees.flat(without_statistics(params))
     lines = [f"{'':7} {'arrays':>7} {'parameters':>13}  matched by"]
     sums = {True: 0, False: 0}
     for regex, tuned in [(r, True) for r in method.tuned] + [(r, False) for r in method.frozen]:

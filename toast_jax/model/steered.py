@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
-from toast_jax.errors import choose
-from toast_jax.model import families, lora, methods
+from toast_jax.errors import InputError, choose
+from toast_jax.model import families, methods
 from toast_jax.model.layers.arrays import Array, Inputs, Keys
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.methods import LAST_BLOCKS, Method
+from toast_jax.model.probe import AttentionProbe
 from toast_jax.model.prompts import Prompts
 
 # As in the release. With few classes its values are large, and the first gradients then spoil the pre-tuned module.
@@ -39,6 +40,7 @@ class Steered(nn.Module):
       head: maps the output of `backbone.pooled` to logits; None for a backbone with `logits` of its own.
       top_down: a `top_down.TopDown` or `ConvTopDown`; None for a network that looks once.
       prompts: a `prompts.Prompts`, or None.
+      probe: a `probe.AttentionProbe` that reads the tokens after the last site in place of `backbone.pooled`, or None.
       steered_blocks: how many of the last blocks (stages of a ConvNeXt) the second look applies; 0 for all.
     """
 
@@ -46,6 +48,7 @@ class Steered(nn.Module):
     head: nn.Module | None = None
     top_down: nn.Module | None = None
     prompts: nn.Module | None = None
+    probe: AttentionProbe | None = None
     steered_blocks: int = 0
 
     def __call__(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N C"]:
@@ -65,9 +68,11 @@ class Steered(nn.Module):
     def pooled(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N D"]:
         """Compute the output of the final look, `[B, D]` or of text `[B, N, D]`, which `logits` reads; see `__call__`."""
         if features and "pooled" in features:
-            return features["pooled"]
-        extra, _ = self._signal(inputs, rng, features)
-        return self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2))
+            read = features["pooled"]
+        else:
+            extra, _ = self._signal(inputs, rng, features)
+            read = self._look(inputs, rng, extra)
+        return read if self.probe is None else self.probe(read, training=rng is not None)
 
     def logits(self, pooled: Float[Array, "*N D"]) -> Float[Array, "*N C"]:
         """Classify outputs of `pooled`, or predict the next tokens."""
@@ -77,13 +82,14 @@ class Steered(nn.Module):
         """Compute the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
 
         Returns:
-          `pooled [B, D]` of a network that looks once; of one with a top-down signal `tokens` of the first look, `fed_back`
-          where that is another array, and `start` if only the last blocks are steered; nothing of one with prompts.
+          `pooled` of a network that looks once, `[B, D]` or for a probe `[B, N, D]`; of one with a top-down signal `tokens`
+          of the first look, `fed_back` where that is another array, and `start` if only the last blocks are steered; nothing of
+          one with prompts.
         """
         if self.prompts is not None:
             return {}
         if self.top_down is None:
-            return {"pooled": self.backbone.pooled(inputs, rng=_of_pass(rng, 2))}
+            return {"pooled": self._look(inputs, rng, {})}
         first = self._first_look(inputs, rng)
         kept = {name: first[name] for name in ("tokens", "fed_back", "start") if name in first}
         if kept["fed_back"] is kept["tokens"]:
@@ -104,11 +110,19 @@ class Steered(nn.Module):
         """Compute the output of `pooled` and the intermediates of `explain`, attention weights only with `maps`."""
         extra, out = self._signal(inputs, rng, maps=maps)
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2), maps=maps)
+        if self.probe is not None:
+            pooled = self.probe(self.tokens_read(look["hidden"][-1]), training=rng is not None)
         return pooled, {**out, "look": look}
+
+    def tokens_read(self, last: Float[Array, "B *N D"]) -> Float[Array, "B _ D"]:
+        """Return the tokens that the probe reads, of the output of the last site: patches, or places of a map, or all."""
+        if not (self.probe and self.probe.every_token):
+            last = jax.vmap(self.backbone.on_grid, in_axes=-1, out_axes=-1)(last)
+        return last.reshape(len(last), -1, last.shape[-1])
 
     def classify_map(self, last: Float[Array, "B *N D"], rng: Keys | None = None) -> Float[Array, "B C"]:
         """Classify the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""
-        return self.logits(self.backbone.pooled_map(last))
+        return self.logits(self.backbone.pooled_map(last) if self.probe is None else self.probe(self.tokens_read(last)))
 
     def extend(
         self, tokens: Int[Array, "B M"], positions: Int[Array, "B M"], caches: dict, last: Int[Array, " B"]
@@ -140,6 +154,13 @@ class Steered(nn.Module):
         looks = {"look": self.steered_blocks} if self.top_down is None else {"first_look": 0, "look": self.steered_blocks}
         return {name: self.backbone.cache(rows, length, blocks) for name, blocks in looks.items()}
 
+    def _look(self, inputs, rng, extra):
+        """Compute what the head or its probe reads, in the final look."""
+        if self.probe is None:
+            return self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2))
+        _, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2), maps=False)
+        return self.tokens_read(look["hidden"][-1])
+
     def _signal(self, inputs, rng, features=None, maps=False):
         """The extra inputs of the final look, and what led to them."""
         if self.prompts is not None:
@@ -170,8 +191,8 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     """Build the network of a config and the row of its method.
 
     Args:
-      config: reads the fields `backbone`, `head`, `data.image_size`, `prompts`, `tuned_blocks`, `steered_blocks` and those of
-        `methods.row`; for a language model `backbone`, `steered_blocks` and those of `methods.row` alone.
+      config: reads the fields `backbone`, `head`, `data.image_size`, `prompts`, `probe`, `tuned_blocks`, `steered_blocks` and
+        those of `methods.row`; for a language model `backbone`, `steered_blocks` and those of `methods.row` alone.
       num_classes: C; unused for a language model, which predicts its own vocabulary.
 
     Raises:
@@ -184,12 +205,14 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     if not family.own_head:
         head = classifier(num_classes, **choose("config.head.start", config.head.start, HEAD_STARTS))
     prompts = _prompts(backbone, config.prompts) if method.signal == "prompts" else None
+    probe = _probe(family.width(backbone), config.probe) if method.probe else None
     if method.signal != "top_down":
-        return Steered(backbone, head, prompts=prompts), method
+        return Steered(backbone, head, prompts=prompts, probe=probe), method
     sites = family.sites(backbone)
     steered = config.get("steered_blocks", 0)  # runs of earlier versions have no such field
+    top_down = family.top_down(backbone, steered or sites)
     # A look that starts at the first block is a whole one.
-    return Steered(backbone, head, top_down=family.top_down(backbone, steered or sites), steered_blocks=steered % sites), method
+    return Steered(backbone, head, top_down=top_down, probe=probe, steered_blocks=steered % sites), method
 
 
 def _prompts(backbone, fields):
@@ -197,21 +220,53 @@ def _prompts(backbone, fields):
     return Prompts(layers, fields.num, backbone.width, backbone.patch, fields.dropout)
 
 
+def _probe(width, fields):
+    return AttentionProbe(width, fields.queries, fields.reduction, fields.tokens == "all")
+
+
 def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
-    """Create all parameters: `backbone` and, where they exist, `head`, `top_down`, `prompts` and `lora`.
+    """Create all parameters: `backbone` and, where they exist, `head`, `probe`, `top_down`, `prompts` and an addition.
 
     Wrap it in `jax.eval_shape` to get shapes alone.
     """
-    network, deltas = jax.random.split(rng)
+    network, addition = jax.random.split(rng)
     params = model.init(network, model.backbone.example)["params"]
-    if method.lora:
-        params["lora"] = lora.init(deltas, params, method.lora, method.lora_rank)
+    if method.added:
+        params[method.added.group] = method.added.init(addition, params)
     return params
 
 
 def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kwargs):
     """Apply a network with the parameters of `init`; `call` names a method other than `Steered.__call__`."""
-    network = {name: tree for name, tree in params.items() if name != "lora"}
-    if method.lora:
-        network = lora.attach(network, params["lora"], method.lora, method.lora_alpha / method.lora_rank)
-    return model.apply({"params": network}, *inputs, method=call, **kwargs)
+    if method.added:
+        params = method.added.attach(*_parts(method, params))
+    return model.apply({"params": params}, *inputs, method=call, **kwargs)
+
+
+def merged(method: Method, params: dict) -> dict:
+    """Merge what a method added into the weights of its network, so that they have the same effect alone.
+
+    Args:
+      method: row of the network. A row that adds nothing, such as bias or toast, leaves the parameters as they are.
+      params: as from `init`.
+
+    Returns:
+      the tree without the group of the addition.
+
+    Raises:
+      InputError: the addition is more than a change of weights, as that of adapter_plus.
+    """
+    if not method.added:
+        return params
+    plain = method.added.merge(*_parts(method, params))
+    if plain is None:
+        raise InputError(
+            f"What this method adds ({method.added.group}) is more than a change of weights, so it cannot be merged into them."
+        )
+    return plain
+
+
+def _parts(method, params):
+    """Split parameters into those of the network and those that the method added."""
+    network = {name: tree for name, tree in params.items() if name != method.added.group}
+    return network, params[method.added.group]

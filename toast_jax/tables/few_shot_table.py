@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,9 +120,8 @@ def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
         were tested on different images.
     """
     facts = opened(folders)
-    labels = short_names([str(folder) for folder in folders]) if len(folders) > 1 else [""]
     rows, cells = [], {}
-    for method, (label, folder) in itertools.product(METHODS, zip(labels, folders, strict=True)):
+    for method, (label, folder) in itertools.product(METHODS, _labeled(folders)):
         name, config = "/".join(filter(None, (label, method))), None
         for path in sorted((Path(folder).expanduser() / method).glob("*/")):
             if cell := read_measured(path):
@@ -135,6 +134,17 @@ def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
         if config:
             rows.append(Row(name, label, method, costs.per_image(with_defaults(config))))
     return Table(facts["backbone"], tuple(rows), cells, _references(rows, reference))
+
+
+def method_folders(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the name of the row and the folder of every method in sweeps, whether it has runs there or not."""
+    for method, (label, folder) in itertools.product(METHODS, _labeled(folders)):
+        yield "/".join(filter(None, (label, method))), Path(folder).expanduser() / method
+
+
+def _labeled(folders):
+    """Pair each folder with the name of its sweep, if there are several."""
+    return list(zip(short_names([str(folder) for folder in folders]) if len(folders) > 1 else [""], folders, strict=True))
 
 
 def _tested(path):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toast_jax.config.paper_recipes import FGVC
@@ -14,6 +14,7 @@ from toast_jax.model.methods import METHODS
 from toast_jax.tables import plan
 
 NOTHING = "-"
+RECIPES = ("toast", "paper", "fixed")  # of sweeps of VTAB-1k, see `paper_recipes.vtab_recipe`
 HEADER = ("method", "task", "mean", "std", "seeds", "published", "difference", "tuned_parameters", "hours")
 
 
@@ -46,7 +47,7 @@ class Table:
 
     Attributes:
       table, backbone: of the sweeps.
-      measured: by method and task; pairs without a result are absent.
+      measured: by method, `labeled` with the recipe, and task; pairs without a result are absent.
       published: the entry of published_results.json for this table and backbone; without rows if nothing is published.
     """
 
@@ -63,7 +64,8 @@ class Table:
     def methods(self) -> list[str]:
         """Lists the methods that are measured or published."""
         measured = {method for method, _ in self.measured}
-        return [name for name in METHODS if name in self.published["rows"] or name in measured]
+        labels = [labeled(name, recipe) for name in METHODS for recipe in RECIPES]
+        return [label for label in labels if label in self.published["rows"] or label in measured]
 
     def entries(self, method: str) -> dict[str, tuple[Measured | None, float, float]]:
         """Return the results of a method, then its averages over tasks, by label.
@@ -81,6 +83,11 @@ class Table:
         }
 
 
+def labeled(method: str, recipe: str) -> str:
+    """Name a method trained with a recipe; that of TOAST goes without saying."""
+    return method if recipe == "toast" else f"{method} ({recipe} recipe)"
+
+
 def collect(folders: Sequence[str | Path]) -> Table:
     """Read the results of sweeps, finished or not.
 
@@ -90,13 +97,22 @@ def collect(folders: Sequence[str | Path]) -> Table:
     first = opened(folders)
     measured: dict[tuple[str, str], Measured] = {}
     where: dict[tuple[str, str], str] = {}
-    for folder in map(str, folders):
-        for method, task in ((method, task) for method in METHODS for task in (*TASKS, *FGVC)):
-            if result := read_measured(Path(folder).expanduser() / method / task):
+    for method, folder in method_folders(folders):
+        for task in (*TASKS, *FGVC):
+            if result := read_measured(folder / task):
                 if (method, task) in measured:
-                    raise InputError(f"Both {where[method, task]} and {folder} hold {method} on {task}; leave one of them out.")
-                measured[method, task], where[method, task] = result, folder
-    return Table(first["table"], first["backbone"], measured, _published(**first))
+                    raise InputError(
+                        f"Both {where[method, task]} and {folder.parent} hold {method} on {task}; leave one of them out."
+                    )
+                measured[method, task], where[method, task] = result, str(folder.parent)
+    return Table(first["table"], first["backbone"], measured, _published(first["table"], first["backbone"]))
+
+
+def method_folders(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the label and the folder of every method in sweeps, whether it has runs there or not."""
+    for folder in folders:
+        recipe = plan.recipe_of(plan.opened(folder))
+        yield from ((labeled(name, recipe), Path(folder).expanduser() / name) for name in METHODS)
 
 
 def opened(folders: Sequence[str | Path]) -> dict[str, str]:
@@ -109,7 +125,8 @@ def opened(folders: Sequence[str | Path]) -> dict[str, str]:
         raise InputError("There is no sweep to read; write --config=configs/table.py:from=FOLDER.")
     facts = {str(folder): plan.opened(folder) for folder in folders}
     first = facts[str(folders[0])]
-    if other := next((name for name, own in facts.items() if own != first), None):
+    same = ("table", "backbone")
+    if other := next((name for name, own in facts.items() if any(own[fact] != first[fact] for fact in same)), None):
         raise InputError(
             f"{folders[0]} is a sweep of {first['table']} with {first['backbone']} and {other} one of {facts[other]['table']} "
             f"with {facts[other]['backbone']}; make a table of each."

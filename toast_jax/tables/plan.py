@@ -152,18 +152,26 @@ def claim(config: ConfigDict, path: str | Path) -> Path:
       InputError: the folder cannot be written or belongs to another sweep.
     """
     folder = run_folder.writable(path)
-    facts = {"table": config.sweep.table, "backbone": config.sweep.backbone}
-    if (folder / FILE).exists() and (saved := opened(folder)) != facts:
+    facts = {name: config.sweep[name] for name in ("table", "backbone", "recipe") if name in config.sweep}
+    saved = opened(folder) if (folder / FILE).exists() else facts
+    if any(saved[name] != facts[name] for name in ("table", "backbone")):
         raise InputError(
             f"{folder} is a sweep of {saved['table']} with {saved['backbone']}, not of {facts['table']} with "
             f"{facts['backbone']}; give another --workdir."
         )
+    if (recipe := recipe_of(saved)) != recipe_of(facts):
+        raise InputError(f"{folder} is a sweep with recipe={recipe}, not {recipe_of(facts)}; give another --workdir.")
     run_folder.write_json(folder / FILE, facts)
     return folder
 
 
+def recipe_of(facts: Mapping[str, str]) -> str:
+    """Return the recipe of a sweep from what `opened` reads; sweeps of earlier versions have that of TOAST."""
+    return facts.get("recipe", "toast")
+
+
 def opened(folder: str | Path) -> dict[str, str]:
-    """Read the table and backbone of a sweep.
+    """Read the table and backbone of a sweep, and the recipe of one of VTAB-1k.
 
     Raises:
       InputError: the folder is not a sweep.
@@ -187,6 +195,8 @@ def _names(config, cell, phase) -> dict[str, str]:
     recipe, grid = f"sweep.recipes.{cell.task}", f"sweep.grid.{cell.method}"
     names = {"method": "sweep.methods", "seed": "sweep.seeds", "data.splits": f"sweep.splits.{phase}"}
     names |= {name: f"{recipe}.{name}" for name in flat_fields(config.sweep.recipes[cell.task].to_dict())}
+    changes = config.sweep.get("changes", {}).get(cell.method, ConfigDict()).to_dict()
+    names |= {name: f"sweep.changes.{cell.method}.{name}" for name in flat_fields(changes)}
     names |= {f"optimizer.{axis}": f"{grid}.{axis}" for axis, values in config.sweep.grid[cell.method].items() if values}
     return names | {"data.root": "data.root"}  # the recipe's is below it
 
@@ -204,6 +214,7 @@ def _run_config(config, cell, phase, point, seed) -> ConfigDict:
         run.update({name: value for name, value in changes.items() if name not in ("data", "optimizer")})
         run.data.update({"name": "", "image_dir": run.data.get("image_dir", ""), **changes["data"]})
         run.data.splits = ConfigDict(config.sweep.splits[phase].to_dict())
+        run.update(config.sweep.get("changes", {}).get(cell.method, ConfigDict()).to_dict())
         run.optimizer.update({"lr": point.lr, "weight_decay": point.weight_decay})
         row = METHODS[cell.method]
         run.module = run.module.replace("{method}", cell.method) if row.pretunes else ""

@@ -16,7 +16,7 @@ from toast_jax.config.check import check_fields
 from toast_jax.data.text import synthetic_tales
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, renaming
-from toast_jax.tasks import generate
+from toast_jax.tasks.language import generate
 from toast_jax.train import text_runs
 from toast_jax.train.evaluation import evaluate, mapped
 from toast_jax.train.loop import fit, fit_seeds

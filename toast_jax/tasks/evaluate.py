@@ -1,12 +1,15 @@
 """Evaluate a checkpoint: `--config.task=evaluate`, with the config and `--workdir` of its training.
 
-With `--config.checkpoint=FILE.pth`, evaluate a network tuned with the PyTorch release instead.
+With `--config.checkpoint=FILE.pth`, evaluate a network tuned with the PyTorch release instead; with
+`--config.interpolation=0.5`, one between the parameters that the run started from and those that it tuned.
 """
 
 import logging
+import re
 
 from ml_collections import ConfigDict
 
+from toast_jax import trees
 from toast_jax.config.check import check
 from toast_jax.data.images import selected
 from toast_jax.devices import precision
@@ -22,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, folder: str) -> None:
-    """Evaluate every evaluation split; log the scores and write `evaluation.json` to the folder."""
+    """Evaluate every evaluation split; log the scores and write `evaluation.json` to the folder.
+
+    With `config.save_predictions`, also write the logits of the test split, if they are of the tuned parameters.
+    """
     check(config)
     config = places.pin(config, folder)
     saved = run_folder.writable(folder) / "evaluation.json"
@@ -42,14 +48,32 @@ def run(config: ConfigDict, folder: str) -> None:
             evals = {name: selected.relabel(source, meta["classes"]) for name, source in evals.items()}
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
+        share = config.get("interpolation", 1.0)
+        if share < 1:
+            tuned, origin = _between(network.tuned, tuned, share), f"{origin}, {share} of the way from its start"
     devices = devices_of(config)
-    step = mapped(scores_of(config, network), devices)
+    keeps = config.get("save_predictions", False) and config.interpolation == 1
+    step = mapped(scores_of(config, network, keeps), devices)
     tuned, frozen = devices.place(tuned), devices.place(network.frozen)
     results = {}
     with precision.of_products(config):
         for name, source in evals.items():
-            results[name] = reads.summary(evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices).means)
+            evaluation = evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices)
+            results[name] = reads.summary(evaluation.means)
+            if name == "test" and evaluation.predictions:
+                run_folder.write_predictions(saved.parent, **evaluation.predictions)
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
     run_folder.write_json(saved, {**results, **facts})
     for name, scores in results.items():
         log.info("%s: %s %s", origin, name, described(scores, reads.UNIT))
+
+
+def _between(start: dict, tuned: dict, share: float) -> dict:
+    """Interpolate parameters (WiSE-FT, Wortsman et al., arXiv 2109.01903); the head has no start and stays as tuned."""
+    first = trees.flat(start)
+    return trees.nested(
+        {
+            path: leaf if leaf is None or re.match("(head|probe)/", path) else first[path] + share * (leaf - first[path])
+            for path, leaf in trees.flat(tuned).items()
+        }
+    )

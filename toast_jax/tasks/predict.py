@@ -16,7 +16,8 @@ from toast_jax.config.check import check_fields
 from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.images import selected
 from toast_jax.errors import InputError, renaming
-from toast_jax.model.steered import apply
+from toast_jax.model.methods import Method
+from toast_jax.model.steered import Steered, apply
 from toast_jax.train import saved_run
 from toast_jax.workdir import predictions, run_folder
 
@@ -46,11 +47,11 @@ def run(config: ConfigDict, folder: str) -> None:
     with renaming(OF_SAVED):
         saved = saved_run.load_tuned(config.run, config.weights, config.top_down, config.module)
     folder = run_folder.writable(folder)
-    look = saved.compiled(maps.look if config.attention else _classified)
+    look = saved.compiled(maps.look if config.attention else classified)
     count, left_out, pictures, rate = 0, 0, 0, Rate()
     faults: list[str] = []
     with predictions.writer(folder, saved.classes, probabilities=config.probabilities, arrays=config.npz) as write:
-        for batch, result in _classify(saved, look, views.stream(saved, itertools.chain([first], paths), config.batch_size)):
+        for batch, result in classify(saved, look, views.stream(saved, itertools.chain([first], paths), config.batch_size)):
             probabilities, by_name = jax.device_get(result)
             rate.count(len(batch.paths))
             rows = list(batch.paths)
@@ -95,7 +96,7 @@ class Rate:
         return f", {self._images / self._seconds:,.1f} images/s after the first batch" if self._seconds else ""
 
 
-def _classify(saved: saved_run.SavedRun, look: Callable, batches: Iterable[views.Streamed]) -> Iterator[tuple]:
+def classify(saved: saved_run.SavedRun, look: Callable, batches: Iterable[views.Streamed]) -> Iterator[tuple]:
     """Yield each batch with its result, while the device computes the next one."""
     waiting = None
     for batch in batches:
@@ -107,7 +108,7 @@ def _classify(saved: saved_run.SavedRun, look: Callable, batches: Iterable[views
         yield waiting
 
 
-def _classified(model, method, params, images):
+def classified(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict]:
     """Return the probabilities of `maps.look`, without its maps."""
     return jax.nn.softmax(apply(model, method, params, images)), {}
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from toast_jax.analysis import report
 from toast_jax.config.check import check_fields
 from toast_jax.errors import InputError
-from toast_jax.tables import few_shot_table, paper_tables
+from toast_jax.tables import agreement, few_shot_table, paper_tables
 from toast_jax.workdir import run_folder
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
@@ -33,8 +33,9 @@ def run(config: ConfigDict, folder: str) -> None:
 def _of_paper(config: ConfigDict, folder: Path) -> None:
     table = paper_tables.collect(config.sweeps)
     values = paper_tables.HEADER, paper_tables.values(table)
-    header, rows = paper_tables.cells(table)
-    _write(folder, f"{table.table.upper()}, {table.backbone}", [("", header, rows)], paper_tables.notes(table), values)
+    compared, note = _agreement(paper_tables.method_folders(config.sweeps))
+    tables = [("", *paper_tables.cells(table)), *compared]
+    _write(folder, f"{table.table.upper()}, {table.backbone}", tables, paper_tables.notes(table) + note, values)
 
 
 def _few_shot(config: ConfigDict, folder: Path) -> None:
@@ -42,7 +43,15 @@ def _few_shot(config: ConfigDict, folder: Path) -> None:
     curves = few_shot_table.picture(table)
     (folder / "curves.svg").write_text(curves)
     values = few_shot_table.HEADER, few_shot_table.values(table)
-    _write(folder, f"Few-shot, {table.backbone}", few_shot_table.cells(table), few_shot_table.notes(table), values, curves)
+    compared, note = _agreement(few_shot_table.method_folders(config.sweeps))
+    tables = [*few_shot_table.cells(table), *compared]
+    _write(folder, f"Few-shot, {table.backbone}", tables, few_shot_table.notes(table) + note, values, curves)
+
+
+def _agreement(folders) -> tuple[list[Table], list[str]]:
+    """Return the table of agreement and its note, each in a list, or empty lists if no run has kept its logits."""
+    rows = agreement.rows(folders)
+    return ([(agreement.TITLE, agreement.HEADER, rows)], [agreement.NOTE]) if rows else ([], [])
 
 
 def _write(folder: Path, title: str, tables: Sequence[Table], notes: Sequence[str], values, *pictures: str) -> None:

@@ -7,6 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from toast_jax.analysis import confusion
+from toast_jax.config.check import check
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit
 from toast_jax.train.setup import domain
@@ -19,7 +20,11 @@ def run(config: ConfigDict, folder: str) -> None:
     """Train a run, write `result.json` to the folder and log the result in one line.
 
     With `config.confusion`, also logs which classes are confused on the last evaluation split and writes `confusion.csv`.
+    With `config.show`, prints examples of text instead of training on it.
     """
+    if config.get("show"):
+        check(config)
+        return domain(config).show(config)
     result = fit(config, folder)
     scores = ", ".join(
         f"{split} {described(result[split], domain(config).UNIT)}" for split in ("val", "test") if split in result

@@ -1,13 +1,13 @@
-"""Replay arrays recorded from the PyTorch release through the training code.
+"""Replay arrays recorded from the PyTorch release through the training code, and of backbones from timm and transformers.
 
     python -m toast_jax.parity FILE.npz [FILE.npz ...]
 
 A recording holds inputs, parameters under their PyTorch names, outputs, intermediates, gradients and six SGD steps of one
-method, in float32 and without dropout. Each line shows a quantity's relative error `max|value - recorded| / max|recorded|`,
-its bound and its name. The exit status is 1 if any error exceeds its bound.
+method, in float32 and without dropout; that of a backbone alone is described in `backbone_parity`. Each line shows a quantity's
+relative error `max|value - recorded| / max|recorded|`, its bound and its name. The exit status is 1 if any error exceeds its
+bound.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -17,9 +17,12 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import generation, losses
+from toast_jax.model.adapter import Bottleneck
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.methods import tuned_mask
-from toast_jax.model.steered import apply
-from toast_jax.testing import recording
+from toast_jax.model.steered import apply, merged
+from toast_jax.testing import backbone_parity, recording
+from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
 from toast_jax.train.augment import by_token
@@ -30,30 +33,12 @@ _sgd_optimizer = functools.partial(optim.optimizer, name="sgd", momentum=0.9, we
 SGD_LR, SGD_STEPS = 0.05, 6
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """Holds one compared quantity."""
-
-    name: str
-    error: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.bound
-
-
-def relative_error(value, recorded) -> float:
-    """Compute `max|value - recorded| / max|recorded|`; infinite if shapes differ or a value is not finite."""
-    value, recorded = np.asarray(value, np.float64), np.asarray(recorded, np.float64)
-    if value.shape != recorded.shape or not np.isfinite(value).all():
-        return float("inf")
-    return float(np.abs(value - recorded).max() / max(np.abs(recorded).max(), 1e-30))
-
-
 def replay(path: str) -> list[Check]:
     """Compare every quantity of a recording."""
-    recorded = recording.load(path)
+    arrays = recording.read(path)
+    if backbone_parity.is_recording(arrays):
+        return backbone_parity.replay(path, arrays)
+    recorded = recording.load(path, arrays)
     model, method, arrays = recorded.model, recorded.method, recorded.arrays
     mask = tuned_mask(recorded.params, method)
     tuned, frozen = trees.split(recorded.params, mask)
@@ -61,41 +46,48 @@ def replay(path: str) -> list[Check]:
     pretune = functools.partial(losses.pretune, model, method, variational_weight=recorded.family.variational_weight)
     scores = pretune(task_weight=1.0) if recorded.pretuning else losses.tune(model, method)
     checks = [
-        Check("count/total", abs(trees.count(recorded.params) - int(arrays["count/total"])), 0),
-        Check("count/trainable", abs(trees.count(tuned) - int(arrays["count/trainable"])), 0),
+        Check("count/total", abs(trees.count(without_statistics(recorded.params)) - int(arrays["count/total"])), 0),
+        Check("count/trainable", abs(trees.count(without_statistics(tuned)) - int(arrays["count/trainable"])), 0),
     ]
-    checks += _forward(recorded, scores)
-    checks += _gradients(recorded, scores, tuned, frozen, "grad/")
+    checks += _forward(recorded)
+    checks += _gradients(recorded, scores, tuned, frozen, "out/loss", "grad/")
     if "var/loss" in arrays:
-        variational = pretune(task_weight=0.0)
-        checks.append(Check("var/loss", relative_error(_loss(recorded, variational), arrays["var/loss"]), FORWARD))
-        checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
+        checks += _gradients(recorded, pretune(task_weight=0.0), tuned, frozen, "var/loss", "var/grad/")
     if "sgd/losses" in arrays:
         checks += _sgd(recorded, scores, mask, tuned, frozen)
+    if "eval/out/logits" in arrays:
+        checks += _evaluation(recorded)
+    if "merged/out/logits" in arrays:
+        checks += _merged(recorded)
     if "generate/prompt" in arrays:
         checks += _generate(recorded)
     return checks
 
 
-def _loss(recorded: Recording, scores):
-    batch = _weighed(recorded.batch)
-    return jax.jit(lambda params: scores(params, batch)["loss"].mean())(recorded.params)
+def _on_one_device(function, *args):
+    """Run as a step on one device does, without `pmap`."""
+    mapped = jax.vmap(function, in_axes=None, axis_name=parallel.AXIS, axis_size=1)
+    return jax.tree.map(lambda a: a[0], jax.jit(mapped)(*args))
+
+
+def _keys(batch):
+    """Return keys that mark a forward pass as one of training, in which nothing is dropped here."""
+    return jax.random.split(jax.random.key(0), len(batch["label"]))
 
 
 def _weighed(batch):
-    """Weigh the tokens of a batch as a step on one device does, without `pmap`."""
-    if "weight" not in batch:
-        return batch
-    weigh = jax.vmap(lambda batch: by_token(batch, None), axis_name=parallel.AXIS)
-    return jax.tree.map(lambda a: a[0], weigh(jax.tree.map(lambda a: a[None], batch)))
+    """Weigh the tokens of a batch as a step does."""
+    return _on_one_device(lambda batch: by_token(batch, None), batch) if "weight" in batch else batch
 
 
-def _forward(recorded: Recording, scores) -> list[Check]:
+def _forward(recorded: Recording) -> list[Check]:
     seen, arrays = losses.inputs(recorded.batch), recorded.arrays
     run = functools.partial(apply, recorded.model, recorded.method)
-    logits = jax.jit(run)(recorded.params, seen)
-    explained, out = jax.jit(functools.partial(run, call="explain"))(recorded.params, seen)
-    pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": _loss(recorded, scores)}
+    keys_of_training = _keys(recorded.batch)
+    logits = _on_one_device(run, recorded.params, seen, keys_of_training)
+    explained, out = _on_one_device(functools.partial(run, call="explain"), recorded.params, seen, keys_of_training)
+    pairs = {"out/logits": logits, "out/logits (with intermediates)": explained}
+    pairs |= _tokens(recorded, out["look"])
     if "selection" in out:
         pairs |= _intermediates(out, recorded.params["top_down"]["transform"])
     keys = {name: name.split(" ")[0] for name in pairs}
@@ -104,6 +96,35 @@ def _forward(recorded: Recording, scores) -> list[Check]:
     return [
         Check(name, relative_error(value, arrays[keys[name]]), FORWARD) for name, value in pairs.items() if keys[name] in arrays
     ]
+
+
+def _tokens(recorded: Recording, look) -> dict:
+    """Return what the recordings of methods with a single look have of its tokens."""
+    backbone, hidden = recorded.params["backbone"], look["hidden"]
+    pairs = {"mid/tokens": look["tokens"]}
+    if recorded.model.probe is not None:
+        pairs = _probed(recorded, hidden[-1])
+    if "mid/patch_embed" in recorded.arrays:
+        pairs["mid/patch_embed"] = (hidden[0] - backbone["pos_embed"])[:, 1:]
+    if "mid/block/0" in recorded.arrays:
+        blocks = recorded.params["adapter"]["backbone"]
+        layers = jax.tree.map(lambda stack, last: jnp.concatenate([stack, last[None]]), blocks["blocks"], blocks["last_0"])
+        for i, output in enumerate(hidden[1:]):
+            adapter = Bottleneck(**{name: leaf[i] for name, leaf in layers.items()})
+            pairs |= {f"mid/block/{i}": output, f"mid/adapter/{i}": adapter(output - recorded.arrays[f"mid/adapter/{i}"])}
+    return pairs
+
+
+def _probed(recorded: Recording, last) -> dict:
+    """Return what the probe makes of the output of the last block."""
+
+    def steps(model, last):
+        tokens = model.tokens_read(last)
+        pooled, attention = model.probe.pool(tokens)
+        normed = model.probe(tokens, training=True)
+        return {"mid/tokens": tokens, "mid/pooled": pooled, "mid/attention": attention, "mid/normed_train": normed}
+
+    return _on_one_device(functools.partial(apply, recorded.model, recorded.method, call=steps), recorded.params, last)
 
 
 def _intermediates(out, transform) -> dict:
@@ -120,10 +141,14 @@ def _intermediates(out, transform) -> dict:
     return {f"mid/{name}": array for name, array in pairs.items()}
 
 
-def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check]:
+def _gradients(recorded: Recording, scores, tuned, frozen, name, prefix) -> list[Check]:
+    """Compare a loss with the recorded array `name`, and its gradients with those that begin with `prefix`."""
     batch = _weighed(recorded.batch)
-    grads = jax.jit(jax.grad(lambda tuned: scores(trees.merge(tuned, frozen), batch)["loss"].mean()))(tuned)
-    return _compare(recorded, grads, prefix)
+    mean = lambda tuned: scores(trees.merge(tuned, frozen), batch, _keys(batch))["loss"].mean()  # noqa: E731
+    loss, grads = _on_one_device(jax.value_and_grad(mean), tuned)
+    after = jax.tree.map(lambda running, step: running - step, tuned, grads)
+    checks = [Check(name, relative_error(loss, recorded.arrays[name]), FORWARD)] if name in recorded.arrays else []
+    return checks + _compare(recorded, grads, prefix) + _compare(recorded, after, "running/after/")
 
 
 def _compare(recorded: Recording, tree, prefix) -> list[Check]:
@@ -148,6 +173,25 @@ def _sgd(recorded: Recording, scores, mask, tuned, frozen) -> list[Check]:
         seen.append(metrics["loss"])
     checks = [Check("sgd/losses", relative_error(jnp.stack(seen), recorded.arrays["sgd/losses"]), BACKWARD)]
     return checks + _compare(recorded, state.tuned, "sgd/final/")
+
+
+def _evaluation(recorded: Recording) -> list[Check]:
+    """Compare the network with running statistics, as an evaluation uses it."""
+    logits = jax.jit(functools.partial(apply, recorded.model, recorded.method))(recorded.params, recorded.batch["image"])
+    loss = losses.cross_entropy(logits, recorded.batch).mean()
+    values = {"eval/out/logits": logits, "eval/out/loss": loss}
+    return [Check(name, relative_error(value, recorded.arrays[name]), FORWARD) for name, value in values.items()]
+
+
+def _merged(recorded: Recording) -> list[Check]:
+    """Merge the method's addition into the weights, and compare them and their logits."""
+    plain = merged(recorded.method, recorded.params)
+    logits = jax.jit(recorded.model.apply)({"params": plain}, losses.inputs(recorded.batch))
+    values = to_torch(trees.flat(plain), recorded.family)
+    checks = [Check("merged/out/logits", relative_error(logits, recorded.arrays["merged/out/logits"]), FORWARD)]
+    expected = recorded.group("merged/params/")
+    assert set(values) == set(expected), "the recording has other merged parameters than the network"
+    return checks + [Check(f"merged/params/{name}", relative_error(values[name], expected[name]), FORWARD) for name in expected]
 
 
 def _generate(recorded: Recording) -> list[Check]:

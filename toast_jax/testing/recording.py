@@ -4,7 +4,9 @@ Sizes and the method are inferred from the arrays.
 """
 
 import dataclasses
+import re
 import zipfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,10 @@ import numpy as np
 
 from toast_jax import trees
 from toast_jax.errors import InputError
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.model.methods import LAST_BLOCKS, Method, pretuned, tuned_mask
+from toast_jax.model.probe import AttentionProbe
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, classifier, init
 from toast_jax.weights.rename import from_torch, recognized, to_torch
@@ -50,17 +54,25 @@ class Recording:
         return {name.removeprefix("enc."): value for name, value in names.items()}
 
 
-def load(path: str) -> Recording:
-    """Read a recording.
-
-    Raises:
-      InputError: the file is missing, or not a recording of a supported network.
-    """
+def read(path: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a recording, by key; InputError without such a file."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as a recording ({error}); give the path of an .npz file.") from error
+
+
+def load(path: str, arrays: dict[str, np.ndarray]) -> Recording:
+    """Build the network of a recording.
+
+    Args:
+      path: of the file, for messages.
+      arrays: of the file, see `read`.
+
+    Raises:
+      InputError: it is not a recording of a supported network.
+    """
     state = {name.removeprefix("params/").removeprefix("enc."): a for name, a in arrays.items() if name.startswith("params/")}
     family = recognized(state)
     if family is None:
@@ -69,7 +81,8 @@ def load(path: str) -> Recording:
     state = {name: array for name, array in state.items() if not name.endswith(".inv_freq")}  # not a parameter
     trainable = {str(name).removeprefix("enc.") for name in arrays["trainable_names"]}
     name, method, arrays_by_path = _row(state, trainable, family)
-    model = _build(arrays_by_path, family, method)
+    model = _build(arrays_by_path, family, method, every_token=bool(arrays.get("config/with_cls")))
+    method = _sized(method, arrays_by_path)
     shapes = jax.eval_shape(lambda: init(model, method, jax.random.key(0)))
     params = trees.nested({path: jnp.asarray(array) for path, array in arrays_by_path.items()})
     assert trees.shapes(params) == trees.shapes(shapes), "the recording has other parameters than the network"
@@ -114,20 +127,31 @@ def _row(state, trainable, family) -> tuple[str, Method, dict]:
         arrays, unknown = from_torch(state, last_blocks)
         assert not unknown, f"names without a line in the rename table: {unknown}"
         created = {path.split("/")[0] for path in arrays} - {"backbone", "head"}
-        if created != {part for part in (method.signal, "lora" if method.lora else "") if part}:
+        parts = (method.signal, method.added.group if method.added else "", "probe" if method.probe else "")
+        if created != set(filter(None, parts)):
             continue
         tuned, _ = trees.split(trees.nested(arrays), tuned_mask(trees.nested(arrays), method))
-        if set(to_torch(trees.flat(trees.prune(tuned)), family)) == trainable:
+        if set(to_torch(trees.flat(without_statistics(trees.prune(tuned))), family)) == trainable:
             return name, method, arrays
     raise InputError("No method has the tuned parameters of the recording.")
 
 
-def _build(arrays, family, method) -> Steered:
+def _sized(method, arrays) -> Method:
+    """Return a method with the width of the recording's adapters."""
+    if widths := [array.shape[-1] for path, array in arrays.items() if re.fullmatch("adapter/.*/down", path)]:
+        return dataclasses.replace(method, added=dataclasses.replace(method.added, rank=widths[0]))
+    return method
+
+
+def _build(arrays, family, method, every_token) -> Steered:
     backbone = family.sized(arrays, HEAD_WIDTH)
-    signal = {}
+    parts: dict[str, Any] = {}
     if method.signal == "top_down":
-        signal = {"top_down": family.top_down(backbone, family.sites(backbone))}
+        parts = {"top_down": family.top_down(backbone, family.sites(backbone))}
     if method.signal == "prompts":
         layers, num, _ = arrays["prompts/tokens"].shape
-        signal = {"prompts": Prompts(layers, num, backbone.width, backbone.patch)}
-    return Steered(backbone, classifier(len(arrays["head/bias"])) if "head/bias" in arrays else None, **signal)
+        parts = {"prompts": Prompts(layers, num, backbone.width, backbone.patch)}
+    if method.probe:
+        (queries, width), (_, channels) = arrays["probe/queries"].shape, arrays["probe/values"].shape
+        parts["probe"] = AttentionProbe(width, queries, width // channels, every_token)
+    return Steered(backbone, classifier(len(arrays["head/bias"])) if "head/bias" in arrays else None, **parts)

@@ -31,7 +31,7 @@ def features_of(model: Steered, method: Method) -> Callable | None:
     Returns:
       `(frozen, batch, rng) -> dict`, see `Steered.frozen_features`; None for a method that tunes the backbone or its input.
     """
-    looks_once = not method.signal and not method.lora
+    looks_once = not method.signal and not method.added
     if BACKBONE not in method.frozen or not (looks_once or method.signal == "top_down"):
         return None
 

@@ -190,9 +190,12 @@ def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, li
     """Evaluate every member on every evaluation split; after the last step, also write which test images are correct."""
     reads, results = domain(run.config), {}
     for name, source in run.evals.items():
-        means, correct = evaluate(run.eval_step, state.result, run.frozen, reads.eval_batches(run.config, source), run.devices)
+        batches = reads.eval_batches(run.config, source)
+        means, correct, predictions = evaluate(run.eval_step, state.result, run.frozen, batches, run.devices)
         results[name] = record.evaluation(name, step, means)
         if correct is not None and name == "test" and step == run.steps:
+            if predictions:
+                run_folder.write_predictions(run.folder, **predictions)
             for member, row in zip(run.members, np.broadcast_to(correct, (len(run.members), correct.shape[-1])), strict=True):
                 run_folder.write_correct(member.folder, row)
     return results

@@ -11,6 +11,7 @@ import optax
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose
+from toast_jax.model.batch_norm import STATISTICS
 
 
 def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
@@ -66,7 +67,7 @@ def optimizer(
       name: "sgd" (as PyTorch's: decay is added to the gradient before momentum) or "adamw" (decoupled decay).
       schedule: learning rate as a function of the step.
       mask: tree of booleans over all parameters (`methods.tuned_mask`). Frozen parameters never enter decay, clipping or state;
-        if present, their update is exactly zero.
+        if present, their update is exactly zero. Running statistics have a rate of their own, 1, without decay or clipping.
       momentum: of SGD.
       weight_decay: strength of the decay.
       no_decay: regexes of paths without decay.
@@ -84,8 +85,12 @@ def optimizer(
         tuned = [path for path, is_tuned in trees.flat(mask).items() if is_tuned]
         scaled = _matching("lr_scaled", lr_scaled, mask, tuned, "tuned parameter")
         steps = [*steps, optax.masked(optax.scale(lr_scale), scaled)]
-    labels = trees.nested({path: "tuned" if tuned else "frozen" for path, tuned in trees.flat(mask).items()})
-    return optax.partition({"tuned": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+    transforms = {"tuned": optax.chain(*steps), "frozen": optax.set_to_zero()}
+    labels = {path: "tuned" if tuned else "frozen" for path, tuned in trees.flat(mask).items()}
+    if statistics := [path for path, label in labels.items() if label == "tuned" and re.fullmatch(STATISTICS, path)]:
+        transforms["statistics"] = optax.sgd(1.0)
+        labels |= dict.fromkeys(statistics, "statistics")
+    return optax.partition(transforms, trees.nested(labels))
 
 
 def _matching(field, regexes, mask, paths, kind="parameter") -> dict:

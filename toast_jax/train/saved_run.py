@@ -1,7 +1,9 @@
 """Read a run from its folder: its config, and its network at the latest checkpoint."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
 from toast_jax.train import checkpoint
 from toast_jax.train.setup import load_network
-from toast_jax.weights import places
+from toast_jax.weights import initial_parameters, places
 from toast_jax.workdir import fingerprint
 
 
@@ -90,11 +92,21 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
             config.fsdp = 1  # tasks that read a run use one device
         built = config.copy_and_resolve_references()
         built.backbone.dtype = dtype or config.backbone.dtype
-        network = load_network(built, len(meta["classes"]))
+        with _silenced(initial_parameters.log):  # of what it creates at random, which the checkpoint replaces
+            network = load_network(built, len(meta["classes"]))
         fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)
     return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params, folder)
+
+
+@contextlib.contextmanager
+def _silenced(log: logging.Logger) -> Iterator[None]:
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "") -> SavedRun:

@@ -21,6 +21,7 @@ from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
 from toast_jax.model import families, losses, methods, steered
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
@@ -107,11 +108,12 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     train, evals = reads.open_sources(config, verified=resumes, run=folder if resumes else None)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
+    predictions = reads is image_runs and config.get("save_predictions", False)
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
     if config.get("microbatches", 1) > 1:
         parts["microbatches"] = config.microbatches
-    num_tuned, num_head = trees.count(network.tuned), trees.count(network.tuned.get("head", {}))
+    num_tuned, num_head = (trees.count(tree) for tree in (without_statistics(network.tuned), network.tuned.get("head", {})))
     folder = run_folder.claim(folder, config)
     run = Run(
         members=(Member(config, folder, rates(config, steps_per_epoch)),),
@@ -120,7 +122,7 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
         evals=evals,
         parts=parts,
         step=devices.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
-        eval_step=mapped(scores, devices),
+        eval_step=mapped(scores_of(config, network, predictions), devices),
         frozen=devices.place(network.frozen),
         mask=network.mask,
         devices=devices,
@@ -232,10 +234,11 @@ def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
     return np.asarray(jax.vmap(schedule(config, steps_per_epoch))(jnp.arange(config.epochs * steps_per_epoch)))
 
 
-def scores_of(config, network) -> Callable:
-    """Return the scores of the stage, whose `loss` is minimised (see `losses`)."""
+def scores_of(config, network, predictions: bool = False) -> Callable:
+    """Return the scores of the stage, whose `loss` is minimised (see `losses`); with `predictions`, of tuning with logits."""
     weights = {name: config[name] for name in ("task_weight", "variational_weight", "distillation_weight")}
     by_class = methods.HEAD in network.method.frozen and config.head.start == "classifier"
     pretune = functools.partial(losses.pretune, **weights, by_class=by_class)
-    stages: dict[str, Callable] = {"tune": losses.tune, "pretune": pretune}
+    tune = functools.partial(losses.tune, predictions=predictions)
+    stages: dict[str, Callable] = {"tune": tune, "pretune": pretune}
     return stages[config.stage](network.model, network.method)

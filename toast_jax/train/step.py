@@ -12,6 +12,7 @@ from jaxtyping import Float, Int32, UInt32
 
 from toast_jax import trees
 from toast_jax.devices.parallel import AXIS
+from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.layers.arrays import Array, Batch, Keys
 
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
@@ -113,7 +114,7 @@ def update(
     grads, metrics = jax.lax.pmean(_in_parts(functools.partial(gradient, state.tuned), (batch, rng), microbatches), AXIS)
     updates, opt_state = tx.update(grads, state.opt_state, state.tuned)
     tuned = optax.apply_updates(state.tuned, updates)
-    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(without_statistics(grads))
     average = state.average
     if average is not None:
         average = optax.incremental_update(tuned, average, 1.0 - ema)

@@ -4,16 +4,18 @@
 """
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.data.loader import Batch
-from toast_jax.data.text import batches, documents, sequences, token_cache, tokenizer
+from toast_jax.data.text import batches, chat, documents, sequences, token_cache, tokenizer
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.errors import InputError
 from toast_jax.model import families
@@ -43,18 +45,42 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     return opened
 
 
+def open_template(config: ConfigDict, words: tokenizer.Tokenizer) -> chat.Template | None:
+    """Open the chat template of a config for its tokenizer; None for formats with prompts of their own."""
+    if config.data.format != "messages":
+        return None
+    return chat.Template(config.data.template, tokenizer.file_of(places.tokenizer(config.data.tokenizer)), words)
+
+
 def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[Sequences, dict[str, Sequences]]:
     """Open the training source and, by name, the evaluation sources; `verified` and `run` are of images, and ignored."""
     data, words = config.data, open_tokenizer(config)
-    arrange = sequences.packed if data.format == "text" else sequences.padded
+    template = open_template(config, words)
     opened = {}
     # Training text is the largest; it comes last so that errors in the other files are reported at once.
-    for name, (file, read) in reversed(_texts(data).items()):
+    for name, (file, read) in reversed(_texts(data, template).items()):
         fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)
-        make = lambda read=read: arrange(read(), words, data.length)  # noqa: E731
+        fields += (template.identity,) if template else ()
+        fields += (data.too_long,) if data.too_long != "cut" else ()
+        make = lambda read=read: _arranged(data, read(), words)  # noqa: E731
         opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
     return opened.pop("train"), opened
+
+
+def open_file(config: ConfigDict, file: str, words: tokenizer.Tokenizer, template: chat.Template | None) -> Sequences:
+    """Open a file in the format of a config, apart from its splits."""
+    return _arranged(config.data, documents.stream(file, _reader(config.data, template)), words)
+
+
+def _arranged(data, texts: Iterable[documents.Document], words) -> Sequences:
+    if data.format == "text":
+        return sequences.packed(texts, words, data.length)
+    return sequences.padded(texts, words, data.length, data.too_long)
+
+
+def _reader(data, template) -> Callable[[Any], list]:
+    return template.documents if template else documents.FORMATS[data.format]
 
 
 def redraw(config: ConfigDict, train: Sequences, evals: dict[str, Sequences], run: object = None):
@@ -67,9 +93,22 @@ def records(config: ConfigDict, train: Sequences, evals: dict[str, Sequences]) -
     return {}
 
 
-def _texts(data) -> dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]]:
+def show(config: ConfigDict) -> None:
+    """Print the first `config.show` training examples as their tokens read, with the learned ones in [[ ]]."""
+    words = open_tokenizer(config)
+    _, read = _texts(config.data, open_template(config, words))["train"]
+    for number, document in enumerate(itertools.islice(read(), config.show), start=1):
+        ids, learned = sequences.encode(document, words)
+        kept, cut = ids[: config.data.length], f", cut to {config.data.length}" if len(ids) > config.data.length else ""
+        print(f"Example {number}: {len(ids)} tokens{cut}, {sum(learned[: len(kept)])} of them learned.")
+        runs = itertools.groupby(zip(kept, learned, strict=False), key=lambda pair: pair[1])
+        spelled = [(is_learned, tokenizer.spelled(words, [token for token, _ in run])) for is_learned, run in runs]
+        print("".join(f"[[{text}]]" if is_learned else text for is_learned, text in spelled), end="\n\n")
+
+
+def _texts(data, template) -> dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]]:
     """Return the file of every split and a function that reads its documents."""
-    of_record = documents.FORMATS[data.format]
+    of_record = _reader(data, template)
     read = functools.partial(documents.stream, data.splits.train, of_record, data.documents)
     texts: dict[str, tuple[str, Callable[[], Iterable[documents.Document]]]] = {"train": (data.splits.train, read)}
     if data.held_out:

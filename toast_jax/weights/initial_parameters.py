@@ -16,7 +16,7 @@ from toast_jax.devices import parallel
 from toast_jax.model import families
 from toast_jax.model.methods import TRANSFORM, Method, tuned_mask
 from toast_jax.model.steered import Steered, init
-from toast_jax.weights import llama_files, module_file, pretrained
+from toast_jax.weights import described_file, llama_files, module_file, pretrained
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def load(
     """Read the parameters that are in files, by path; arguments and errors are those of `start`."""
     shapes, dtypes = _described(model, method)
     if tuned:
-        return pretrained.load(tuned, shapes, last_blocks=model.backbone.last_blocks, wanted=".*", field="checkpoint")
+        options = {"last_blocks": model.backbone.last_blocks, "field": "checkpoint", "resize": _resize(model.backbone, tuned)}
+        return pretrained.load(tuned, shapes, wanted=".*", **options)
     return _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down)
 
 
@@ -118,15 +119,30 @@ def _dtypes(model, method, shapes):
     }
 
 
+def _resize(backbone, path):
+    """Return the function that fits position embeddings of a file to a backbone."""
+
+    def resize(embed, num_tokens):
+        described_file.check_positions(path, backbone, embed)
+        return pretrained.resize_pos_embed(embed, num_tokens, **families.of_backbone(backbone).positions(backbone))
+
+    return resize
+
+
 def _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down):
     layer_files = families.of_backbone(model.backbone).layer_files
-    load = functools.partial(pretrained.load, shapes=shapes, last_blocks=model.backbone.last_blocks, identity=TRANSFORM)
+
+    def load(path, **options):
+        options |= {"last_blocks": model.backbone.last_blocks, "identity": TRANSFORM, "resize": _resize(model.backbone, path)}
+        return pretrained.load(path, shapes, **options)
+
     loaded = {}
     if weights != RANDOM and layer_files:
         loaded = llama_files.load(weights, shapes, model.backbone, dtypes, put)
     elif weights != RANDOM:
         wanted = "(backbone|head)/.*" if classifier else "backbone/.*"
-        loaded = load(weights, wanted=wanted, optional=["top_down/.*"])
+        with described_file.explained(weights, model.backbone):
+            loaded = load(weights, wanted=wanted, optional=["top_down/.*"])
     if top_down and model.top_down is None:
         log.warning("%s is not used: this method has no top-down module.", top_down)
         top_down = ""

@@ -86,7 +86,7 @@ _LLAMA = (
 
 # The array that every network of a format has, whose name shows the modules around the network.
 _FIRST = re.compile(
-    r"((?:[^./]+[./])*?)(?:patch_embed\.proj\.weight|embeddings\.patch_embeddings(?:\.projection)?\.weight|"
+    r"((?:[^./]+[./])*?)(?:patch_embed\.proj\.weight|embeddings\.patch_embeddings?(?:\.projection)?\.weight|"
     r"downsample_layers\.0\.0\.weight|stem\.0\.weight|embedding/kernel|(?:model\.)?embed_tokens\.weight)"
 )
 # Of several networks in one file (self-supervised training), the one that its authors evaluate: the average, or MoCo's encoder.
@@ -99,7 +99,11 @@ _BESIDE = re.compile(r"(?:head|classifier|lm_head|decoders?)[./].*|top_down_tran
 # Files with timm's names and more: FSDP's chunks of blocks (DINOv2), and mask tokens, decoders and heads of pre-training.
 _TIMM = (
     Row(r"blocks\.\d+\.(\d+)\.(.*)", r"blocks.\1.\2"),
-    Row(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma"),  # of DeiT III's authors
+    Row(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma"),  # of DeiT III's authors, and DINOv3 in timm
+    # DINOv2's authors.
+    Row(r"register_tokens", "reg_token"),
+    Row(rf"(blocks\.\d+\.mlp)\.w12{_PARAM}", r"\1.fc1.\2"),
+    Row(rf"(blocks\.\d+\.mlp)\.w3{_PARAM}", r"\1.fc2.\2"),
     Row(r"mask_token|decoder_.*|(?:dino|ibot)_head\..*", None),
 )
 
@@ -140,15 +144,14 @@ _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
 # Names that identify networks similar to the supported ones.
 _OTHER_NETWORKS = {
     r"dist_token|(?:\w+\.)?embeddings\.distillation_token": "a distilled DeiT",
-    r"(?:embeddings\.)?register_tokens|reg_token": "a ViT with register tokens",
-    r".*\.mlp\.(?:w12|w3|fc1_[gx]|weights_in|weights_out)\..*": "a ViT with SwiGLU layers",
+    r".*\.(?:SCB|weight_(?:scale|format|packed).*|weight\.(?:absmax|quant\w*|nested\w*)|qweight|qzeros)": "a quantized network",
     r".*\.attn\.[qk]_norm\..*": "a ViT with norms of queries and keys",
     r"fc_norm\..*": "a ViT with its last norm after pooling (as MAE's fine-tuning makes)",
     r"(?:.*\.)?layers\.\d+\.(?:blocks|downsample)\..*": "a Swin Transformer",
     r"(?:.*\.)?relative_position_.*|.*\.attn\.[qv]_bias|(?:.*\.)?lambda_[12]|beit\..*": "a BEiT",
     r".*\.grn\..*": "a ConvNeXt V2",
     r"(?:.*\.)?(?:stages|downsample_layers)\..*": "another network of stages",
-    r"(?:visual|vision_model|text_model)\..*": "CLIP or a network like it",
+    r"(?:visual|vision_model|text_model)\..*|embeddings\.class_embedding": "CLIP or a network like it",
 }
 
 
@@ -168,13 +171,17 @@ def known_names(state: dict[str, Any]) -> dict[str, Any]:
       ValueError: an array has other axes than its name implies, or two names mean the same array.
     """
     dropped: list[str] = []
-    state = _unwrapped(state, dropped)
+    return converted(unwrapped(state, dropped), dropped)
+
+
+def converted(state: Arrays, dropped: list[str]) -> Arrays:
+    """Convert names as `known_names` does, without modules around the network; `dropped` are names to log as unused."""
     for sign, rows in _FORMATS:
         if any(re.fullmatch(sign, name) for name in state):
             state = _renamed(state, rows, dropped)
     if dropped:
         log.info("The weights file also holds %s, not used here.", listed(sorted(dropped)))
-    return _with_class_position(_without_layer_scale(_with_joint_qkv(state)))
+    return _with_class_position(_with_gates(_without_layer_scale(_with_joint_qkv(state))))
 
 
 def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -185,8 +192,8 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
     return "another kind of network", unexpected
 
 
-def _unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
-    """Take off the modules around the network, such as `model.` or `teacher.backbone.`, and drops what is outside of them."""
+def unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
+    """Take off the modules around the network, such as `model.` or `teacher.backbone.`, and move other names to `dropped`."""
     wrappers = sorted({match[1] for name in state if (match := _FIRST.fullmatch(name))})
     if len(wrappers) > 1:
         wrappers = [wrapper for wrapper in wrappers if not _BESIDE_BACKBONE.fullmatch(wrapper)] or wrappers
@@ -239,6 +246,19 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
                 out[f"{match[1]}.qkv.{match[2]}"] = np.concatenate(parts)
                 for part in names:
                     del out[part]
+    return out
+
+
+def _with_gates(state: Arrays) -> Arrays:
+    """Separate the gate of a gated MLP, which DINOv2 stacks on its first layer; the second has half as many inputs then."""
+    out = dict(state)
+    for name, second in state.items():
+        if match := re.fullmatch(r"(blocks\.\d+\.mlp)\.fc2\.weight", name):
+            for param in ("weight", "bias"):
+                first = state.get(f"{match[1]}.fc1.{param}")
+                if first is not None and first.shape[:1] == (2 * second.shape[-1],):
+                    out |= dict(zip((f"{match[1]}.fc1_{part}.{param}" for part in "gx"), np.split(first, 2), strict=True))
+                    del out[f"{match[1]}.fc1.{param}"]
     return out
 
 

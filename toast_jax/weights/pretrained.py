@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ import numpy as np
 from toast_jax.errors import InputError, listed
 from toast_jax.model.families import Family
 from toast_jax.weights.containers import read
-from toast_jax.weights.other_projects import known_names, other_network
-from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, rename, stack, unstack
+from toast_jax.weights.other_projects import converted, other_network, unwrapped
+from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, layout_of, rename, stack, unstack
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _SIZED_BY = {
     "top_down": "config.backbone.size",
     "prompts": "config.prompts",
     "lora": "config.lora.rank",
+    "adapter": "config.adapter.rank",
+    "probe": "config.probe.queries and config.probe.reduction",
 }
 
 
@@ -38,6 +40,7 @@ def load(
     optional: Sequence[str] = (),
     identity: str = "",
     field: str = "backbone.weights",
+    resize: Callable[[np.ndarray, int], np.ndarray] | None = None,
 ) -> Arrays:
     """Read the parameters that a network needs from a file, and log unused ones.
 
@@ -49,6 +52,7 @@ def load(
       optional: regexes of further paths; those of a regex are read if the file has any, and it must then have all of them.
       identity: path of a matrix that is the identity if the file lacks it; "" for none.
       field: of the config that names the file.
+      resize: fits position embeddings to a number of tokens; None: `resize_pos_embed`.
 
     Returns:
       arrays by path, shaped like `shapes`.
@@ -82,13 +86,17 @@ def load(
     if missing:
         if all(name.startswith("head/") for name in missing):
             raise _no_classifier(path)
-        raise InputError(f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says.")
+        check = _deciding(needed, missing, "; check ")
+        raise InputError(
+            f"{path} lacks {listed(missing)}; it belongs to another kind or size of network than the config says{check}."
+        )
     if surplus := sorted(set(present) - set(needed)):
-        raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check config.method.")
+        check = _deciding(needed, surplus, "") or "config.method"
+        raise InputError(f"{path} has {listed(surplus)}, which the network of the config has not; check {check}.")
     chosen = {name: arrays[name] for name in needed}
     if (name := "backbone/pos_embed") in chosen:
         try:
-            chosen[name] = resize_pos_embed(chosen[name], network[name].shape[1])
+            chosen[name] = (resize or resize_pos_embed)(chosen[name], network[name].shape[1])
         except ValueError as error:
             raise InputError(f"{path} cannot be used: {error}.") from error
     wrong = [
@@ -104,6 +112,13 @@ def load(
     if unknown:
         log.info("%s also holds the classifier of its own task (%s), not used here.", path, ", ".join(unknown))
     return stack(chosen, last_blocks)
+
+
+def _deciding(network, names, before):
+    """Return the fields of the config that add parameters which only some networks have, after a text; "" for none."""
+    rows = kind(network).decides.items()
+    fields = dict.fromkeys(field for name in names for regex, field in rows if re.fullmatch(regex, name))
+    return before + ", ".join(f"config.backbone.{field}" for field in fields) if fields else ""
 
 
 def num_classes(path: str) -> int:
@@ -154,8 +169,7 @@ def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, 
     """
     try:
         in_file = read(path, field)
-        state = known_names(in_file)
-        arrays, unknown = rename(state)
+        family, arrays, unknown = _renamed(in_file)
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
     if unexpected := [name for name in unknown if not re.fullmatch(_OTHER_HEADS, name)]:
@@ -164,28 +178,55 @@ def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, 
         raise InputError(f"{path} belongs to {network}, which cannot be used: no network here has {listed(telling)}.")
     if damaged := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
         raise InputError(f"{path} has numbers that are not finite in {listed(damaged)}; copy or download it again.")
-    return kind_of_torch(state), arrays, unknown
+    return family, arrays, unknown
 
 
-def resize_pos_embed(embed: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Interpolate a position embedding bicubically from `[1, 1 + g*g, D]` to `[1, num_tokens, D]`.
+def _renamed(state):
+    """Rename by the layout that a file is in, or else convert other projects' names and rename by the table of the family."""
+    dropped: list[str] = []
+    state = unwrapped(state, dropped)
+    if (match := layout_of(state)) is None:
+        state = converted(state, dropped)
+        return kind_of_torch(state), *rename(state)
+    family, layout = match
+    if reason := layout.refusal(state):
+        raise ValueError(reason)
+    if dropped := sorted({*dropped, *(name for name in state if re.fullmatch(layout.unused, name))}):
+        log.info("The weights file also holds %s, not used here.", listed(dropped))
+    return family, *rename({name: array for name, array in state.items() if name not in dropped}, layout.table)
 
-    The class token keeps its embedding. The kernel is that of PyTorch's `F.interpolate(mode="bicubic", align_corners=False)`,
-    as in DeiT's and MAE's fine-tuning.
+
+def resize_pos_embed(
+    embed: np.ndarray, num_tokens: int, grid: tuple[int, int] | None = None, antialias: bool = False
+) -> np.ndarray:
+    """Interpolate position embeddings bicubically from `[1, s + g*g, D]` to `[1, num_tokens, D]`, where s is 0 or 1.
+
+    A class token, s = 1, keeps its embedding. Without antialias, the kernel is that of PyTorch's `F.interpolate(mode="bicubic",
+    align_corners=False)`, as in DeiT's and MAE's fine-tuning; with it, that of `antialias=True`.
+
+    Args:
+      embed: as in a file.
+      num_tokens: of the network.
+      grid: rows and columns of patches; None for a square and a class token.
+      antialias: see `vit_features.Features`.
 
     Raises:
-      ValueError: the tokens are not a class token and a square of patches.
+      ValueError: the tokens are not a square of patches, after a class token if the network has one.
     """
-    if embed.shape[1:2] == (num_tokens,):
+    is_square = grid is None or grid[0] == grid[1]
+    if embed.shape[1:2] == (num_tokens,) and is_square:
         return embed
     if embed.ndim != 3:
         raise ValueError(f"position embeddings are {embed.shape}, not [1, tokens, width]")
-    old, new = (round((n - 1) ** 0.5) for n in (embed.shape[1], num_tokens))
-    if old**2 + 1 != embed.shape[1] or new**2 + 1 != num_tokens:
-        raise ValueError(f"position embeddings of {embed.shape[1]} tokens are not one class token and a square of patches")
-    log.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, new, new)
+    new = grid or (round((num_tokens - 1) ** 0.5),) * 2
+    special = num_tokens - new[0] * new[1]
+    old = round(max(0, embed.shape[1] - special) ** 0.5)
+    if old**2 + special != embed.shape[1] or special not in (0, 1):
+        token = "one class token and " if special else ""
+        raise ValueError(f"position embeddings of {embed.shape[1]} tokens are not {token}a square of patches")
+    log.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, *new)
     width = embed.shape[-1]
-    patches = jnp.asarray(embed[0, 1:]).reshape(old, old, width)
-    method = jax.image.ResizeMethod.CUBIC_PYTORCH
-    patches = jax.image.resize(patches, (new, new, width), method, antialias=False)
-    return np.concatenate([embed[:, :1], np.asarray(patches).reshape(1, new * new, width)], axis=1)
+    patches = jnp.asarray(embed[0, special:]).reshape(old, old, width)
+    method = jax.image.ResizeMethod.CUBIC if antialias else jax.image.ResizeMethod.CUBIC_PYTORCH
+    patches = jax.image.resize(patches, (*new, width), method, antialias=antialias)
+    return np.concatenate([embed[:, :special], np.asarray(patches).reshape(1, -1, width)], axis=1)

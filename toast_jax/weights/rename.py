@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from toast_jax.errors import listed
-from toast_jax.model.backbones.rename_rules import Rename
+from toast_jax.errors import InputError, choose, listed
+from toast_jax.model.backbones.rename_rules import Layout, Rename
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.weights.containers import Arrays
 
@@ -45,18 +45,22 @@ def from_torch(state: Arrays, last_blocks: int) -> tuple[Arrays, list[str]]:
     return stack(layers, last_blocks), unknown
 
 
-def rename(state: Arrays) -> tuple[Arrays, list[str]]:
-    """Rename as `from_torch` does, but with a path for every layer: `backbone/blocks/3/x`."""
+def rename(state: Arrays, table: Sequence[Rename] = ()) -> tuple[Arrays, list[str]]:
+    """Rename as `from_torch` does, but with a path for every layer, `backbone/blocks/3/x`, and by any `table`."""
     left = dict(state)
     layers: Arrays = {}
-    for row, i, torch_arrays in _taken(kind_of_torch(state).names.table, "torch", left):
+    for row, i, torch_arrays in taken(table or kind_of_torch(state).names.table, "torch", left):
         try:
             arrays = row.forward(*torch_arrays)
         except (ValueError, IndexError) as error:
             names = [name.format(i=i) for name in row.torch]
             shapes = ", ".join(f"{name} is {array.shape}" for name, array in zip(names, torch_arrays, strict=True))
             raise ValueError(f"{shapes}, which no network here has") from error
-        layers |= dict(zip((path.format(i=i) for path in row.paths), arrays, strict=True))
+        paths = [path.format(i=i) for path in row.paths]
+        if any(path in layers for path in paths):  # another name of the same parameter
+            left |= dict(zip((name.format(i=i) for name in row.torch), torch_arrays, strict=True))
+        else:
+            layers |= dict(zip(paths, arrays, strict=True))
     return layers, sorted(left)
 
 
@@ -71,22 +75,66 @@ def to_torch(arrays: Arrays, family: Family | None = None, depth: int = 0) -> Ar
     return rename_back(unstack(arrays, family, depth), family)
 
 
+def layout_of(state: Arrays) -> tuple[Family, Layout] | None:
+    """Return the family and the layout that names in a file are a sign of, or None; of several, one that names most of them."""
+    pairs = [
+        (family, layout)
+        for family in FAMILIES.values()
+        for layout in family.names.layouts
+        if layout.sign and any(re.fullmatch(layout.sign, name) for name in state)
+    ]
+    return min(pairs, key=lambda pair: len(unnamed(state, pair[1].table)), default=None)
+
+
+def unnamed(state: Arrays, table: Sequence[Rename]) -> Arrays:
+    """Return the arrays whose PyTorch names a table lacks."""
+    left = dict(state)
+    for _ in taken(table, "torch", left):
+        pass
+    return left
+
+
+def published(layers: Arrays, name: str) -> Arrays:
+    """Return arrays by the names of a layout, such as "dinov3_timm", from a path for every layer of a backbone.
+
+    LayerScale, which is folded, becomes 1, and a mask token 0; the network stays the same.
+
+    Raises:
+      InputError: there is no such layout, or it lacks names for some of the parameters.
+    """
+    options: dict[str, list[Layout]] = {}
+    for layout in kind(layers).names.layouts:
+        options.setdefault(layout.name, []).append(layout)
+    for layout in choose("The layout of names", name, options):
+        left = dict(layers)
+        state = _back(layout.table, left)
+        if not left:
+            return state
+    raise InputError(f"Files of {name} have no place for {listed(sorted(left))}; choose another layout of names.")
+
+
 def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
     """Undo `rename`, from a path for every layer; `family` as in `to_torch`."""
     left = dict(layers)
-    state: Arrays = {}
-    for row, i, arrays in _taken((family or kind(layers)).names.table, "paths", left):
-        torch_arrays = row.backward(*map(np.asarray, arrays))
-        state |= dict(zip((name.format(i=i) for name in row.torch), torch_arrays, strict=True))
+    state = _back((family or kind(layers)).names.table, left)
     if left:
         raise ValueError(f"the rename table has no line for {listed(sorted(left))}")
+    return state
+
+
+def _back(table, left):
+    """Undo `rename` by a table, and take the arrays that it names out of `left`."""
+    state: Arrays = {}
+    for row, i, arrays in taken(table, "paths", left):
+        torch_arrays = row.backward(*map(np.asarray, arrays))
+        state |= dict(zip((name.format(i=i) for name in row.torch), torch_arrays, strict=True))
     return {name: array for name, array in state.items() if array.size}
 
 
 def table(layers: Arrays, family: Family | None = None) -> str:
     """Format the rows that apply to `layers`, one a line: PyTorch's names, paths, number of layers, shape."""
     shapes: dict[Rename, list[str]] = {}
-    for row, _, arrays in _taken((family or kind(layers)).names.table, "paths", dict(layers)):
+    for row, _, arrays in taken((family or kind(layers)).names.table, "paths", dict(layers)):
         shapes.setdefault(row, []).append(str(arrays[0].shape))
     lines = [
         (", ".join(row.torch), _abbreviated(row.paths), f"{len(each)}x" if "{i}" in row.torch[0] else "", each[0])
@@ -105,7 +153,7 @@ def _abbreviated(paths: tuple[str, ...]) -> str:
     return f"{start}{{{','.join(path[len(start) : len(path) - len(end)] for path in paths)}}}{end}"
 
 
-def _taken(table: Iterable[Rename], side: str, left: Arrays) -> Iterator[tuple[Rename, int, list[np.ndarray]]]:
+def taken(table: Iterable[Rename], side: str, left: Arrays) -> Iterator[tuple[Rename, int, list[np.ndarray]]]:
     """Yield the rows, for each layer, whose arrays are all in `left`, and take them out; `side` is "torch" or "paths"."""
     for row in table:
         patterns = getattr(row, side)

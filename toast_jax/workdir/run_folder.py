@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,7 +155,7 @@ def write_json(path: Path, value: dict) -> None:
         replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-_CORRECT = "test_correct.txt"
+_CORRECT, PREDICTIONS = "test_correct.txt", "test_logits.npz"
 
 
 def write_correct(folder: Path, correct: np.ndarray) -> None:
@@ -169,7 +171,31 @@ def read_correct(folder: Path) -> np.ndarray | None:
     return None
 
 
-def replace_file(path: Path, content: str) -> None:
+def write_predictions(folder: Path, *, logits: np.ndarray, label: np.ndarray) -> None:
+    """Write the logits `[n, C]` and labels `[n]` of the test images of a run, in the order of the split."""
+    if not jax.process_index():
+        content = io.BytesIO()
+        np.savez(content, logits=logits, label=label)
+        replace_file(folder / PREDICTIONS, content.getvalue())
+
+
+def read_predictions(folder: Path) -> dict[str, np.ndarray]:
+    """Read what `write_predictions` wrote.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
+    path = folder / PREDICTIONS
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("logits", "label")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); remove it, or evaluate its run again with save_predictions."
+        ) from error
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
     """Replace a file atomically: readers see the old or the new content, never a part.
 
     Raises:
@@ -178,7 +204,7 @@ def replace_file(path: Path, content: str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        partial.write_text(content)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

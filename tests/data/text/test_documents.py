@@ -135,6 +135,84 @@ def test_files_that_are_refused(name, content, message, tmp_path):
         documents.read(str(tmp_path / name), documents.plain)
 
 
+def chat_of(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+U, A, S = ("user", "u"), ("assistant", "a"), ("system", "s")
+SAME, EMPTY, FIRST = "a turn of the same role", "an empty turn", "a first turn"
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept", "changes"),
+    [
+        ([U, A], [U, A], []),
+        ([S, U, A, U, A], [S, U, A, U, A], []),
+        ([("system", " "), U, A], [U, A], []),
+        ([U, A, U], [U, A], []),
+        ([A, U, A], [U, A], [FIRST]),
+        ([S, A, U, A], [S, U, A], [FIRST]),
+        ([U, U, A], None, []),
+        ([U, A, A, U, A], [U, A], [SAME]),
+        ([U, A, U, U, A], [U, A], [SAME]),
+        ([U, A, S, U, A], [U, A], [SAME]),
+        ([U, A, U, ("assistant", " \n")], [U, A], [EMPTY]),
+        ([U, A, ("user", ""), A, U, A], [U, A], [EMPTY]),
+        ([U, ("assistant", "\u200b")], None, []),
+        ([A], None, []),
+        ([S], None, []),
+        ([], None, []),
+        ([U, A, ("tool", "t")], None, []),
+    ],
+)
+def test_turns_of_messages(turns, kept, changes):
+    made = documents.messages(chat_of(*turns))
+    assert [list(conversation.messages) for conversation in made] == ([] if kept is None else [kept])
+    for conversation in made:
+        assert len(conversation.changes) == len(changes)
+        assert all(part in change for part, change in zip(changes, conversation.changes, strict=True))
+
+
+def test_messages_of_sharegpt_are_read_by_their_names():
+    said = {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]}
+    assert documents.messages(said) == documents.messages(chat_of(S, U, A))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{}, {"messages": 3}, {"messages": [{"role": "user"}]}, {"messages": ["a"]}, chat_of((1, "a")), {"messages": None}],
+)
+def test_records_that_are_no_messages_are_refused(record, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([record]))
+    with pytest.raises(InputError, match="^Record 1 of .*x.json is no record of this --config.data.format"):
+        documents.read(str(tmp_path / "x.json"), documents.messages)
+
+
+def test_parquet_is_read_like_lines(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for of_record, records in (
+        (documents.plain, [{"text": "a\r\nb"}, {"text": ""}, {"text": "c"}]),
+        (documents.messages, [chat_of(S, U, A), chat_of(U, A, U, A)]),
+        (documents.conversation, [said("a", "b"), said("c", "d", "e")]),
+        (
+            documents.instruction,
+            [{"instruction": "a", "input": None, "output": "b"}, {"instruction": "c", "input": "d", "output": "e"}],
+        ),
+    ):
+        (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
+        parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "x.parquet", row_group_size=1)
+        assert documents.read(str(tmp_path / "x.parquet"), of_record) == documents.read(str(tmp_path / "x.jsonl"), of_record)
+    with pytest.raises(InputError, match=r"^Row 1 of .*x.parquet is no record of this --config.data.format \(KeyError\('text'"):
+        documents.read(str(tmp_path / "x.parquet"), documents.plain)
+    for content in (b"", b"PAR1 and no more", None):
+        (tmp_path / "x.parquet").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "x.parquet").write_bytes(content)
+        with pytest.raises(InputError, match="The text .*x.parquet cannot be read .*; correct --config.data.splits"):
+            documents.read(str(tmp_path / "x.parquet"), documents.plain)
+
+
 def turns(question, answer):
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
@@ -155,6 +233,8 @@ NO_TEXT = [None, 3, float("nan"), True, ["a"], {"text": "a"}, [{"type": "text", 
         (documents.instruction, "input", lambda value: {"instruction": "a", "input": value, "output": "b"}),
         (documents.conversation, "value", lambda value: turns(value, "b")),
         (documents.conversation, "value", lambda value: turns("a", value)),
+        (documents.messages, "content", lambda value: chat_of(("user", "a"), ("assistant", value))),
+        (documents.messages, "value", lambda value: turns("a", value)),
     ],
 )
 def test_only_text_becomes_text(tmp_path, value, of_record, field, made):

@@ -109,6 +109,9 @@ def test_padded_documents_are_cut_and_those_without_answer_left_out(caplog):
     np.testing.assert_array_equal(source[1]["weight"] > 0, [False, False, True, True, True, False])
     with pytest.raises(InputError, match="No answer begins within 3 tokens; set --config.data.length to more"):
         sequences.padded(documents, Words(), 3)
+    with pytest.raises(InputError, match="2 of 3 texts are longer than 6 tokens, the longest has 11; set --config.data.length"):
+        sequences.padded(documents, Words(), 6, too_long="refuse")
+    assert len(sequences.padded(documents, Words(), 11, too_long="refuse")) == 3
 
 
 class Numbers:

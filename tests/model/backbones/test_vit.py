@@ -25,8 +25,13 @@ def network(**fields):
 
 @functools.cache
 def parameters():
-    """Those of `network()`, all of them random: what starts at zero or one would hide mistakes."""
-    shapes = jax.eval_shape(lambda: network().init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"])
+    """Those of `network()`."""
+    return draw_parameters(network())
+
+
+def draw_parameters(net):
+    """All of them random: what starts at zero or one would hide mistakes."""
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), net.example)["params"])
     rng = np.random.default_rng(0)
     draw = lambda path, leaf: rng.normal(float(path.endswith("scale")), 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     return trees.nested({path: draw(path, leaf) for path, leaf in trees.flat(shapes).items()})

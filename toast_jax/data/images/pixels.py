@@ -4,6 +4,7 @@ The views follow `torchvision.transforms` on PIL images, rounding included, beca
 them.
 """
 
+import contextlib
 import io
 from typing import Any
 
@@ -30,13 +31,13 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _MAX_RESIZED = 2**24
 
 
-def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.ndarray:
+def decode(data: bytes | np.ndarray | Image.Image, name: str, *, orient: bool = False) -> np.ndarray:
     """Decode an image file of any format and color mode that Pillow reads, whatever its name.
 
     Animations yield their first frame. docs/data.md says how each mode becomes RGB.
 
     Args:
-        data: the bytes of the file; an array of pixels is returned unchanged.
+        data: the bytes of the file, or an open image; an array of pixels is returned unchanged.
         name: what to call the image in an error, usually its path.
         orient: turn the image upright by its EXIF orientation, as viewers do.
 
@@ -49,7 +50,7 @@ def decode(data: bytes | np.ndarray, name: str, *, orient: bool = False) -> np.n
     if isinstance(data, np.ndarray):
         return data
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with contextlib.nullcontext(data) if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as image:
             rgb = _to_rgb(image)
             # Read after the pixels: a PNG may store its EXIF behind them, and Pillow turns a TIFF upright while loading it.
             return np.asarray(upright(rgb, orientation(image)) if orient else rgb)
@@ -216,7 +217,7 @@ def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return before.clip(0, length - 1), (before + 1).clip(0, length - 1), centers - before.astype(np.float32)
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def _reason(data: bytes | Image.Image, error: Exception) -> str:
     if not data:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -1,15 +1,17 @@
 """Documents of text files, split into the text to read and the text to predict.
 
-A document is a list of turns. The text of a turn before `answer` is context; the rest is predicted.
+A document is a list of turns, or a conversation that a chat template has rendered. The text of a turn before `answer` is
+context; the rest is predicted.
 """
 
+import collections
 import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, of_extra
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,41 @@ class Turn(NamedTuple):
     ends: bool = True
 
 
-Document = list[Turn]
+Span = tuple[int, int]  # of characters: start and end
+
+
+class Rendered(NamedTuple):
+    """A conversation as a chat template writes it.
+
+    Attributes:
+      text: with every special token of the template spelled by its name.
+      special: where these are. The same name elsewhere, as in the words of a user, is plain text.
+      learned: the assistant's answers, each with the special token that ends it.
+      changes: what was changed in the conversation, in words, for a count.
+    """
+
+    text: str
+    special: list[Span]
+    learned: list[Span]
+    changes: tuple[str, ...] = ()
+
+
+Document = list[Turn] | Rendered
+
+
+class Message(NamedTuple):
+    """What one speaker says; the role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Conversation(NamedTuple):
+    """Messages of a user and an assistant in turn, after one of the system if there is one, and what was dropped for that."""
+
+    messages: list[Message]
+    changes: tuple[str, ...] = ()
+
 
 # Stanford Alpaca's prompts (https://github.com/tatsu-lab/stanford_alpaca), with and without an input.
 _INSTRUCTED = "Below is an instruction that describes a task"
@@ -33,12 +69,13 @@ _ALPACA = (
     "### Instruction:\n{instruction}\n\n### Response:",
 )
 # The system prompt and the roles of Vicuna 1.1 (https://github.com/lm-sys/FastChat).
-_SYSTEM = (
+SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite "
     "answers to the user's questions. "
 )
 _ROLES = {"human": "USER", "gpt": "ASSISTANT"}
 _LOST_ANSWER = "\u200b"  # ShareGPT's placeholder
+_SPEAKERS = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
 def _text(record: Any, field: str) -> str:
@@ -95,7 +132,7 @@ def conversation(record: Any) -> list[Document]:
     turns = turns[1:] if turns[0]["from"] != "human" else turns
     lost = {i for i, turn in enumerate(turns) if turn["from"] == "gpt" and turn["value"] == _LOST_ANSWER}
     turns = [turn for i, turn in enumerate(turns) if not {i, i + 1} & lost]
-    document: Document = []
+    document: list[Turn] = []
     for question, answer in zip(turns[::2], turns[1::2], strict=False):
         if (question["from"], answer["from"]) != ("human", "gpt"):
             break
@@ -106,15 +143,45 @@ def conversation(record: Any) -> list[Document]:
 
 def converse(text: str, first: bool = True) -> str:
     """Write Vicuna's prompt for a message, up to where the assistant's answer begins."""
-    return f"{_SYSTEM if first else ''}{_ROLES['human']}: {text} {_ROLES['gpt']}:"
+    return f"{SYSTEM if first else ''}{_ROLES['human']}: {text} {_ROLES['gpt']}:"
 
 
-# By `config.data.format`: makes documents of a record.
-FORMATS: dict[str, Callable[[Any], list[Document]]] = {
+def messages(record: Any) -> list[Conversation]:
+    """Read `{"messages": [{"role", "content"}, ...]}`, or ShareGPT's `conversations`, for a chat template.
+
+    A conversation with another role, such as a tool, or without an answer is left out. A first turn by the assistant is
+    dropped. The conversation ends before an empty turn, before two turns of the same role, and after its last answer.
+    """
+    role, content = ("role", "content") if "messages" in record else ("from", "value")
+    turns = record["messages" if "messages" in record else "conversations"]
+    if any(_text(turn, role) not in _SPEAKERS for turn in turns):
+        return []
+    said = [Message(_SPEAKERS[turn[role]], _text(turn, content)) for turn in turns]
+    kept, changes = [message for message in said[:1] if message.role == "system" and message.content.strip()], []
+    rest = said[1:] if said and said[0].role == "system" else said
+    if rest and rest[0].role == "assistant":
+        rest, changes = rest[1:], ["lost a first turn by the assistant"]
+    for number, message in enumerate(rest):
+        if not message.content.strip() or message.content == _LOST_ANSWER:
+            changes.append("end before an empty turn")
+        elif message.role != ("user", "assistant")[number % 2]:
+            changes.append("end before a turn of the same role as the one before it, or of the system")
+        else:
+            kept.append(message)
+            continue
+        break
+    while kept and kept[-1].role != "assistant":
+        kept.pop()
+    return [Conversation(kept, tuple(changes))] if kept else []
+
+
+# By `config.data.format`: makes documents of a record, or conversations that `chat.Template.render` makes documents of.
+FORMATS: dict[str, Callable[[Any], list]] = {
     "text": plain,
     "instructions": instruction,
     "prompts": prompt,
     "conversations": conversation,
+    "messages": messages,
 }
 
 
@@ -127,15 +194,16 @@ def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0)
     """Iterate over the documents of a file. A `.jsonl` is read line by line, and only up to the last document.
 
     Args:
-      path: a `.txt`, which is one record, a `.json` with a list of records, or a `.jsonl` with one record per line.
-      of_record: a value of `FORMATS`.
+      path: a `.txt`, which is one record, a `.json` with a list of records, a `.jsonl` with one record per line, or a
+        `.parquet` with one per row.
+      of_record: a value of `FORMATS` that makes documents, or `chat.Template.documents`.
       most: stop after this many documents; 0: read all.
 
     Raises:
       InputError: the file does not exist, a record has another format, or no document is left.
     """
     file = Path(path).expanduser()
-    count, left_out = 0, 0
+    count, left_out, changes = 0, 0, collections.Counter[str]()
     for place, record in records(file):
         try:
             made = of_record(record)
@@ -143,32 +211,56 @@ def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0)
             raise InputError(
                 f"{place} of {file} is no record of this --config.data.format ({error!r}); correct one of them."
             ) from error
-        if any("\ud800" <= character <= "\udfff" for turns in made for turn in turns for character in turn.text):
+        except InputError as error:
+            raise InputError(f"{place} of {file}: {error}") from error
+        if any("\ud800" <= character <= "\udfff" for document in made for text in _texts(document) for character in text):
             raise InputError(f"{place} of {file} has half a character, written as \\ud8.. or \\udc..; correct or remove it.")
         left_out += not made
+        changes.update(change for document in made if not isinstance(document, list) for change in document.changes)
         yield from made[: most - count] if most else made
         count += len(made)
         if most and count >= most:
             break
     if left_out:
         log.warning("%s: %d records left out (empty, or not a conversation of two speakers).", file, left_out)
+    for change, times in changes.items():
+        log.warning("%s: %d conversations %s.", file, times, change)
     if not count:
         raise InputError(f"{file} has no text to learn from; give another file.")
+
+
+def _texts(document: Document | Conversation) -> list[str]:
+    if isinstance(document, Conversation):
+        return [message.content for message in document.messages]
+    return [document.text] if isinstance(document, Rendered) else [turn.text for turn in document]
 
 
 def records(file: Path) -> Iterator[tuple[str, Any]]:
     """Iterate over the records of a file, each with its place in words, for messages.
 
     Raises:
-      InputError: the file does not exist or is not JSON.
+      InputError: the file does not exist, is damaged or is not JSON.
     """
     readers = {".txt": _whole, ".json": _listed, ".jsonl": _lines}
+    if file.suffix == ".parquet":
+        yield from _rows(file)
+        return
     try:
         with file.open(encoding="utf-8-sig") as content:
             if file.suffix not in readers:
-                raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file.")
+                raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file, or a .parquet.")
             yield from readers[file.suffix](file, content)
     except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Any]]:
+    parquet = of_extra("pyarrow.parquet", "parquet", "Reading a Parquet file")
+    try:
+        with parquet.ParquetFile(file) as table:
+            rows = (row for batch in table.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            yield from ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
+    except (OSError, ValueError, NotImplementedError) as error:  # the bases of pyarrow's own
         raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toast_jax.data.text.documents import Document
+from toast_jax.data.text.documents import Document, Rendered, Span
 from toast_jax.data.text.tokenizer import Tokenizer
 from toast_jax.errors import InputError
 
@@ -60,14 +60,18 @@ def mapped(folder: Path) -> Sequences:
     return Sequences(*(np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in dataclasses.fields(Sequences)))
 
 
-def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Encode a document, with its begin token, and mark the answer tokens.
+def encode(document: Document, tokenizer: Tokenizer, begins: bool = True) -> tuple[list[int], list[bool]]:
+    """Encode a document, with its begin token unless it continues another, and mark the answer tokens.
 
     A token is an answer if any of its characters is, because a word's token may begin with the space before it. The token that
-    ends a turn is an answer.
+    ends a turn is an answer. A rendered conversation that spells the begin token has no second one.
     """
-    ids = [] if tokenizer.begin is None else [tokenizer.begin]
+    ids = [tokenizer.begin] if begins and tokenizer.begin is not None else []
     answers = [False] * len(ids)
+    if isinstance(document, Rendered):
+        encoded = tokenizer.encode_marked(document.text, document.special)
+        before = 0 if encoded.ids[:1] == ids else len(ids)
+        return ids[:before] + encoded.ids, answers[:before] + _overlapping(encoded.ends, document.learned)
     for turn in document:
         encoded = tokenizer.encode(turn.text)
         ids += encoded.ids
@@ -76,6 +80,16 @@ def encode(document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bo
             ids.append(tokenizer.end)
             answers.append(True)
     return ids, answers
+
+
+def _overlapping(ends: list[int], spans: list[Span]) -> list[bool]:
+    """Return whether each token has a character in one of the ascending spans; a span does not end within a character."""
+    flags, left = [], list(spans)
+    for start, end in zip([0, *ends], ends, strict=False):
+        while left and left[0][1] <= start:
+            left.pop(0)
+        flags.append(bool(left) and left[0][0] < end)
+    return flags
 
 
 def packed(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> Sequences:
@@ -99,20 +113,26 @@ def packed(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> 
     return Sequences(*(values[: rows * length].reshape(rows, length) for values in flat))
 
 
-def padded(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> Sequences:
+def padded(documents: Iterable[Document], tokenizer: Tokenizer, length: int, too_long: str = "cut") -> Sequences:
     """Make a row of each document, truncated to `length` tokens; documents whose answers lie beyond are left out.
 
     Raises:
-      InputError: no document is left.
+      InputError: no document is left; or, with `too_long="refuse"`, a document is longer.
     """
-    rows, cut, dropped = [], 0, 0
+    rows, sizes, cut, dropped = [], [], 0, 0
     for document in documents:
         ids, flags = encode(document, tokenizer)
+        sizes.append(len(ids))
         if any(flags[:length]):
             rows.append((np.array(ids[:length], np.int32), np.array(flags[:length], bool)))
             cut += len(ids) > length
         else:
             dropped += 1
+    if too_long == "refuse" and (longer := [size for size in sizes if size > length]):
+        raise InputError(
+            f"{len(longer)} of {len(sizes)} texts are longer than {length} tokens, the longest has {max(longer)}; set "
+            "--config.data.length to more, or --config.data.too_long=cut."
+        )
     if cut or dropped:
         log.warning("%d texts are cut off at %d tokens; %d are left out, as no answer begins before it.", cut, length, dropped)
     if not rows:

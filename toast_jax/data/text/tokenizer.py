@@ -1,9 +1,13 @@
 """Tokenizers of LLaMA models, read from the files that come with them."""
 
+import functools
 import heapq
 import importlib
+import itertools
+import json
+import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -13,6 +17,8 @@ from toast_jax.errors import InputError
 
 # The names of the tokens that begin and end a document.
 _BEGINS, _ENDS = ("<s>", "<|begin_of_text|>"), ("</s>", "<|end_of_text|>")
+# Added tokens that are special even if their file does not say so: marks of chats. The second bar is DeepSeek's.
+_CHAT_MARK = re.compile(r"<[|\uff5c].+[|\uff5c]>")
 
 
 class Encoded(NamedTuple):
@@ -29,13 +35,18 @@ class Tokenizer(Protocol):
       vocabulary: number of tokens.
       begin: the token before a document, or None.
       end: the token after a document.
+      special: tokens that stand for no text, by name.
     """
 
     vocabulary: int
     begin: int | None
     end: int
+    special: dict[str, int]
 
     def encode(self, text: str) -> Encoded: ...
+
+    def encode_marked(self, text: str, special: Sequence[tuple[int, int]]) -> Encoded:
+        """Encode a text with the names of special tokens at these places; anywhere else a name is plain text."""
 
     def decode(self, ids: list[int]) -> str: ...
 
@@ -81,6 +92,40 @@ def _library(name: str, file: Path):
         ) from error
 
 
+def special_spans(text: str, names: Collection[str]) -> list[tuple[int, int]]:
+    """Return where a text spells special tokens: start and end of each, from left to right."""
+    return [match.span() for match in _pattern(tuple(names)).finditer(text)]
+
+
+@functools.cache
+def _pattern(names):
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+
+
+def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Decode tokens, with special ones by their names."""
+    names = {token: name for name, token in tokenizer.special.items()}
+    runs = itertools.groupby(ids, key=names.get)
+    return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)
+
+
+def encode_parts(encode: Callable[[str], Encoded], names: Mapping[str, int], text: str, special) -> Encoded:
+    """Encode a text whose special tokens are at these places, and what is between them by `encode`, each part by itself."""
+    ids: list[int] = []
+    ends: list[int] = []
+    start = 0
+    for left, right in [*special, (len(text), len(text))]:
+        part = encode(text[start:left])
+        ids += part.ids
+        # A token for the space that a tokenizer puts before a text belongs to its first character.
+        ends += [start + max(end, 1) for end in part.ends]
+        if left < right:
+            ids.append(names[text[left:right]])
+            ends.append(right)
+        start = right
+    return Encoded(ids, ends)
+
+
 class _SentencePiece:
     def __init__(self, file: Path):
         self._file = file
@@ -96,6 +141,8 @@ class _SentencePiece:
         self.end = self._model.eos_id()
         if self.end < 0:
             raise InputError(f"{file} has no token that ends a document; give the tokenizer of a LLaMA.")
+        control = (token for token in range(self.vocabulary) if self._model.is_control(token))
+        self.special = {self._piece(token): token for token in control}
 
     def encode(self, text: str) -> Encoded:
         ids = self._model.encode(text)
@@ -106,6 +153,9 @@ class _SentencePiece:
         if ids and sum(sizes) != 1 + len(spelled.encode()):
             raise InputError(f"{self._file} rewrites text before it splits it ({text[:40]!r}); give the tokenizer of a LLaMA.")
         return Encoded(ids, _ends(spelled, sizes))
+
+    def encode_marked(self, text: str, special: Sequence[tuple[int, int]]) -> Encoded:
+        return encode_parts(self.encode, self.special, text, special)
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
@@ -123,6 +173,7 @@ class _Llama2c:
 
     begin: int | None = 1
     end = 2
+    special: dict[str, int] = {"<s>": 1, "</s>": 2}
     _SPECIAL = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
     _FIRST_BYTE = len(_SPECIAL)  # of 256 tokens for bytes that no other token covers
 
@@ -150,6 +201,9 @@ class _Llama2c:
             token = self._tokens.get(piece)
             ids += [self._FIRST_BYTE + byte for byte in piece] if token is None else [token[1]]
         return Encoded(ids, _ends(text, [len(self._pieces[token]) for token in ids]))
+
+    def encode_marked(self, text: str, special: Sequence[tuple[int, int]]) -> Encoded:
+        return encode_parts(self.encode, self.special, text, special)
 
     def _merged(self, pieces: list[bytes]) -> list[bytes]:
         """Merge neighbors, highest score first and then leftmost, until no two form a token."""
@@ -195,10 +249,15 @@ class _Json:
         if getattr(self._model.model, "dropout", None):
             self._model.model.dropout = None
         self.vocabulary = self._model.get_vocab_size(with_added_tokens=True)
-        self.begin, end = (
-            next((token for name in names if (token := self._model.token_to_id(name)) is not None), None)
-            for names in (_BEGINS, _ENDS)
+        added = self._model.get_added_tokens_decoder()
+        self.special = {
+            token.content: number for number, token in added.items() if token.special or _CHAT_MARK.fullmatch(token.content)
+        }
+        self._model.add_special_tokens(
+            [token.content for token in added.values() if token.content in self.special and not token.special]
         )
+        self.begin = next((token for name in _BEGINS if (token := self._model.token_to_id(name)) is not None), None)
+        end = next((token for name in (*_ENDS, _named_end(file)) if (token := self._model.token_to_id(name)) is not None), None)
         if end is None:
             raise InputError(f"{file} has none of {', '.join(_ENDS)}, which end a document; give the tokenizer of a LLaMA.")
         self.end: int = end
@@ -207,5 +266,23 @@ class _Json:
         encoded = self._model.encode(text, add_special_tokens=False)
         return Encoded(encoded.ids, [end for _, end in encoded.offsets])
 
+    def encode_marked(self, text: str, special: Sequence[tuple[int, int]]) -> Encoded:
+        if special_spans(text, self.special) == list(special):
+            return self.encode(text)  # may differ from its parts by spaces, as the library puts or drops them
+        self._model.encode_special_tokens = True
+        try:
+            return encode_parts(self.encode, self.special, text, special)
+        finally:
+            self._model.encode_special_tokens = False
+
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
+
+
+def _named_end(file: Path) -> str:
+    """Return the name of the token that ends a text in the tokenizer_config.json beside a tokenizer, or ""."""
+    try:
+        end = json.loads(file.with_name("tokenizer_config.json").read_text(encoding="utf-8-sig"))["eos_token"]
+        return str(end["content"] if isinstance(end, dict) else end)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""

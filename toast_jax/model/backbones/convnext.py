@@ -20,7 +20,7 @@ from toast_jax.errors import choose
 from toast_jax.model.layers import dtypes, patches
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Maps
 from toast_jax.model.layers.depthwise import DepthwiseConv
-from toast_jax.model.layers.drop_path import drop_path
+from toast_jax.model.layers.drop_path import BlockOutput, drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import Statistics, normalize
@@ -84,7 +84,7 @@ class Block(nn.Module):
         y = Linear(width, dtype=self.dtype, name="pwconv2")(y)
         y = y * self.param("gamma", nn.initializers.constant(LAYER_SCALE), (width,)).astype(y.dtype)
         keys = None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
-        return x + drop_path(y, keys, rate), None
+        return BlockOutput(name="output")(x + drop_path(y, keys, rate), depth, rng), None
 
 
 class Downsample(nn.Module):

@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 
 from toast_jax.model.backbones.convnext import SIZES, STRIDES, ConvNeXt
-from toast_jax.model.backbones.rename_rules import STEERED, Names, Rename, bias, linear, low_rank, norm, patches
+from toast_jax.model.backbones.rename_rules import (
+    ADDED,
+    STEERED,
+    Names,
+    Rename,
+    bias,
+    bottleneck,
+    linear,
+    low_rank,
+    norm,
+    patches,
+    scale_and_shift,
+)
 
 
 def _transposed_patches(torch: str, path: str, side: int) -> Rename:
@@ -37,6 +49,8 @@ def _stage(i: int) -> tuple[Rename, ...]:
     down, stage = f"downsample_layers.{i}", f"backbone/stages_{i}"
     block, blocks = f"stages.{i}.{{i}}", f"{stage}/blocks/{{i}}"
     pointwise = [(f"{block}.{name}", f"{blocks}/{name}") for name in ("pwconv1", "pwconv2")]
+    operations = [(f"{down}.{conv}", f"{stage}/downsample/conv"), (f"{down}.{norm_layer}", f"{stage}/downsample/norm")]
+    operations += [(f"{block}.dwconv", f"{blocks}/dwconv"), (f"{block}.norm", f"{blocks}/norm"), *pointwise]
     return (
         patches(f"{down}.{conv}", f"{stage}/downsample/conv", STRIDES[i]),
         bias(f"{down}.{conv}", f"{stage}/downsample/conv"),
@@ -48,10 +62,12 @@ def _stage(i: int) -> tuple[Rename, ...]:
         *(row(*names) for names in pointwise for row in (linear, bias)),
         _transposed_patches(f"decoders.{i}.linear", f"top_down/back_{i}", STRIDES[i]),
         _pointwise(f"decoders.{i}.linear2", f"top_down/out_{i}"),
-        # The release has no low-rank deltas here; their names follow those of a ViT.
+        # The release has no additions here; the names of low-rank deltas follow those of a ViT.
         *(row for torch, path in pointwise for row in low_rank(torch, f"lora/{path}")),
         *low_rank(f"decoders.{i}.linear", f"lora/top_down/back_{i}"),
         *low_rank(f"decoders.{i}.linear2", f"lora/top_down/out_{i}"),
+        *bottleneck(block, blocks),
+        *(row for torch, path in operations for row in scale_and_shift(f"{torch}.", (path,))),
     )
 
 
@@ -61,11 +77,16 @@ def _has_name(name: str, array: np.ndarray) -> bool:
 
 
 NAMES = Names(
-    (*(row for i in range(len(STRIDES)) for row in _stage(i)), *norm("norm", "backbone/norm"), *STEERED),
-    own_paths=r"(lora/)?(backbone/stages_|top_down/(back|out)_)",
+    (
+        *(row for i in range(len(STRIDES)) for row in _stage(i)),
+        *norm("norm", "backbone/norm"),
+        *scale_and_shift("norm.", ("backbone/norm",)),
+        *STEERED,
+    ),
+    own_paths=rf"{ADDED}(backbone/stages_|top_down/(back|out)_)",
     has_name=_has_name,
-    stacks=r"(?:lora/)?backbone/(?P<stage>stages_\d)/blocks",
-    last_stack=r"(?:lora/)?backbone/stages_3/blocks",
+    stacks=rf"{ADDED}backbone/(?P<stage>stages_\d)/blocks",
+    last_stack=rf"{ADDED}backbone/stages_3/blocks",
 )
 
 

@@ -14,6 +14,8 @@ from toast_jax.model.layers.arrays import Array, Cache, Inputs, Keys, Maps, Sign
 class Backbone(Protocol):
     """A network that turns inputs into one or more vectors and can be steered.
 
+    Blocks end in a `layers.drop_path.BlockOutput` if method adapter_plus is to have a place in them.
+
     Attributes:
       dtype: compute dtype. Frozen parameters are stored in it.
       last_blocks: how many blocks stand alone after the scanned stack, as `last_0`, ...; method partial tunes them.
@@ -49,7 +51,8 @@ class Backbone(Protocol):
             tokens: `[B, N, D]` or a map `[B, h, w, D]`; compared with the prior.
             fed_back: what is scaled and fed back; often the same array.
             hidden: the input of every site and the output of the last; read by the variational loss.
-            attention: `[L, B, H, N, N]`, of networks that attend from a class token; makes maps of attention.
+            attention: `[L, B, H, N, N]`, of networks that attend between tokens; makes maps of attention.
+            reads: `[B, H, N]`, of those without a class token: the attention that stands in for the class token's.
         """
 
     def pooled(

@@ -4,9 +4,15 @@ Each family has its table beside its backbone (`*_names.py`); `weights.rename` a
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
+
+ADDED = "(?:(?:lora|ssf|adapter)/)?"  # a method's addition has the paths of what it is added to, under a name of its own
+
+
+class Unusable(ValueError):
+    """A network that is recognized, but not supported; the text says why, without the name of its file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +33,31 @@ class Rename:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """Names the parameters of a network as a library publishes them, where the family's own table differs.
+
+    Attributes:
+      name: network and library, such as "dinov3_timm". Layouts of one name are tried in turn.
+      table: rename table; the first matching row applies.
+      sign: regex of a name that only files of this layout have; "" if their names are converted to the family's table instead.
+      unused: regex of names that no network needs.
+      refusal: of arrays by name: why their network cannot be used, or "".
+    """
+
+    name: str
+    table: tuple[Rename, ...]
+    sign: str = ""
+    unused: str = ""
+    refusal: Callable[[Mapping[str, np.ndarray]], str] = lambda arrays: ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Names:
     """Holds the names of a family's parameters.
 
     Attributes:
       table: rename table; the first matching row applies.
+      layouts: other names of the same parameters.
       own_paths: regex that matches the start of some of its paths and of no other family's.
       has_name: `(name, array) -> bool`, whether a PyTorch array can only be of this family.
       stacks: regex of paths with layers stacked along a leading axis, up to the layer number. A group `stage` marks stages,
@@ -42,8 +68,9 @@ class Names:
     table: tuple[Rename, ...]
     own_paths: str
     has_name: Callable[[str, np.ndarray], bool]
-    stacks: str = r"(?:lora/)?(?:backbone/blocks|top_down/(?:back|out))"
-    last_stack: str = r"(?:lora/)?backbone/blocks"
+    layouts: tuple[Layout, ...] = ()
+    stacks: str = rf"{ADDED}(?:backbone/blocks|top_down/(?:back|out))"
+    last_stack: str = rf"{ADDED}backbone/blocks"
 
 
 def transposed(torch: str, path: str) -> Rename:
@@ -88,9 +115,51 @@ def patches(torch: str, path: str, side: int | None = None) -> Rename:
     return Rename((f"{torch}.weight",), (f"{path}/kernel",), forward, backward)
 
 
+def parts(torch: str, paths: tuple[str, ...]) -> Rename:
+    """Rename an array that PyTorch stacks along its rows, such as the joint kernel of queries, keys and values."""
+
+    def forward(w):
+        return tuple(part.T for part in w.reshape(len(paths), -1, *w.shape[1:]))
+
+    return Rename((torch,), paths, forward, lambda *arrays: (np.concatenate([array.T for array in arrays]),))
+
+
+def scaled(torch: str, scale: str, path: str) -> Rename:
+    """Rename a linear layer and fold the LayerScale after it: `scale * (W x + b)` is `(scale * W) x + scale * b`.
+
+    On the way back the scale is 1, which gives the same network.
+    """
+    return Rename(
+        (f"{torch}.weight", f"{torch}.bias", scale),
+        (f"{path}/kernel", f"{path}/bias"),
+        lambda w, b, scale: ((scale[:, None] * w).T, scale * b),
+        lambda w, b: (w.T, b, np.ones_like(b)),
+    )
+
+
 def low_rank(torch: str, path: str) -> tuple[Rename, Rename]:
     """Rename the two factors of a low-rank delta."""
     return transposed(f"{torch}.lora_A", f"{path}/a"), transposed(f"{torch}.lora_B", f"{path}/b")
+
+
+def bottleneck(torch: str, path: str) -> tuple[Rename, ...]:
+    """Rename the adapter of a block; `torch` and `path` are names of the block."""
+    layers = [(f"{torch}.adapter.bottleneck.{i}", f"adapter/{path}/{name}") for i, name in ((1, "down"), (4, "up"))]
+    return (
+        *(matrix(*names) for names in layers),
+        *(Rename((f"{layer}.bias",), (f"{name}_bias",)) for layer, name in layers),
+        Rename((f"{torch}.adapter.scaling",), (f"adapter/{path}/scaling",)),
+    )
+
+
+def scale_and_shift(torch: str, paths: tuple[str, ...], number: str = "") -> tuple[Rename, Rename]:
+    """Rename SSF's vectors of an operation, or of several whose outputs PyTorch has side by side; `number` follows its name."""
+    forward, backward = (lambda v: np.split(v, len(paths))), (lambda *parts: (np.concatenate(parts),))
+    scale, shift = (
+        Rename((f"{torch}ssf_{kind}{number}",), tuple(f"ssf/{path}/{kind}" for path in paths), forward, backward)
+        for kind in ("scale", "shift")
+    )
+    return scale, shift
 
 
 # PyTorch's and our names of a block's two feedback layers.
@@ -101,6 +170,10 @@ STEERED = (
     bias("head", "classifier"),
     linear("head.last_layer", "head"),
     bias("head.last_layer", "head"),
+    # The attentive probe in front of it.
+    Rename(("head.pool.cls_token",), ("probe/queries",), lambda q: (q[0],), lambda q: (q[None],)),
+    matrix("head.pool.v", "probe/values"),
+    *(Rename((f"head.norm.running_{name}",), (f"probe/norm/running_{name}",)) for name in ("mean", "var")),
     # The top-down module: prompt is the prior.
     Rename(("prompt",), ("top_down/prior",)),
     Rename(("top_down_transform",), ("top_down/transform",)),

@@ -1,13 +1,16 @@
 """A steerable Vision Transformer (Dosovitskiy et al., arXiv 2010.11929).
 
 It takes two optional inputs, a top-down array per block and prompt tokens, and does not depend on the methods that make them.
-Names and numbers follow timm's `VisionTransformer` (LayerNorm eps 1e-6, exact GELU).
+The published kinds of ViT differ in `Features`; the defaults are those of timm's `VisionTransformer`.
 
-Letters in shapes: B batch, N tokens (class token first), D width, H heads, K = D / H, L blocks, P prompt tokens.
+Letters in shapes: B batch, N tokens (class token, prompts, registers, patches, as far as there are any), D width, H heads,
+K = D / H, L blocks, P prompt tokens.
 """
 
 import dataclasses
-from typing import TypeAlias
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -17,37 +20,29 @@ from jaxtyping import Float, Float32
 
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
+from toast_jax.model.backbones.vit_features import POOLS, SIZES, Features, Size
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
-from toast_jax.model.layers.drop_path import drop_path
+from toast_jax.model.layers.drop_path import BlockOutput, drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import Statistics, normalize
 from toast_jax.model.layers.remat import remat
+from toast_jax.model.layers.rotary import Rotary
 
 # Of one block or all, of every example or all.
 Prompts: TypeAlias = Float[Array, "_ _ P D"]
 
-LAYER_NORM_EPS = 1e-6
 # Kernels of method lora. All three share one A, as in the release, whose qkv kernel is a joint one.
 LORA_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    width: int
-    depth: int
-    num_heads: int
-
-
-SIZES = {
-    "Mini": Size(width=64, depth=6, num_heads=4),  # for the demo
-    "Ti": Size(width=192, depth=12, num_heads=3),
-    "S": Size(width=384, depth=12, num_heads=6),
-    "B": Size(width=768, depth=12, num_heads=12),
-    "L": Size(width=1024, depth=24, num_heads=16),
-    "H": Size(width=1280, depth=32, num_heads=16),
+# Of the MLP, by `Features.mlp`, and whether it multiplies the first layer by a gate.
+ACTIVATIONS: dict[str, tuple[Callable, bool]] = {
+    "gelu": (gelu, False),
+    "gelu_tanh": (functools.partial(nn.gelu, approximate=True), False),
+    "swiglu": (nn.silu, True),
 }
 
 
@@ -55,20 +50,21 @@ def build(config, image_size: int, last_blocks: int, statistics: Statistics = IM
     """Build the ViT of a config's `backbone` section.
 
     Args:
-      config: the section; reads `size`, `patch`, `pool`, `drop_path`, `dtype` and `remat`.
+      config: the section; reads `drop_path`, `dtype`, `remat` and the fields of `vit_features.FIELDS`.
       image_size: side of the images in pixels.
       last_blocks, statistics: see `ViT`.
 
     Raises:
       InputError: an unknown size, pooling or dtype.
     """
-    size = choose("config.backbone.size", config.size, SIZES)
+    features = {field.name: config[field.name] for field in dataclasses.fields(Features)}
     return ViT(
-        **dataclasses.asdict(size),
+        **dataclasses.asdict(size_of(config)),
         patch=config.patch,
         grid=image_size // config.patch,
         last_blocks=last_blocks,
-        pool=choose("config.backbone.pool", config.pool, {"cls": "cls", "mean": "mean"}),
+        pool=choose("config.backbone.pool", config.pool, {name: name for name in POOLS}),
+        features=Features(**features),
         drop_path=config.drop_path,
         dtype=dtypes.named(config.dtype),
         remat=config.remat,
@@ -76,11 +72,30 @@ def build(config, image_size: int, last_blocks: int, statistics: Statistics = IM
     )
 
 
+def size_of(config) -> Size:
+    """Return the size that a config's `backbone` section names, with the numbers that it sets itself.
+
+    Raises:
+      InputError: an unknown size.
+    """
+    size = choose("config.backbone.size", config.size, SIZES)
+    names = (field.name for field in dataclasses.fields(Size))
+    return dataclasses.replace(size, **{name: config[name] for name in names if config.get(name)})
+
+
 class Attention(nn.Module):
-    """Computes multi-head self-attention with a top-down input to the values."""
+    """Computes multi-head self-attention with a top-down input to the values.
+
+    Attributes:
+      num_heads: H.
+      qkv_bias: see `Features`.
+      rotary: positions of the patches, which are the last tokens; None for learned positions.
+    """
 
     num_heads: int
     dtype: DTypeLike = jnp.float32
+    qkv_bias: str = "qkv"
+    rotary: Rotary | None = None
 
     @nn.compact
     def __call__(
@@ -95,9 +110,13 @@ class Attention(nn.Module):
           output and, if `maps`, attention weights, M being the number of queries.
         """
         width = x.shape[-1]
-        project = lambda name: Linear(width, dtype=self.dtype, name=name)  # noqa: E731
+        biased = ("proj", *self.qkv_bias)
+        project = lambda name: Linear(width, name in biased, self.dtype, name=name)  # noqa: E731
         q = self._heads(project("q")(x[:, :num_queries]))
         k = self._heads(project("k")(x))
+        if self.rotary is not None:
+            special = x.shape[1] - self.rotary.num_patches
+            q, k = self.rotary(q, special), self.rotary(k, special)
         v = self._heads(project("v")(x) if td is None else project("v")(x + td, bias_scale=2.0))
         mixed, weights = attend_with_weights(q, k, v) if maps else (attend(q, k, v), None)
         return project("proj")(mixed.reshape(*mixed.shape[:2], width)), weights
@@ -107,15 +126,46 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Applies two linear layers with an exact GELU between them."""
+    """Applies two linear layers with an activation between them, or a gate beside the first.
 
-    ratio: int = 4
+    Attributes:
+      kind: key of `ACTIVATIONS`, see `Features.mlp`.
+      hidden: channels between the layers; 0 for four times the width.
+    """
+
+    kind: str = "gelu"
+    hidden: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        hidden = Linear(self.ratio * x.shape[-1], dtype=self.dtype, name="fc1")(x)
-        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(gelu(hidden))
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        activation, gated = ACTIVATIONS[self.kind]
+        layer = lambda name: Linear(self.hidden or 4 * x.shape[-1], dtype=self.dtype, name=name)(x)  # noqa: E731
+        hidden = activation(layer("gate")) * layer("fc1") if gated else activation(layer("fc1"))
+        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+
+
+class AttentionPool(nn.Module):
+    """Pools tokens by the attention of one learned query, and an MLP (the head of SigLIP, arXiv 2303.15343)."""
+
+    num_heads: int
+    hidden: int
+    features: Features
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> tuple[Float[Array, "B D"], Float32[Array, "B {self.num_heads} N"]]:
+        """Return the pooled output, and the attention to each token."""
+        width = x.shape[-1]
+        heads = lambda x: x.reshape(*x.shape[:2], self.num_heads, -1)  # noqa: E731
+        layer = lambda name, x: Linear(width, dtype=self.dtype, name=name)(x)  # noqa: E731
+        latent = self.param("latent", nn.initializers.normal(0.02), (1, 1, width)).astype(x.dtype)
+        query = jnp.broadcast_to(layer("q", latent), (x.shape[0], 1, width))
+        mixed, weights = attend_with_weights(heads(query), heads(layer("k", x)), heads(layer("v", x)))
+        y = layer("proj", mixed.reshape(-1, 1, width))
+        normed = nn.LayerNorm(self.features.eps, self.dtype, name="norm")(y)
+        y = y + Mlp(self.features.mlp, self.hidden, self.dtype, name="mlp")(normed)
+        return y[:, 0], weights[:, :, 0]
 
 
 class Block(nn.Module):
@@ -123,6 +173,9 @@ class Block(nn.Module):
 
     num_heads: int
     dtype: DTypeLike = jnp.float32
+    features: Features = Features()
+    hidden: int = 0
+    rotary: Rotary | None = None
 
     @nn.compact
     def __call__(
@@ -139,7 +192,7 @@ class Block(nn.Module):
 
         Args:
           td: top-down input of this block.
-          prompts: of every example or of all; they replace the P tokens after the class token.
+          prompts: of every example or of all; they replace the P tokens after the class token, or the first P without one.
           depth: index of the block and its drop-path rate.
           rng: for drop-path; None drops nothing.
           num_queries: how many tokens of the output to compute, from the first; None computes all.
@@ -150,15 +203,18 @@ class Block(nn.Module):
         """
         if prompts is not None:
             prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[1:])).astype(x.dtype)
-            x = jnp.concatenate([x[:, :1], prompts, x[:, 1 + prompts.shape[1] :]], axis=1)
+            first = int(self.features.class_token)
+            x = jnp.concatenate([x[:, :first], prompts, x[:, first + prompts.shape[1] :]], axis=1)
         index, rate = depth
         keys = (None, None) if rng is None else _branch_keys(rng, index)
-        norm = lambda name: nn.LayerNorm(LAYER_NORM_EPS, self.dtype, name=name)  # noqa: E731
+        norm = lambda name: nn.LayerNorm(self.features.eps, self.dtype, name=name)  # noqa: E731
+        attend = Attention(self.num_heads, self.dtype, self.features.qkv_bias, self.rotary, name="attn")
+        mlp = Mlp(self.features.mlp, self.hidden, self.dtype, name="mlp")
 
-        attended, attention = Attention(self.num_heads, self.dtype, name="attn")(norm("norm1")(x), td, num_queries, maps)
+        attended, attention = attend(norm("norm1")(x), td, num_queries, maps)
         y = x[:, :num_queries] + drop_path(attended, keys[0], rate)
-        y = y + drop_path(Mlp(dtype=self.dtype, name="mlp")(norm("norm2")(y)), keys[1], rate)
-        return y, {"input": x, "attention": attention}
+        y = y + drop_path(mlp(norm("norm2")(y)), keys[1], rate)
+        return BlockOutput(name="output")(y, depth, rng), {"input": x, "attention": attention}
 
 
 def _branch_keys(rng, index):
@@ -175,32 +231,40 @@ class ViT(nn.Module):
 
     Attributes:
       patch: side of a patch in pixels.
-      grid: number of patches along a side; images are `[B, grid * patch, grid * patch, 3]`.
+      grid: number of patches along a side, or of rows and columns. Images are `[B, rows * patch, columns * patch, 3]`; pixels
+        beyond the last whole patch of an image are ignored.
       last_blocks: number of blocks after the scanned stack, 1 or more.
-      pool: "cls" (the class token) or "mean" (of the patch tokens), after the final LayerNorm.
+      pool: "cls" (the class token), "mean" (of the patch tokens) or "attention" (`AttentionPool` over the patch tokens), after
+        the final LayerNorm.
       drop_path: rate of the last block; rates grow linearly from 0 at the first.
       dtype: compute dtype. Softmax and LayerNorm statistics are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
       statistics: mean and standard deviation to normalize pixels with.
+      features, hidden: what distinguishes this kind of ViT, and the width inside the MLP (0: 4 * width).
     """
 
     width: int
     depth: int
     num_heads: int
     patch: int = 16
-    grid: int = 14
+    grid: int | tuple[int, int] = 14
     last_blocks: int = 1
     pool: str = "cls"
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     statistics: Statistics = IMAGENET
+    features: Features = Features()
+    hidden: int = 0
 
     def setup(self):
         self.patch_embed = Linear(self.width, dtype=self.dtype)
+        shape, features = self.shape, self.features
+        first = int(features.class_token)
+        lengths = {"cls_token": first, "pos_embed": 0 if features.rotary else first + shape[0] * shape[1]}
+        lengths["reg_token"] = features.registers
         init = nn.initializers.normal(0.02)
-        self.cls_token = self.param("cls_token", init, (1, 1, self.width))
-        self.pos_embed = self.param("pos_embed", init, (1, 1 + self.grid**2, self.width))
+        self.tokens = {name: self.param(name, init, (1, length, self.width)) for name, length in lengths.items() if length}
         if self.depth > self.last_blocks:
             self.blocks = nn.scan(
                 self._block(scanned=True),
@@ -208,14 +272,34 @@ class ViT(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=self.depth - self.last_blocks,
-            )(self.num_heads, self.dtype)
-        self.last = [self._block(scanned=False)(self.num_heads, self.dtype) for _ in range(self.last_blocks)]
-        self.norm = nn.LayerNorm(LAYER_NORM_EPS, self.dtype)
+            )(*self._block_fields)
+        self.last = [self._block(scanned=False)(*self._block_fields) for _ in range(self.last_blocks)]
+        self.norm = nn.LayerNorm(features.eps, self.dtype)
+        if self.pool == "attention":
+            self.attn_pool = AttentionPool(self.num_heads, self.hidden, features, self.dtype)
 
     @property
-    def example(self) -> Float[Array, "1 S S 3"]:
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.grid if isinstance(self.grid, tuple) else (self.grid, self.grid)
+
+    @property
+    def num_patches(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def example(self) -> Float[Array, "1 H W 3"]:
         """An input of the smallest valid shape, to create parameters with."""
-        return jnp.zeros((1, self.grid * self.patch, self.grid * self.patch, 3))
+        return jnp.zeros((1, *(count * self.patch for count in self.shape), 3))
+
+    @property
+    def rotary(self) -> Rotary | None:
+        base = self.features.rotary
+        return Rotary(self.shape, self.width // self.num_heads, base) if base else None
+
+    @property
+    def _block_fields(self):
+        return self.num_heads, self.dtype, self.features, self.hidden, self.rotary
 
     def __call__(
         self,
@@ -229,9 +313,9 @@ class ViT(nn.Module):
         """Look at images and return every named intermediate.
 
         Args:
-          images: of sides grid * patch, uint8, or floats if already normalized.
+          images: of sides `shape * patch`, uint8, or floats if already normalized.
           td: the top-down input of every block that is applied.
-          prompts: None; `[1, B or 1, P, D]`, inserted after the class token (shallow VPT, arXiv 2203.12119); or
+          prompts: None; `[1, B or 1, P, D]`, inserted after the class token, or first (shallow VPT, arXiv 2203.12119); or
             `[L, B or 1, P, D]`, which also replace the prompts at the input of every later block (deep VPT).
           rng: for drop-path, None at evaluation.
           start: None, or the input of the first block to apply, one of the last `len(td)`; the images are then not read.
@@ -243,12 +327,18 @@ class ViT(nn.Module):
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
             attention: `[L, B, H, N, N]`, or None.
+            reads: `[B, H, N]`, only without a class token and with maps. It stands in for the class token's attention: that of
+              `AttentionPool`, or the mean over the patches of the last block's.
         """
         x, seen = self._blocks(images, td, prompts, rng, start, num_queries=None, maps=maps)
         tokens = self.norm(x)
         hidden = jnp.concatenate([seen["input"], x[None]])
         out = {"tokens": tokens, "fed_back": tokens, "hidden": hidden, "attention": seen["attention"]}
-        return self._pool(tokens), out
+        pooled, reads = self._pool(tokens)
+        if maps and not self.features.class_token:
+            patches = slice(-self.num_patches, None)
+            out["reads"] = seen["attention"][-1][:, :, patches].mean(axis=2) if reads is None else reads
+        return pooled, out
 
     def pooled(
         self,
@@ -260,33 +350,48 @@ class ViT(nn.Module):
     ) -> Float[Array, "B D"]:
         """Compute the pooled output of `__call__` alone; the last block computes only pooled tokens."""
         x, _ = self._blocks(images, td, prompts, rng, start, num_queries=1 if self.pool == "cls" else None, maps=False)
-        return self._pool(self.norm(x))
+        return self._pool(self.norm(x))[0]
 
     def pooled_from_last(self, tokens: Tokens, td: Tokens | None = None) -> Float[Array, "B D"]:
         """Compute `pooled` from the input of the last block, `hidden[-2]` of a look, and the block's top-down input."""
         depth = (self.depth - 1, self.drop_path)
         x, _ = self.last[-1](tokens, td, None, depth, None, 1 if self.pool == "cls" else None, False)
-        return self._pool(self.norm(x))
+        return self._pool(self.norm(x))[0]
 
-    def on_grid(self, values: Float[Array, "B N"]) -> Float[Array, "B {self.grid} {self.grid}"]:
+    def on_grid(self, values: Float[Array, "B N"]) -> Float[Array, "B {self.shape[0]} {self.shape[1]}"]:
         """Map one value per token to the image; only patches count."""
-        return values[:, -(self.grid**2) :].reshape(-1, self.grid, self.grid)
+        return values[:, -self.num_patches :].reshape(-1, *self.shape)
 
     def _block(self, *, scanned):
         return remat(Block, everything=self.remat, scanned=scanned, static_argnums=(6, 7))
 
     def _pool(self, tokens):
+        """Pool the tokens after the final norm; also return the attention of `AttentionPool`, or None."""
         if self.pool == "cls":
-            return tokens[:, 0]
-        return tokens[:, -(self.grid**2) :].mean(axis=1)
+            return tokens[:, 0], None
+        patches = tokens[:, -self.num_patches :]
+        if self.pool == "mean":
+            return patches.mean(axis=1), None
+        pooled, reads = self.attn_pool(patches)
+        return pooled, jnp.pad(reads, ((0, 0), (0, 0), (tokens.shape[1] - self.num_patches, 0)))
 
     def _embed(self, images):
-        b, p, g = images.shape[0], self.patch, self.grid
-        if images.shape[1:] != (g * p, g * p, 3):
-            raise ValueError(f"images are {images.shape[1:]}; this ViT (patch {p}, grid {g}) takes {(g * p, g * p, 3)}")
-        x = self.patch_embed(patches.split(normalize(images, self.statistics), p).reshape(b, g * g, -1))
-        cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (b, 1, self.width))
-        return jnp.concatenate([cls, x], axis=1) + self.pos_embed.astype(x.dtype)
+        b, (rows, columns), p = images.shape[0], self.shape, self.patch
+        if (images.shape[1] // p, images.shape[2] // p, images.shape[3]) != (rows, columns, 3):
+            grid = rows if rows == columns else (rows, columns)
+            takes = (rows * p, columns * p, 3)
+            raise ValueError(f"images are {images.shape[1:]}; this ViT (patch {p}, grid {grid}) takes {takes}")
+        pixels = normalize(images[:, : rows * p, : columns * p], self.statistics)
+        x = self.patch_embed(patches.split(pixels, p).reshape(b, rows * columns, -1))
+        cls, positions, registers = (self.tokens.get(name) for name in ("cls_token", "pos_embed", "reg_token"))
+        if cls is not None:
+            x = jnp.concatenate([jnp.broadcast_to(cls.astype(x.dtype), (b, 1, self.width)), x], axis=1)
+        if positions is not None:
+            x = x + positions.astype(x.dtype)
+        if registers is not None:  # they have no position
+            special = jnp.broadcast_to(registers.astype(x.dtype), (b, *registers.shape[1:]))
+            x = jnp.concatenate([x[:, :1], special, x[:, 1:]], axis=1)
+        return x
 
     def _blocks(self, images, td, prompts, rng, start, num_queries, maps):
         """Run the blocks and return the last output and the stacked intermediates."""
@@ -295,7 +400,8 @@ class ViT(nn.Module):
         rng = rng if self.drop_path else None
         if prompts is not None:
             first = jnp.broadcast_to(prompts[0], (x.shape[0], *prompts.shape[2:])).astype(x.dtype)
-            x = jnp.concatenate([x[:, :1], first, x[:, 1:]], axis=1)
+            start_of_prompts = int(self.features.class_token)
+            x = jnp.concatenate([x[:, :start_of_prompts], first, x[:, start_of_prompts:]], axis=1)
             if len(prompts) not in (1, self.depth):
                 raise ValueError(f"prompts are for {len(prompts)} blocks; give them for 1 or for all {self.depth}")
             prompts = prompts if len(prompts) == self.depth > 1 else None
@@ -304,7 +410,7 @@ class ViT(nn.Module):
         stacked = max(0, count - self.last_blocks)
         seen = []
         if stacked:
-            layer = self._block(scanned=True)(self.num_heads, self.dtype, parent=None)
+            layer = self._block(scanned=True)(*self._block_fields, parent=None)
             per_layer = jax.tree.map(lambda a: a[:stacked], (td, prompts, depth))
             x, intermediates = stack.look(self.blocks, layer, skipped, x, per_layer, (rng, None, maps))
             seen.append(intermediates)
@@ -315,3 +421,54 @@ class ViT(nn.Module):
         if num_queries is not None:
             return x, None
         return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
+
+
+def sized(arrays: Mapping[str, Array], head_width: int) -> ViT:
+    """Build the ViT that parameters belong to, from their shapes.
+
+    Args:
+      arrays: by path, stacked.
+      head_width: K of the attention, which no shape shows.
+    """
+    embedding = arrays["backbone/patch_embed/kernel"]
+    block = next(path.rpartition("norm1/")[0] for path in arrays if path.endswith("norm1/scale"))
+    last = len({path.split("/")[1] for path in arrays if path.startswith("backbone/last_")})
+    has = lambda name: f"backbone/{name}" in arrays  # noqa: E731
+    features = Features(
+        mlp="swiglu" if f"{block}mlp/gate/kernel" in arrays else "gelu",
+        class_token=has("cls_token"),
+        registers=arrays["backbone/reg_token"].shape[1] if has("reg_token") else 0,
+        rotary=0.0 if has("pos_embed") else 100.0,
+        qkv_bias="".join(name for name in "qkv" if f"{block}attn/{name}/bias" in arrays) or "none",
+        eps=1e-6 if has("pos_embed") else 1e-5,
+    )
+    patches = arrays["backbone/pos_embed"].shape[1] - features.class_token if has("pos_embed") else 0
+    hidden, width = arrays[f"{block}mlp/fc2/kernel"].shape[-2:]
+    return ViT(
+        width=width,
+        depth=last + len(arrays.get("backbone/blocks/norm1/scale", ())),
+        num_heads=width // head_width,
+        patch=round((embedding.shape[0] / 3) ** 0.5),
+        grid=round(patches**0.5),
+        last_blocks=last,
+        pool="attention" if has("attn_pool/latent") else "cls",
+        features=features,
+        hidden=0 if hidden == 4 * width else hidden,
+    )
+
+
+def shown(model: ViT) -> dict[str, Any]:
+    """Return what the shapes of a ViT's parameters show of it, by the names of `Size` and `Features`."""
+    features = model.features
+    return {
+        "width": model.width,
+        "depth": model.depth,
+        "hidden": model.hidden or 4 * model.width,
+        "patch": model.patch,
+        "gate": features.mlp == "swiglu",
+        "class_token": features.class_token,
+        "registers": features.registers,
+        "rotary": features.rotary > 0,
+        "qkv_bias": features.qkv_bias,
+        "attention pooling": model.pool == "attention",
+    }

@@ -1,4 +1,4 @@
-"""PyTorch's names of a ViT (the release's, DeiT's and timm's), and its sizes in their files."""
+"""PyTorch's names of a ViT (the release's, DeiT's and timm's), and the rows for names of other layouts. Imports no JAX."""
 
 import re
 from collections.abc import Mapping
@@ -8,50 +8,160 @@ import numpy as np
 
 from toast_jax.model.backbones.rename_rules import (
     STEERED,
-    Names,
     Rename,
     bias,
+    bottleneck,
     linear,
     norm,
+    parts,
     patches,
+    scale_and_shift,
+    scaled,
     token_feedback,
     transposed,
 )
-from toast_jax.model.backbones.vit import SIZES, ViT
+from toast_jax.model.backbones.vit_features import Kind, size_name
 
 _TORCH, _PATH = "blocks.{i}", "backbone/blocks/{i}"
+_ATTN, _MLP, _POOL = f"{_PATH}/attn", f"{_PATH}/mlp", "backbone/attn_pool"
 
 
-def _qkv(suffix: str, prefix: str = "") -> tuple[str, ...]:
-    return tuple(f"{prefix}{_PATH}/attn/{part}/{suffix}" for part in "qkv")
+def _qkv(suffix: str, prefix: str = _ATTN) -> tuple[str, ...]:
+    return tuple(f"{prefix}/{part}/{suffix}" for part in "qkv")
 
 
-def _thirds(w):
-    return tuple(part.T for part in np.split(w, 3))
+def of_layer(torch: str, path: str) -> tuple[Rename, Rename]:
+    """Rename weight and bias of a linear layer."""
+    return linear(torch, path), bias(torch, path)
 
 
-def _joined(*parts):
-    return (np.concatenate([part.T for part in parts]),)
+def of_stacked(torch: str, *paths: str) -> tuple[Rename, Rename]:
+    """Rename weight and bias of linear layers that PyTorch stacks into one; `*` in its name is "weight" or "bias"."""
+    ends = (("weight", "kernel"), ("bias", "bias"))
+    weight, bias = (parts(torch.replace("*", old), tuple(f"{path}/{new}" for path in paths)) for old, new in ends)
+    return weight, bias
 
 
-_TABLE = (
-    Rename(("cls_token",), ("backbone/cls_token",)),
-    Rename(("pos_embed",), ("backbone/pos_embed",)),
-    patches("patch_embed.proj", "backbone/patch_embed"),
-    bias("patch_embed.proj", "backbone/patch_embed"),
-    *norm(f"{_TORCH}.norm1", f"{_PATH}/norm1"),
-    Rename((f"{_TORCH}.attn.qkv.weight",), _qkv("kernel"), _thirds, _joined),
-    Rename((f"{_TORCH}.attn.qkv.bias",), _qkv("bias"), _thirds, _joined),
-    linear(f"{_TORCH}.attn.proj", f"{_PATH}/attn/proj"),
-    bias(f"{_TORCH}.attn.proj", f"{_PATH}/attn/proj"),
-    *norm(f"{_TORCH}.norm2", f"{_PATH}/norm2"),
-    *(row(f"{_TORCH}.mlp.{fc}", f"{_PATH}/mlp/{fc}") for fc in ("fc1", "fc2") for row in (linear, bias)),
-    *norm("norm", "backbone/norm"),
+def of_input(patch: str, class_token: str = "", registers: str = "", mask: str = "") -> tuple[Rename, ...]:
+    """Rename the embedding of patches and the special tokens; the mask token of pre-training is written as zeros.
+
+    Args:
+      patch, class_token, registers: PyTorch's names; "" for none.
+      mask: PyTorch's name of the mask token and the number of its axes, as in "mask_token:3"; "" for none.
+    """
+    rows = []
+    if mask:
+        name, axes = mask.split(":")
+        blank = (1,) * (int(axes) - 1)
+        both = (class_token, name), ("backbone/cls_token",)
+        rows.append(Rename(*both, lambda cls, mask: (cls,), lambda cls: (cls, np.zeros((*blank, cls.shape[-1]), cls.dtype))))
+    rows += [Rename((class_token,), ("backbone/cls_token",))] if class_token else []
+    rows += [Rename((registers,), ("backbone/reg_token",))] if registers else []
+    return (*rows, patches(patch, "backbone/patch_embed"), bias(patch, "backbone/patch_embed"))
+
+
+def of_block(
+    block: str,
+    *,
+    norms: tuple[str, str],
+    attention: tuple[str, ...],
+    proj: str,
+    mlps: tuple[tuple[str, ...], ...],
+    scales: tuple[str, str] = ("", ""),
+) -> tuple[Rename, ...]:
+    """Rename the parameters of a block.
+
+    Args:
+      block: PyTorch's name of the block; all others are relative to it.
+      norms: both LayerNorms.
+      attention: the layers of queries, keys and values, or a joint one.
+      proj: the layer after attention.
+      mlps: the layers `gate, fc1, fc2` of a gated MLP, where equal names are one stacked array, and `fc1, fc2` of a plain one.
+      scales: LayerScale after attention and after the MLP; "" for none.
+    """
+    full = lambda name: name and f"{block}.{name}"  # noqa: E731
+    rows = [row for own, path in zip(norms, ("norm1", "norm2"), strict=True) for row in norm(full(own), f"{_PATH}/{path}")]
+    rows += _first_layers(tuple(map(full, attention)), tuple(f"{_ATTN}/{part}" for part in "qkv"))
+    last = [(proj, scales[0], f"{_ATTN}/proj")]
+    for *first, fc2 in mlps:
+        rows += _first_layers(tuple(map(full, first)), (f"{_MLP}/gate", f"{_MLP}/fc1")[-len(first) :])
+        last.append((fc2, scales[1], f"{_MLP}/fc2"))
+    for name, scale, path in dict.fromkeys(last):
+        rows += [scaled(full(name), full(scale), path)] if scale else of_layer(full(name), path)
+    return tuple(rows)
+
+
+def _first_layers(names, paths):
+    """Rename layers of the same input, which PyTorch may stack."""
+    if len(set(names)) < len(paths):
+        return of_stacked(f"{names[0]}.*", *paths)
+    if len(paths) == 2:
+        # Gate and fc1 in one row each, so that fc1 without a gate is left to the plain MLP.
+        return [_pair(names, paths, "weight", "kernel"), _pair(names, paths, "bias", "bias")]
+    return [row for name, path in zip(names, paths, strict=True) for row in of_layer(name, path)]
+
+
+def _pair(names, paths, old, new):
+    swap = lambda *arrays: tuple(array.T for array in arrays)  # noqa: E731
+    return Rename(tuple(f"{name}.{old}" for name in names), tuple(f"{path}/{new}" for path in paths), swap, swap)
+
+
+# Biases of queries and values beside a joint kernel without biases (DINOv3), and SigLIP's pooling, as in timm.
+_TIMM_ALONE = (
+    Rename((f"{_TORCH}.attn.q_bias",), (f"{_ATTN}/q/bias",)),
+    Rename((f"{_TORCH}.attn.v_bias",), (f"{_ATTN}/v/bias",)),
+    Rename(("attn_pool.latent",), (f"{_POOL}/latent",)),
+    *of_layer("attn_pool.q", f"{_POOL}/q"),
+    *of_stacked("attn_pool.kv.*", f"{_POOL}/k", f"{_POOL}/v"),
+    *(
+        row
+        for name in ("proj", "mlp.fc1", "mlp.fc2")
+        for row in of_layer(f"attn_pool.{name}", f"{_POOL}/{name}".replace(".", "/"))
+    ),
+    *norm("attn_pool.norm", f"{_POOL}/norm"),
+)
+_BLOCK: dict[str, Any] = {
+    "norms": ("norm1", "norm2"),
+    "attention": ("attn.qkv",),
+    "proj": "attn.proj",
+    "mlps": (("mlp.fc1", "mlp.fc2"),),
+}
+_TIMM_INPUT = of_input("patch_embed.proj", "cls_token", "reg_token")
+_POSITIONS = Rename(("pos_embed",), ("backbone/pos_embed",))
+_NORM = norm("norm", "backbone/norm")
+
+
+def of_timm(**block: Any) -> tuple[Rename, ...]:
+    """Rename timm's parameters; arguments as in `of_block`, where they differ from those of a plain ViT."""
+    return (*_TIMM_INPUT, _POSITIONS, *of_block(_TORCH, **_BLOCK | block), *_TIMM_ALONE, *_NORM)
+
+
+GATED = ("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")  # the gate in an array of its own
+TABLE = (
+    *of_timm(mlps=(GATED, ("mlp.fc1", "mlp.fc2"))),
     *STEERED,
     *token_feedback(),
     # Low-rank deltas: one A for the joint qkv kernel, and its B in three.
     transposed(f"{_TORCH}.attn.qkv.lora_A", f"lora/{_PATH}/attn/a"),
-    Rename((f"{_TORCH}.attn.qkv.lora_B",), _qkv("b", "lora/"), _thirds, _joined),
+    parts(f"{_TORCH}.attn.qkv.lora_B", _qkv("b", f"lora/{_ATTN}")),
+    *bottleneck(_TORCH, _PATH),
+    # SSF numbers the operations of each part of a network.
+    *scale_and_shift("patch_embed.", ("backbone/patch_embed",), "_1"),
+    *scale_and_shift(f"{_TORCH}.", (f"{_PATH}/norm1",), "_1"),
+    *scale_and_shift(f"{_TORCH}.", (f"{_PATH}/norm2",), "_2"),
+    *scale_and_shift(f"{_TORCH}.attn.", tuple(f"{_PATH}/attn/{part}" for part in "qkv"), "_1"),
+    *scale_and_shift(f"{_TORCH}.attn.", (f"{_PATH}/attn/proj",), "_2"),
+    *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc1",), "_1"),
+    *scale_and_shift(f"{_TORCH}.mlp.", (f"{_PATH}/mlp/fc2",), "_2"),
+    *scale_and_shift("", ("backbone/norm",), "_1"),
+    # Parts that the paper's network lacks are named after themselves; keys without a bias have no shift.
+    *(row for part in "qkv" for row in scale_and_shift(f"{_TORCH}.attn.{part}.", (f"{_ATTN}/{part}",))),
+    *scale_and_shift(f"{_TORCH}.mlp.gate.", (f"{_MLP}/gate",)),
+    *(
+        row
+        for name in ("q", "k", "v", "proj", "norm", "mlp.fc1", "mlp.fc2")
+        for row in scale_and_shift(f"attn_pool.{name}.", (f"{_POOL}/{name}".replace(".", "/"),))
+    ),
     # Deep prompts are two parameters in the release: the first block's, and all others'.
     Rename(
         ("prompt_embeddings", "deep_prompt_embeddings"),
@@ -61,46 +171,40 @@ _TABLE = (
     ),
     Rename(("prompt_embeddings",), ("prompts/tokens",)),
 )
-NAMES = Names(
-    _TABLE,
-    own_paths=r"backbone/(cls_token|patch_embed/)|(lora/)?backbone/(blocks/(\d+/)?|last_\d+/)(attn/proj|mlp/fc1)/",
-    has_name=lambda name, array: name.startswith(("cls_token", "patch_embed.", "blocks.")),
-)
 
 
-def sized(arrays: dict[str, np.ndarray], head_width: int) -> ViT:
-    """Build the ViT that parameters belong to, from their shapes.
+_ARCHITECTURE = r"(?:vit|deit|deit3)_(tiny|small|base|large|huge)_patch(\d+)_\d+"
+_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
+
+
+def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    if match := re.fullmatch(_ARCHITECTURE, content.get("architecture", "")):
+        return {"size": _SIZES[match[1]], "patch": int(match[2])}
+    if content.get("model_type") != "vit" or not content.get("qkv_bias", True):
+        return None
+    return of_transformers(content, content.get("intermediate_size"))
+
+
+def of_transformers(content: Mapping[str, Any], hidden: int | None, act: str = "gelu", **fields: Any) -> dict[str, Any] | None:
+    """Read size and patch from the `config.json` of transformers; None for another activation or an odd number of heads.
 
     Args:
-      arrays: by path, stacked.
-      head_width: K of the attention, which no shape shows.
+      content: of the file.
+      hidden: channels inside the MLP; None for four times the width.
+      act: the activation of the network.
+      fields: further fields of `config.backbone`, returned with them.
     """
-    width = arrays["backbone/cls_token"].shape[-1]
-    last = len({path.split("/")[1] for path in arrays if path.startswith("backbone/last_")})
-    return ViT(
-        width=width,
-        depth=last + len(arrays.get("backbone/blocks/norm1/scale", ())),
-        num_heads=width // head_width,
-        patch=round((arrays["backbone/patch_embed/kernel"].shape[0] / 3) ** 0.5),
-        grid=round((arrays["backbone/pos_embed"].shape[1] - 1) ** 0.5),
-        last_blocks=last,
-    )
-
-
-_TIMM = r"(?:vit|deit|deit3)_(tiny|small|base|large|huge)_patch(\d+)_(?:\d+|dinov2)"
-_TIMM_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
-
-
-def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the fields of `config.backbone` from the `config.json` of a Hugging Face repository; None for another network."""
-    common = {"pool": "cls", "drop_path": 0.1}  # the release leaves drop-path on while it tunes a ViT
-    if match := re.fullmatch(_TIMM, content.get("architecture", "")):
-        return {"size": _TIMM_SIZES[match[1]], "patch": int(match[2]), **common}
-    if content.get("model_type") not in ("vit", "dinov2") or not content.get("qkv_bias", True):
+    width, depth, heads = (content[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    if width % heads or content.get("hidden_act", act) != act:
         return None
-    sides = (content["hidden_size"], content["num_hidden_layers"], content["num_attention_heads"])
-    size = next((name for name, size in SIZES.items() if (size.width, size.depth, size.num_heads) == sides), None)
-    has_plain_mlp = content.get("intermediate_size", 4 * sides[0]) == content.get("mlp_ratio", 4) * sides[0] == 4 * sides[0]
-    if size is None or not has_plain_mlp or content.get("use_swiglu_ffn"):
-        return None
-    return {"size": size, "patch": int(content["patch_size"]), **common}
+    size = size_name(width, depth, heads, 4 * width if hidden is None else hidden)
+    return {**size, "patch": int(content["patch_size"]), **fields}
+
+
+PLAIN = Kind(
+    "plain ViT",
+    tag="",
+    fields={},
+    described=_described,
+    examples=("google/vit-base-patch16-224-in21k", "timm/vit_base_patch16_224.augreg_in21k"),
+)

@@ -1,0 +1,27 @@
+"""Score a language model: perplexity, multiple choice, exact match and F1.
+
+    python main.py --config=configs/score.py:run=runs/alpaca_toast --config.choices=hellaswag.jsonl --workdir=scores
+    python main.py --config=configs/score.py:run=runs/alpaca_toast --config.questions=questions.jsonl --workdir=scores
+    python main.py --config=configs/score.py:backbone=stories15m --config.text=stories.txt --workdir=scores
+
+Lines of choices are {"context": "...", "choices": ["...", ...], "answer": 0}: which choice is the most likely to follow, of
+all its tokens or by character? Lines of questions are {"question": "...", "answer": "..."}, or with a list of right answers;
+they get the prompts that the run was tuned with. Text is read in the format of the run. All may be given at once.
+run: the folder of a run. backbone: a language model that was not tuned, from weights/BACKBONE unless
+--config.network.backbone.weights and --config.network.data.tokenizer name other files.
+"""
+
+from ml_collections import ConfigDict
+
+from toast_jax.config.arguments import arguments
+from toast_jax.config.run_fields import language
+from toast_jax.config.task_fields import config_of
+
+
+def get_config(text: str | None = None):
+    """Return the config; `text` is the config arguments."""
+    values = arguments(text, run="", backbone="")
+    network = ConfigDict()
+    if values["backbone"]:
+        network = language(name="score", method="finetune", backbone=values["backbone"])
+    return config_of("score", run=values["run"], network=network)

@@ -1,0 +1,100 @@
+"""A run as a program: the same logits, without this package."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.export.runs import logits, pixels, text_run, tuned
+from toast_jax.data.images import pixels as views
+from toast_jax.errors import InputError
+from toast_jax.export import exported, folder, predict
+
+# A finder ahead of all others hides what the tests, but not every user, can import.
+_SCRIPT = """
+import pathlib, sys
+
+class Hidden:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("toast_jax", "flax", "ml_collections", "safetensors"):
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Hidden())
+sys.path.insert(0, {folder!r})
+import numpy as np, predict
+_, logits = predict.load(pathlib.Path({folder!r}))
+np.save({out!r}, logits(np.load({pixels!r})))
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Runs by method, each with its folder."""
+    folders = {}
+
+    pytest.importorskip("flatbuffers")
+
+    def write(method, *args):
+        if (method, *args) not in folders:
+            run = tuned(method, *args)
+            path = tmp_path_factory.mktemp("exported") / "birds"
+            folder.write(path, exported.files(run))
+            folders[method, *args] = run, path
+        return folders[method, *args]
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [("toast_lite", "vit_ti8"), ("toast", "convnext_t"), ("vpt", "vit_ti8"), ("lora", "vit_ti8"), ("lora", "convnext_t")],
+)
+def test_program_computes_the_logits_of_the_run(method, backbone, written):
+    run, path = written(method, backbone)
+    facts, program = predict.load(path)
+    inputs = pixels(run)
+    expected = logits(run, inputs)
+    np.testing.assert_allclose(program(inputs), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(program(inputs[:1]), expected[:1], rtol=1e-5, atol=1e-5)
+    assert facts["classes"] == ["heron", "kite", "owl"] and facts["platforms"] == ["cpu", "cuda", "tpu"]
+
+
+def test_view_is_that_of_the_evaluation(tmp_path):
+    for shape in ((90, 121, 3), (63, 40, 3), (50, 50, 3)):
+        image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        Image.fromarray(image).save(tmp_path / "x.png")
+        shown = predict.view(tmp_path / "x.png", 37, 32)
+        np.testing.assert_array_equal(shown, views.eval_view(image, resize=37, size=32))
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "x.png", exif=on_its_side)
+    np.testing.assert_array_equal(predict.view(tmp_path / "x.png", 50, 50), np.rot90(image, -1))
+
+
+@pytest.mark.slow
+def test_folder_works_without_this_package(written, tmp_path):
+    """In a process that finds neither toast_jax nor Flax."""
+    run, path = written("toast_lite", "vit_ti8")
+    inputs = pixels(run, 2)
+    np.save(tmp_path / "pixels.npy", inputs)
+    script = _SCRIPT.format(folder=str(path), out=str(tmp_path / "out.npy"), pixels=str(tmp_path / "pixels.npy"))
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), logits(run, inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_script_names_the_class_of_an_image(written, image_folder):
+    run, path = written("toast_lite", "vit_ti8")
+    images = [str(image_folder / "test" / name / "0.jpg") for name in ("heron", "owl")]
+    done = subprocess.run([sys.executable, str(path / "predict.py"), *images], check=True, capture_output=True, text=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[2] for line in lines] == images
+    assert {line[1] for line in lines} <= set(run.classes)
+
+
+def test_language_model_is_refused():
+    with pytest.raises(InputError, match="as=stablehlo is for networks that read images, and a LLaMA reads text; write as=hf."):
+        exported.files(text_run("lora"))

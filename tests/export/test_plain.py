@@ -1,0 +1,194 @@
+"""Runs as plain weights: the names of timm and transformers, the same logits in them, and what cannot be merged."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from tests.conftest import CLASSES
+from tests.export.runs import logits, of_config, pixels, text_run, tuned
+from toast_jax import trees
+from toast_jax.config import hub_backbones
+from toast_jax.data.images import pixels as views
+from toast_jax.errors import InputError
+from toast_jax.export import folder, plain
+from toast_jax.model import families, steered
+from toast_jax.model.backbones.exports import formats
+from toast_jax.model.layers.normalize import normalize, statistics_of
+from toast_jax.weights import pretrained, rename
+
+TINY = {"vit": "vit_ti8", "convnext": "convnext_t"}
+
+
+def written(run, kind, path):
+    folder.write(path, plain.files(run, kind))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["timm", "hf"])
+@pytest.mark.parametrize("family", TINY)
+def test_names_are_those_that_are_read(family, kind, tmp_path):
+    """The files of timm and transformers are read by `weights/`; what is written in their names comes back."""
+    run = tuned("lora", TINY[family])
+    arrays = families.FAMILIES[family].plain[kind].arrays(plain.merged(run))
+    path = tmp_path / "model.safetensors"
+    plain.write(path, arrays, {})
+    read_family, layers, ignored = pretrained.layers(str(path))
+    assert read_family is families.FAMILIES[family] and not ignored
+    flat = trees.flat(steered.merged(run.method, run.params))
+    depth = rename.stacked_depth(flat, read_family)
+    expected = {path.replace("head/", "classifier/"): array for path, array in rename.unstack(flat, read_family, depth).items()}
+    assert layers.keys() == expected.keys()
+    for name in layers:
+        np.testing.assert_array_equal(layers[name], expected[name])
+
+
+@pytest.mark.parametrize("method", ["lora", pytest.param("toast_lite", marks=pytest.mark.slow)])
+def test_merged_parameters_compute_the_same(method):
+    run = tuned(method)
+    inputs, merged = pixels(run), steered.merged(run.method, run.params)
+    assert "lora" not in merged
+    plain_logits = jax.jit(lambda params: run.model.apply({"params": params}, inputs))(merged)
+    np.testing.assert_allclose(plain_logits, logits(run, inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_files_say_what_hub_backbones_reads(tmp_path, monkeypatch):
+    """A folder that was uploaded is a backbone again: family, size, patch, image size, normalization."""
+    run = tuned("lora")
+    hf = written(run, "hf", tmp_path / "hf")
+    monkeypatch.setattr(hub_backbones.hub, "read_json", lambda place, name: json.loads((hf / name).read_text()))
+    monkeypatch.setattr("toast_jax.model.backbones.vit_torch_names.SIZES", {"tiny": families.FAMILIES["vit"].sizes["tiny"]})
+    fields = hub_backbones.fields("hf:owner/name", "images")
+    for name in ("backbone.family", "backbone.size", "backbone.patch", "data.image_size", "data.resize", "data.normalize"):
+        section, key = name.split(".")
+        assert fields[name] == run.config[section][key], name
+    config = json.loads((hf / "config.json").read_text())
+    assert config["id2label"] == {"0": "heron", "1": "kite", "2": "owl"} and config["label2id"]["owl"] == 2
+    with safe_open(hf / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize(("resize", "size"), [(256, 224), (18, 16), (73, 64), (36, 32), (64, 64), (455, 448), (299, 97)])
+def test_share_of_the_crop_gives_the_size_back(resize, size):
+    """Timm divides by the share and rounds down."""
+    preprocessing = formats.Preprocessing(resize, size, ((0.5,) * 3, (0.5,) * 3))
+    names = {"layers": ("a", "b"), "pool": "token", "fixed_size": True}
+    config = formats.timm_config("vit", 16, CLASSES, preprocessing, **names)
+    assert int(size / config["pretrained_cfg"]["crop_pct"]) == resize
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "message"),
+    [
+        (
+            lambda: tuned("toast"),
+            "hf",
+            "cannot be merged .* method toast has a signal that depends on the input; write as=st",
+        ),
+        (lambda: tuned("vpt"), "timm", "method vpt has prompts, which are added tokens; write as=stablehlo, which exports"),
+        (lambda: text_run("toast"), "hf", "a signal that depends on the input; write as=release, which the PyTorch release"),
+        (lambda: text_run("lora"), "timm", "as=timm is not written for a LLaMA; write as=hf or as=release"),
+        (lambda: tuned("lora"), "timm", "timm has no name for a ViT of width 16, 3 blocks, 2 heads and patch 8; write as=hf"),
+        (
+            lambda: tuned("lora", "convnext_t"),
+            "timm",
+            "timm has no name for a ConvNeXt with 1, 1, 2, 2 blocks of width 8, 8",
+        ),
+        (lambda: tuned("lora", pool="mean"), "hf", "classifies the class token, and this one the mean of the patches; write"),
+    ],
+)
+def test_refusals(run, kind, message):
+    with pytest.raises(InputError, match=message) as raised:
+        plain.files(run(), kind)
+    assert str(raised.value).endswith(".")
+
+
+def test_additions_that_stay_after_merging_are_named():
+    run = tuned("lora")
+    run = dataclasses.replace(run, params={**run.params, "adapter": {"down": np.zeros(3, np.float32)}})
+    with pytest.raises(InputError, match=r"lora has parameters that a plain network lacks \(adapter\); write as=stablehlo"):
+        plain.files(run, "hf")
+
+
+# The rest is compared with the libraries themselves.
+NETWORKS = {
+    "vit": ("lora", "vit_ti16", {"size": "Ti"}),
+    "vit of other patches": ("finetune", "vit_s8", {"size": "S"}),
+    "dinov2": ("bias", "vit_s14", {"size": "S"}),
+    "mean of patches": ("lora", "vit_ti16", {"size": "Ti", "pool": "mean"}),
+    "convnext": ("lora", "convnext_t", {"size": "T"}),
+}
+
+
+def named_run(name):
+    method, backbone, fields = NETWORKS[name]
+    run = tuned(method, backbone, **fields)
+    if "vit" not in backbone:
+        return run
+    patch = int(backbone.rpartition("_")[2].lstrip("tis"))
+    run.config.backbone.patch, run.config.data.image_size, run.config.data.resize = patch, 3 * patch, 3 * patch + 8
+    return of_config(run.config, CLASSES)
+
+
+def as_torch(run, inputs):
+    torch = pytest.importorskip("torch")
+    seen = np.array(normalize(inputs, statistics_of(run.config.data)))
+    return torch.from_numpy(seen).permute(0, 3, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_timm_computes_the_same(name, tmp_path):
+    timm = pytest.importorskip("timm")
+    run = named_run(name)
+    network = timm.create_model(f"local-dir:{written(run, 'timm', tmp_path / 'timm')}", pretrained=True).eval()
+    inputs = pixels(run)
+    expected = logits(run, inputs)
+    outputs = network(as_torch(run, inputs)).detach().numpy()
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert tuple(network.pretrained_cfg["label_names"]) == CLASSES
+    state = timm.models.load_state_dict(str(tmp_path / "timm" / "model.safetensors"))
+    network.load_state_dict(state, strict=True)
+    view = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    image = np.random.default_rng(2).integers(0, 256, (90, 120, 3), np.uint8)
+    shown = views.eval_view(image, resize=run.config.data.resize, size=run.config.data.image_size)
+    np.testing.assert_allclose(view(Image.fromarray(image)), as_torch(run, shown[None])[0], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "mean of patches"])
+def test_transformers_computes_the_same(name, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run = named_run(name)
+    path = written(run, "hf", tmp_path / "hf")
+    network, info = transformers.AutoModelForImageClassification.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values())
+    assert tuple(network.config.id2label[i] for i in range(3)) == CLASSES
+    inputs = pixels(run)
+    expected = logits(run, inputs)
+    outputs = network.eval()(as_torch(run, inputs)).logits.detach().numpy()
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    processor = transformers.AutoImageProcessor.from_pretrained(path)
+    image = np.random.default_rng(2).integers(0, 256, (90, 120, 3), np.uint8)
+    shown = as_torch(run, views.eval_view(image, resize=run.config.data.resize, size=run.config.data.image_size)[None])
+    (seen,) = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    # It resizes tensors, whose pixels differ by one of 255 steps, and crops odd margins one pixel away, which these are not.
+    np.testing.assert_allclose(seen, shown[0], atol=1.01 / 255 / 0.2)
+
+
+@pytest.mark.slow
+def test_transformers_computes_the_same_of_a_language_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    run = text_run("lora")
+    path = written(run, "hf", tmp_path / "hf")
+    network, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(info.values())
+    tokens = np.random.default_rng(0).integers(0, 512, (2, 9)).astype(np.int32)
+    expected = logits(run, {"tokens": tokens, "segments": np.ones_like(tokens)})
+    outputs = network(torch.from_numpy(tokens).long()).logits.detach().numpy()
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -1,0 +1,130 @@
+"""A tuned network as plain weights of another library: timm's or transformers'."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from toast_jax import trees
+from toast_jax.data.text import tokenizer
+from toast_jax.errors import InputError, listed
+from toast_jax.export.folder import Files
+from toast_jax.model import families, steered
+from toast_jax.model.backbones.exports.formats import Preprocessing
+from toast_jax.model.layers.normalize import statistics_of
+from toast_jax.train.saved_run import SavedRun
+from toast_jax.weights import places
+from toast_jax.weights.containers import Arrays, write
+from toast_jax.weights.rename import stacked_depth, to_torch
+
+log = logging.getLogger(__name__)
+
+# Why parameters outside of the backbone and the head remain, by the first part of their paths.
+_REASONS = {
+    "top_down": "a signal that depends on the input",
+    "prompts": "prompts, which are added tokens",
+    "probe": "a head that pools tokens by attention",
+}
+# Files beside a tokenizer that transformers reads too.
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+
+def files(run: SavedRun, kind: str) -> Files:
+    """Return the files of a folder that timm ("timm") or transformers ("hf") loads strictly.
+
+    Raises:
+      InputError: the library has no such network, or the method cannot be merged into plain weights.
+    """
+    family = families.of_config(run.config)
+    if kind not in family.plain:
+        others = [*family.plain, *(["stablehlo"] if family.reads == "images" else []), "release"]
+        raise InputError(f"as={kind} is not written for a {family.title}; write as={' or as='.join(others)}.")
+    plain = family.plain[kind]
+    arrays = plain.arrays(merged(run))
+    preprocessing = preprocessing_of(run) if family.reads == "images" else None
+    config = plain.config(run.model.backbone, run.classes if preprocessing else (), preprocessing)
+    header = {"format": "pt"}  # transformers asks for it
+    out: Files = {"model.safetensors": lambda path: write(path, arrays, header)}
+    if preprocessing is None:
+        out |= _tokenizer(run, config)
+    elif kind == "hf":
+        out["preprocessor_config.json"] = text_of(_image_processor(preprocessing))
+    return {**out, "config.json": text_of(config)}
+
+
+def merged(run: SavedRun) -> Arrays:
+    """Return the weights of a run without its method's additions, by the names of a backbone with its own classifier.
+
+    Raises:
+      InputError: some additions cannot be merged.
+    """
+    family = families.of_config(run.config)
+    # On the host, where products of float32 are float32.
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), run.params)
+    try:
+        params = steered.merged(run.method, params)
+    except InputError:  # a method's additions are more than a change of weights; they are named below
+        pass
+    flat = trees.flat(params)
+    if rest := dict.fromkeys(path.split("/")[0] for path in flat if not path.startswith(("backbone/", "head/"))):
+        why = listed([_REASONS.get(name, f"parameters that a plain network lacks ({name})") for name in rest])
+        other = {"images": "stablehlo, which exports the whole network", "text": "release, which the PyTorch release loads"}
+        raise InputError(
+            f"The run in {run.folder} cannot be merged into plain weights, as its method {run.config.method} has {why}; write "
+            f"as={other[family.reads]}."
+        )
+    arrays = to_torch(flat, family, stacked_depth(flat, family))
+    return {name.replace("head.last_layer.", "head."): array for name, array in arrays.items()}
+
+
+def preprocessing_of(run: SavedRun) -> Preprocessing:
+    """Return how a run sees images at evaluation."""
+    return Preprocessing(run.config.data.resize, run.config.data.image_size, statistics_of(run.config.data))
+
+
+def text_of(content: dict[str, Any]) -> str:
+    """Format a JSON file."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The `preprocessor_config.json`; of transformers' processors, BiT's resizes the shorter side and crops."""
+    mean, std = preprocessing.statistics
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocessing.resize},
+        "resample": Image.Resampling.BILINEAR.value,
+        "do_center_crop": True,
+        "crop_size": {"height": preprocessing.size, "width": preprocessing.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
+    """Return the files of the tokenizer, and note its first and last token in `config`; without one, log why."""
+    try:
+        place = places.tokenizer(run.config.data.tokenizer)
+        file, words = tokenizer.file_of(place), tokenizer.load(place)
+    except InputError as error:
+        log.warning("The tokenizer is left out: %s", error)
+        return {}
+    if file.suffix == ".bin":
+        log.warning("The tokenizer is left out: transformers cannot read llama2.c's %s.", file.name)
+        return {}
+    config |= {"bos_token_id": words.begin, "eos_token_id": words.end}
+    names = [file.name, *(name for name in _TOKENIZER_FILES if (file.parent / name).is_file())]
+    return {name: _copied(file.parent / name) for name in names}
+
+
+def _copied(source: Path):
+    return lambda path: path.write_bytes(source.read_bytes())

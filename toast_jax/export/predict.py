@@ -1,0 +1,34 @@
+"""Classify images with the network beside this file: `python predict.py IMAGE ...`. Needs jax, numpy and pillow alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+from PIL import Image, ImageOps
+
+
+def load(folder):
+    """Return the facts in network.json and a function from pixels, uint8 [B, S, S, 3], to logits [B, classes]."""
+    facts, weights = json.loads((folder / "network.json").read_text(encoding="utf-8")), dict(np.load(folder / "weights.npz"))
+    network = jax.jit(export.deserialize(bytearray((folder / "network.jax_export").read_bytes())).call)
+    return facts, lambda pixels: network(weights, pixels)
+
+
+def view(path, resize, size):
+    """Read an image as the network sees it: shorter side to `resize` pixels, then the central square of `size`."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    width, height = (int(resize * side / min(image.size)) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))[top : top + size, left : left + size]
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
+    facts, logits = load(Path(__file__).parent)
+    images = np.stack([view(path, facts["resize"], facts["size"]) for path in sys.argv[1:]])
+    for path, row in zip(sys.argv[1:], np.asarray(jax.nn.softmax(logits(images))), strict=True):
+        print(f"{row.max():.4f}  {facts['classes'][row.argmax()]}  {path}")

@@ -1,0 +1,29 @@
+"""All published kinds of ViT, one record each, and the names of their parameters. Imports no JAX."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toast_jax.model.backbones import dinov2, dinov3, siglip, vit_torch_names
+from toast_jax.model.backbones.rename_rules import ADDED, Names
+from toast_jax.model.backbones.vit_features import DECIDES, FIELDS
+
+__all__ = ["DECIDES", "FIELDS", "KINDS", "NAMES", "described"]
+
+KINDS = (vit_torch_names.PLAIN, dinov2.KIND, dinov3.KIND, siglip.KIND)
+NAMES = Names(
+    vit_torch_names.TABLE,
+    own_paths=rf"backbone/(cls_token|patch_embed/)|{ADDED}backbone/(blocks/(\d+/)?|last_\d+/)(attn/proj|mlp/fc1)/",
+    has_name=lambda name, array: name.startswith(("cls_token", "patch_embed.", "blocks.")),
+    layouts=tuple(layout for kind in KINDS for layout in kind.layouts),
+)
+
+
+def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the fields of `config.backbone` from the `config.json` of a Hugging Face repository; None for another network.
+
+    Raises:
+      Unusable: a ViT that is not supported.
+    """
+    fields = next((fields for kind in KINDS if (fields := kind.described(content))), None)
+    # The release leaves drop-path on while it tunes a ViT.
+    return fields and {"pool": "cls", "drop_path": 0.1, **fields}

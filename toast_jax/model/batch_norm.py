@@ -1,0 +1,66 @@
+"""Batch normalization without scale and shift, over the batch of all devices.
+
+Its running statistics are kept among the tuned parameters, so that states, checkpoints, moving averages and grids hold them
+without knowing them. What they need of an optimizer is one rule: subtract the gradient as it is (see `train.optim`).
+"""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from toast_jax import trees
+from toast_jax.model.layers.arrays import Array
+
+AXIS = "data"  # of the devices that share a batch, see `devices.parallel`
+STATISTICS = r"(.*/)?running_(mean|var)"  # paths of running statistics
+_MOMENTUM = 0.1
+
+
+class BatchNorm(nn.Module):
+    """Normalizes each channel over the batch in training, and by running statistics at evaluation.
+
+    Numbers are those of PyTorch's `BatchNorm1d(affine=False)`, whose running variance is unbiased. The statistics are
+    `running_mean [D]` and `running_var [D]`.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"], training: bool) -> Float[Array, "B D"]:
+        """Normalize; in training on every device of the axis `AXIS`, with the statistics of the global batch."""
+        running = (
+            self.param("running_mean", nn.initializers.zeros_init(), x.shape[1:]),
+            self.param("running_var", nn.initializers.ones_init(), x.shape[1:]),
+        )
+        if not training:
+            return self._normalized(x, *running)
+        mean = jax.lax.pmean(x.mean(axis=0), AXIS)
+        var = jax.lax.pmean(jnp.square(x - mean).mean(axis=0), AXIS)
+        count = len(x) * jax.lax.psum(1, AXIS)
+        return _observed(self._normalized(x, mean, var), running, (mean, var * count / max(1, count - 1)))
+
+    def _normalized(self, x, mean, var):
+        return (x - mean) * jax.lax.rsqrt(var + self.epsilon)
+
+
+@jax.custom_vjp
+def _observed(y, running, batch):
+    """Return `y`. The gradient of `running` is the step of its moving average, whatever the loss."""
+    return y
+
+
+def _observed_backward(saved, gradient):
+    running, batch = saved
+    step = jax.tree.map(lambda old, new: _MOMENTUM * (old - new), running, batch)
+    return gradient, step, jax.tree.map(jnp.zeros_like, batch)
+
+
+_observed.defvjp(lambda y, running, batch: (y, (running, batch)), _observed_backward)
+
+
+def without_statistics(tree: dict) -> dict:
+    """Drop running statistics, which are no parameters, from a nested dict."""
+    return trees.nested({path: leaf for path, leaf in trees.flat(tree).items() if not re.fullmatch(STATISTICS, path)})

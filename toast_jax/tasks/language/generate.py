@@ -1,0 +1,74 @@
+"""Generate text with a tuned language model: `--config=configs/generate.py:run=FOLDER`."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from toast_jax.config.check import check_fields
+from toast_jax.data.text import documents
+from toast_jax.errors import InputError, renaming
+from toast_jax.tasks.language.speaker import Speaker
+from toast_jax.workdir import run_folder
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict, folder: str) -> None:
+    """Answer `config.file`, else `config.prompt`, else the lines typed at the terminal.
+
+    Answers to a file are written to `answers.jsonl` in the folder; all others are streamed to the terminal.
+
+    Raises:
+      InputError: no such run or backbone, a number out of range, or a question that does not fit the context.
+    """
+    check_fields(config)
+    speaker = Speaker(config)
+    with speaker.precision():
+        if config.file:
+            _answer_file(config, speaker, run_folder.writable(folder))
+        elif config.prompt:
+            speaker.stream(speaker.tokens(config.prompt))
+        else:
+            _converse(speaker)
+
+
+def _answer_file(config, speaker, folder: Path) -> None:
+    path = Path(config.file).expanduser()
+    with renaming({"data.splits": "file"}):
+        questions = list(documents.records(path))
+    for place, record in questions:
+        if not isinstance(record, dict) or not isinstance(record.get("question"), str):
+            raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')
+    prompts = [speaker.tokens(record["question"]) for _, record in questions]
+    answered = folder / "answers.jsonl"
+    with answered.open("w", encoding="utf-8") as file:
+        for (_, record), answer in zip(questions, speaker.each(prompts, config.batch_size), strict=True):
+            file.write(json.dumps({**record, "answer": answer}, ensure_ascii=False) + "\n")
+            file.flush()
+    log.info("The answers are in %s.", answered)
+
+
+def _converse(speaker) -> None:
+    """Answer each line of the input until it ends; a conversation that outgrows the context starts over."""
+    before: list[int] = []
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if not line.strip():
+            continue
+        try:
+            ids = speaker.tokens(line.rstrip("\n"), before)
+        except InputError as message:
+            if not before:
+                raise
+            log.warning("%s The conversation starts over.", message)
+            before = []
+            ids = speaker.tokens(line.rstrip("\n"))
+        tokens = speaker.stream(ids)
+        before = tokens if speaker.converses else []
