@@ -138,6 +138,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path
     if method == "toast":  # with all that pre-tuning adds
         config.stage, config.ema, config.batch_size = "pretune", 0.9, 16
         config.optimizer.update({"name": "adamw", "schedule": "step", "base_batch_size": 8, "lr": 0.01})
+        config.optimizer.update({"lr_scale": 10.0, "lr_scaled": ("top_down/prior",)})
         augmented = {"min_crop_area": 0.3, "randaugment_ops": 2, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
         config.augment.update({**augmented, "label_smoothing": 0.1})
     config.prompts.dropout = 0.1
@@ -440,6 +441,7 @@ def train_options(config):
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
         ({"data.num_classes": 7}, "3 classes but config.data.num_classes is 7"),
         ({"optimizer.no_decay": ("bias",)}, "config.optimizer.no_decay has 'bias', which matches no parameter"),
+        ({"optimizer.lr_scaled": ("prior",)}, "config.optimizer.lr_scaled has 'prior', which matches no tuned parameter"),
     ],
 )
 def test_errors_before_the_first_step_leave_nothing_behind(config, tmp_path, change, message):

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from configs import folder
 from tests import FIXTURES
 from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.train import optim
+from toast_jax.train import optim, setup
 
 STEPS = 6
 FIXTURE = FIXTURES / "lr_schedule.npz"
@@ -139,6 +140,17 @@ def test_scaled_parameters_have_a_learning_rate_of_their_own(name):
     _, (scaled,) = run(tx(lr_scale=10.0, lr_scaled=("head/k.*",)), draw(0), [draw(1)])
     plain["head"]["kernel"] *= 10.0
     jax.tree.map(np.testing.assert_array_equal, scaled, plain)
+
+
+def test_a_config_scales_the_rate_of_some_parameters():
+    config = folder.get_config("method=linear")
+    config.optimizer.update({"lr_scale": 10.0, "lr_scaled": ("head/bias",)})
+    plain, scaled = (
+        run(setup.optimizer(config, learning_rate, MASK), draw(0), [draw(1)])[1][0]
+        for config in (folder.get_config("method=linear"), config)
+    )
+    np.testing.assert_array_equal(scaled["head"]["bias"], 10 * plain["head"]["bias"])
+    np.testing.assert_array_equal(scaled["head"]["kernel"], plain["head"]["kernel"])
 
 
 def test_scaling_is_no_part_of_the_state_unless_asked_for():
