@@ -233,7 +233,6 @@ def test_remote_file_is_copied_once_and_verified(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"enc.register_tokens": np.zeros((1, 4, 32), "f4")}, "belongs to a ViT with register tokens"),
         ({"enc.blocks.0.attn.q_norm.weight": np.zeros(8, "f4")}, "belongs to a ViT with norms of queries and keys"),
         ({"enc.blocks.1.mlp.fc2.bias": None}, "lacks backbone/blocks/{i}/mlp/fc2/bias in some of its layers"),
         ({"enc.blocks.2.norm1.weight": None}, "lacks backbone/blocks/{i}/norm1/scale in some of its layers"),
