@@ -206,6 +206,10 @@ IMAGES = [
     ({"interpolation": 0.5, "method": "lora"}, "interpolation is 0.5, which is for the task evaluate; leave it at 1"),
     ({"interpolation": 0.5, "task": "evaluate", "method": "vpt"}, "method vpt starts from no network to go back to"),
     (
+        {"interpolation": 0.5, "task": "evaluate", "method": "vpt", "top_down": "not_used.pth"},
+        "method vpt starts from no network to go back to",
+    ),
+    (
         {"interpolation": 0.5, "task": "evaluate", "method": "lora", "checkpoint": "tuned.pth"},
         "config.checkpoint is a file that has only the end of the line",
     ),

@@ -166,6 +166,7 @@ def test_one_recipe_for_all_tasks_and_methods(folder):
         matrices = ("kernel", "/a", "/b", "back", "out", "transform", "queries", "values", "down", "up", "tokens", "embed")
         assert all(path.endswith((*matrices, "cls_token", "running_mean", "running_var")) for path in kept), kept
         assert all(any(re.fullmatch(regex, path) for path in mask) for regex in unit.config.optimizer.no_decay)
+        assert any(re.fullmatch(regex, "backbone/stages_0/blocks/gamma") for regex in unit.config.optimizer.no_decay)
 
 
 def test_a_method_without_a_recipe_of_its_own_is_refused():

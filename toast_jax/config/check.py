@@ -105,7 +105,11 @@ _OF_IMAGES: _Conflicts = {
     ),
     "config.interpolation is {c.interpolation}, but method {c.method} starts from no network to go back to; leave it at 1, or "
     "evaluate a run that started from a --config.module.": (
-        lambda c: c.interpolation < 1 and c.row and not (c.row.starts_unchanged or c.module or c.top_down)
+        lambda c: (
+            c.interpolation < 1
+            and c.row
+            and not (c.row.starts_unchanged or c.module or (c.top_down and c.row.signal == "top_down"))
+        )
     ),
     "config.interpolation is {c.interpolation}, but config.checkpoint is a file that has only the end of the line; leave it "
     "at 1.": lambda c: c.interpolation < 1 and c.checkpoint,
