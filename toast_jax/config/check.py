@@ -118,7 +118,15 @@ _OF_IMAGES: _Conflicts = {
         lambda c: c.method == "linear" and not c.head.tune
     ),
     "config.head.tune is False, which leaves an untrained head; set --config.head.start=classifier.": (
-        lambda c: not c.head.tune and c.head.start != "classifier" and not (c.stage == "pretune" and not c.task_weight)
+        lambda c: (
+            not c.head.tune
+            and c.head.start != "classifier"
+            and not (c.stage == "pretune" and not c.task_weight)
+            and not (c.row and c.row.probe)
+        )
+    ),
+    "config.head.tune is False, but no file has a head for the probe of method {c.method}; set it to True.": (
+        lambda c: not c.head.tune and c.row and c.row.probe and not (c.stage == "pretune" and not c.task_weight)
     ),
     "config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.": (
         lambda c: c.head.start == "classifier" and c.backbone.weights == RANDOM
