@@ -113,6 +113,15 @@ def _vtab(backbone: str, methods: tuple[str, ...], task: str, recipe: str) -> tu
     tasks = several("task", task, TASKS)
     recipes = {name: paper_recipes.vtab_recipe(recipe, name) for name in methods}
     seeds = {"seeds": paper_recipes.FIXED_SEEDS} if recipe == "fixed" else {}
+    # TOAST's recipe is that of `config`, so that its fields can be set there for every method.
+    changes = {
+        name: {**of_method.fields, "optimizer.no_decay": of_method.no_decay}
+        for name, of_method in recipes.items()
+        if recipe != "toast"
+    }
+    for field in {field for fields in changes.values() for field in fields}:
+        section, _, name = field.rpartition(".")
+        del (config[section] if section else config)[name]
     return config, {
         **seeds,
         "recipe": recipe,
@@ -120,9 +129,7 @@ def _vtab(backbone: str, methods: tuple[str, ...], task: str, recipe: str) -> tu
         "tasks": tasks,
         "recipes": {name: {"data": {"name": name, "num_classes": TASKS[name].num_classes}} for name in tasks},
         "grid": {name: {"lr": of_method.lr, "weight_decay": of_method.weight_decay} for name, of_method in recipes.items()},
-        "changes": {
-            name: nested({**of_method.fields, "optimizer.no_decay": of_method.no_decay}) for name, of_method in recipes.items()
-        },
+        "changes": {name: nested(fields) for name, fields in changes.items()},
         "splits": paper_recipes.VTAB_SPLITS,
     }
 

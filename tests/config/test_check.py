@@ -203,8 +203,13 @@ IMAGES = [
         "but method toast_ep has a probe, which labels alone train; set it to 0, or config.method to toast",
     ),
     ({"stage": "pretune", "method": "ep"}, "method ep tunes the head alone"),
+    ({"method": "ep", "head.tune": False}, "no file has a head for the probe of method ep; set it to True"),
     ({"interpolation": 0.5, "method": "lora"}, "interpolation is 0.5, which is for the task evaluate; leave it at 1"),
     ({"interpolation": 0.5, "task": "evaluate", "method": "vpt"}, "method vpt starts from no network to go back to"),
+    (
+        {"interpolation": 0.5, "task": "evaluate", "method": "vpt", "top_down": "not_used.pth"},
+        "method vpt starts from no network to go back to",
+    ),
     (
         {"interpolation": 0.5, "task": "evaluate", "method": "lora", "checkpoint": "tuned.pth"},
         "config.checkpoint is a file that has only the end of the line",

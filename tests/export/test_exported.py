@@ -1,16 +1,20 @@
 """A run as a program: the same logits, without this package."""
 
+import functools
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from jax import export
 from PIL import Image
 
 from tests.export.runs import logits, pixels, text_run, tuned
 from toast_jax.data.images import pixels as views
 from toast_jax.errors import InputError
 from toast_jax.export import exported, folder, predict
+from toast_jax.model import steered
 
 # A finder ahead of all others hides what the tests, but not every user, can import.
 _SCRIPT = """
@@ -50,7 +54,10 @@ def written(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "backbone"),
-    [("toast_lite", "vit_ti8"), ("toast", "convnext_t"), ("vpt", "vit_ti8"), ("lora", "vit_ti8"), ("lora", "convnext_t")],
+    [
+        *(("toast_lite", "vit_ti8"), ("toast", "convnext_t"), ("vpt", "vit_ti8"), ("lora", "vit_ti8"), ("lora", "convnext_t")),
+        *(("toast_ep", "vit_ti8"), ("ssf", "vit_ti8"), ("adapter_plus", "convnext_t")),
+    ],
 )
 def test_program_computes_the_logits_of_the_run(method, backbone, written):
     run, path = written(method, backbone)
@@ -60,6 +67,14 @@ def test_program_computes_the_logits_of_the_run(method, backbone, written):
     np.testing.assert_allclose(program(inputs), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(program(inputs[:1]), expected[:1], rtol=1e-5, atol=1e-5)
     assert facts["classes"] == ["heron", "kite", "owl"] and facts["platforms"] == ["cpu", "cuda", "tpu"]
+
+
+@pytest.mark.parametrize("backbone", ["vit_ti8", "convnext_t"])
+def test_a_probe_takes_any_number_of_images(backbone):
+    run, (count,) = tuned("ep", backbone), export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((count, *pixels(run).shape[1:]), np.uint8)
+    shape = jax.eval_shape(functools.partial(steered.apply, run.model, run.method), run.params, images).shape
+    assert shape == (count, 3)
 
 
 def test_view_is_that_of_the_evaluation(tmp_path):

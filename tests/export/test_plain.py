@@ -99,6 +99,7 @@ def test_share_of_the_crop_gives_the_size_back(resize, size):
             "timm has no name for a ConvNeXt with 1, 1, 2, 2 blocks of width 8, 8",
         ),
         (lambda: tuned("lora", pool="mean"), "hf", "classifies the class token, and this one the mean of the patches; write"),
+        (lambda: tuned("lora", pool="attention", class_token=False), "hf", "Only a plain ViT is written for another library"),
     ],
 )
 def test_refusals(run, kind, message):

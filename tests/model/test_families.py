@@ -38,6 +38,7 @@ from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import METHODS, with_lora
 from toast_jax.tasks import convert, evaluate
 from toast_jax.train import loop, saved_run, setup
+from toast_jax.weights import rename
 
 
 # A new backbone: its module, its sizes and its names. Steering adds the top-down input to the input of every block.
@@ -249,6 +250,12 @@ def test_a_top_down_module_of_a_new_family_is_pretuned_and_used(config_of, tmp_p
 def test_a_refused_method_gets_the_reason_of_the_record(method, config_of, tmp_path):
     with pytest.raises(InputError, match=f"Method {method} {MIXER.refused[method]}; use another --config.method, or a ViT"):
         loop.fit(config_of(method), tmp_path)
+
+
+def test_a_gate_belongs_to_either_family():
+    """A module of method partial may name it first."""
+    gate, *others = [f"backbone/blocks/2/mlp/{name}/kernel" for name in ("gate", "fc1", "up")]
+    assert [rename.kind([gate, other]) for other in others] == [FAMILIES["vit"], FAMILIES["llama"]]
 
 
 def test_a_file_of_another_family_is_refused(config_of, tmp_path):

@@ -153,6 +153,26 @@ def test_distillation_is_the_divergence_of_class_distributions_or_the_distance_o
         assert ("variational_loss" in scores) == (name == "toast")
 
 
+def test_prompts_that_come_first_are_left_out_of_the_distance():
+    config = tiny_config("", "vpt")
+    config.backbone.update({"class_token": False, "pool": "mean"})
+    network, method = steered.build(config, CLASSES)
+    shapes = jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+
+    @jax.jit
+    def run(params, batch):
+        scores = losses.pretune(network, method, task_weight=0.0, variational_weight=0.0, distillation_weight=1.0)
+        _, out = steered.apply(network, method, params, batch["image"], call="looks")
+        pooled, clean = network.backbone.apply({"params": params["backbone"]}, batch["clean"])
+        patches = out["look"]["tokens"][:, config.prompts.num :]
+        expected = losses._distance(patches.mean(axis=1), pooled) + losses._distance(patches, clean["tokens"])
+        return scores(params, batch)["distillation_loss"], expected
+
+    np.testing.assert_allclose(*run(params, views()), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_distillation_has_gradients_of_all_that_is_tuned_and_none_of_its_teacher(name):
     params, run = distilled(name)

@@ -208,6 +208,11 @@ def test_apply_and_params_are_a_pure_function_and_arrays(fresh, image):
     assert moved and moved <= {path for path, is_tuned in trees.flat(fresh.mask).items() if is_tuned}
 
 
+def test_statistics_of_a_probe_are_not_for_an_optimizer():
+    mask = tiny("ep", classes=CLASSES, probe={"queries": 4}).mask
+    assert mask["probe"] == {"queries": True, "values": True, "norm": {"running_mean": False, "running_var": False}}
+
+
 # Data to tune on.
 
 

@@ -64,9 +64,10 @@ def test_damaged_logits_are_refused(tmp_path):
     for seed in (1, 2):
         keep(tmp_path / f"lora/dtd/final/seed_{seed}", [ZERO] * 4)
     path = tmp_path / "lora/dtd/final/seed_2/test_logits.npz"
-    path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(InputError, match="seed_2/test_logits.npz cannot be read .*; remove it, or evaluate its run again"):
-        agreement.rows([("lora", tmp_path / "lora")])
+    for content in (path.read_bytes()[:60], b""):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="seed_2/test_logits.npz cannot be read .*; remove it, or evaluate its run again"):
+            agreement.rows([("lora", tmp_path / "lora")])
 
 
 def test_the_table_has_it(tmp_path):

@@ -166,6 +166,18 @@ def test_one_recipe_for_all_tasks_and_methods(folder):
         matrices = ("kernel", "/a", "/b", "back", "out", "transform", "queries", "values", "down", "up", "tokens", "embed")
         assert all(path.endswith((*matrices, "cls_token", "running_mean", "running_var")) for path in kept), kept
         assert all(any(re.fullmatch(regex, path) for path in mask) for regex in unit.config.optimizer.no_decay)
+        assert any(re.fullmatch(regex, "backbone/stages_0/blocks/gamma") for regex in unit.config.optimizer.no_decay)
+
+
+def test_fields_that_a_recipe_sets_for_each_method_are_not_fields_of_the_sweep(folder):
+    of_toast = config_of.get_config("table=vtab,method=toast,task=dtd")
+    of_toast.optimizer.no_decay = (".*/bias",)
+    (cell,) = plan.cells(of_toast)
+    assert plan.final(of_toast, cell, plan.points(of_toast, cell)[0], folder).config.optimizer.no_decay == (".*/bias",)
+    config = config_of.get_config("table=vtab,method=ssf,task=dtd,recipe=paper")
+    assert "batch_size" not in config and not {"name", "base_batch_size", "no_decay"} & set(config.optimizer)
+    config.sweep.changes.ssf.batch_size = 32
+    assert plan.final(config, *plan.cells(config), Point(1e-3, 5e-5), folder).config.batch_size == 32
 
 
 def test_a_method_without_a_recipe_of_its_own_is_refused():

@@ -14,9 +14,10 @@ from toast_jax.workdir import run_folder
 def test_parameters_are_interpolated_and_the_head_is_not():
     start = {"lora": {"b": np.zeros(2)}, "head": {"bias": np.zeros(1)}, "probe": {"values": np.ones(1)}, "backbone": None}
     tuned = {"lora": {"b": np.full(2, 4.0)}, "head": {"bias": np.ones(1)}, "probe": {"values": np.zeros(1)}, "backbone": None}
-    between = evaluate._between(start, tuned, 0.25)
+    between = evaluate._between(start, tuned, 0.25, kept="(head|probe)/")
     np.testing.assert_array_equal(between["lora"]["b"], [1.0, 1.0])
     assert between["head"]["bias"] == 1 and between["probe"]["values"] == 0 and between["backbone"] is None
+    assert evaluate._between(start, tuned, 0.25, kept="")["head"]["bias"] == 0.25
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from tests.conftest import refusals_of_damaged_copies
 from toast_jax.config import schema
 from toast_jax.config.run_fields import base
 from toast_jax.errors import InputError
+from toast_jax.model.families import FAMILIES
 from toast_jax.train.setup import load_network
 from toast_jax.weights import containers, pretrained, rename
 
@@ -614,3 +615,8 @@ def test_torch_file_without_pytorch_says_what_to_install(suffix, tmp_path, monke
 def test_safetensors_need_no_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert_same(containers.read(save(tmp_path / "vit.safetensors", backbone())), backbone())
+
+
+def test_every_group_of_parameters_has_a_field_that_sets_its_size():
+    added = {row.added.group for family in FAMILIES.values() for row in family.methods.values() if row.added}
+    assert pretrained._SIZED_BY.keys() == added | {"backbone", "head", "top_down", "prompts", "probe"}

@@ -112,7 +112,11 @@ _OF_IMAGES: _Conflicts = {
     ),
     "config.interpolation is {c.interpolation}, but method {c.method} starts from no network to go back to; leave it at 1, or "
     "evaluate a run that started from a --config.module.": (
-        lambda c: c.interpolation < 1 and c.row and not (c.row.starts_unchanged or c.module or c.top_down)
+        lambda c: (
+            c.interpolation < 1
+            and c.row
+            and not (c.row.starts_unchanged or c.module or (c.top_down and c.row.signal == "top_down"))
+        )
     ),
     "config.interpolation is {c.interpolation}, but config.checkpoint is a file that has only the end of the line; leave it "
     "at 1.": lambda c: c.interpolation < 1 and c.checkpoint,
@@ -121,7 +125,15 @@ _OF_IMAGES: _Conflicts = {
         lambda c: c.method == "linear" and not c.head.tune
     ),
     "config.head.tune is False, which leaves an untrained head; set --config.head.start=classifier.": (
-        lambda c: not c.head.tune and c.head.start != "classifier" and not (c.stage == "pretune" and not c.task_weight)
+        lambda c: (
+            not c.head.tune
+            and c.head.start != "classifier"
+            and not (c.stage == "pretune" and not c.task_weight)
+            and not (c.row and c.row.probe)
+        )
+    ),
+    "config.head.tune is False, but no file has a head for the probe of method {c.method}; set it to True.": (
+        lambda c: not c.head.tune and c.row and c.row.probe and not (c.stage == "pretune" and not c.task_weight)
     ),
     "config.head.start is classifier, but a random backbone has none; name a --config.backbone.weights.": (
         lambda c: c.head.start == "classifier" and c.backbone.weights == RANDOM

@@ -102,7 +102,7 @@ def vtab_recipe(name: str, method: str) -> Recipe:
     recipes = {
         "toast": lambda: Recipe(VTAB_LR[method], VTAB_WEIGHT_DECAY),
         "paper": lambda: choose("With recipe=paper, the config argument method", method, _PAPERS),
-        "fixed": lambda: Recipe((1e-3,), (1e-4,), _ADAMW, (".*/bias", ".*/scale", *_VECTORS.get(method, ()))),
+        "fixed": lambda: Recipe((1e-3,), (1e-4,), _ADAMW, (".*/(bias|scale|gamma)", *_VECTORS.get(method, ()))),
     }
     return choose("The config argument recipe", name, recipes)()
 

@@ -44,9 +44,10 @@ def files(run: SavedRun, kind: str) -> Files:
         others = [*family.plain, *(["stablehlo"] if family.reads == "images" else []), "release"]
         raise InputError(f"as={kind} is not written for a {family.title}; write as={' or as='.join(others)}.")
     plain = family.plain[kind]
-    arrays = plain.arrays(merged(run))
+    state = merged(run)
     preprocessing = preprocessing_of(run) if family.reads == "images" else None
     config = plain.config(run.model.backbone, run.classes if preprocessing else (), preprocessing)
+    arrays = plain.arrays(state)  # after the refusals of `config`: it names the arrays of such networks alone
     header = {"format": "pt"}  # transformers asks for it
     out: Files = {"model.safetensors": lambda path: write(path, arrays, header)}
     if preprocessing is None:

@@ -112,7 +112,9 @@ def pretune(
                 computed["distillation_loss"] = _divergence(logits(pooled), target)
             else:
                 clean, out = jax.lax.stop_gradient(teacher(maps=False))
-                computed["distillation_loss"] = _distance(pooled, clean) + _distance(tokens, out["tokens"])
+                first_prompt = 0 if model.prompts is None else model.backbone.first_prompt
+                of_tokens = _distance(tokens, out["tokens"], first_prompt)
+                computed["distillation_loss"] = _distance(pooled, clean) + of_tokens
         return {"loss": sum(weights[name] * score for name, score in computed.items() if name in weights), **computed}
 
     return scores
@@ -123,9 +125,9 @@ def _divergence(logits, target):
     return optax.losses.kl_divergence_with_log_targets(*(jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, target)))
 
 
-def _distance(student, teacher):
-    """Return 1 - cosine `[B]`, averaged over tokens; prompts, which the teacher has not, follow the first token."""
-    student = jnp.delete(student, slice(1, 1 + student.shape[1] - teacher.shape[1]), axis=1)
+def _distance(student, teacher, first_prompt=0):
+    """Return 1 - cosine `[B]`, averaged over tokens; the teacher lacks the prompts, which begin at index `first_prompt`."""
+    student = jnp.delete(student, slice(first_prompt, first_prompt + student.shape[1] - teacher.shape[1]), axis=1)
     cosines = optax.cosine_similarity(student.astype(jnp.float32), teacher.astype(jnp.float32), epsilon=1e-6)
     return 1 - cosines.reshape(len(cosines), -1).mean(axis=1)
 

@@ -47,4 +47,4 @@ class AttentionProbe(nn.Module):
         averages = jnp.einsum("bqn,bnd->bqd", attention, tokens)
         groups = self.values.reshape(self.width, self.num_queries, -1)
         pooled = jnp.einsum("bqd,dqc->bqc", averages, groups)
-        return pooled.reshape(len(tokens), -1), attention
+        return pooled.reshape(tokens.shape[0], -1), attention

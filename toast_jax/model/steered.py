@@ -118,7 +118,7 @@ class Steered(nn.Module):
         """Return the tokens that the probe reads, of the output of the last site: patches, or places of a map, or all."""
         if not (self.probe and self.probe.every_token):
             last = jax.vmap(self.backbone.on_grid, in_axes=-1, out_axes=-1)(last)
-        return last.reshape(len(last), -1, last.shape[-1])
+        return last.reshape(last.shape[0], -1, last.shape[-1])
 
     def classify_map(self, last: Float[Array, "B *N D"], rng: Keys | None = None) -> Float[Array, "B C"]:
         """Classify the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""

@@ -9,6 +9,7 @@ import functools
 import itertools
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,11 +21,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from toast_jax import trees
 from toast_jax.analysis import maps, views
 from toast_jax.config.check import check
 from toast_jax.data.images import sources
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families, methods, steered
+from toast_jax.model.batch_norm import STATISTICS
 from toast_jax.python import data as python_data
 from toast_jax.python import keywords
 from toast_jax.python.results import Look, Predictions
@@ -76,14 +79,19 @@ class Net:
 
     @property
     def mask(self) -> dict:
-        """A tree like `params`, True for tuned parameters; `optax.masked` and `equinox.partition` take it."""
-        return methods.tuned_mask(self.params, self.run.method)
+        """A tree like `params`, True for tuned parameters; `optax.masked` and `equinox.partition` take it.
+
+        Running statistics of a probe are False: they are no parameters that a gradient could train.
+        """
+        tuned = trees.flat(methods.tuned_mask(self.params, self.run.method))
+        return trees.nested({path: value and not re.fullmatch(STATISTICS, path) for path, value in tuned.items()})
 
     @property
     def apply(self) -> Callable:
         """The pure function `apply(params, images)`: uint8 or float images `[B, S, S, 3]`, from 0 to 255, to logits `[B, C]`.
 
-        It normalizes the pixels. `rng=`, one key for each image `[B]`, applies drop-path and dropout.
+        It normalizes the pixels. `rng=`, one key for each image `[B]`, applies drop-path and dropout; a probe then normalizes
+        by the batch and needs a mapped axis "data", as of `jax.vmap(..., axis_name="data")` (see `model.batch_norm`).
         """
         return functools.partial(steered.apply, self.run.model, self.run.method)
 

@@ -50,7 +50,9 @@ def run(config: ConfigDict, folder: str) -> None:
         origin = f"{folder} at step {step}"
         share = config.get("interpolation", 1.0)
         if share < 1:
-            tuned, origin = _between(network.tuned, tuned, share), f"{origin}, {share} of the way from its start"
+            has_start = config.head.start == "classifier"
+            tuned = _between(network.tuned, tuned, share, kept="" if has_start else "(head|probe)/")
+            origin = f"{origin}, {share} of the way from its start"
     devices = devices_of(config)
     keeps = config.get("save_predictions", False) and config.interpolation == 1
     step = mapped(scores_of(config, network, keeps), devices)
@@ -68,12 +70,15 @@ def run(config: ConfigDict, folder: str) -> None:
         log.info("%s: %s %s", origin, name, described(scores, reads.UNIT))
 
 
-def _between(start: dict, tuned: dict, share: float) -> dict:
-    """Interpolate parameters (WiSE-FT, Wortsman et al., arXiv 2109.01903); the head has no start and stays as tuned."""
+def _between(start: dict, tuned: dict, share: float, kept: str) -> dict:
+    """Interpolate parameters (WiSE-FT, Wortsman et al., arXiv 2109.01903).
+
+    Those whose path begins with the regex `kept` stay as tuned: a new head, whose start means nothing. "" keeps none.
+    """
     first = trees.flat(start)
     return trees.nested(
         {
-            path: leaf if leaf is None or re.match("(head|probe)/", path) else first[path] + share * (leaf - first[path])
+            path: leaf if leaf is None or (kept and re.match(kept, path)) else first[path] + share * (leaf - first[path])
             for path, leaf in trees.flat(tuned).items()
         }
     )

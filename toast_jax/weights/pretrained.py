@@ -26,6 +26,7 @@ _SIZED_BY = {
     "top_down": "config.backbone.size",
     "prompts": "config.prompts",
     "lora": "config.lora.rank",
+    "ssf": "config.backbone.size",
     "adapter": "config.adapter.rank",
     "probe": "config.probe.queries and config.probe.reduction",
 }

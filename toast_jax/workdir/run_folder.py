@@ -189,7 +189,7 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in ("logits", "label")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} cannot be read ({error}); remove it, or evaluate its run again with save_predictions."
         ) from error

@@ -25,7 +25,7 @@ _TABLE = (
 )
 NAMES = Names(
     _TABLE,
-    own_paths=r"backbone/(embed|head)$|(lora/)?backbone/blocks/(\d+/)?(attn/o|mlp/gate)/",
+    own_paths=r"backbone/(embed|head)$|(lora/)?backbone/blocks/(\d+/)?(attn/o|mlp/up)/",
     has_name=lambda name, array: name.startswith(("model.", "lm_head.")),
 )
 

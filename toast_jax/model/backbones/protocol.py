@@ -66,7 +66,10 @@ class Backbone(Protocol):
 
 
 class ImageBackbone(Backbone, Protocol):
-    """A backbone that reads images. One that takes prompts has an argument `prompts`, and `depth`, `width` and `patch`."""
+    """A backbone that reads images.
+
+    One that takes prompts has an argument `prompts`, and `depth`, `width`, `patch` and `first_prompt`, their first index.
+    """
 
     def on_grid(self, values: Float[Array, "B ..."]) -> Float[Array, "B h w"]:
         """Lay one value per token, or per place of a map, over the image."""

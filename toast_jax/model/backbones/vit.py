@@ -288,6 +288,11 @@ class ViT(nn.Module):
         return self.shape[0] * self.shape[1]
 
     @property
+    def first_prompt(self) -> int:
+        """Index of the first prompt token: prompts follow the class token, or come first."""
+        return int(self.features.class_token)
+
+    @property
     def example(self) -> Float[Array, "1 H W 3"]:
         """An input of the smallest valid shape, to create parameters with."""
         return jnp.zeros((1, *(count * self.patch for count in self.shape), 3))
@@ -400,8 +405,7 @@ class ViT(nn.Module):
         rng = rng if self.drop_path else None
         if prompts is not None:
             first = jnp.broadcast_to(prompts[0], (x.shape[0], *prompts.shape[2:])).astype(x.dtype)
-            start_of_prompts = int(self.features.class_token)
-            x = jnp.concatenate([x[:, :start_of_prompts], first, x[:, start_of_prompts:]], axis=1)
+            x = jnp.concatenate([x[:, : self.first_prompt], first, x[:, self.first_prompt :]], axis=1)
             if len(prompts) not in (1, self.depth):
                 raise ValueError(f"prompts are for {len(prompts)} blocks; give them for 1 or for all {self.depth}")
             prompts = prompts if len(prompts) == self.depth > 1 else None
