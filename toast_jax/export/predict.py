@@ -1,4 +1,4 @@
-"""Classify images with the network beside this file: `python predict.py IMAGE ...`. Needs jax, numpy and pillow alone."""
+"""Classify images with the network beside this file: `python predict.py IMAGE ...`. Needs jax, flatbuffers, numpy, pillow."""
 
 import json
 import sys
