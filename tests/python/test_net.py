@@ -30,6 +30,7 @@ from toast_jax.train import saved_run
 # `tests.conftest.tiny_config` as keyword arguments.
 TINY = {"backbone": "vit_ti8", "size": "tiny", "image_size": 16, "resize": 18, "start": "random", "prompts": {"num": 2}}
 TINY |= {"batch_size": 8, "epochs": 2, "warmup_epochs": 0, "eval_every": 1, "checkpoint_every": 1, "optimizer.lr": 0.05}
+TINY |= {"probe.queries": 4}
 
 
 def tiny(method="toast", **fields):
