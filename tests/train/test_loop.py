@@ -439,6 +439,7 @@ def train_options(config):
         ({"batch_size": 32}, "24 examples, fewer than one batch of 32"),
         ({"backbone.weights": "nowhere.pth"}, "no weights file at nowhere.pth"),
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
+        ({"data.root": __file__}, "test_loop.py is a file: set --config.data.root to a folder or, for tables, the format too"),
         ({"data.num_classes": 7}, "3 classes but config.data.num_classes is 7"),
         ({"optimizer.no_decay": ("bias",)}, "config.optimizer.no_decay has 'bias', which matches no parameter"),
         ({"optimizer.lr_scaled": ("prior",)}, "config.optimizer.lr_scaled has 'prior', which matches no tuned parameter"),

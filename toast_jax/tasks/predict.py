@@ -73,9 +73,9 @@ def run(config: ConfigDict, folder: str) -> None:
     log.info("%d predictions are in %s%s.", count, folder / predictions.TABLE, rate)
     if left_out:
         listing = ", ".join(faults) + (f" and {left_out - len(faults)} more" if left_out > len(faults) else "")
+        others = f" The predictions of the others are in {folder / predictions.TABLE}." if count else ""
         raise InputError(
-            f"{left_out} of {count + left_out} images were left out: {listing}; download them again, or remove them. "
-            f"The predictions of the others are in {folder / predictions.TABLE}."
+            f"{left_out} of {count + left_out} images were left out: {listing}; download them again, or remove them.{others}"
         )
 
 
