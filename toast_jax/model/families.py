@@ -44,6 +44,7 @@ class Family:
       top_down: `(backbone, k) -> module`, its top-down module for the last k sites.
       own_head: whether the backbone has a head of its own, `logits`.
       image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
+      of_side: of a backbone, its parameters and the sides of images: both, fitted to these sides.
       tunable_blocks: of a size: how many blocks method partial may tune.
       positions: of a backbone: how learned positions are fitted to it, as arguments of `pretrained.resize_pos_embed`.
       shown: of a backbone: what the shapes of its parameters show of it, by name.
@@ -73,6 +74,7 @@ class Family:
     top_down: Callable[[Any, int], nn.Module] = lambda backbone, k: TopDown(k, backbone.width, backbone.dtype)
     own_head: bool = False
     image_multiple: Callable[[Any], int] = lambda backbone: 1
+    of_side: Callable[[Any, dict, tuple[int, int]], tuple[Any, dict]] = lambda backbone, params, sides: (backbone, params)
     tunable_blocks: Callable[[Any], int] = lambda size: 1
     positions: Callable[[Any], dict[str, Any]] = lambda backbone: {}
     shown: Callable[[Any], dict[str, Any]] = lambda backbone: {}
@@ -104,6 +106,7 @@ FAMILIES = {
         methods=with_lora(METHODS, vit.LORA_KERNELS),
         fields=VIT_FIELDS,
         image_multiple=lambda backbone: backbone.patch,
+        of_side=vit.of_side,
         tunable_blocks=lambda size: size.depth,
         plain=vit_exports.FORMATS,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
