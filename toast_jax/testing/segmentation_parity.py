@@ -16,16 +16,20 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import families
+from toast_jax.model.batch_norm import STATISTICS
 from toast_jax.model.methods import METHODS
 from toast_jax.model.prompts import Prompts
+from toast_jax.model.segmentation import heads, losses
 from toast_jax.model.segmentation.segmenter import Segmenter, segment
 from toast_jax.testing.comparison import Check, relative_error
+from toast_jax.train.segmentation import metrics
 from toast_jax.weights.containers import Arrays
 from toast_jax.weights.rename import from_torch, recognized, to_torch
 
 FORWARD, GRADIENTS = 1e-5, 1e-4
 HEAD_WIDTH = 8  # of attention in all recordings
-_SIGNS = ("config/out_indices", "input/pos_embed")
+NORMED_GRADIENTS = 1e-3  # through batch statistics, of few values in the smallest map of a pyramid
+_SIGNS = ("config/out_indices", "config/aux_weight", "input/pos_embed", "confusion")
 
 
 def is_recording(arrays: Arrays) -> bool:
@@ -37,7 +41,13 @@ def replay(arrays: Arrays) -> list[Check]:
     """Compare every quantity of a recording."""
     if "input/pos_embed" in arrays:
         return _positions(arrays)
-    return _Network(arrays).checks()
+    if "confusion" in arrays:
+        return [check for prefix in ("", "predicted_absent/") for check in _metrics(arrays, prefix)]
+    if "config/aux_weight" not in arrays:
+        return _Network(arrays).checks()
+    if "head/input_0" in arrays:
+        return [check for training in (False, True) for check in _Heads(arrays, training, prefix="train/" * training).checks()]
+    return _Heads(arrays, training=True, network=_Network(arrays)).checks()
 
 
 def _group(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -68,6 +78,24 @@ def _positions(arrays: Arrays) -> list[Check]:
         _, params = family.of_side(model, {"pos_embed": jnp.asarray(embed)}, (rows, columns))
         checks.append(Check(f"out/{name}", relative_error(params["pos_embed"], recorded), FORWARD))
     return checks
+
+
+def _metrics(arrays: Arrays, prefix: str) -> list[Check]:
+    recorded = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    predictions, labels = recorded["input/predictions"], recorded["input/labels"]
+    counts = metrics.confusion(labels, predictions, int(arrays["config/num_classes"]), int(arrays["config/ignore_index"]))
+    other = metrics.scores(counts, label_absent="nan")
+    values = {"confusion": counts, **metrics.scores(counts)}
+    values |= {"iou_label_absent_nan": other["iou"], "mean_iou_label_absent_nan": other["mean_iou"]}
+    return [Check(prefix + name, _difference(value, recorded[name]), 1e-12) for name, value in values.items()]
+
+
+def _difference(value, recorded) -> float:
+    """Return the largest difference of arrays that are NaN at the same places, else infinity."""
+    value, recorded = np.asarray(value, np.float64), np.asarray(recorded, np.float64)
+    if value.shape != recorded.shape or (np.isnan(value) != np.isnan(recorded)).any():
+        return float("inf")
+    return float(np.nanmax(np.abs(value - recorded)))
 
 
 class _Network:
@@ -146,6 +174,105 @@ class _Network:
 
     def _compare(self, name, value, bound=FORWARD) -> Check:
         return Check(name, relative_error(value, self.arrays[name]), bound)
+
+
+# Modules of a head by mmsegmentation's names, the first part of a path here.
+_POOL = {f"psp_modules.{i}.1": f"pool_{side}" for i, side in enumerate(heads.POOLS)}
+_CONVS = {"bottleneck": "bottleneck", "fpn_bottleneck": "fusion", "convs.0": "conv", **_POOL}
+_LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+
+
+def _path(name: str) -> str:
+    """Return the path of a head's parameter by its name in mmsegmentation and transformers."""
+    module, _, leaf = name.rpartition(".")
+    if module == "classifier":
+        return f"classifier/linear/{'kernel' if leaf == 'weight' else 'bias'}"
+    module, _, part = module.rpartition(".")
+    module = re.sub(r"^fpn_convs\.", "level_", re.sub(r"^lateral_convs\.", "lateral_", _CONVS.get(module, module)))
+    return f"{module}/conv/kernel" if part == "conv" else f"{module}/norm/{_LEAVES[leaf]}"
+
+
+def _of_torch(name: str, array: np.ndarray):
+    """Return a kernel with its axes in the order here, and other arrays as they are."""
+    if array.ndim != 4:
+        return jnp.asarray(array)
+    kernel = array.transpose(2, 3, 1, 0)
+    return jnp.asarray(kernel[0, 0] if name.startswith("classifier") else kernel)
+
+
+class _Heads:
+    """Both heads of a recording, on recorded maps or on those of a network."""
+
+    def __init__(self, arrays: Arrays, training: bool, prefix: str = "", network: _Network | None = None):
+        self.arrays, self.training, self.prefix, self.network = arrays, training, prefix, network
+        own, second = (_group(arrays, f"{part}/params/") for part in ("head", "aux"))
+        self.head = heads.UperNet(
+            num_classes=len(own["classifier.bias"]),
+            channels=own["classifier.weight"].shape[1],
+            auxiliary_channels=second["classifier.weight"].shape[1],
+            auxiliary_map=int(arrays["config/aux_in_index"]),
+            dropout=0.0,
+        )
+        self.names = {_path(name): f"head/{name}" for name in own}
+        self.names |= {f"auxiliary/{_path(name)}": f"aux/{name}" for name in second}
+        head = {_path(name): _of_torch(name, array) for name, array in own.items()}
+        head |= {f"auxiliary/{_path(name)}": _of_torch(name, array) for name, array in second.items()}
+        inputs = {name: jnp.asarray(_last(array)) for name, array in _group(arrays, "head/").items() if name[:6] == "input_"}
+        self.params = {"head": trees.nested(head), **({"network": network.params} if network else {"maps": inputs})}
+
+    def run(self, params):
+        """Return the logits of both heads, channels last."""
+        if self.network:
+            maps, _ = self.network.run(params["network"], _last(self.arrays["input/images_nchw"]))
+        else:
+            maps = tuple(params["maps"][f"input_{i}"] for i in range(len(params["maps"])))
+        keys = jax.random.split(jax.random.key(0), len(maps[0])) if self.training else None
+        return self.head.apply({"params": params["head"]}, maps, keys)
+
+    def losses(self, logits) -> dict[str, jax.Array]:
+        """Return the losses by their recorded names; `loss/` is the mean over counted pixels, `loss_all_pixels/` over all."""
+        labels = self.arrays["input/labels"]
+        of_all = [losses.of_pixels(each, labels)[0].mean() for each in logits]
+        values = dict(zip(("decode", "aux"), of_all, strict=True))
+        values["total"] = values["decode"] + float(self.arrays["config/aux_weight"]) * values["aux"]
+        counted = (labels != losses.IGNORED).mean()
+        means = {f"loss/{name}": value / counted for name, value in values.items()}
+        return means | {f"loss_all_pixels/{name}": value for name, value in values.items()}
+
+    def checks(self) -> list[Check]:
+        logits = _on_one_device(self.run, self.params)
+        pairs: dict[str, Any] = {f"{part}/out/logits": _first(each) for part, each in zip(("head", "aux"), logits, strict=True)}
+        pairs |= self.losses(logits)
+        bounds = dict.fromkeys(pairs, FORWARD)
+        gradients = _on_one_device(jax.grad(lambda params: self.losses(self.run(params))["loss/total"]), self.params)
+        by_name = {self.names[path]: (path, leaf) for path, leaf in trees.flat(gradients["head"]).items()}
+        running = {}
+        for name, (path, leaf) in by_name.items():
+            if re.fullmatch(STATISTICS, path):
+                running[f"running/after/{name}"] = trees.flat(self.params["head"])[path] - leaf
+            else:
+                pairs[f"grad/{name}"] = self._to_torch(name, leaf)
+        if self.network:
+            gradients["network"].get("top_down", {}).pop("transform", None)
+            own = to_torch(trees.flat(gradients["network"]), self.network.family)
+            pairs |= {f"grad/{name}": array for name, array in own.items()}
+        else:
+            pairs |= {f"grad/{name}": _first(leaf) for name, leaf in gradients["maps"].items()}
+        bounds |= dict.fromkeys(pairs.keys() - bounds.keys(), NORMED_GRADIENTS if self.training else GRADIENTS)
+        checks = [
+            Check(self.prefix + name, relative_error(value, self.arrays[self.prefix + name]), bounds[name])
+            for name, value in pairs.items()
+            if self.prefix + name in self.arrays
+        ]
+        if self.training:
+            checks += [Check(name, relative_error(value, self.arrays[name]), FORWARD) for name, value in running.items()]
+        return checks
+
+    def _to_torch(self, name, leaf):
+        shape = self.arrays[name.replace("/", "/params/", 1)].shape
+        if len(shape) != 4:
+            return leaf
+        return np.asarray(leaf).reshape(*shape[2:], *leaf.shape[-2:]).transpose(3, 2, 0, 1)
 
 
 def _looks(model: Segmenter, images, rng=None):

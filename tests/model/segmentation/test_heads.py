@@ -1,0 +1,32 @@
+"""Heads by hand; `tests/testing/test_segmentation_parity.py` compares UPerNet with mmsegmentation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from toast_jax.model.segmentation import heads, losses
+
+
+def test_bins_of_pooling_overlap_where_the_sides_do_not_divide():
+    x = jnp.arange(5.0).reshape(1, 5, 1, 1)
+    np.testing.assert_allclose(heads.pool(x, 3)[0, :, 0, 0], [0.5, 2, 3.5])
+
+
+def test_the_linear_head_reads_the_last_map_place_by_place():
+    maps = (jnp.zeros((1, 4, 4, 3)), jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 3, 5)).astype(np.float32)))
+    head = heads.LinearHead(4)
+    params = head.init(jax.random.key(0), maps)["params"]
+    logits, auxiliary = head.apply({"params": params}, maps)
+    layer = params["classifier"]["linear"]
+    np.testing.assert_allclose(logits, maps[1] @ layer["kernel"] + layer["bias"], atol=1e-6)
+    assert auxiliary is None
+
+
+def test_the_loss_is_a_mean_over_all_pixels_and_ignored_ones_add_nothing():
+    logits = jnp.array([[[[2.0, 0.0], [0.0, 2.0]]]])
+    labels = jnp.array([[[0, losses.IGNORED]]])
+    loss, accuracy = losses.of_pixels(logits, labels)
+    np.testing.assert_allclose(loss, np.log1p(np.exp(-2.0)) / 2, rtol=1e-6)
+    assert accuracy == 1
+    loss, accuracy = losses.of_pixels(logits, jnp.full((1, 1, 2), losses.IGNORED))
+    assert (loss, accuracy) == (0, 0)
