@@ -158,6 +158,11 @@ def of_config(config: ConfigDict) -> Family:
     return FAMILIES[config.backbone.family]
 
 
+def reads(config: ConfigDict) -> str:
+    """Return what a run reads: "images", "masks" (images with a label for each pixel) or "text"."""
+    return "masks" if "segmentation" in config else of_config(config).reads
+
+
 def of_backbone(backbone: nn.Module) -> Family:
     """Return the record of a backbone."""
     return next(family for family in FAMILIES.values() if type(backbone) is family.module)

@@ -100,6 +100,10 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
 def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "") -> SavedRun:
     """Read a run like `load`; raise InputError unless it has tuned a network for images."""
     saved = load(folder, weights, top_down, module)
+    if families.reads(saved.config) == "masks":
+        raise InputError(
+            f"The run in {folder} segments images, and this command is for classifiers; give a run that classifies."
+        )
     if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
     if saved.config.stage != "tune":

@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
-from toast_jax.model import families
+from toast_jax.errors import choose
+from toast_jax.model import families, steered
 from toast_jax.model.layers.arrays import Array, Images, Inputs, Keys, Maps
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import Method
+from toast_jax.model.segmentation.heads import LinearHead, UperNet
 from toast_jax.model.steered import Steered, apply
 
 
@@ -47,20 +50,68 @@ class Segmenter(Steered):
 
 
 def segment(
-    model: Segmenter, method: Method, params: dict, images: Images, rng: Keys | None = None, call: Any = "__call__"
+    model: Segmenter,
+    method: Method,
+    params: dict,
+    images: Images,
+    rng: Keys | None = None,
+    size: Int[Array, "B 2"] | None = None,
+    call: Any = "__call__",
 ) -> Any:
     """Apply a network to images of any sides, padded at bottom and right to whole patches.
 
     Args:
       params: as from `steered.init`. Position embeddings are resized to the images.
       images: uint8, or floats if already normalized.
+      size: height and width of the part of each image that is not padding, which becomes 0, the mean color; None for all of it.
       call: method of `Segmenter`, or a function that takes one, images and keys.
     """
     family = families.of_backbone(model.backbone)
     multiple = family.image_multiple(model.backbone)
     rows, columns = ((0, -side % multiple) for side in images.shape[1:3])
-    images = jnp.pad(normalize(images, model.backbone.statistics), ((0, 0), rows, columns, (0, 0)))
+    images = jnp.asarray(normalize(images, model.backbone.statistics))
+    if size is not None:
+        inside = [jnp.arange(side) < size[:, i, None] for i, side in enumerate(images.shape[1:3])]
+        images = images * (inside[0][:, :, None] & inside[1][:, None])[..., None]
+    images = jnp.pad(images, ((0, 0), rows, columns, (0, 0)))
     _, height, width, _ = images.shape
     backbone, own = family.of_side(model.backbone, params["backbone"], (height, width))
     model = dataclasses.replace(model, backbone=backbone)
     return apply(model, method, {**params, "backbone": own}, images, rng, call=call)
+
+
+def build(config: ConfigDict, num_classes: int) -> tuple[Segmenter, Method]:
+    """Build the network of a config of segmentation and the row of its method.
+
+    Args:
+      config: reads the section `segmentation` and the fields of `steered.build`.
+      num_classes: C.
+
+    Raises:
+      InputError: as `steered.build`; an unknown head.
+    """
+    network, method = steered.build(config, num_classes)
+    sites = families.of_config(config).sites(network.backbone)
+    head = choose("config.segmentation.head", config.segmentation.head, HEADS)(config.segmentation, num_classes)
+    parts = {field.name: getattr(network, field.name) for field in dataclasses.fields(Steered) if field.name not in _OWN}
+    return Segmenter(**parts | {"head": head, "map_sites": tuple(config.segmentation.sites) or four_sites(sites)}), method
+
+
+HEADS = {
+    "linear": lambda fields, num_classes: LinearHead(num_classes),
+    "upernet": lambda fields, num_classes: UperNet(
+        num_classes, fields.channels, fields.auxiliary_channels, dropout=fields.dropout
+    ),
+}
+_OWN = ("parent", "name")  # of flax
+
+
+def four_sites(sites: int) -> tuple[int, ...]:
+    """Return four sites at even distances that end with the last: 2, 5, 8, 11 of twelve."""
+    return tuple(-(-sites * i // 4) - 1 for i in range(1, 5))
+
+
+def cell(model: Segmenter, method: Method) -> int:
+    """Return the pixels along the side of a place of the head's map."""
+    logits = jax.eval_shape(lambda key: model.init_with_output(key, model.backbone.example)[0], jax.random.key(0))
+    return model.backbone.example.shape[1] // logits.shape[1]

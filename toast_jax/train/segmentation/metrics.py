@@ -45,11 +45,11 @@ def scores(confusion: np.ndarray, label_absent: str = "zero") -> dict[str, Any]:
 
 
 def of_split(confusion: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
-    """Return `scores` by name, with the IoU of each class that counts as `iou/CLASS`."""
+    """Return `scores` by name, with the IoU of each class as `iou/CLASS`, without those that are NaN."""
     values = scores(confusion)
-    named = {f"iou/{name}": float(iou) for name, iou in zip(classes, values["iou"], strict=True) if np.isfinite(iou)}
-    means = ("mean_iou", "pixel_accuracy", "mean_class_accuracy")
-    return {**{name: values[name] for name in means}, **named}
+    named = {name: values[name] for name in ("mean_iou", "pixel_accuracy", "mean_class_accuracy")}
+    named |= {f"iou/{name}": float(iou) for name, iou in zip(classes, values["iou"], strict=True)}
+    return {name: value for name, value in named.items() if np.isfinite(value)}
 
 
 def _share(part, whole):
