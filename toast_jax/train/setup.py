@@ -120,7 +120,8 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
     if config.get("microbatches", 1) > 1:
         parts["microbatches"] = config.microbatches
-    num_tuned, num_head = (trees.count(tree) for tree in (without_statistics(network.tuned), network.tuned.get("head", {})))
+    parameters = without_statistics(network.tuned)
+    num_tuned, num_head = (trees.count(tree) for tree in (parameters, parameters.get("head", {})))
     folder = run_folder.claim(folder, config)
     run = Run(
         members=(Member(config, folder, rates(config, steps_per_epoch)),),
@@ -167,9 +168,13 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     return dataclasses.replace(run, members=members, folder=folder, train=train, evals=evals, frozen=frozen), state
 
 
+_DOMAINS = {"images": image_runs, "masks": mask_runs, "text": text_runs}
+_BUILDERS: dict[str, Callable] = {"images": steered.build, "masks": segmenter.build, "text": steered.build}
+
+
 def domain(config: ConfigDict):
     """Return the module of what a run reads: `train.image_runs`, `train.text_runs` or `train.segmentation.mask_runs`."""
-    return _KINDS[families.reads(config)].runs
+    return _DOMAINS[families.reads(config)]
 
 
 def devices_of(config: ConfigDict) -> Devices:
@@ -186,7 +191,7 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     from_classifier = "head" in config and config.head.get("start") == "classifier"
     if from_classifier and not config.data.labels:
         num_classes = pretrained.num_classes(places.located(config.backbone.weights))
-    network, method = _KINDS[families.reads(config)].build(config, num_classes)
+    network, method = _BUILDERS[families.reads(config)](config, num_classes)
     files: dict[str, Any] = {
         "weights": places.located(config.backbone.weights),
         "classifier": from_classifier,
@@ -239,12 +244,12 @@ def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
 
 def scores_of(config, network, predictions: bool = False) -> Callable:
     """Return the scores of the run, whose `loss` is minimised (see `losses`); with `predictions`, of tuning with logits."""
-    return _KINDS[families.reads(config)].scores(config, network, predictions)
+    return _SCORES[families.reads(config)](config, network, predictions)
 
 
 def eval_step_of(config, network, devices: Devices, predictions: bool = False) -> Callable:
     """Map the evaluation step of a run to devices: `(tuned, frozen, batch) -> sums`."""
-    return _KINDS[families.reads(config)].eval_step(config, network, devices, predictions)
+    return _EVAL_STEPS[families.reads(config)](config, network, devices, predictions)
 
 
 def _of_stage(config, network, predictions) -> Callable:
@@ -260,32 +265,6 @@ def _by_scores(config, network, devices, predictions):
     return mapped(_of_stage(config, network, predictions), devices)
 
 
-def _of_pixels(config, network, predictions):
-    return mask_runs.scores(config, network.model, network.method)
-
-
-def _by_pixel(config, network, devices, predictions):
-    return mask_runs.eval_step(network.model, network.method, devices)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """What depends on what a run reads.
-
-    Attributes:
-      runs: module of its data and evaluation.
-      build: `(config, num_classes) -> (model, method)`.
-      scores, eval_step: see `scores_of` and `eval_step_of`.
-    """
-
-    runs: Any
-    build: Callable
-    scores: Callable
-    eval_step: Callable
-
-
-_KINDS = {
-    "images": _Kind(image_runs, steered.build, _of_stage, _by_scores),
-    "masks": _Kind(mask_runs, segmenter.build, _of_pixels, _by_pixel),
-    "text": _Kind(text_runs, steered.build, _of_stage, _by_scores),
-}
+# By what a run reads.
+_SCORES = {"images": _of_stage, "masks": mask_runs.scores, "text": _of_stage}
+_EVAL_STEPS = {"images": _by_scores, "masks": mask_runs.eval_step, "text": _by_scores}

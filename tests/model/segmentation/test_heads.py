@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toast_jax.model.batch_norm import AXIS, BatchNorm
+from toast_jax import trees
+from toast_jax.model.batch_norm import AXIS, BatchNorm, without_statistics
 from toast_jax.model.segmentation import heads, losses
 
 
@@ -54,3 +55,11 @@ def test_statistics_of_maps_are_those_of_the_batch_of_all_devices(devices):
     whole, split = (jax.vmap(functools.partial(gradient, params), axis_name=AXIS)(rows) for rows in (x[None], parts))
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one[0], other[0], rtol=1e-4, atol=1e-6), whole, split)
     np.testing.assert_allclose(1 - split["running_var"][0], 0.9 + 0.1 * x.var((0, 1, 2), ddof=1), rtol=1e-4)
+
+
+def test_upernet_has_as_many_parameters_as_mmsegmentation():
+    maps = (jax.ShapeDtypeStruct((1, 6, 6, 768), jnp.float32),) * 4
+    params = jax.eval_shape(lambda maps: heads.UperNet(21).init(jax.random.key(0), maps), maps)["params"]
+    auxiliary = without_statistics(params.pop("auxiliary"))
+    counts = trees.count(without_statistics(params)), trees.count(auxiliary)
+    assert counts == (32_256_000 + 513 * 21, 1_769_984 + 257 * 21)

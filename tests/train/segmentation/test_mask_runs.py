@@ -4,17 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import segment as segmentation
 from tests.conftest import METHODS
 from tests.data.images.segmentation import small_set
 from toast_jax import trees
+from toast_jax.config.task_fields import config_of
 from toast_jax.data.images.segmentation import masks, views
 from toast_jax.errors import InputError
 from toast_jax.model.backbones import vit
 from toast_jax.model.segmentation import heads
 from toast_jax.model.segmentation.segmenter import segment
-from toast_jax.tasks import evaluate
+from toast_jax.tasks import evaluate, predict
 from toast_jax.train import checkpoint, saved_run
 from toast_jax.train.loop import fit
 from toast_jax.train.segmentation import mask_runs, metrics
@@ -120,6 +122,25 @@ def test_a_checkpoint_is_evaluated_with_a_sliding_window(done, root):
     evaluate.run(config, str(folder))
     slid = json.loads((folder / "evaluation.json").read_text())["val"]
     assert slid["count"] == 3 and 0 < slid["pixel_accuracy"] < 1 and slid["loss"] != result["val"]["loss"]
+
+
+@pytest.mark.slow
+def test_new_images_get_masks_and_pictures(done, root, tmp_path):
+    folder, result = done
+    names = (root / "val.txt").read_text().split()
+    (tmp_path / "new").mkdir()
+    for name in names:
+        (tmp_path / "new" / f"{name}.png").write_bytes((root / "images" / f"{name}.png").read_bytes())
+    (tmp_path / "new" / "z.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="1 of 4 images were left out: Image .*z.png cannot be decoded"):
+        predict.run(config_of("predict", run=str(folder), images=str(tmp_path / "new")), str(tmp_path / "out"))
+    written, hits, counted = sorted((tmp_path / "out/masks").iterdir()), 0, 0
+    for name, path in zip(names, written, strict=True):
+        mask, labels = (np.asarray(Image.open(file)) for file in (path, root / "masks" / f"{name}.png"))
+        hits, counted = hits + (mask == labels).sum(), counted + (labels != 255).sum()
+    assert hits / counted == pytest.approx(result["val"]["pixel_accuracy"], abs=2e-3)
+    shown = np.asarray(Image.open(min((tmp_path / "out/pictures").iterdir())))
+    assert shown.shape == (24, 3 * 32 + 2 * 4, 3)  # image, mask, selection
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Count the pixels of images by label and prediction, on the device."""
+"""Predict the pixels of images on the device, and count them by label and prediction."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,12 @@ from jaxtyping import Float, Int, Integer
 from toast_jax.model.layers.arrays import Array
 from toast_jax.model.segmentation.losses import IGNORED
 
-_ROWS = 64  # rows of pixels whose logits are held at once; divides the padded height
+_ROWS = 64  # rows of pixels whose logits are held at once, if they divide the height
+
+
+def predict_pixels(logits: Float[Array, "h w C"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]) -> Int[Array, "H W"]:
+    """Return the class of every pixel; arguments as of `count_pixels`."""
+    return _by_rows(lambda x: jnp.argmax(x, axis=-1), logits, rows, columns).reshape(len(rows), len(columns))
 
 
 def count_pixels(
@@ -26,12 +34,9 @@ def count_pixels(
     Returns:
       the confusion, a row per label, and the sum of the cross-entropy over counted pixels.
     """
-    classes, chunk = logits.shape[-1], _ROWS if len(rows) % _ROWS == 0 else len(rows)
+    classes = logits.shape[-1]
 
-    def of_rows(part):
-        rows, label = part
-        with jax.default_matmul_precision("highest"):
-            x = jnp.einsum("xw,ywc->yxc", columns, jnp.einsum("yh,hwc->ywc", rows, logits))
+    def of_rows(x, label):
         counted = label != IGNORED
         expected = jnp.where(counted, label, 0).astype(jnp.int32)
         places = (expected * classes + jnp.argmax(x, axis=-1)).ravel()
@@ -39,6 +44,17 @@ def count_pixels(
         entropy = jax.nn.logsumexp(x, axis=-1) - jnp.take_along_axis(x, expected[..., None], axis=-1)[..., 0]
         return confusion, jnp.sum(entropy * counted)
 
-    parts = rows.reshape(-1, chunk, rows.shape[1]), label.reshape(-1, chunk, label.shape[1])
-    confusion, entropy = jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(of_rows, parts))
+    confusion, entropy = jax.tree.map(lambda x: x.sum(axis=0), _by_rows(of_rows, logits, rows, columns, label))
     return confusion.reshape(classes, classes), entropy
+
+
+def _by_rows(function: Callable, logits, rows, columns, *others) -> Any:
+    """Map a function over the logits `[chunk, W, C]` of some rows of pixels at a time, and over the same rows of `others`."""
+    chunk = _ROWS if len(rows) % _ROWS == 0 else len(rows)
+
+    def of_chunk(part):
+        rows, *others = part
+        with jax.default_matmul_precision("highest"):
+            return function(jnp.einsum("xw,ywc->yxc", columns, jnp.einsum("yh,hwc->ywc", rows, logits)), *others)
+
+    return jax.lax.map(of_chunk, tuple(x.reshape(-1, chunk, *x.shape[1:]) for x in (rows, *others)))

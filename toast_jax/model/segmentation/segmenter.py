@@ -43,9 +43,9 @@ class Segmenter(Steered):
 
     def maps_of(self, out: dict) -> Maps:
         """Return the maps among the intermediates of `looks`."""
-        hidden = [*out["look"]["hidden"]]
+        hidden = (*out["look"]["hidden"],)
         if self.steered_blocks:  # earlier sites are only in the first look
-            hidden = [*out["first_look"]["hidden"][: -self.steered_blocks - 1], *hidden]
+            hidden = (*out["first_look"]["hidden"][: -self.steered_blocks - 1], *hidden)
         return self.backbone.maps(hidden, self.map_sites)
 
 

@@ -73,16 +73,20 @@ def train_batches(config: ConfigDict, source: MaskedImages, start_step: int) -> 
 
 def eval_batches(config: ConfigDict, source: MaskedImages) -> Generator[Batch]:
     """Return this host's share of the batches of an evaluation split, an image for each device."""
+    view, shard = eval_view(config, len(source.classes)), (jax.process_index(), jax.process_count())
+    return batches.eval_batches(source, view=view, batch_size=jax.device_count(), workers=config.data.workers, shard=shard)
+
+
+def eval_view(config: ConfigDict, num_classes: int) -> EvalView:
+    """Return the view of an evaluation."""
     family, data = families.of_config(config), config.data
-    view = EvalView(
+    return EvalView(
         tuple(data.scale),
         tuple(data.window),
         tuple(data.stride),
         multiple=family.image_multiple(config.backbone),
-        cell=segmenter.cell(*segmenter.build(config, len(source.classes))),
+        cell=segmenter.cell(*segmenter.build(config, num_classes)),
     )
-    shard = (jax.process_index(), jax.process_count())
-    return batches.eval_batches(source, view=view, batch_size=jax.device_count(), workers=data.workers, shard=shard)
 
 
 def augmentation(config: ConfigDict, source: MaskedImages) -> Callable:
@@ -100,27 +104,33 @@ def _of_counted(batch: dict, rng: Keys) -> dict:
     return {**batch, "scale": jnp.full(len(batch["label"]), 1 / jnp.maximum(counted, 1e-6))}
 
 
-def scores(config: ConfigDict, model: Segmenter, method: Method) -> Callable:
-    """Return the scores of training, see `segmentation.losses`."""
-    return losses.tune(model, method, config.segmentation.auxiliary_weight)
+def scores(config: ConfigDict, network, predictions: bool = False) -> Callable:
+    """Return the scores of training of a `setup.Network`, see `segmentation.losses`; `predictions` are of classification."""
+    return losses.tune(network.model, network.method, config.segmentation.auxiliary_weight)
 
 
-def eval_step(model: Segmenter, method: Method, devices: Devices) -> Callable:
-    """Map the evaluation step over all devices: `(tuned, frozen, batch) -> sums`.
+def eval_step(config: ConfigDict, network, devices: Devices, predictions: bool = False) -> Callable:
+    """Map the evaluation step over all devices: `(tuned, frozen, batch) -> sums`; arguments as of `scores`.
 
     The sums are `confusion [C, C]` and `loss`, the cross-entropy, of all counted pixels.
     """
-    return devices.replicate(functools.partial(_eval_step, model=model, method=method), num_replicated=2)
+    step = functools.partial(_eval_step, model=network.model, method=network.method)
+    return devices.replicate(step, num_replicated=2)
+
+
+def of_windows(model: Segmenter, method: Method, params: dict, batch: Batch) -> jax.Array:
+    """Compute the logits of the windows of images, see `EvalView`, side by side: `[B, rows * h, columns * w, C]`."""
+    count, rows, columns, *window = batch["image"].shape
+    size = jnp.repeat(batch["size"], rows * columns, axis=0)
+    logits = segment(model, method, params, batch["image"].reshape(-1, *window), size=size)
+    height, width, classes = logits.shape[1:]
+    side_by_side = logits.reshape(count, rows, columns, height, width, classes).swapaxes(2, 3)
+    return side_by_side.reshape(count, rows * height, columns * width, classes)
 
 
 def _eval_step(tuned: dict, frozen: dict, batch: dict, *, model: Segmenter, method: Method) -> dict:
-    count, rows, columns, *window = batch["image"].shape
-    size = jnp.repeat(batch["size"], rows * columns, axis=0)
-    logits = segment(model, method, trees.merge(tuned, frozen), batch["image"].reshape(-1, *window), size=size)
-    height, width, classes = logits.shape[1:]
-    side_by_side = logits.reshape(count, rows, columns, height, width, classes).swapaxes(2, 3)
-    side_by_side = side_by_side.reshape(count, rows * height, columns * width, classes)
-    arrays = (side_by_side, batch["rows"], batch["columns"], batch["label"])
+    logits = of_windows(model, method, trees.merge(tuned, frozen), batch)
+    arrays = (logits, batch["rows"], batch["columns"], batch["label"])
     confusion, loss = jax.lax.map(lambda image: count_pixels(*image), arrays)
     return jax.lax.psum({"confusion": confusion.sum(axis=0), "loss": loss.sum()}, parallel.AXIS)
 
