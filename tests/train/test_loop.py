@@ -23,7 +23,7 @@ from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
-from toast_jax.train import checkpoint, image_runs, loop, setup
+from toast_jax.train import checkpoint, evaluation, image_runs, loop, setup
 from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import containers, pretrained, rename
 from toast_jax.workdir import interrupt, run_folder
@@ -365,7 +365,9 @@ def test_evaluating_on_no_split_is_an_error(config, tmp_path):
 
 
 def test_loss_of_an_evaluation_that_is_not_finite_stops_before_the_checkpoint(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation({"accuracy": 0.5, "loss": float("nan"), "count": 1}, None))
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *_: Evaluation({"accuracy": 0.5, "loss": float("nan"), "count": 1}, None)
+    )
     with pytest.raises(InputError, match="The loss on val is nan after step 3; the last good checkpoint"):
         loop.fit(config, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:

@@ -213,7 +213,7 @@ def table(params: dict, method: Method) -> str:
         sums[tuned] += trees.count(leaves)
         lines.append(f"{'tuned' if tuned else 'frozen':7} {len(leaves):7} {trees.count(leaves):13,}  {regex}")
     total = sum(sums.values())
-    head = trees.count(params["head"]) if HEAD in method.tuned else 0
+    head = trees.count(without_statistics(params["head"])) if HEAD in method.tuned else 0
     lines.append(
         f"total {total:,} parameters, {sums[True]:,} tuned ({sums[True] / total:.2%}), "
         f"{sums[True] - head:,} of them outside the head"

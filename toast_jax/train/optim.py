@@ -34,8 +34,19 @@ def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: int, steps_p
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)
 
 
-# By `config.optimizer.schedule`, which says how often the rate changes.
-SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step}
+def poly(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
+    """Return mmsegmentation's schedule with power 1: linear to zero, times a linear warm-up from 1e-6; changes every step."""
+    warmup, steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+
+    def rate(step):
+        warm = jnp.where(step < warmup, 1 - (1 - step / max(1, warmup)) * (1 - 1e-6), 1.0)
+        return lr * (1 - step / steps) * warm
+
+    return rate
+
+
+# By `config.optimizer.schedule`.
+SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step, "poly": poly}
 
 
 def _sgd(schedule, momentum, weight_decay, decayed):
