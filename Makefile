@@ -20,14 +20,14 @@ $(VENV)/.installed: $(VENV)/.runs requirements-dev.txt requirements-language.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: $(VENV)/.runs  ## tune a small network in seven ways, in minutes, and write a report
+demo: $(VENV)/.runs  ## tune a small network in eight ways, in minutes, and write a report
 	$(BIN)/python main.py --config=configs/demo.py --workdir=runs/demo
 
 $(VENV)/.language: $(VENV)/.runs requirements-language.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-language.txt
 	@touch $@
 
-demo-language: $(VENV)/.language  ## teach a small language model, in WEIGHTS, to answer, in five ways, and write a report
+demo-language: $(VENV)/.language  ## teach a small language model, in WEIGHTS, to answer, in six ways, and write a report
 	$(BIN)/python main.py --config=configs/demo_language.py --config.weights="$(WEIGHTS)" --workdir=runs/demo_language
 
 test: $(VENV)/.installed  ## run the tests that every commit has to pass

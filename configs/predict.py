@@ -4,7 +4,8 @@
 
 run: the folder of the run. images: a folder, searched recursively, a table with the column path, a zip archive, one image, or
 `-` for paths from standard input. attention: yes, no (draw where the network looks; for a ConvNeXt, what its top-down module
-selects). weights: the backbone of the run, if its file has moved.
+selects). weights: the backbone of the run, if its file has moved. A run of segmentation writes a mask for each image, and with
+attention pictures of it.
 """
 
 from toast_jax.config.arguments import arguments, yes_no

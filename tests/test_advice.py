@@ -19,7 +19,7 @@ import pytest
 from tests import ROOT
 from toast_jax import cli, fields
 from toast_jax.config import config_files
-from toast_jax.config.run_fields import IMAGES, TEXTS
+from toast_jax.config.run_fields import IMAGES, MASKS, TEXTS
 from toast_jax.config.task_fields import TASKS
 from toast_jax.errors import InputError
 from toast_jax.model.families import FAMILIES
@@ -46,9 +46,11 @@ OF_IMAGES = (
     *("toast_jax.data.images.*", "toast_jax.train.image_runs.*", "toast_jax.weights.pretrained.*", "*._OF_IMAGES"),
     *("toast_jax.model.backbones.vit.*", "toast_jax.model.backbones.convnext.*", "toast_jax.model.steered.build"),
 )
+OF_MASKS = ("toast_jax.*.segmentation.*", "*._OF_MASKS")
 NOT_REACHED = {
-    **dict.fromkeys(("predict", "visualize", "attention_metrics", "corruptions", "demo", "sweep"), OF_TEXT),
-    **dict.fromkeys(("generate", "score", "demo_language"), OF_IMAGES),
+    **dict.fromkeys(("predict", "visualize", "attention_metrics", "corruptions", "demo", "sweep"), (*OF_TEXT, *OF_MASKS)),
+    **dict.fromkeys(("generate", "score", "demo_language"), (*OF_IMAGES, *OF_MASKS)),
+    "convert": OF_MASKS,
 }
 # From a part to another that it names but does not call, or whose messages it replaces.
 CUT = (
@@ -187,6 +189,9 @@ def run_fields(module, name):
     of_images = {*IMAGES, *(f"backbone.{field}" for field in images)}
     if module.startswith("toast_jax.data.text") or name == "_OF_TEXT" or module.endswith("text_runs"):
         return of_text
+    of_masks = {*MASKS, *(f"backbone.{field}" for field in images)}
+    if ".segmentation." in module or name == "_OF_MASKS":
+        return of_masks
     if module.startswith("toast_jax.data.images") or name == "_OF_IMAGES":
         return of_images
     return of_text | of_images

@@ -1,14 +1,19 @@
 """Benchmarks run to their tables, those that need data or code from elsewhere excepted."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
-from benchmarks import accelerator, chips, idle
+from benchmarks import accelerator, chips, idle, language_feedback
+from configs import demo_language
 from tests import ROOT
+from tests.tasks import test_demo_language
+from toast_jax.model.backbones import llama
 
 SMALL = {
     "accelerator": "--tiny --out={folder}",
@@ -42,6 +47,30 @@ def test_a_benchmark_runs_to_its_table(name, tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"costs.json", *pictures}
     else:
         assert ("filled cache: first step after" if name == "start" else "|---|") in done.stdout
+
+
+@pytest.mark.slow
+def test_every_path_of_the_feedback_is_measured(tmp_path, monkeypatch):
+    """With a network of random numbers: no answer is right, and only what the row names is tuned."""
+
+    def longer(config, short=demo_language._short):
+        config = short(config)
+        config.data.length = 160  # its tokens are bytes
+        return config
+
+    monkeypatch.setattr(demo_language, "_short", longer)
+    monkeypatch.setattr(language_feedback, "QUESTIONS", {"val": 3, "test": 2})
+    monkeypatch.setitem(llama.SIZES, "stories15m", test_demo_language.SIZE)
+    args = types.SimpleNamespace(weights=test_demo_language.teller(tmp_path), splits=["test", "val"])
+    changed = "A_l tuned", "no selection", "A_l random rotations, frozen", "own inputs through B_l alone", "lora on values"
+    for name in changed:
+        row = language_feedback.ROWS[name]
+        small = dataclasses.replace(row, tales=8, epochs=1, pretuning=min(row.pretuning, 1))
+        tuned, right, *signal = language_feedback._measured(small, 1, args, tmp_path)
+        matrices = test_demo_language.SIZE.depth * test_demo_language.D**2
+        if row.method == "toast":
+            assert tuned == matrices * (1 + row.tune_back) + test_demo_language.D, name
+        assert right == [0.0, 0.0] and ("-" in signal) == (row.method == "lora"), name
 
 
 def test_rows_are_saved_as_they_end_and_a_failure_stops_nothing(tmp_path, monkeypatch):

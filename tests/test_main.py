@@ -93,6 +93,7 @@ def test_captions_fit_a_narrow_terminal():
         (["--config=configs/fgvc.py:backbone=resnet50"], "The backbone 'resnet50' is not known"),
         (["--config=toast_jax/errors.py"], "toast_jax/errors.py is no config of its own"),
         (["--config=configs/fgvc.py", "--config.metod=lora"], "no field metod; the nearest are method"),
+        (["--config=configs/fgvc.py", "--config.learning_rate=1"], "no field learning_rate; the nearest are optimizer.lr, "),
         (["--config=configs/fgvc.py", "--config.data.foo.bar=1"], "no field data.foo.bar"),
         (["--config=configs/fgvc.py", "--noconfig.resum"], "no field resum; the nearest are resume"),
     ],

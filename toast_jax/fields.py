@@ -171,7 +171,9 @@ class Field:
 
 def unknown(name: str, fields: Collection[str]) -> str:
     """Return the sentence for a field that a config does not have, with the fields whose names come nearest."""
-    near = difflib.get_close_matches(name, list(fields), n=3, cutoff=0.4)
+    initials = "".join(word[:1] for word in name.rpartition(".")[2].split("_"))
+    near = [field for field in fields if len(initials) > 1 and field.rpartition(".")[2] == initials]  # learning_rate -> lr
+    near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, list(fields), n=3, cutoff=0.4)]))[:3]
     return f"The config has no field {name}; the nearest are {', '.join(near or fields)}."
 
 

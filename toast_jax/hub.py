@@ -4,6 +4,7 @@ The Hub's own client fetches them (`huggingface_hub`, the extra `hub`), so its c
 HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and others. It is imported when a name is used.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -128,13 +129,16 @@ def read_json(place: Place, file: str) -> dict[str, Any] | None:
 
 
 def provenance(place: Place) -> dict[str, Any]:
-    """Describe a pinned, downloaded place, for the record of a run: repository, revision, file and SHA-256."""
+    """Describe a pinned, downloaded place, for the record of a run: repository, revision, file, licence and SHA-256."""
     path = local(place)
     files = [place.file]
     if place.file.endswith(_INDEX):
         files += [posixpath.join(posixpath.dirname(place.file), shard) for shard in _shards(path)]
     hashes = {file: _sha256(_fetch(place, [file])) for file in files}
     facts = {"repository": place.repository, "revision": place.revision, "file": place.file}
+    with contextlib.suppress(InputError):  # the Hub may have closed the repository since its download
+        if licence := contents_of(place.repository, place.revision).licence:  # which is unknown offline
+            facts["licence"] = licence
     return facts | {"sha256": hashes if len(files) > 1 else hashes[place.file]}
 
 

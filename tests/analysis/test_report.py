@@ -30,6 +30,13 @@ def test_picture_holds_its_pixels():
     assert cell.endswith("two &lt;words&gt;") and 'width="7" height="5"' in cell
 
 
+def test_steps_show_one_part_at_a_time_and_need_nothing_else():
+    steps = report.steps(["<b>first</b>", "<i>second</i>"], "scene <k>")
+    assert "scene &lt;k&gt; <output>1</output> of 2" in steps and 'min="1" max="2"' in steps
+    assert steps.index("<div><b>first</b></div>") < steps.index("<div><i>second</i></div>") < steps.index("<script>")
+    assert not re.search(r"(src|href)=", steps)
+
+
 def test_columns_are_aligned():
     assert report.columns(HEADER, ROWS).splitlines() == ["method  tuned", "linear    650", "a<b>&c  1,234"]
 

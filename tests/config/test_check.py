@@ -216,6 +216,7 @@ IMAGES = [
     ),
     ({"warmup_epochs": 100}, "warmup_epochs is 100 and config.epochs 100: the run would never leave its warm-up"),
     ({"checkpoint": "x.pth"}, "config.checkpoint is for the task evaluate"),
+    ({"optimizer.lr_scale": 10.0}, "lr_scale is 10.0, but config.optimizer.lr_scaled names no parameters; name them, as in"),
     batch_of(12, "such as 8 or 16"),
     batch_of(3, "such as 8"),
     batch_of(20, "such as 16 or 24"),
@@ -229,6 +230,7 @@ IMAGES = [
     ({"module": "a.pth", "top_down": "b.pth"}, "config.module and config.top_down both name a file to start from"),
     ({"stage": "pretune", "task_weight": 0.0, "tune_transform": True}, "only the cross-entropy trains it; set a"),
     ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
+    ({"method": "vpt", "tune_back": True}, "config.tune_back is True, but method vpt has no feedback layers; set it to False"),
     ({"method": "linear", "head.tune": False, "head.start": "classifier"}, "method linear tunes nothing else; set it to True"),
     ({"head.tune": False}, "leaves an untrained head; set --config.head.start=classifier"),
     ({"head.start": "classifier", "backbone.weights": "random"}, "a random backbone has none; name a --config.backbone"),
@@ -266,6 +268,7 @@ TEXT = [
     ({"steered_blocks": 33}, "config.steered_blocks is 33; this network has 32 blocks to steer"),
     ({"method": "vpt"}, "config.method is 'vpt'; it must be one of finetune, lora, toast, toast_lite"),
     ({"tune_transform": True, "method": "lora"}, "but method lora has no transform; set it to False"),
+    ({"tune_back": True, "method": "lora"}, "but method lora has no feedback layers; set it to False"),
 ]
 
 
@@ -428,8 +431,9 @@ SMALL = {
     "tuned_blocks": st.integers(1, 3),
     "augment.randaugment_ops": st.integers(0, 2),
 }
-DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_transform", "keep_known", "log_every", "task_weight")
+DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_back", "tune_transform", "keep_known", "log_every")
 DRAWN += (
+    "task_weight",
     "variational_weight",
     "distillation_weight",
     "head.start",
@@ -441,7 +445,9 @@ DRAWN += (
 )
 DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat")
 DRAWN += tuple(
-    name for name in schema.of_family("vit") if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name
+    name
+    for name in schema.of_family("vit")
+    if name.startswith(("augment.", "optimizer.")) and "no_decay" not in name and "lr_scale" not in name
 )
 
 

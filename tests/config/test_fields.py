@@ -12,15 +12,23 @@ from tests import FIXTURES, ROOT
 from tests.config.test_configs import CONFIGS
 from toast_jax.config import backbone_names, field_table, run_fields, schema, task_fields
 from toast_jax.data.images import sources
+from toast_jax.data.images.segmentation import sets
 from toast_jax.errors import InputError
 from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields, nested
 from toast_jax.model import methods, steered
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.layers import dtypes
+from toast_jax.model.segmentation import segmenter
 from toast_jax.train import optim
 from toast_jax.workdir import run_folder
 
-TABLES = {"images": run_fields.IMAGES, "texts": run_fields.TEXTS, "sweep": task_fields.SWEEP, **task_fields.TASKS}
+TABLES = {
+    "images": run_fields.IMAGES,
+    "masks": run_fields.MASKS,
+    "texts": run_fields.TEXTS,
+    "sweep": task_fields.SWEEP,
+    **task_fields.TASKS,
+}
 TABLES |= {name: {f"backbone.{field}": row for field, row in record.fields.items()} for name, record in FAMILIES.items()}
 FIELDS = [pytest.param(name, field, id=f"{table}:{name}") for table, rows in TABLES.items() for name, field in rows.items()]
 # These have no default.
@@ -41,6 +49,8 @@ def test_choices_that_are_written_out_are_those_of_the_code():
     assert run_fields.IMAGES["head.start"].allowed.options == tuple(steered.HEAD_STARTS)
     assert run_fields.IMAGES["backbone.dtype"].allowed.options == tuple(dtypes.DTYPES)
     assert run_fields.IMAGES["data.format"].allowed.options == tuple(sources.READERS)
+    assert run_fields.MASKS["data.format"].allowed.options == tuple(sets.READERS)
+    assert run_fields.MASKS["segmentation.head"].allowed.options == tuple(segmenter.HEADS)
     assert tuple(methods.METHODS) == run_fields.METHODS and set(methods.LANGUAGE_METHODS) <= set(run_fields.METHODS)
 
 

@@ -49,6 +49,7 @@ def test_card_states_what_the_run_was():
         ),
         ("weights/vit_ti16_in1k_deit.pth", None, "not recorded; look it up where the weights come from"),
         ("vit_b16_in1k", "other", "see https://github.com/bfshi/TOAST"),
+        ("hf:owner/name@main", None, "not recorded; look it up where the weights come from"),
         ("hf:owner/name@main", None, "[hf:owner/name@main](https://huggingface.co/owner/name)"),
     ],
 )
@@ -59,6 +60,13 @@ def test_licence_is_that_of_the_named_weights(weights, license, sentence):
     front = front_of(text)
     assert front.get("license") == license and sentence in text
     assert front.get("base_model") == ("owner/name" if weights.startswith("hf:") else None)
+
+
+def test_licence_of_a_repository_is_the_recorded_one():
+    run = tuned("lora")
+    run.config.backbone.weights = "hf:owner/name@main"
+    text = card_of(run, weights={"backbone.weights": {"licence": "apache-2.0"}})
+    assert front_of(text)["license"] == "apache-2.0" and "- Licence of the backbone: apache-2.0." in text
 
 
 def test_seeds_of_a_sweep_are_counted_together(tmp_path):

@@ -216,6 +216,11 @@ def test_fields_change_what_toast_tunes(stage):
     assert tuned_by(frozen_head) == FEEDBACK
 
 
+def test_tuning_back_adds_nothing_to_methods_that_reach_it_anyway():
+    for method in ("toast", "toast_lite"):
+        assert tuned_by(configured(method, tune_back=True)) == tuned_by(configured(method))
+
+
 def test_variational_loss_alone_tunes_what_it_trains():
     assert tuned_by(configured("toast", stage="pretune", task_weight=0.0)) == {"top_down/back"}
 

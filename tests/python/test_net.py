@@ -28,8 +28,17 @@ from toast_jax.tasks import train
 from toast_jax.train import saved_run
 
 # `tests.conftest.tiny_config` as keyword arguments.
-TINY = {"backbone": "vit_ti8", "size": "tiny", "image_size": 16, "resize": 18, "start": "random", "prompts": {"num": 2}}
+TINY = {
+    "backbone": "vit_ti8",
+    "size": "tiny",
+    "image_size": 16,
+    "resize": 18,
+    "start": "random",
+    "prompts": {"num": 2},
+    "queries": 4,
+}
 TINY |= {"batch_size": 8, "epochs": 2, "warmup_epochs": 0, "eval_every": 1, "checkpoint_every": 1, "optimizer.lr": 0.05}
+TINY |= {"probe.queries": 4}
 
 
 def tiny(method="toast", **fields):
@@ -417,7 +426,12 @@ def test_fields_are_named_by_their_last_parts_or_by_section():
 
 def test_every_last_part_of_a_field_but_name_is_a_keyword():
     fields = keywords.flat_fields(config_files.read_config("folder").to_dict())
-    assert {name for name in fields if keywords.short(name) == name and "." in name} == {"data.name", "optimizer.name"}
+    assert {name for name in fields if keywords.short(name) == name and "." in name} == {
+        "adapter.rank",
+        "data.name",
+        "lora.rank",
+        "optimizer.name",
+    }
 
 
 def test_named_weights_of_the_release_bring_their_module_and_files_their_backbone(monkeypatch):

@@ -15,6 +15,7 @@ from tests.conftest import METHODS, tiny_config
 from tests.export.runs import text_run, tuned
 from toast_jax import trees
 from toast_jax.errors import InputError
+from toast_jax.export import folder
 from toast_jax.model.backbones import vit
 from toast_jax.tasks import convert
 from toast_jax.train import loop
@@ -131,7 +132,11 @@ def test_table_has_a_line_for_every_name(caplog, tmp_path):
         ("", "x.pth", "Nothing to convert; write"),
         ("{tmp}/file.safetensors", "", "Nothing to convert"),
         ("{tmp}/file.safetensors", "{tmp}/x.onnx", "x.onnx has an ending that is not written here"),
-        ("{tmp}/file.safetensors", "{tmp}/nowhere/x.safetensors", "cannot be written; give a file in a folder that exists"),
+        (
+            "{tmp}/file.safetensors",
+            "{tmp}/other.safetensors/x.safetensors",
+            "cannot be written; give a file in a folder that exists",
+        ),
         ("{tmp}/gone.safetensors", "{tmp}/x.safetensors", "There is nothing at .*gone.safetensors; correct from="),
         ("{tmp}", "{tmp}/x.safetensors", "There are no checkpoints in"),
         ("https://example.com/x.npz", "{tmp}/x.safetensors", "is not fetched from here; download it with curl"),
@@ -166,8 +171,8 @@ def test_refusals(source, target, message, tmp_path, monkeypatch):
         ("{tmp}", "{tmp}/x", "There are no checkpoints in"),
         ("{tmp}/run", "{tmp}/run", "run exists already; give to= another name, or remove it"),
         ("{tmp}/run", "{tmp}/x.safetensors", "x.safetensors is named like a file.*; give to= a name without .safetensors"),
-        ("{tmp}/run", "{tmp}/nowhere/x", "x cannot be written; give to= a folder in one that exists and is yours"),
         ("{tmp}/run", "{tmp}/x,names=dinov3_timm", "names in --config=configs/convert.py:... is for as=release; leave it out"),
+        ("{tmp}/run", "{tmp}/file.safetensors/x", "x cannot be written; give to= a folder in one that exists and is yours"),
     ],
 )
 def test_refusals_of_exports(source, target, message, tmp_path):
@@ -180,6 +185,14 @@ def test_refusals_of_exports(source, target, message, tmp_path):
         convert.run(convert_config.get_config(text), "unused")
     assert str(raised.value).endswith(".") or "=...)" in str(raised.value)
     assert not list(tmp_path.glob("x*"))
+
+
+def test_missing_folders_are_created(tmp_path):
+    save_file(state_of("vit_linear"), tmp_path / "file.safetensors")
+    convert.run(convert_config.get_config(f"from={tmp_path}/file.safetensors,to={tmp_path}/new/deep/x.safetensors"), "unused")
+    assert load_file(tmp_path / "new" / "deep" / "x.safetensors")
+    folder.write(folder.check_new(tmp_path / "exported" / "x"), {"README.md": "text"})
+    assert (tmp_path / "exported" / "x" / "README.md").read_text() == "text"
 
 
 def test_unknown_kind_gets_the_nearest():
@@ -234,7 +247,6 @@ def test_remote_file_is_copied_once_and_verified(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"enc.register_tokens": np.zeros((1, 4, 32), "f4")}, "belongs to a ViT with register tokens"),
         ({"enc.blocks.0.attn.q_norm.weight": np.zeros(8, "f4")}, "belongs to a ViT with norms of queries and keys"),
         ({"enc.blocks.1.mlp.fc2.bias": None}, "lacks backbone/blocks/{i}/mlp/fc2/bias in some of its layers"),
         ({"enc.blocks.2.norm1.weight": None}, "lacks backbone/blocks/{i}/norm1/scale in some of its layers"),

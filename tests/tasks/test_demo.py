@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import demo as demo_config
-from toast_jax.analysis import maps
+from toast_jax.analysis import background, maps
 from toast_jax.data.images import synthetic_scenes
 from toast_jax.tasks import demo
 from toast_jax.train.setup import load_network
@@ -25,6 +25,7 @@ def small_config():
     for run in config.runs.values():
         run.data.splits.update({"train": "train[:32]", "val": "val[:16]", "test": "test[:24]"})
         run.batch_size = 16
+        run.epochs, run.warmup_epochs, run.eval_every, run.checkpoint_every = 4, 1, 4, 4
     return config
 
 
@@ -67,9 +68,12 @@ def test_seeds_are_runs_of_their_own(small):
 
 def test_page_shows_all_methods_on_the_same_scenes(small):
     page = (small[0] / "report.html").read_text()
-    assert page.count("<img") == 2 * (2 + 1 + 2)  # scene and first look; last look of linear; selection and last look of toast
+    slides, grid = page.split("<h2>All methods</h2>")
+    assert grid.count("<img") == 2 * (2 + 1 + 2)  # scene and first look; last look of linear; selection and last look of toast
+    assert slides.count("<img") == 2 * 4 and 'max="2"' in slides  # of toast alone, as neither lora nor finetune is a row here
     for title in ("first look", "linear: last look", "toast: selection", "toast: last look"):
         assert f"<th>{title}</th>" in page
+    assert slides.index('class="steps"') < slides.index('<table class="">') < slides.index("<svg")
     assert page.count("<svg") == 2 and not re.search(r'(src|href)="(?!data:)', page)
 
 
@@ -98,10 +102,29 @@ def test_a_run_resumed_just_before_its_end_has_no_speed(small, tmp_path):
             path = folder / f"{row}/seed_{seed}/result.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "images_per_second": None}))
     demo.run(small_config(), str(folder))
-    linear, toast = ((folder / "table.md").read_text().splitlines()[line].split(" | ") for line in (2, 3))
-    assert linear[-1] == "- |" and float(toast[-1].rstrip(" |").replace(",", "")) > 0
     rates = [row["images_per_second"] for row in json.loads((folder / "result.json").read_text())["rows"].values()]
-    assert [len(rate) for rate in rates] == [0, 1]
+    assert [len(rate) for rate in rates] == [0, 1] and rates[1][0] > 0
+
+
+def test_attention_is_compared_with_that_before_tuning_scene_by_scene(small):
+    """A linear probe leaves the attention where it was, so its difference is zero in every scene."""
+    folder, result, _ = small
+    linear, toast = (line.strip("| ").split(" | ") for line in (folder / "table.md").read_text().splitlines()[2:])
+    columns = dict(zip(demo.HEADER, linear, strict=True))
+    assert re.fullmatch(r"-?0\.0 \[-?0\.0, -?0\.0\]", columns["minus before"]) and columns["selection, %"] == "-"
+    before, after = result["attention_inside_before"], np.mean(result["rows"]["toast"]["inside"][maps.LAST])
+    assert toast[5].startswith(f"{100 * (after - before):.1f} [")
+
+
+def test_exchanged_scenes_keep_the_green_digit_alone():
+    """A network that names the green digit and nothing else is as accurate on them."""
+    scenes = [synthetic_scenes.scene("test", i) for i in range(20)]
+    annotated = demo.annotated(scenes)
+    exchanged, donors = background.exchange(annotated.images, annotated.masks, annotated.labels, seed=0)
+    assert all(scenes[i].labels["target"] != scenes[k].labels["target"] for i, k in enumerate(donors))
+    for image, scene, mask in zip(exchanged, scenes, annotated.masks, strict=True):
+        np.testing.assert_array_equal(image[mask], scene.image[mask])
+        assert np.all(mask[scene.masks["target"]]) and np.any(image != scene.image)
 
 
 @pytest.mark.slow

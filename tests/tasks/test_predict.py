@@ -90,6 +90,8 @@ def test_a_broken_image_is_named_and_the_others_are_predicted(tuned, image_folde
     assert message.startswith("2 of 5 images were left out: Image ") and "skip_corrupt" not in message
     assert f"{images}/1: b.jpg cannot be decoded (" in message and f"{images}/z.jpg cannot be decoded (" in message
     assert message.endswith(f"The predictions of the others are in {tmp_path}/out/predictions.csv.")
+    with pytest.raises(InputError, match=r"1 of 1 images were left out: .*; download them again, or remove them\.$"):
+        predicted(tuned[0], images / "z.jpg", tmp_path / "none", batch_size=2, attention=attention_too)
     others = predicted(tuned[0], image_folder / "test" / CLASSES[0], tmp_path / "whole", attention=attention_too)
     assert [row["probability"] for row in rows(tmp_path / "out")] == [row["probability"] for row in others]
     assert len(list((tmp_path / "out/attention").glob("*.png"))) == (3 if attention_too else 0)

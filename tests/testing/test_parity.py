@@ -55,7 +55,8 @@ def test_recording_of_a_backbone_is_replayed(name):
 )
 def test_methods_that_tune_a_part_have_its_gradients_of_fine_tuning(method, part):
     """There is no recording of them; the names are those that the references tune."""
-    recorded = recording.load(str(FIXTURES / "vit_finetune.npz"))
+    path = str(FIXTURES / "vit_finetune.npz")
+    recorded = recording.load(path, recording.read(path))
     tuned, frozen = trees.split(recorded.params, tuned_mask(recorded.params, METHODS[method]))
     scores = losses.tune(recorded.model, METHODS[method])
     loss = lambda tuned: scores(trees.merge(tuned, frozen), recorded.batch)["loss"].mean()  # noqa: E731

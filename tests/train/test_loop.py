@@ -23,7 +23,7 @@ from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
-from toast_jax.train import checkpoint, image_runs, loop, setup
+from toast_jax.train import checkpoint, evaluation, image_runs, loop, setup
 from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import containers, pretrained, rename
 from toast_jax.workdir import interrupt, run_folder
@@ -138,6 +138,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path
     if method == "toast":  # with all that pre-tuning adds
         config.stage, config.ema, config.batch_size = "pretune", 0.9, 16
         config.optimizer.update({"name": "adamw", "schedule": "step", "base_batch_size": 8, "lr": 0.01})
+        config.optimizer.update({"lr_scale": 10.0, "lr_scaled": ("top_down/prior",)})
         augmented = {"min_crop_area": 0.3, "randaugment_ops": 2, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0}
         config.augment.update({**augmented, "label_smoothing": 0.1})
     config.prompts.dropout = 0.1
@@ -364,7 +365,9 @@ def test_evaluating_on_no_split_is_an_error(config, tmp_path):
 
 
 def test_loss_of_an_evaluation_that_is_not_finite_stops_before_the_checkpoint(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Evaluation({"accuracy": 0.5, "loss": float("nan"), "count": 1}, None))
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *_: Evaluation({"accuracy": 0.5, "loss": float("nan"), "count": 1}, None)
+    )
     with pytest.raises(InputError, match="The loss on val is nan after step 3; the last good checkpoint"):
         loop.fit(config, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:
@@ -438,8 +441,10 @@ def train_options(config):
         ({"batch_size": 32}, "24 examples, fewer than one batch of 32"),
         ({"backbone.weights": "nowhere.pth"}, "no weights file at nowhere.pth"),
         ({"data.root": "nowhere"}, "Data folder nowhere does not exist"),
+        ({"data.root": __file__}, "test_loop.py is a file: set --config.data.root to a folder or, for tables, the format too"),
         ({"data.num_classes": 7}, "3 classes but config.data.num_classes is 7"),
         ({"optimizer.no_decay": ("bias",)}, "config.optimizer.no_decay has 'bias', which matches no parameter"),
+        ({"optimizer.lr_scaled": ("prior",)}, "config.optimizer.lr_scaled has 'prior', which matches no tuned parameter"),
     ],
 )
 def test_errors_before_the_first_step_leave_nothing_behind(config, tmp_path, change, message):

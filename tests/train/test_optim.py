@@ -1,15 +1,18 @@
 """The schedule against the release's, SGD and AdamW against their formulas, and frozen parameters left alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from configs import folder
 from tests import FIXTURES
 from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.train import optim
+from toast_jax.train import optim, setup
 
 STEPS = 6
 FIXTURE = FIXTURES / "lr_schedule.npz"
@@ -127,6 +130,41 @@ def test_decay_spares_the_paths_that_a_regex_matches_whole(name, no_decay, spare
     zeros = jax.tree.map(np.zeros_like, draw(0))
     _, (updates,) = run(optimizer(name=name, no_decay=no_decay), draw(0), [zeros])
     assert {path for path, update in trees.flat(updates).items() if not np.any(update)} == spared
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_scaled_parameters_have_a_learning_rate_of_their_own(name):
+    """Decay, momentum and clipping see the gradients as they are: only the updates are scaled, and those of others are not."""
+    tx = functools.partial(optimizer, MASK, name=name, clip=0.5)
+    _, (plain,) = run(tx(), draw(0), [draw(1)])
+    _, (scaled,) = run(tx(lr_scale=10.0, lr_scaled=("head/k.*",)), draw(0), [draw(1)])
+    plain["head"]["kernel"] *= 10.0
+    jax.tree.map(np.testing.assert_array_equal, scaled, plain)
+
+
+def test_a_config_scales_the_rate_of_some_parameters():
+    config = folder.get_config("method=linear")
+    config.optimizer.update({"lr_scale": 10.0, "lr_scaled": ("head/bias",)})
+    plain, scaled = (
+        run(setup.optimizer(config, learning_rate, MASK), draw(0), [draw(1)])[1][0]
+        for config in (folder.get_config("method=linear"), config)
+    )
+    np.testing.assert_array_equal(scaled["head"]["bias"], 10 * plain["head"]["bias"])
+    np.testing.assert_array_equal(scaled["head"]["kernel"], plain["head"]["kernel"])
+
+
+def test_scaling_is_no_part_of_the_state_unless_asked_for():
+    """Checkpoints of runs without it keep their structure."""
+    params = draw(0)
+    plain, scaled = (optimizer(lr_scaled=paths).init(params) for paths in ((), ("head/bias",)))
+    assert jax.tree.structure(plain) == jax.tree.structure(optimizer().init(params)) != jax.tree.structure(scaled)
+    assert trees.count(plain) == trees.count(scaled)
+
+
+@pytest.mark.parametrize("regex", ["bias", "backbone/kernel"])
+def test_scaling_of_no_tuned_parameter_is_refused(regex):
+    with pytest.raises(InputError, match=f"config.optimizer.lr_scaled has '{regex}', which matches no tuned parameter"):
+        optimizer(MASK, lr_scale=2.0, lr_scaled=(regex,))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

@@ -65,14 +65,14 @@ def test_no_key_is_used_twice(plain):
 
 
 # Accuracy and loss with jax 0.10.2 on a CPU; a change of any step, view, draw or update moves them by more than is let through.
-GOLDEN = {"linear": (0.28333, 1.85072), "toast": (0.31333, 1.50195)}
+GOLDEN = {"linear": (0.32333, 1.76950), "toast": (0.71667, 0.76453)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", GOLDEN)
 def test_a_row_of_the_demo_comes_to_the_numbers_it_came_to(row, tmp_path):
     config = demo.get_config().runs[row]
-    config.seed, config.epochs, config.eval_every, config.checkpoint_every = 42, 2, 2, 2
+    config.seed, config.epochs, config.warmup_epochs, config.eval_every, config.checkpoint_every = 42, 2, 1, 2, 2
     config.data.splits.update({"train": "train[:480]", "val": "", "test": "test[:300]"})
     test = loop.fit(config, tmp_path)["test"]
     accuracy, loss = GOLDEN[row]

@@ -100,6 +100,15 @@ def test_a_file_is_downloaded_once_and_read_without_the_hub_afterwards(server, m
     assert hub.provenance(pinned) == facts | {"sha256": hashlib.sha256(WEIGHTS).hexdigest()}
 
 
+def test_provenance_has_the_licence_that_the_hub_states(server):
+    sha = server.commit("a/b", {"config.json": VIT, "model.safetensors": WEIGHTS})
+    pinned = hub.Place("a/b", sha, "model.safetensors")
+    assert hub.provenance(pinned)["licence"] == "apache-2.0"
+    hub.contents_of.cache_clear()
+    server.private.add("a/b")
+    assert "licence" not in hub.provenance(pinned)
+
+
 def test_without_a_network_the_cache_is_used_and_otherwise_the_sentence_says_so(server, monkeypatch):
     server.commit("a/b", {"config.json": VIT, "model.safetensors": WEIGHTS})
     path = hub.local(hub.parse("hf:a/b"))
@@ -328,7 +337,7 @@ def test_a_run_records_its_revision_and_resumes_with_it(run, server, tmp_path, m
     result = loop.fit(config, tmp_path / "run")
     weights = f"hf:me/tiny@{sha}/model.safetensors"
     digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
-    facts = {"repository": "me/tiny", "revision": sha, "file": "model.safetensors", "sha256": digest}
+    facts = {"repository": "me/tiny", "revision": sha, "file": "model.safetensors", "licence": "apache-2.0", "sha256": digest}
     assert result["weights"] == {"backbone.weights": facts} and result["config"]["backbone"]["weights"] == weights
     assert json.loads((tmp_path / "run" / "config.json").read_text())["backbone"]["weights"] == weights
     assert config.backbone.weights == "hf:me/tiny"

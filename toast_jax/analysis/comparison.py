@@ -37,6 +37,11 @@ class Looked:
     maps: dict[str, np.ndarray]
     parts: Parts = Parts([], [], [])
 
+    def only(self, i: int) -> "Looked":
+        """Return predictions and maps of image i alone, without the details."""
+        of_image = {name: values[i : i + 1] for name, values in self.maps.items()}
+        return Looked(self.named[i : i + 1], self.confidence[i : i + 1], of_image)
+
     @property
     def difference(self) -> np.ndarray | None:
         """Attention in the last look minus the first; None if the network looks once."""

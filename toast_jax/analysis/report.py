@@ -48,6 +48,32 @@ def _table(kind, header, rows):
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
+def steps(parts: Sequence[str], what: str) -> str:
+    """Show one part at a time, with a slider; a click on a part shows the next one.
+
+    Args:
+      parts: of HTML. A browser without scripts shows all of them.
+      what: names a part, such as "scene".
+    """
+    slider = f'<input type="range" min="1" max="{len(parts)}" value="1">'
+    label = f"<label>{escape(what)} <output>1</output> of {len(parts)} {slider}</label>"
+    return f'<div class="steps">{label}{"".join(f"<div>{part}</div>" for part in parts)}<script>{_STEPS}</script></div>'
+
+
+# Runs inside its `steps`, the parent of the script.
+_STEPS = """{
+const box = document.currentScript.parentElement, slider = box.querySelector("input");
+const parts = box.querySelectorAll(":scope > div");
+const show = () => {
+  parts.forEach((part, k) => { part.hidden = k + 1 != slider.value; });
+  box.querySelector("output").value = slider.value;
+};
+slider.oninput = show;
+parts.forEach(part => { part.onclick = () => { slider.value = slider.value % parts.length + 1; show(); }; });
+show();
+}"""
+
+
 def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:
     """Embed a picture, uint8 `[H, W, 3]`, with a caption below it."""
     file = io.BytesIO()

@@ -15,7 +15,7 @@ from toast_jax.config.run_fields import TEMPLATES
 from toast_jax.config.task_fields import SECTIONS, SWEEP, TASKS
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
-from toast_jax.model.families import FAMILIES
+from toast_jax.model.families import FAMILIES, reads
 from toast_jax.model.layers import dtypes
 from toast_jax.model.methods import BACKBONE, TRANSFORM
 
@@ -38,6 +38,7 @@ class _Facts:
     image_multiple = property(lambda c: c.family.image_multiple(c.backbone))
     steerable = property(lambda c: c.family.sites(c.size))  # how many parts of the network can take a top-down input
     width = property(lambda c: c.family.width(c.size))
+    last_site = property(lambda c: c.steerable - 1)
     tunable = property(lambda c: c.family.tunable_blocks(c.size))  # how many blocks method partial can tune
     share = property(lambda c: c.batch_size // c.devices)  # examples of a batch on each device
 
@@ -65,11 +66,6 @@ class _Facts:
 # Every sentence, with facts in braces, beside its condition.
 _Conflicts = dict[str, Callable[[_Facts], Any]]
 _OF_RUNS: _Conflicts = {
-    "config.warmup_epochs is {c.warmup_epochs} and config.epochs {c.epochs}: the run would never leave its warm-up; "
-    "make the warm-up shorter.": lambda c: c.warmup_epochs >= c.epochs,
-    "config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.": (
-        lambda c: c.checkpoint and c.task == "train"
-    ),
     "config.steered_blocks is {c.steered_blocks}, but method {c.method} steers nothing; set it to 0, or "
     "config.method to toast or toast_lite.": lambda c: c.steered_blocks and c.row and c.row.signal != "top_down",
     "config.steered_blocks is {c.steered_blocks}; this network has {c.steerable} blocks to steer, stages in a ConvNeXt.": (
@@ -77,6 +73,10 @@ _OF_RUNS: _Conflicts = {
     ),
     "config.batch_size is {c.batch_size}, which does not split over {c.devices} devices; use a multiple of "
     "{c.devices}, such as {c.batch_sizes}.": lambda c: c.batch_size % c.devices,
+    "config.optimizer.lr_scale is {c.optimizer.lr_scale}, but config.optimizer.lr_scaled names no parameters; name them, as in "
+    """--config.optimizer.lr_scaled='("top_down/prior",)'.""": lambda c: (
+        c.optimizer.lr_scale != 1 and not c.optimizer.lr_scaled
+    ),
     "config.task_weight and config.variational_weight are both 0; one of them has to be more.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.variational_weight or c.distillation_weight)
     ),
@@ -95,11 +95,21 @@ _OF_RUNS: _Conflicts = {
     "config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.tune_transform
     ),
+    "config.tune_back is True, but method {c.method} has no feedback layers; set it to False.": (
+        lambda c: c.tune_back and not (c.row and c.row.signal == "top_down")
+    ),
     "config.tune_transform is True, but method {c.method} has no transform; set it to False.": (
         lambda c: c.tune_transform and not (c.row and TRANSFORM in c.row.tuned + c.row.frozen)
     ),
 }
-_OF_IMAGES: _Conflicts = {
+_OF_EPOCHS: _Conflicts = {
+    "config.warmup_epochs is {c.warmup_epochs} and config.epochs {c.epochs}: the run would never leave its warm-up; "
+    "make the warm-up shorter.": lambda c: c.warmup_epochs >= c.epochs,
+    "config.checkpoint is for the task evaluate; weights to start from go in config.backbone.weights.": (
+        lambda c: c.checkpoint and c.task == "train"
+    ),
+}
+_OF_IMAGES: _Conflicts = _OF_EPOCHS | {
     "config.interpolation is {c.interpolation}, which is for the task evaluate; leave it at 1.": (
         lambda c: c.interpolation < 1 and c.task == "train"
     ),
@@ -181,7 +191,30 @@ _OF_IMAGES: _Conflicts = {
         lambda c: (c.augment.mixup or c.augment.cutmix) and c.share % 2
     ),
 }
-_OF_TEXT: _Conflicts = {
+# Of all networks that read images.
+_OF_VISION = (
+    *("Method {c.method} {c.refusal}", "config.head.tune is False, but method linear", "config.data.image_size {"),
+    *("config.backbone.", "config.tuned_blocks is"),
+)
+_OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items() if sentence.startswith(_OF_VISION)} | {
+    "config.warmup_steps is {c.warmup_steps} and config.steps {c.steps}: the run would never leave its warm-up; make the "
+    "warm-up shorter.": lambda c: c.warmup_steps >= c.steps,
+    "Method {c.method} pools the tokens of an image, but segmentation needs all of them; use another --config.method.": (
+        lambda c: c.row and c.row.probe
+    ),
+    "config.segmentation.sites is {c.segmentation.sites}; this network has sites 0 to {c.last_site}, stages of a ConvNeXt.": (
+        lambda c: any(site > c.last_site for site in c.segmentation.sites)
+    ),
+    "config.data.window is {c.data.window}, which has one side; give both, or (0, 0) for whole images.": (
+        lambda c: bool(c.data.window[0]) != bool(c.data.window[1])
+    ),
+    "config.data.stride is {c.data.stride}, larger than config.data.window, {c.data.window}, so windows would miss pixels; "
+    "make it smaller.": lambda c: any(0 < side < stride for side, stride in zip(c.data.window, c.data.stride, strict=False)),
+    "config.augment.factors is {c.augment.factors}; put the smaller factor first.": (
+        lambda c: c.augment.factors[0] > c.augment.factors[1]
+    ),
+}
+_OF_TEXT: _Conflicts = _OF_EPOCHS | {
     "config.distillation_weight is {c.distillation_weight}, but only images can be degraded for it; set it to 0.": (
         lambda c: c.stage == "pretune" and c.distillation_weight
     ),
@@ -228,7 +261,7 @@ def _mistakes_of_run(config):
     flat = flat_fields(config.copy_and_resolve_references().to_dict())
     facts = _Facts(ConfigDict(nested({name: value for name, value in flat.items() if name not in wrong})))
     sentences = list(wrong.values())
-    for sentence, holds in (_OF_RUNS | {"images": _OF_IMAGES, "text": _OF_TEXT}[facts.family.reads]).items():
+    for sentence, holds in (_OF_RUNS | {"images": _OF_IMAGES, "masks": _OF_MASKS, "text": _OF_TEXT}[reads(config)]).items():
         try:
             if holds(facts):
                 sentences.append(sentence.format(c=facts))

@@ -56,6 +56,8 @@ def page() -> str:
     parts = [_INTRO]
     for reads in dict.fromkeys(record.reads for record in FAMILIES.values()):
         parts += [f"## Runs on {reads}\n", _markdown(_of_all_families(reads))]
+        if reads == "images":
+            parts += ["## Runs on images with masks\n", _markdown(_of_all_families(reads, "masks"))]
     parts.append("## Families of backbones\n")
     parts.append("`backbone.family` is one of these. `backbone.size`, `method` and some defaults depend on it.\n")
     for name, record in FAMILIES.items():
@@ -71,8 +73,8 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _of_all_families(reads):
-    """Return the fields of a run that all families with these data share."""
+def _of_all_families(reads, kind=""):
+    """Return the fields of a run that all families with these data share; `kind` as `reads` of `schema.of_family`."""
     records = {name: record for name, record in FAMILIES.items() if record.reads == reads}
     first = next(iter(records))
     options = {
@@ -80,7 +82,7 @@ def _of_all_families(reads):
         "backbone.size": tuple(dict.fromkeys(size for record in records.values() for size in record.sizes)),
         "method": tuple(dict.fromkeys(method for record in records.values() for method in record.methods)),
     }
-    fields = schema.of_family(first)
+    fields = schema.of_family(first, kind)
     for name, names in options.items():
         fields[name] = dataclasses.replace(fields[name], allowed=Choice(names))
     return {name: field for name, field in fields.items() if name.removeprefix("backbone.") not in records[first].fields}

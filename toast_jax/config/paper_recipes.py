@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax.config.run_fields import base
+from toast_jax.config.run_fields import base, masks
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import choose
@@ -207,3 +207,31 @@ def scenes(config: ConfigDict, *, task: str, train: int, val: int, test: int) ->
     config.data.resize = config.data.image_size = 48
     config.data.verify = False
     config.augment.flip = False
+
+
+# Folder, splits and what differs from VOC in AbSViT's recipe for each set.
+_SEGMENTED: dict[str, dict[str, Any]] = {
+    "folder": {"data.root": "data/mine"},
+    "voc": {"data.root": "data/VOCdevkit/VOC2012"},
+    "ade20k": {
+        "data.root": "data/ADEChallengeData2016",
+        **{"data.splits.train": "training", "data.splits.val": "validation"},
+        **{"steps": 160_000, "eval_every": 16_000, "checkpoint_every": 4_000},
+    },
+    "cityscapes": {
+        "data.root": "data/cityscapes",
+        **{"data.scale": (2048, 1024), "data.crop": (512, 1024)},
+        **{"steps": 40_000, "eval_every": 4_000},
+    },
+}
+
+
+def segment(*, dataset: str, method: str, backbone: str, head: str) -> ConfigDict:
+    """Return a run of semantic segmentation, with AbSViT's recipe (Shi et al., arXiv 2303.13043)."""
+    values = choose("The config argument dataset", dataset, _SEGMENTED)
+    config = masks(name=f"segment_{dataset}_{method}_{backbone}", method=method, backbone=backbone)
+    config.data.format, config.data.splits.test, config.segmentation.head = dataset, "", head
+    if head == "linear":
+        config.optimizer.lr = 1e-3
+    config.update_from_flattened_dict(values)
+    return config

@@ -33,6 +33,7 @@ from toast_jax.fields import (
 )
 
 TEMPLATES = (chat.OWN, *chat.NAMED)
+MASK_FORMATS = ("folder", "voc", "ade20k", "cityscapes")
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
 METHODS = (
     *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
@@ -79,6 +80,7 @@ _RUN = {
         "methods that steer: how many of the last blocks (ConvNeXt: stages) look again, steered; 0: all",
     ),
     "tune_transform": Field(False, FLAG, "toast: also tune the transform of the selected tokens; the release does not"),
+    "tune_back": Field(False, FLAG, "toast of a LLaMA: also tune the layers A_l, as the release's first version did"),
     "checkpoint": Field("", TEXT, "task evaluate: a file tuned by the PyTorch release, instead of the checkpoint of --workdir"),
     "lora.rank": Field(4, whole(1, 4096), "rank of the low-rank deltas"),
     "lora.alpha": Field(1.0, real(above=0.0), "deltas are scaled by alpha / rank"),
@@ -97,8 +99,12 @@ _RUN = {
     "warmup_epochs": Field(10, whole(0), "epochs of linear warmup of the learning rate"),
     "optimizer.name": Field("sgd", Choice(("sgd", "adamw")), "optimizer"),
     "optimizer.lr": Field(0.02, real(0.0), "peak learning rate"),
+    "optimizer.lr_scale": Field(1.0, real(above=0.0), "factor of the learning rate for the parameters of lr_scaled"),
+    "optimizer.lr_scaled": Field((), Several(Regex()), "paths of parameters with a learning rate of lr * lr_scale"),
     "optimizer.base_batch_size": Field(0, whole(0), "batch size that lr is for; lr scales with batch_size; 0: no scaling"),
-    "optimizer.schedule": Field("epoch", Choice(("epoch", "step")), "update the learning rate every epoch or every step"),
+    "optimizer.schedule": Field(
+        "epoch", Choice(("epoch", "step", "poly")), "cosine by epoch or by step, or poly: linear to zero by step"
+    ),
     "optimizer.momentum": Field(0.9, SHARE, "momentum of sgd"),
     "optimizer.weight_decay": Field(1e-4, real(0.0), "weight decay"),
     "optimizer.no_decay": Field(("head/bias",), Several(Regex()), "paths of parameters without weight decay"),
@@ -217,6 +223,52 @@ TEXTS = (
         "fsdp": Field(1, COUNT, "number of devices to shard parameters and optimizer state over; 1: replicated", TO_RESUME),
     }
 )
+_NOT_OF_MASKS = (
+    *("checkpoint", "epochs", "warmup_epochs", "task_weight", "variational_weight", "distillation_weight", "head.start"),
+    *("data.image_dir", "data.name", "data.split_file", "data.num_classes", "data.held_out", "data.class_names", "data.shots"),
+    *("data.labels", "data.resize", "data.views", "data.exif_orientation", "data.skip_corrupt", "keep_known"),
+    *("save_predictions", "interpolation", "confusion", "probe.queries", "probe.reduction", "probe.tokens"),
+    *(name for name in IMAGES if name.startswith("augment.") and name != "augment.flip"),
+)
+_SIDES = Several(whole(1, 16_384), least=2)
+# Runs of semantic segmentation; the defaults are the recipe of AbSViT for VOC2012.
+MASKS = {name: field for name, field in IMAGES.items() if name not in _NOT_OF_MASKS} | {
+    "stage": Field("tune", Choice(("tune",)), "segmentation is tuned; a top-down module is pre-tuned on images"),
+    "segmentation.head": Field("upernet", Choice(("linear", "upernet")), "linear: 1x1 on the last map; upernet: on four maps"),
+    "segmentation.sites": Field((), Several(whole(0)), "blocks (ConvNeXt: stages) whose outputs the head reads; (): four"),
+    "segmentation.channels": Field(512, whole(1, 16_384), "upernet: channels of its convolutions"),
+    "segmentation.auxiliary_channels": Field(256, whole(1, 16_384), "upernet: channels of the auxiliary head"),
+    "segmentation.auxiliary_weight": Field(0.4, real(0.0), "upernet: weight of the auxiliary head's loss"),
+    "segmentation.dropout": Field(0.1, SHARE, "upernet: rate at which channels are dropped before the classifiers"),
+    "segmentation.average": Field(
+        "all", Choice(("all", "counted")), "pixels that the loss is averaged over; counted: not ignored"
+    ),
+    "data.format": Field("folder", Choice(MASK_FORMATS), "folder: images, masks and lists; else the layout of the set"),
+    "data.image_size": Field(512, whole(1, 16_384), "side of the image that position embeddings are kept for, in pixels"),
+    "data.scale": Field((2048, 512), _SIDES, "longer and shorter side that images are resized to fit"),
+    "data.crop": Field((512, 512), _SIDES, "height and width of a training crop"),
+    "data.window": Field(
+        (0, 0), Several(whole(0, 16_384), least=2), "evaluation: sides of the sliding window; 0: whole images", TO_EVALUATE
+    ),
+    "data.stride": Field((341, 341), _SIDES, "evaluation: distance of windows, down and along", TO_EVALUATE),
+    "augment.factors": Field(
+        (0.5, 2.0), Several(real(above=0.0, most=16.0), least=2), "smallest and largest random factor of scale"
+    ),
+    "augment.distortion": Field(True, FLAG, "change brightness, contrast, saturation and hue"),
+    "batch_size": Field(16, COUNT, "images per step, over all devices", TO_EVALUATE),
+    "steps": Field(20_000, COUNT, "steps to train", TO_EVALUATE),
+    "warmup_steps": Field(1_500, whole(0), "steps of linear warmup of the learning rate"),
+    "optimizer.name": Field("adamw", Choice(("sgd", "adamw")), "optimizer"),
+    "optimizer.lr": Field(6e-5, real(0.0), "peak learning rate"),
+    "optimizer.schedule": Field("poly", Choice(("step", "poly")), "cosine by step, or poly: linear to zero by step"),
+    "optimizer.weight_decay": Field(0.01, real(0.0), "weight decay"),
+    "optimizer.no_decay": Field(
+        (r"backbone/(pos_embed|cls_token|(.*/)?norm\d?/.*)",), Several(Regex()), "paths of parameters without weight decay"
+    ),
+    "eval_every": Field(2_000, COUNT, "steps between evaluations", TO_RESUME),
+    "checkpoint_every": Field(2_000, COUNT, "steps between checkpoints", TO_RESUME),
+    "log_every": Field(50, COUNT, "steps between log lines", TO_RESUME),
+}
 
 
 def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:
@@ -228,6 +280,15 @@ def base(*, name: str, method: str, backbone: str, stage: str = "tune") -> Confi
     """
     named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method, "stage": stage}
     return _config(IMAGES, backbone_names.of_images(backbone) | named)
+
+
+def masks(*, name: str, method: str, backbone: str) -> ConfigDict:
+    """Return the config of a run on images with masks with every field; `backbone` is as in `base`."""
+    named = {"name": name.replace(backbone, backbone_names.label(backbone)), "method": method}
+    fields = backbone_names.of_images(backbone)
+    # The size of the images of pre-training, which the Hub knows, is not that of the crops.
+    fields = {field: value for field, value in fields.items() if field in ("data.normalize",) or field.startswith("backbone.")}
+    return _config(MASKS, fields | named)
 
 
 def language(*, name: str, method: str, backbone: str, stage: str = "tune") -> ConfigDict:

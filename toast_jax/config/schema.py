@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax.config.run_fields import IMAGES, METHODS, TEXTS
+from toast_jax.config.run_fields import IMAGES, MASKS, METHODS, TEXTS
 from toast_jax.config.task_fields import TASKS
 from toast_jax.errors import choose
 from toast_jax.fields import Choice, Field, unknown
@@ -28,17 +28,18 @@ def of_run(config: ConfigDict) -> dict[str, Field]:
     Raises:
       InputError: it names an unknown family of backbones.
     """
-    return of_family(config.backbone.get("family") if "backbone" in config else None)
+    family = config.backbone.get("family") if "backbone" in config else None
+    return of_family(family, "masks" if "segmentation" in config else "")
 
 
-def of_family(family: str | None) -> dict[str, Field]:
-    """Return the fields of a run whose backbone is of a family.
+def of_family(family: str | None, reads: str = "") -> dict[str, Field]:
+    """Return the fields of a run whose backbone is of a family; `reads` as in `families.reads`, "" for that of the record.
 
     Raises:
       InputError: the family is unknown.
     """
     record = choose("config.backbone.family", family, FAMILIES)
-    fields = dict({"images": IMAGES, "text": TEXTS}[record.reads])
+    fields = dict({"images": IMAGES, "masks": MASKS, "text": TEXTS}[reads or record.reads])
     # A method that the family refuses is answered by the reason, in check.py.
     methods = {*record.methods, *record.refused}
     choices = {
@@ -48,7 +49,8 @@ def of_family(family: str | None) -> dict[str, Field]:
     }
     for name, options in choices.items():
         fields[name] = dataclasses.replace(fields[name], allowed=Choice(options))
-    fields["variational_weight"] = dataclasses.replace(fields["variational_weight"], default=record.variational_weight)
+    if "variational_weight" in fields:
+        fields["variational_weight"] = dataclasses.replace(fields["variational_weight"], default=record.variational_weight)
     return fields | {f"backbone.{name}": field for name, field in record.fields.items()}
 
 

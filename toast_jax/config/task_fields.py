@@ -145,7 +145,7 @@ _FIELDS = {
         "weights": Field("weights/stories15m", Text("weights/stories15m"), "folder of a language model and its tokenizer"),
         "seeds": Field((42,), _SEVERAL_SEEDS, "seeds of every run"),
         "tales.text": Field(500, COUNT, "tales without questions, to pre-tune on"),
-        "tales.train": Field(320, COUNT, "tales to tune on"),
+        "tales.train": Field(1280, COUNT, "tales to tune on"),
         "tales.val": Field(48, COUNT, "tales to validate on"),
         "tales.test": Field(100, COUNT, "tales to test on"),
         "shown": Field(8, COUNT, "test tales in the report"),

@@ -213,14 +213,14 @@ def _without_seed(config: Mapping) -> dict[str, Any]:
 def _licence(result: Mapping[str, Any]) -> tuple[str, str]:
     """Return the licence of the backbone, "" if it is not recorded, and where the backbone comes from."""
     weights = result["config"]["backbone"]["weights"]
+    recorded = result.get("weights", {}).get("backbone.weights", {})
     if hub.is_place(weights):
-        return "", f"[{weights}](https://huggingface.co/{hub.parse(weights).repository})"
+        return recorded.get("licence", ""), f"[{weights}](https://huggingface.co/{hub.parse(weights).repository})"
     file = Path(weights).name
     # A file of another name may be anything.
     name = next((name for name, entry in NAMED.items() if weights == name or file == Path(entry.address).name), None)
     if name is None:
         return "", file
-    recorded = result.get("weights", {}).get("backbone.weights", {})
     return recorded.get("licence", NAMED[name].licence), f"{name}, <{recorded.get('url', NAMED[name].address)}>"
 
 

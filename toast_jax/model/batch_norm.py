@@ -1,4 +1,4 @@
-"""Batch normalization without scale and shift, over the batch of all devices.
+"""Batch normalization over the batch of all devices.
 
 Its running statistics are kept among the tuned parameters, so that states, checkpoints, moving averages and grids hold them
 without knowing them. What they need of an optimizer is one rule: subtract the gradient as it is (see `train.optim`).
@@ -22,25 +22,37 @@ _MOMENTUM = 0.1
 class BatchNorm(nn.Module):
     """Normalizes each channel over the batch in training, and by running statistics at evaluation.
 
-    Numbers are those of PyTorch's `BatchNorm1d(affine=False)`, whose running variance is unbiased. The statistics are
+    Numbers are those of PyTorch's `BatchNorm1d` and `BatchNorm2d`, whose running variance is unbiased. The statistics are
     `running_mean [D]` and `running_var [D]`.
+
+    Attributes:
+      epsilon: added to the variance.
+      affine: whether to multiply by `scale [D]` and add `bias [D]`, which are tuned.
     """
 
     epsilon: float = 1e-6
+    affine: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B D"], training: bool) -> Float[Array, "B D"]:
+    def __call__(self, x: Float[Array, "*N D"], training: bool) -> Float[Array, "*N D"]:
         """Normalize; in training on every device of the axis `AXIS`, with the statistics of the global batch."""
+        channels, places = x.shape[-1:], tuple(range(x.ndim - 1))
         running = (
-            self.param("running_mean", nn.initializers.zeros_init(), x.shape[1:]),
-            self.param("running_var", nn.initializers.ones_init(), x.shape[1:]),
+            self.param("running_mean", nn.initializers.zeros_init(), channels),
+            self.param("running_var", nn.initializers.ones_init(), channels),
         )
         if not training:
-            return self._normalized(x, *running)
-        mean = jax.lax.pmean(x.mean(axis=0), AXIS)
-        var = jax.lax.pmean(jnp.square(x - mean).mean(axis=0), AXIS)
-        count = len(x) * jax.lax.psum(1, AXIS)
-        return _observed(self._normalized(x, mean, var), running, (mean, var * count / max(1, count - 1)))
+            return self._scaled(self._normalized(x, *running))
+        mean = jax.lax.pmean(x.mean(axis=places), AXIS)
+        var = jax.lax.pmean(jnp.square(x - mean).mean(axis=places), AXIS)
+        count = x.size // x.shape[-1] * jax.lax.psum(1, AXIS)
+        return self._scaled(_observed(self._normalized(x, mean, var), running, (mean, var * count / max(1, count - 1))))
+
+    def _scaled(self, x):
+        if not self.affine:
+            return x
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        return x * scale + self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
 
     def _normalized(self, x, mean, var):
         return (x - mean) * jax.lax.rsqrt(var + self.epsilon)

@@ -42,6 +42,7 @@ class Family:
       top_down: `(backbone, k) -> module`, its top-down module for the last k sites.
       own_head: whether the backbone has a head of its own, `logits`.
       image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
+      of_side: of a backbone, its parameters and the sides of images: both, fitted to these sides.
       tunable_blocks: of a size: how many blocks method partial may tune.
       positions: of a backbone: how learned positions are fitted to it, as arguments of `pretrained.resize_pos_embed`.
       shown: of a backbone: what the shapes of its parameters show of it, by name.
@@ -71,6 +72,7 @@ class Family:
     top_down: Callable[[Any, int], nn.Module] = lambda backbone, k: TopDown(k, backbone.width, backbone.dtype)
     own_head: bool = False
     image_multiple: Callable[[Any], int] = lambda backbone: 1
+    of_side: Callable[[Any, dict, tuple[int, int]], tuple[Any, dict]] = lambda backbone, params, sides: (backbone, params)
     tunable_blocks: Callable[[Any], int] = lambda size: 1
     positions: Callable[[Any], dict[str, Any]] = lambda backbone: {}
     shown: Callable[[Any], dict[str, Any]] = lambda backbone: {}
@@ -102,6 +104,7 @@ FAMILIES = {
         methods=with_lora(METHODS, vit.LORA_KERNELS),
         fields=kinds.FIELDS,
         image_multiple=lambda backbone: backbone.patch,
+        of_side=vit.of_side,
         tunable_blocks=lambda size: size.depth,
         plain=vit_exports.FORMATS,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
@@ -151,6 +154,11 @@ FAMILIES = {
 def of_config(config: ConfigDict) -> Family:
     """Return the record that `config.backbone.family` names."""
     return FAMILIES[config.backbone.family]
+
+
+def reads(config: ConfigDict) -> str:
+    """Return what a run reads: "images", "masks" (images with a label for each pixel) or "text"."""
+    return "masks" if "segmentation" in config else of_config(config).reads
 
 
 def of_backbone(backbone: nn.Module) -> Family:

@@ -103,7 +103,7 @@ METHODS = {
 METHODS["toast_ep"] = dataclasses.replace(
     METHODS["toast"], tuned=(*METHODS["toast"].tuned, PROBE), probe=True, starts_from=(("toast", PROBE),)
 )
-# Methods of language models, whose head is part of the backbone. Toast tunes B_l and keeps A_l as pre-tuned.
+# Methods of language models, whose head is part of the backbone. Toast tunes B_l; `tune_back` adds A_l.
 LANGUAGE_METHODS = {
     "finetune": Method("", tuned=(BACKBONE,), frozen=()),
     "lora": Method("", tuned=(LORA,), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
@@ -127,9 +127,9 @@ def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
 def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
-    The fields `lora` and `adapter`, `head.tune`, `tune_transform`, `stage`, `task_weight` and `distillation_weight` change it.
-    Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it tunes A_l
-    alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
+    The fields `lora`, `adapter`, `head.tune`, `tune_back`, `tune_transform`, `stage`, `task_weight` and `distillation_weight`
+    change it. Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it
+    tunes A_l alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
 
     Args:
       config: of a run.
@@ -145,6 +145,7 @@ def row(config, rows: Mapping[str, Method]) -> Method:
         if not (config.task_weight or config.distillation_weight):
             rest = (cell for cell in method.tuned + method.frozen if cell not in (FEEDBACK, BACK, OUT))
             return dataclasses.replace(method, tuned=(BACK,), frozen=(*rest, OUT))
+    if config.stage == "pretune" or config.tune_back:
         method = pretuned(method)
     if config.tune_transform:
         method = _moved(method, TRANSFORM, tuned=True)
@@ -212,7 +213,7 @@ def table(params: dict, method: Method) -> str:
         sums[tuned] += trees.count(leaves)
         lines.append(f"{'tuned' if tuned else 'frozen':7} {len(leaves):7} {trees.count(leaves):13,}  {regex}")
     total = sum(sums.values())
-    head = trees.count(params["head"]) if HEAD in method.tuned else 0
+    head = trees.count(without_statistics(params["head"])) if HEAD in method.tuned else 0
     lines.append(
         f"total {total:,} parameters, {sums[True]:,} tuned ({sums[True] / total:.2%}), "
         f"{sums[True] - head:,} of them outside the head"

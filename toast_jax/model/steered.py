@@ -203,7 +203,7 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     backbone = family.build(config, config.tuned_blocks if LAST_BLOCKS in method.tuned else 1)
     head = None
     if not family.own_head:
-        head = classifier(num_classes, **choose("config.head.start", config.head.start, HEAD_STARTS))
+        head = classifier(num_classes, **choose("config.head.start", config.head.get("start", "random"), HEAD_STARTS))
     prompts = _prompts(backbone, config.prompts) if method.signal == "prompts" else None
     probe = _probe(family.width(backbone), config.probe) if method.probe else None
     if method.signal != "top_down":

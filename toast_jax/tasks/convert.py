@@ -76,8 +76,7 @@ def _export(config: ConfigDict) -> None:
             "write as=release."
         )
     result = _result(source)
-    with renaming(OF_SAVED):
-        saved = saved_run.load(source, config.weights, config.top_down, config.module, dtype="float32")
+    saved = _loaded(source, config)
     if saved.config.stage == "pretune":
         raise InputError(f"The run in {source} has pre-tuned a module; give one that tuned with it, or write as=release.")
     kind, files = _files(saved, config.format)
@@ -129,9 +128,16 @@ def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
     return family, arrays, read_header(str(path))
 
 
-def _of_run(source: Path, config: ConfigDict) -> tuple[Family, Arrays, dict[str, str]]:
+def _loaded(source: Path, config: ConfigDict) -> SavedRun:
     with renaming(OF_SAVED):
         saved = saved_run.load(source, config.weights, config.top_down, config.module, dtype="float32")
+    if families.reads(saved.config) == "masks":
+        raise InputError(f"The run in {source} segments images, and no format here holds its head; give a run that classifies.")
+    return saved
+
+
+def _of_run(source: Path, config: ConfigDict) -> tuple[Family, Arrays, dict[str, str]]:
+    saved = _loaded(source, config)
     log.info("Read %s at step %d.", source, saved.step)
     if saved.config.backbone.get("pool") == "mean":
         log.warning("This network uses mean pooling; the release would classify its class token.")

@@ -15,8 +15,7 @@ from toast_jax.data.images import selected
 from toast_jax.devices import precision
 from toast_jax.errors import InputError
 from toast_jax.train import checkpoint
-from toast_jax.train.evaluation import evaluate, mapped
-from toast_jax.train.setup import devices_of, domain, load_network, scores_of
+from toast_jax.train.setup import devices_of, domain, eval_step_of, load_network
 from toast_jax.weights import places
 from toast_jax.workdir import fingerprint, run_folder
 from toast_jax.workdir.metrics import described
@@ -36,7 +35,7 @@ def run(config: ConfigDict, folder: str) -> None:
     train, evals = reads.open_sources(config, verified=True, run=folder)
     if not evals:
         raise InputError("There is nothing to evaluate on; name a split in --config.data.splits.test.")
-    if config.checkpoint:
+    if config.get("checkpoint"):
         network = load_network(config, len(train.classes))
         tuned, origin = network.tuned, config.checkpoint
     else:
@@ -55,12 +54,12 @@ def run(config: ConfigDict, folder: str) -> None:
             origin = f"{origin}, {share} of the way from its start"
     devices = devices_of(config)
     keeps = config.get("save_predictions", False) and config.interpolation == 1
-    step = mapped(scores_of(config, network, keeps), devices)
+    step = eval_step_of(config, network, devices, keeps)
     tuned, frozen = devices.place(tuned), devices.place(network.frozen)
     results = {}
     with precision.of_products(config):
         for name, source in evals.items():
-            evaluation = evaluate(step, tuned, frozen, reads.eval_batches(config, source), devices)
+            evaluation = reads.evaluate(config, source, step, tuned, frozen, devices)
             results[name] = reads.summary(evaluation.means)
             if name == "test" and evaluation.predictions:
                 run_folder.write_predictions(saved.parent, **evaluation.predictions)

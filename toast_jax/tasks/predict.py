@@ -12,10 +12,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from toast_jax.analysis import drawing, maps, views
+from toast_jax.analysis.segmentation import predicted_masks
 from toast_jax.config.check import check_fields
 from toast_jax.config.task_fields import OF_SAVED
 from toast_jax.data.images import selected
-from toast_jax.errors import InputError, renaming
+from toast_jax.errors import InputError, listed, renaming
+from toast_jax.model import families
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 from toast_jax.train import saved_run
@@ -31,7 +33,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """Write `predictions.csv` (image, class, probability) and, with `config.attention`, `attention/*.png` to the folder.
 
     Rows are written batch by batch. A picture shows the image as the network sees it, beside the maps of `maps.look`.
-    `config.probabilities` and `config.npz` are those of `predictions.writer`.
+    `config.probabilities` and `config.npz` are those of `predictions.writer`. A run of segmentation writes masks instead.
 
     Raises:
       InputError: no such run, a run that is not a classifier, or no images. At the end: some images could not be decoded; all
@@ -45,8 +47,11 @@ def run(config: ConfigDict, folder: str) -> None:
     if first is None:
         raise InputError(f"There are no images in {config.images}: give a folder, a table, or paths, one per line.")
     with renaming(OF_SAVED):
-        saved = saved_run.load_tuned(config.run, config.weights, config.top_down, config.module)
+        saved = saved_run.load_tuned(config.run, config.weights, config.top_down, config.module, masks=True)
     folder = run_folder.writable(folder)
+    if families.reads(saved.config) == "masks":
+        _segment(saved, itertools.chain([first], paths), folder, config.attention)
+        return
     look = saved.compiled(maps.look if config.attention else classified)
     count, left_out, pictures, rate = 0, 0, 0, Rate()
     faults: list[str] = []
@@ -73,10 +78,18 @@ def run(config: ConfigDict, folder: str) -> None:
     log.info("%d predictions are in %s%s.", count, folder / predictions.TABLE, rate)
     if left_out:
         listing = ", ".join(faults) + (f" and {left_out - len(faults)} more" if left_out > len(faults) else "")
+        others = f" The predictions of the others are in {folder / predictions.TABLE}." if count else ""
         raise InputError(
-            f"{left_out} of {count + left_out} images were left out: {listing}; download them again, or remove them. "
-            f"The predictions of the others are in {folder / predictions.TABLE}."
+            f"{left_out} of {count + left_out} images were left out: {listing}; download them again, or remove them.{others}"
         )
+
+
+def _segment(saved: saved_run.SavedRun, paths: Iterable[str], folder: Path, pictures: bool) -> None:
+    """Write masks instead of a table; see `predicted_masks.write`."""
+    count, faults = predicted_masks.write(saved, paths, folder, pictures=pictures)
+    log.info("%d masks are in %s.", count, folder / "masks")
+    if faults:
+        raise InputError(f"{len(faults)} of {count + len(faults)} images were left out: {listed(faults, most=SHOWN_FAULTS)}")
 
 
 class Rate:

@@ -3,7 +3,8 @@
     python -m toast_jax.parity FILE.npz [FILE.npz ...]
 
 A recording holds inputs, parameters under their PyTorch names, outputs, intermediates, gradients and six SGD steps of one
-method, in float32 and without dropout; that of a backbone alone is described in `backbone_parity`. Each line shows a quantity's
+method, in float32 and without dropout; those of a backbone alone and of segmentation
+are described in `backbone_parity` and `segmentation_parity`. Each line shows a quantity's
 relative error `max|value - recorded| / max|recorded|`, its bound and its name. The exit status is 1 if any error exceeds its
 bound.
 """
@@ -21,7 +22,7 @@ from toast_jax.model.adapter import Bottleneck
 from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.methods import tuned_mask
 from toast_jax.model.steered import apply, merged
-from toast_jax.testing import backbone_parity, recording
+from toast_jax.testing import backbone_parity, recording, segmentation_parity
 from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
@@ -38,6 +39,8 @@ def replay(path: str) -> list[Check]:
     arrays = recording.read(path)
     if backbone_parity.is_recording(arrays):
         return backbone_parity.replay(path, arrays)
+    if segmentation_parity.is_recording(arrays):
+        return segmentation_parity.replay(arrays)
     recorded = recording.load(path, arrays)
     model, method, arrays = recorded.model, recorded.method, recorded.arrays
     mask = tuned_mask(recorded.params, method)
@@ -49,12 +52,10 @@ def replay(path: str) -> list[Check]:
         Check("count/total", abs(trees.count(without_statistics(recorded.params)) - int(arrays["count/total"])), 0),
         Check("count/trainable", abs(trees.count(without_statistics(tuned)) - int(arrays["count/trainable"])), 0),
     ]
-    checks += _forward(recorded, scores)
-    checks += _gradients(recorded, scores, tuned, frozen, "grad/")
+    checks += _forward(recorded)
+    checks += _gradients(recorded, scores, tuned, frozen, "out/loss", "grad/")
     if "var/loss" in arrays:
-        variational = pretune(task_weight=0.0)
-        checks.append(Check("var/loss", relative_error(_loss(recorded, variational), arrays["var/loss"]), FORWARD))
-        checks += _gradients(recorded, variational, tuned, frozen, "var/grad/")
+        checks += _gradients(recorded, pretune(task_weight=0.0), tuned, frozen, "var/loss", "var/grad/")
     if "sgd/losses" in arrays:
         checks += _sgd(recorded, scores, mask, tuned, frozen)
     if "eval/out/logits" in arrays:
@@ -64,11 +65,6 @@ def replay(path: str) -> list[Check]:
     if "generate/prompt" in arrays:
         checks += _generate(recorded)
     return checks
-
-
-def _loss(recorded: Recording, scores):
-    batch = _weighed(recorded.batch)
-    return _on_one_device(lambda params: scores(params, batch, _keys(batch))["loss"].mean(), recorded.params)
 
 
 def _on_one_device(function, *args):
@@ -87,13 +83,13 @@ def _weighed(batch):
     return _on_one_device(lambda batch: by_token(batch, None), batch) if "weight" in batch else batch
 
 
-def _forward(recorded: Recording, scores) -> list[Check]:
+def _forward(recorded: Recording) -> list[Check]:
     seen, arrays = losses.inputs(recorded.batch), recorded.arrays
     run = functools.partial(apply, recorded.model, recorded.method)
     keys_of_training = _keys(recorded.batch)
     logits = _on_one_device(run, recorded.params, seen, keys_of_training)
     explained, out = _on_one_device(functools.partial(run, call="explain"), recorded.params, seen, keys_of_training)
-    pairs = {"out/logits": logits, "out/logits (with intermediates)": explained, "out/loss": _loss(recorded, scores)}
+    pairs = {"out/logits": logits, "out/logits (with intermediates)": explained}
     pairs |= _tokens(recorded, out["look"])
     if "selection" in out:
         pairs |= _intermediates(out, recorded.params["top_down"]["transform"])
@@ -148,12 +144,14 @@ def _intermediates(out, transform) -> dict:
     return {f"mid/{name}": array for name, array in pairs.items()}
 
 
-def _gradients(recorded: Recording, scores, tuned, frozen, prefix) -> list[Check]:
+def _gradients(recorded: Recording, scores, tuned, frozen, name, prefix) -> list[Check]:
+    """Compare a loss with the recorded array `name`, and its gradients with those that begin with `prefix`."""
     batch = _weighed(recorded.batch)
-    loss = lambda tuned: scores(trees.merge(tuned, frozen), batch, _keys(batch))["loss"].mean()  # noqa: E731
-    grads = _on_one_device(jax.grad(loss), tuned)
+    mean = lambda tuned: scores(trees.merge(tuned, frozen), batch, _keys(batch))["loss"].mean()  # noqa: E731
+    loss, grads = _on_one_device(jax.value_and_grad(mean), tuned)
     after = jax.tree.map(lambda running, step: running - step, tuned, grads)
-    return _compare(recorded, grads, prefix) + _compare(recorded, after, "running/after/")
+    checks = [Check(name, relative_error(loss, recorded.arrays[name]), FORWARD)] if name in recorded.arrays else []
+    return checks + _compare(recorded, grads, prefix) + _compare(recorded, after, "running/after/")
 
 
 def _compare(recorded: Recording, tree, prefix) -> list[Check]:

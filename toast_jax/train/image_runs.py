@@ -17,8 +17,11 @@ from toast_jax.data.images.labels import held_out
 from toast_jax.data.images.selected import flat
 from toast_jax.data.images.verify import Subset, verify
 from toast_jax.data.loader import Batch
+from toast_jax.devices.protocol import Devices
 from toast_jax.model.layers.normalize import statistics_of
+from toast_jax.train import evaluation
 from toast_jax.train.augment import augment
+from toast_jax.train.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,18 @@ def eval_batches(config: ConfigDict, source: sources.Source) -> Generator[Batch]
     return batches.eval_batches(
         source, batch_size=config.batch_size, resize=data.resize, size=data.image_size, workers=data.workers, shard=shard
     )
+
+
+def evaluate(
+    config: ConfigDict, source: sources.Source, step: Callable, tuned: dict, frozen: dict, devices: Devices
+) -> Evaluation:
+    """Evaluate a network on a split with a mapped `evaluation.eval_step`."""
+    return evaluation.evaluate(step, tuned, frozen, eval_batches(config, source), devices)
+
+
+def timing(config: ConfigDict, steps_per_epoch: int) -> tuple[int, float, float]:
+    """Return the steps of the unit that a run counts in, an epoch, and its length and warm-up in this unit."""
+    return steps_per_epoch, config.epochs, config.warmup_epochs
 
 
 def augmentation(config: ConfigDict, source: sources.Source) -> Callable:

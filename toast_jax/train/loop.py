@@ -14,7 +14,6 @@ from toast_jax import trees
 from toast_jax.devices import parallel, precision
 from toast_jax.errors import Diverged, Interrupted
 from toast_jax.train import checkpoint, feature_cache
-from toast_jax.train.evaluation import evaluate
 from toast_jax.train.grid import prepare_grid
 from toast_jax.train.setup import Run, domain, prepare, reseed
 from toast_jax.train.step import State
@@ -141,9 +140,9 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
                 report(window)
                 window = []
             window.append((step, metrics, examples))
-            epoch, last_of_epoch, stop = step // run.steps_per_epoch, step % run.steps_per_epoch == 0, interrupted()
-            evaluates = last_of_epoch and (epoch % config.eval_every == 0 or step == run.steps)
-            saves = stop or (last_of_epoch and (epoch % config.checkpoint_every == 0 or step == run.steps))
+            stop, last = interrupted(), step == run.steps
+            evaluates = last or step % (config.eval_every * run.unit) == 0
+            saves = stop or last or step % (config.checkpoint_every * run.unit) == 0
             if evaluates or saves:  # before the next step overwrites the state
                 report(window)
                 window = []
@@ -190,8 +189,8 @@ def _evaluate(run: Run, state: State, record: Record, step: int) -> dict[str, li
     """Evaluate every member on every evaluation split; after the last step, also write which test images are correct."""
     reads, results = domain(run.config), {}
     for name, source in run.evals.items():
-        batches = reads.eval_batches(run.config, source)
-        means, correct, predictions = evaluate(run.eval_step, state.result, run.frozen, batches, run.devices)
+        evaluation = reads.evaluate(run.config, source, run.eval_step, state.result, run.frozen, run.devices)
+        means, correct, predictions = evaluation
         results[name] = record.evaluation(name, step, means)
         if correct is not None and name == "test" and step == run.steps:
             if predictions:

@@ -1,5 +1,6 @@
 """Build optimizers and learning-rate schedules; optax masks out frozen parameters."""
 
+import operator
 import re
 from collections.abc import Callable
 
@@ -33,8 +34,19 @@ def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: int, steps_p
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)
 
 
-# By `config.optimizer.schedule`, which says how often the rate changes.
-SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step}
+def poly(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
+    """Return mmsegmentation's schedule with power 1: linear to zero, times a linear warm-up from 1e-6; changes every step."""
+    warmup, steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+
+    def rate(step):
+        warm = jnp.where(step < warmup, 1 - (1 - step / max(1, warmup)) * (1 - 1e-6), 1.0)
+        return lr * (1 - step / steps) * warm
+
+    return rate
+
+
+# By `config.optimizer.schedule`.
+SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step, "poly": poly}
 
 
 def _sgd(schedule, momentum, weight_decay, decayed):
@@ -57,6 +69,8 @@ def optimizer(
     weight_decay: float | jax.Array,
     no_decay: tuple[str, ...],
     clip: float,
+    lr_scale: float = 1.0,
+    lr_scaled: tuple[str, ...] = (),
 ) -> optax.GradientTransformation:
     """Build the optimizer of the tuned parameters.
 
@@ -69,20 +83,30 @@ def optimizer(
       weight_decay: strength of the decay.
       no_decay: regexes of paths without decay.
       clip: largest global norm of the tuned gradients; 0 disables clipping.
+      lr_scale, lr_scaled: factor of the learning rate, for the parameters whose paths match one of these regexes.
 
     Raises:
-      InputError: the name is unknown, or an expression of `no_decay` matches no parameter.
+      InputError: the name is unknown, a regex of `no_decay` matches no parameter, or one of `lr_scaled` no tuned one.
     """
-    for regex in no_decay:
-        if not any(re.fullmatch(regex, path) for path in trees.flat(mask)):
-            raise InputError(f"config.optimizer.no_decay has {regex!r}, which matches no parameter; correct or remove it.")
-    decayed = trees.nested({path: not any(re.fullmatch(regex, path) for regex in no_decay) for path in trees.flat(mask)})
+    decayed = jax.tree.map(operator.not_, _matching("no_decay", no_decay, mask, trees.flat(mask)))
     steps = choose("config.optimizer.name", name, OPTIMIZERS)(schedule, momentum, weight_decay, decayed)
     if clip:
         steps = [optax.clip_by_global_norm(clip), *steps]
+    if lr_scaled:  # appended only then, so that other runs keep the structure of their checkpoints
+        tuned = [path for path, is_tuned in trees.flat(mask).items() if is_tuned]
+        scaled = _matching("lr_scaled", lr_scaled, mask, tuned, "tuned parameter")
+        steps = [*steps, optax.masked(optax.scale(lr_scale), scaled)]
     transforms = {"tuned": optax.chain(*steps), "frozen": optax.set_to_zero()}
     labels = {path: "tuned" if tuned else "frozen" for path, tuned in trees.flat(mask).items()}
     if statistics := [path for path, label in labels.items() if label == "tuned" and re.fullmatch(STATISTICS, path)]:
         transforms["statistics"] = optax.sgd(1.0)
         labels |= dict.fromkeys(statistics, "statistics")
     return optax.partition(transforms, trees.nested(labels))
+
+
+def _matching(field, regexes, mask, paths, kind="parameter") -> dict:
+    """Mark the parameters that match a regex of a field of `config.optimizer`; every regex must match one of `paths`."""
+    for regex in regexes:
+        if not any(re.fullmatch(regex, path) for path in paths):
+            raise InputError(f"config.optimizer.{field} has {regex!r}, which matches no {kind}; correct or remove it.")
+    return trees.nested({path: any(re.fullmatch(regex, path) for regex in regexes) for path in trees.flat(mask)})

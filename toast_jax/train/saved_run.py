@@ -109,9 +109,11 @@ def _silenced(log: logging.Logger) -> Iterator[None]:
         log.disabled = False
 
 
-def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "") -> SavedRun:
-    """Read a run like `load`; raise InputError unless it has tuned a network for images."""
+def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "", masks: bool = False) -> SavedRun:
+    """Read a run like `load`; raise InputError unless it has tuned a network for images, with `masks` also for segmentation."""
     saved = load(folder, weights, top_down, module)
+    if families.reads(saved.config) == "masks" and not masks:
+        raise InputError(f"The run in {folder} segments images, which this command cannot show; give one that classifies.")
     if families.of_config(saved.config).reads != "images":
         raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
     if saved.config.stage != "tune":

@@ -22,9 +22,11 @@ from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
 from toast_jax.model import families, losses, methods, steered
 from toast_jax.model.batch_norm import without_statistics
+from toast_jax.model.segmentation import segmenter
 from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped
 from toast_jax.train.feature_cache import features_of
+from toast_jax.train.segmentation import mask_runs
 from toast_jax.train.step import State, init_state, train_step
 from toast_jax.weights import initial_parameters, module_file, places, pretrained
 from toast_jax.workdir import run_folder
@@ -90,7 +92,12 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return self.config.epochs * self.steps_per_epoch
+        return len(self.members[0].rates)
+
+    @property
+    def unit(self) -> int:
+        """How many steps `eval_every` and `checkpoint_every` count as one: those of an epoch, or one."""
+        return domain(self.config).timing(self.config, self.steps_per_epoch)[0]
 
 
 def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = False) -> tuple[Run, State]:
@@ -113,7 +120,8 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
     if config.get("microbatches", 1) > 1:
         parts["microbatches"] = config.microbatches
-    num_tuned, num_head = (trees.count(tree) for tree in (without_statistics(network.tuned), network.tuned.get("head", {})))
+    parameters = without_statistics(network.tuned)
+    num_tuned, num_head = (trees.count(tree) for tree in (parameters, parameters.get("head", {})))
     folder = run_folder.claim(folder, config)
     run = Run(
         members=(Member(config, folder, rates(config, steps_per_epoch)),),
@@ -122,7 +130,7 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
         evals=evals,
         parts=parts,
         step=devices.replicate(functools.partial(train_step, **parts), num_replicated=2, donate=(0,)),
-        eval_step=mapped(scores_of(config, network, predictions), devices),
+        eval_step=eval_step_of(config, network, devices, predictions),
         frozen=devices.place(network.frozen),
         mask=network.mask,
         devices=devices,
@@ -160,12 +168,13 @@ def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
     return dataclasses.replace(run, members=members, folder=folder, train=train, evals=evals, frozen=frozen), state
 
 
-_DOMAINS = {"images": image_runs, "text": text_runs}
+_DOMAINS = {"images": image_runs, "masks": mask_runs, "text": text_runs}
+_BUILDERS: dict[str, Callable] = {"images": steered.build, "masks": segmenter.build, "text": steered.build}
 
 
 def domain(config: ConfigDict):
-    """Return the module of the data that the backbone reads, `train.image_runs` or `train.text_runs`."""
-    return _DOMAINS[families.of_config(config).reads]
+    """Return the module of what a run reads: `train.image_runs`, `train.text_runs` or `train.segmentation.mask_runs`."""
+    return _DOMAINS[families.reads(config)]
 
 
 def devices_of(config: ConfigDict) -> Devices:
@@ -179,19 +188,20 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     No file is read for parameters if those of `initial_parameters.load` are given as `loaded`. Without labels, a classifier of
     the backbone's file keeps its own number of classes.
     """
-    if "head" in config and config.head.start == "classifier" and not config.data.labels:
+    from_classifier = "head" in config and config.head.get("start") == "classifier"
+    if from_classifier and not config.data.labels:
         num_classes = pretrained.num_classes(places.located(config.backbone.weights))
-    network, method = steered.build(config, num_classes)
+    network, method = _BUILDERS[families.reads(config)](config, num_classes)
     files: dict[str, Any] = {
         "weights": places.located(config.backbone.weights),
-        "classifier": "head" in config and config.head.start == "classifier",
+        "classifier": from_classifier,
         "module": places.located(config.module, "module"),
         "top_down": places.located(config.top_down, "top_down"),
-        "tuned": places.located(config.checkpoint, "checkpoint"),
+        "tuned": places.located(config.get("checkpoint", ""), "checkpoint"),
         "put": devices_of(config).put,
     }
     if loaded is None:
-        if (module := files["module"] or (network.top_down and files["top_down"])) and not config.checkpoint:
+        if (module := files["module"] or (network.top_down and files["top_down"])) and not files["tuned"]:
             module_file.check_method(module, method, config)
         loaded = initial_parameters.load(network, method, **files)
     params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)
@@ -214,6 +224,8 @@ def optimizer(
         weight_decay=fields.weight_decay if weight_decay is None else weight_decay,
         no_decay=tuple(fields.no_decay),
         clip=fields.clip,
+        lr_scale=fields.lr_scale,
+        lr_scaled=tuple(fields.lr_scaled),
     )
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
@@ -222,21 +234,39 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> Callable:
     """Return the learning rate of a config as a function of the step."""
     fields = config.optimizer
     lr = fields.lr * (config.batch_size / fields.base_batch_size if fields.base_batch_size else 1.0)
-    return optim.SCHEDULES[fields.schedule](
-        lr=lr, epochs=config.epochs, warmup_epochs=config.warmup_epochs, steps_per_epoch=steps_per_epoch
-    )
+    unit, length, warmup = domain(config).timing(config, steps_per_epoch)
+    return optim.SCHEDULES[fields.schedule](lr=lr, epochs=length, warmup_epochs=warmup, steps_per_epoch=unit)
 
 
 def rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
     """Return the learning rate of every step, `[steps]`, on the host, so that logging it costs no device time."""
-    return np.asarray(jax.vmap(schedule(config, steps_per_epoch))(jnp.arange(config.epochs * steps_per_epoch)))
+    unit, length, _ = domain(config).timing(config, steps_per_epoch)
+    return np.asarray(jax.vmap(schedule(config, steps_per_epoch))(jnp.arange(unit * length)))
 
 
 def scores_of(config, network, predictions: bool = False) -> Callable:
-    """Return the scores of the stage, whose `loss` is minimised (see `losses`); with `predictions`, of tuning with logits."""
+    """Return the scores of the run, whose `loss` is minimised (see `losses`); with `predictions`, of tuning with logits."""
+    return _SCORES[families.reads(config)](config, network, predictions)
+
+
+def eval_step_of(config, network, devices: Devices, predictions: bool = False) -> Callable:
+    """Map the evaluation step of a run to devices: `(tuned, frozen, batch) -> sums`."""
+    return _EVAL_STEPS[families.reads(config)](config, network, devices, predictions)
+
+
+def _of_stage(config, network, predictions) -> Callable:
     weights = {name: config[name] for name in ("task_weight", "variational_weight", "distillation_weight")}
     by_class = methods.HEAD in network.method.frozen and config.head.start == "classifier"
     pretune = functools.partial(losses.pretune, **weights, by_class=by_class)
     tune = functools.partial(losses.tune, predictions=predictions)
     stages: dict[str, Callable] = {"tune": tune, "pretune": pretune}
     return stages[config.stage](network.model, network.method)
+
+
+def _by_scores(config, network, devices, predictions):
+    return mapped(_of_stage(config, network, predictions), devices)
+
+
+# By what a run reads.
+_SCORES = {"images": _of_stage, "masks": mask_runs.scores, "text": _of_stage}
+_EVAL_STEPS = {"images": _by_scores, "masks": mask_runs.eval_step, "text": _by_scores}

@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 from toast_jax.data.loader import Batch
 from toast_jax.data.text import batches, chat, documents, sequences, token_cache, tokenizer
 from toast_jax.data.text.sequences import Sequences
+from toast_jax.devices.protocol import Devices
 from toast_jax.errors import InputError
 from toast_jax.model import families
+from toast_jax.train import evaluation
 from toast_jax.train.augment import by_token
+from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import places
 
 log = logging.getLogger(__name__)
@@ -146,6 +149,16 @@ def eval_batches(config: ConfigDict, source: Sequences) -> Generator[Batch]:
     """Return this host's share of the batches of an evaluation split."""
     shard = (jax.process_index(), jax.process_count())
     return batches.eval_batches(source, batch_size=config.batch_size, workers=config.data.workers, shard=shard)
+
+
+def evaluate(config: ConfigDict, source: Sequences, step: Callable, tuned: dict, frozen: dict, devices: Devices) -> Evaluation:
+    """Evaluate a network on a split with a mapped `evaluation.eval_step`."""
+    return evaluation.evaluate(step, tuned, frozen, eval_batches(config, source), devices)
+
+
+def timing(config: ConfigDict, steps_per_epoch: int) -> tuple[int, float, float]:
+    """Return the steps of the unit that a run counts in, an epoch, and its length and warm-up in this unit."""
+    return steps_per_epoch, config.epochs, config.warmup_epochs
 
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:

@@ -196,12 +196,18 @@ def check_writable(path: str | Path) -> None:
         raise InputError(f"{path} has an ending that is not written here; name it .pth or .safetensors.")
     if path.suffix == ".pth":
         _torch(f"Writing {path}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not can_create(path):
         raise InputError(f"{path} cannot be written; give a file in a folder that exists and is yours.")
 
 
+def can_create(path: Path) -> bool:
+    """Return whether a path can be created, its missing parents included."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK)
+
+
 def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "model") -> None:
-    """Write a .safetensors or .pth file atomically.
+    """Write a .safetensors or .pth file atomically, in a folder that is created if it is missing.
 
     Args:
       path: the file.
@@ -216,6 +222,7 @@ def write(path: str | Path, arrays: Arrays, header: dict[str, str], key: str = "
     partial = path.with_name(path.name + ".partial")
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pth":
             torch = _torch(f"Writing {path}")
             tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}

@@ -34,7 +34,7 @@ def _hashed(source, place: Callable) -> "hashlib._Hash":
     digest = hashlib.sha256()
     for field in dataclasses.fields(source):
         value = getattr(source, field.name)
-        if field.name in ("paths", "directory"):
+        if field.name in ("paths", "masks", "directory"):
             value = place(value)
         if dataclasses.is_dataclass(value):
             digest.update(_hashed(value, place).digest())

@@ -45,7 +45,7 @@ class Record(contextlib.ExitStack):
       members: the runs.
       start: the step before the first one to be written.
       steps_per_epoch: for messages.
-      reads: the module `train.image_runs` or `train.text_runs`: its unit, and what follows from scores.
+      reads: the module of what they read, see `train.setup.domain`: its unit, and what follows from scores.
 
     Attributes:
       diverged: by the number of the member, what happened.
@@ -213,5 +213,10 @@ def _lines(path: Path) -> list[dict]:
 
 def described(scores: dict[str, float], unit: str) -> str:
     """Return one line of text for a dict that `evaluate` returned, which counts in `unit`."""
-    numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scores.items() if name != "count")
+    numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in _main(scores))
     return f"{numbers} ({scores['count']} {unit})"
+
+
+def _main(scores):
+    """Return the scores to log: not those of single classes, `iou/CLASS`, of which there may be many."""
+    return [(name, value) for name, value in scores.items() if name != "count" and "/" not in name]

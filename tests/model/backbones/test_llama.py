@@ -299,17 +299,18 @@ def test_the_config_knows_every_size():
 
 
 TUNED = [
-    ("finetune", "tune", PUBLISHED["llama1_7b"]),
-    ("lora", "tune", 32 * 4 * 2 * 4 * 4096),  # layers, kernels, factors, rank
-    ("toast", "tune", 536_875_008),
-    ("toast", "pretune", 1_073_741_824 + 4_096),
-    ("toast_lite", "tune", 32 * 2 * 2 * 4 * 4096 + 4096),
+    ("finetune", {}, PUBLISHED["llama1_7b"]),
+    ("lora", {}, 32 * 4 * 2 * 4 * 4096),  # layers, kernels, factors, rank
+    ("toast", {}, 536_875_008),
+    ("toast", {"stage": "pretune"}, 1_073_741_824 + 4_096),
+    ("toast", {"tune_back": True}, 1_073_741_824 + 4_096),
+    ("toast_lite", {}, 32 * 2 * 2 * 4 * 4096 + 4096),
 ]
 
 
-@pytest.mark.parametrize(("method", "stage", "count"), TUNED)
-def test_tuned_parameters_of_llama_7b(method, stage, count):
-    _, row, params = shapes(configured("llama1_7b", method, stage=stage))
+@pytest.mark.parametrize(("method", "fields", "count"), TUNED)
+def test_tuned_parameters_of_llama_7b(method, fields, count):
+    _, row, params = shapes(configured("llama1_7b", method, **fields))
     mask = methods.tuned_mask(params, row)
     assert trees.count(trees.split(params, mask)[0]) == count
     assert f"{count:,} tuned" in methods.table(params, row)
@@ -322,7 +323,7 @@ def test_fields_change_what_toast_tunes():
 
     assert tuned() == {"top_down/out", "top_down/prior"}
     assert tuned(tune_transform=True) == {"top_down/out", "top_down/prior", "top_down/transform"}
-    assert tuned(stage="pretune") == {"top_down/back", "top_down/out", "top_down/prior"}
+    assert tuned(tune_back=True) == tuned(stage="pretune") == {"top_down/back", "top_down/out", "top_down/prior"}
     assert tuned(stage="pretune", task_weight=0.0) == {"top_down/back"}
 
 

@@ -383,8 +383,10 @@ def _printable(path: str) -> str:
 
 
 def existing_root(data: ConfigDict) -> str:
-    """Expand `~` in `data.root`; InputError if that folder does not exist."""
+    """Expand `~` in `data.root`; InputError unless it is a folder."""
     root = os.path.expanduser(data.root)
+    if os.path.isfile(root):
+        raise InputError(f"{root} is a file: set --config.data.root to a folder or, for tables, the format too (docs/data.md).")
     if not os.path.isdir(root):
         raise InputError(f"Data folder {root or repr(root)} does not exist: set --config.data.root.")
     return root

@@ -8,6 +8,7 @@ Letters in shapes: B batch, S side of the image in pixels, C_i output channels o
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -231,6 +232,11 @@ class ConvNeXt(nn.Module):
     def on_grid(self, values: Float[Array, "B h w"]) -> Float[Array, "B h w"]:
         """Return one value per place as it is: it already covers the image."""
         return values
+
+    def maps(self, hidden: Maps, stages: Sequence[int]) -> Maps:
+        """Return the outputs of stages; see `ImageBackbone.maps`."""
+        last = len(self.depths) - 1
+        return tuple(self.norm(hidden[i + 1]) if i == last else hidden[i + 1] for i in stages)
 
     def _maps(self, images, td, rng, start):
         skipped = 0 if start is None else len(self.stages) - len(td)

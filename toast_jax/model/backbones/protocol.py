@@ -3,6 +3,7 @@
 Letters in shapes: B batch, N tokens, D width, L sites that take a top-down input, M tokens that a cached look adds.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jax.typing import DTypeLike
@@ -73,6 +74,16 @@ class ImageBackbone(Backbone, Protocol):
 
     def on_grid(self, values: Float[Array, "B ..."]) -> Float[Array, "B h w"]:
         """Lay one value per token, or per place of a map, over the image."""
+
+    def maps(self, hidden: Sequence[Float[Array, "B ..."]], sites: Sequence[int]) -> Maps:
+        """Return the outputs of sites as maps `[B, h, w, C]`, for dense prediction.
+
+        Special tokens are dropped, and only the output of the last site passes the final norm.
+
+        Args:
+          hidden: of a look at all sites.
+          sites: their numbers, in order.
+        """
 
     def pooled_map(self, last: Float[Array, "B *N D"]) -> Float[Array, "B D"]:
         """Pool the output of the last site. Needed without `attention` alone, for the map like Grad-CAM."""

@@ -9,7 +9,7 @@ K = D / H, L blocks, P prompt tokens.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
 from toast_jax.model.backbones.vit_features import POOLS, SIZES, Features, Size
 from toast_jax.model.layers import dtypes, patches, stack
-from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Signal, Tokens
+from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Maps, Signal, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
 from toast_jax.model.layers.drop_path import BlockOutput, drop_path
 from toast_jax.model.layers.gelu import gelu
@@ -367,6 +367,11 @@ class ViT(nn.Module):
         """Map one value per token to the image; only patches count."""
         return values[:, -self.num_patches :].reshape(-1, *self.shape)
 
+    def maps(self, hidden: Sequence[Tokens], blocks: Sequence[int]) -> Maps:
+        """Lay the outputs of blocks over the image; see `ImageBackbone.maps`."""
+        outputs = (self.norm(hidden[i + 1]) if i == self.depth - 1 else hidden[i + 1] for i in blocks)
+        return tuple(x[:, -self.num_patches :].reshape(len(x), *self.shape, self.width) for x in outputs)
+
     def _block(self, *, scanned):
         return remat(Block, everything=self.remat, scanned=scanned, static_argnums=(6, 7))
 
@@ -425,6 +430,27 @@ class ViT(nn.Module):
         if num_queries is not None:
             return x, None
         return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
+
+
+def of_side(model: ViT, params: dict, sides: tuple[int, int]) -> tuple[ViT, dict]:
+    """Fit a ViT to images of other sides, with position embeddings resized for another number of patches.
+
+    Interpolation is that of the segmentation code of AbSViT (Shi et al., arXiv 2303.13043): bicubic as in PyTorch, with
+    half-pixel centers. A grid of another shape with as many patches takes the embeddings as they are.
+
+    Args:
+      params: of the backbone; gradients pass through the result.
+      sides: height and width in pixels; a patch that an image fills in part counts.
+    """
+    rows, columns = (-(-side // model.patch) for side in sides)
+    other = dataclasses.replace(model, grid=(rows, columns))
+    if "pos_embed" not in params or rows * columns == model.num_patches:
+        return other, params
+    embed, first = params["pos_embed"], int(model.features.class_token)
+    table = embed[:, first:].reshape(1, *model.shape, model.width)
+    shape = (1, rows, columns, model.width)
+    resized = jax.image.resize(table, shape, "cubic-pytorch", antialias=model.features.antialias)
+    return other, {**params, "pos_embed": jnp.concatenate([embed[:, :first], resized.reshape(1, -1, model.width)], axis=1)}
 
 
 def sized(arrays: Mapping[str, Array], head_width: int) -> ViT:

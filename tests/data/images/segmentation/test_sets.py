@@ -1,0 +1,138 @@
+"""Sets of images with masks: where files are, what values mean, and one sentence for each fault."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from tests.data.images.segmentation import small_set
+from toast_jax.data.images.segmentation import masks, sets
+from toast_jax.errors import InputError
+
+
+def opened(root, format="folder", split="train"):
+    return sets.open_split(ConfigDict({"format": format, "root": str(root), "splits": {"train": split}}), "train")
+
+
+def save(path, values, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values, np.uint8), mode).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return small_set.write(tmp_path / "set", {"train": 2})
+
+
+def test_a_folder_has_lists_images_masks_and_classes(root):
+    source = opened(root)
+    image, labels = source[0]
+    assert source.classes == small_set.CLASSES and len(source) == 2
+    assert image.shape == (24, 32, 3) and labels.dtype == np.uint8 and set(np.unique(labels)) <= {0, 1, 2, 255}
+    (root / "train.txt").write_text("train_1.png\n\n")
+    assert opened(root).paths == source.paths[1:]
+
+
+def test_classes_may_have_indices_or_colors_of_their_own(root):
+    save(root / "masks/train_0.png", np.full((24, 32), 7))
+    (root / "classes.json").write_text(json.dumps({"a": 9, "b": 7}))
+    assert (opened(root)[0][1] == 1).all()
+    save(root / "masks/train_0.png", np.broadcast_to([10, 20, 30], (24, 32, 3)))
+    (root / "classes.json").write_text(json.dumps({"a": [0, 0, 0], "b": [10, 20, 30]}))
+    assert (opened(root)[0][1] == 1).all()
+    save(root / "masks/train_0.png", np.broadcast_to([10, 20, 31], (24, 32, 3)))
+    with pytest.raises(
+        InputError, match=r"train_0.png has 768 pixels of value \(10, 20, 31\), which is none of the 2 classes: "
+    ):
+        opened(root)[0]
+
+
+def test_voc_has_a_list_for_each_folder_of_masks(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"JPEGImages/{name}.jpg", np.zeros((4, 4, 3)))
+    palette = Image.fromarray(np.array([[0, 20], [255, 3]], np.uint8).repeat(2, 0).repeat(2, 1), "L")
+    palette.putpalette(list(range(256)) * 3)
+    (tmp_path / "SegmentationClass").mkdir()
+    palette.save(tmp_path / "SegmentationClass/a.png")
+    save(tmp_path / "SegmentationClassAug/b.png", np.ones((4, 4)))
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    for name, stem in {"train": "a", "aug": "b"}.items():
+        (lists / f"{name}.txt").write_text(f"{stem}\n")
+    source = opened(tmp_path, "voc", "train+aug")
+    assert len(source.classes) == 21 and [len(source), source[1][1].max()] == [2, 1]
+    np.testing.assert_array_equal(source[0][1][::2, ::2], [[0, 20], [255, 3]])
+
+
+def test_ade20k_ignores_zero_and_counts_from_one(tmp_path):
+    save(tmp_path / "images/training/x.jpg", np.zeros((2, 2, 3)))
+    save(tmp_path / "annotations/training/x.png", [[0, 1], [150, 2]])
+    source = opened(tmp_path, "ade20k", "training")
+    np.testing.assert_array_equal(source[0][1], [[255, 0], [149, 1]])
+    assert source.classes == tuple(map(str, range(1, 151)))
+    rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName", *(f"{i}\t0\t1\t1\t0\tname {i}, other" for i in range(1, 151))]
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(rows))
+    assert opened(tmp_path, "ade20k", "training").classes[149] == "name 150"
+    save(tmp_path / "annotations/training/x.png", [[0, 1], [151, 151]])
+    with pytest.raises(InputError, match="has 2 pixels of value 151, which is none of the 150 classes"):
+        opened(tmp_path, "ade20k", "training")[0]
+
+
+def test_cityscapes_evaluates_nineteen_of_its_values(tmp_path):
+    save(tmp_path / "leftImg8bit/val/bonn/bonn_0_leftImg8bit.png", np.zeros((2, 3, 3)))
+    save(tmp_path / "gtFine/val/bonn/bonn_0_gtFine_labelIds.png", [[7, 33, 0], [34, 26, 9]])
+    source = opened(tmp_path, "cityscapes", "val")
+    np.testing.assert_array_equal(source[0][1], [[0, 18, 255], [255, 13, 255]])
+    assert len(source.classes) == 19
+
+
+def refused(root):
+    with pytest.raises(InputError) as error:
+        masks.verify(opened(root))
+    return str(error.value)
+
+
+def test_every_fault_of_a_mask_is_a_sentence_before_the_first_step(root):
+    masks.verify(opened(root))
+    save(root / "masks/train_0.png", np.zeros((24, 31)))
+    assert f"Mask {root}/masks/train_0.png is 31 x 24 pixels and its image {root}/images/train_0.png 32 x 24: " in refused(root)
+    save(root / "masks/train_0.png", np.pad([[7, 7, 9]], ((0, 23), (0, 29))))
+    assert "train_0.png has 2 pixels of value 7, which is none of the 3 classes: add the class" in refused(root)
+    save(root / "masks/train_1.png", np.full((32, 24), 3))
+    assert refused(root).endswith("correct the mask (2 of 2 images cannot be used).")
+    save(root / "masks/train_0.png", np.zeros((24, 32, 3)))
+    assert "train_0.png has colors (RGB) where the index of a class is expected: " in refused(root)
+    (root / "masks/train_0.png").write_bytes(b"no image")
+    assert "Mask " in refused(root) and "train_0.png cannot be decoded" in refused(root)
+
+
+def test_an_image_that_never_fills_the_crop_is_refused(root):
+    masks.verify(opened(root), least=(24, 32), box=(48, 32))
+    with pytest.raises(
+        InputError, match="train_1.png is 24 x 32 pixels when resized to fit config.data.scale, smaller than the"
+    ):
+        masks.verify(opened(root), least=(24, 32), box=(32, 24))
+
+
+def test_missing_files_and_lists_are_named(root):
+    (root / "train.txt").write_text("train_0\nnowhere\nelsewhere\n")
+    with pytest.raises(InputError, match="2 of the 3 images of .*train.txt do not exist, the first is .*images/nowhere.jpg: "):
+        opened(root)
+    (root / "train.txt").write_text("train_0\n")
+    (root / "masks/train_0.png").unlink()
+    with pytest.raises(InputError, match="1 of the 1 masks of .*train.txt do not exist, the first is .*masks/train_0.png: "):
+        opened(root)
+    for split, content in {"none": None, "empty": "\n"}.items():
+        if content:
+            (root / f"{split}.txt").write_text(content)
+        with pytest.raises(InputError, match=f"List .*{split}.txt (cannot be read|names no image)"):
+            opened(root, split=split)
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"a": "b"}', '{"a": [1, 2]}', '{"a": 255}', '{"a": 1, "b": 1}'])
+def test_wrong_classes_are_refused(root, content):
+    (root / "classes.json").write_text(content)
+    with pytest.raises(InputError, match="classes.json (is not valid JSON|must hold|gives two)"):
+        opened(root)

@@ -1,0 +1,170 @@
+"""Images with a mask of labels each: decoding, and the check of all of them before the first step."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from toast_jax.data.images import pixels
+from toast_jax.errors import InputError
+
+log = logging.getLogger(__name__)
+
+IGNORED = 255  # label of pixels that do not count
+_OUTSIDE = -1  # no label
+Code = int | tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedImages:
+    """A source of images and their masks.
+
+    Attributes:
+        paths, masks: files of images and, in the same order, of masks.
+        classes: names of the labels 0, 1, ...
+        codes: the value of each class in a mask: all indices, or all colors.
+        ignored: values of pixels that do not count.
+    """
+
+    paths: tuple[str, ...]
+    masks: tuple[str, ...]
+    classes: tuple[str, ...]
+    codes: tuple[Code, ...]
+    ignored: tuple[Code, ...] = (IGNORED,)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode an image, uint8 [H, W, 3], and its labels, uint8 [H, W].
+
+        Raises:
+            InputError: either cannot be decoded, or they do not fit each other or the classes.
+        """
+        image = pixels.decode(_content(self.paths[index]), self.paths[index])
+        values = decode(_content(self.masks[index]), self.masks[index], colors=isinstance(self.codes[0], tuple))
+        if image.shape[:2] != values.shape[:2]:
+            raise InputError(
+                f"Mask {self.masks[index]} is {_sides(values)} pixels and its image {self.paths[index]} {_sides(image)}: "
+                "replace it by a mask of the same size."
+            )
+        labels = _labels(values, self.codes, self.ignored)
+        if (labels == _OUTSIDE).any():
+            raise InputError(f"{self._outside(index, values[labels == _OUTSIDE])}.")
+        return image, labels.astype(np.uint8)
+
+    def _outside(self, index, values) -> str:
+        kinds, counts = np.unique(values, axis=0, return_counts=True)
+        value, count = kinds[counts.argmax()].tolist(), counts.max()
+        value = tuple(value) if isinstance(value, list) else value
+        return (
+            f"Mask {self.masks[index]} has {count:,} pixels of value {value}, which is none of the {len(self.classes)} "
+            "classes: add the class, or correct the mask"
+        )
+
+
+def decode(data: bytes, name: str, *, colors: bool = False) -> np.ndarray:
+    """Decode a mask file: int32 [H, W] of indices, those of a palette included, or uint8 [H, W, 3] of `colors`.
+
+    Raises:
+        InputError: the file is no image, or has colors where indices are expected.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if colors:
+                return np.asarray(image.convert("RGB"))
+            if image.mode in ("1", "L", "P", "I", "I;16"):
+                return np.asarray(image).astype(np.int32)
+            mode = image.mode
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise InputError(f"Mask {name} cannot be decoded ({str(error).rstrip('.')}): write it again.") from error
+    raise InputError(
+        f"Mask {name} has colors ({mode}) where the index of a class is expected: write a gray or palette PNG, or name the "
+        "color of every class in classes.json."
+    )
+
+
+def _labels(values: np.ndarray, codes: Sequence[Code], ignored: Sequence[Code]) -> np.ndarray:
+    """Return the label of each pixel, int32 [H, W]; `_OUTSIDE` for a value that is no code and not ignored."""
+    if values.ndim == 3:
+        weights = np.array([1 << 16, 1 << 8, 1])
+        values = values.astype(np.int32) @ weights
+        codes, ignored = ([int(np.array(code) @ weights) for code in some] for some in (codes, ignored))
+    keys = np.array([*codes, *ignored])
+    order = np.argsort(keys)
+    wanted = np.array([*range(len(codes)), *[IGNORED] * len(ignored)], np.int32)[order]
+    places = np.searchsorted(keys[order], values).clip(max=len(keys) - 1)
+    return np.where(keys[order][places] == values, wanted[places], _OUTSIDE)
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): mend or replace it.") from error
+
+
+def _sides(array: np.ndarray) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"
+
+
+def verify(source: MaskedImages, *, least: tuple[float, float] = (0, 0), box: tuple[int, int] = (0, 0)) -> None:
+    """Decode every image and mask of a source once.
+
+    Args:
+        source: the images to check.
+        least: height and width that every image must reach when it fits `box`, see `views.fitted`; 0 for any.
+        box: longer and shorter side.
+
+    Raises:
+        InputError: with the number of images that cannot be used and the reason of the first.
+    """
+    log.info("Decoding %d images and their masks once to verify them.", len(source))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        reasons = list(pool.map(functools.partial(_refusal, source, least, box), range(len(source))))
+    if refused := [reason for reason in reasons if reason]:
+        more = f" ({len(refused)} of {len(source)} images cannot be used)" if len(refused) > 1 else ""
+        raise InputError(f"{refused[0].rstrip('.')}{more}.")
+
+
+def _refusal(source, least, box, index) -> str:
+    try:
+        image, _ = source[index]
+    except InputError as error:
+        return str(error)
+    sides = fitted(image.shape[:2], box) if any(box) else image.shape[:2]
+    if all(side >= bound for side, bound in zip(sides, least, strict=True)):
+        return ""
+    return (
+        f"Image {source.paths[index]} is {sides[1]} x {sides[0]} pixels when resized to fit config.data.scale, smaller than "
+        "the crop even at the largest random scale: set a smaller --config.data.crop, or take the image out of the list"
+    )
+
+
+def sides_of(path: str) -> tuple[int, int]:
+    """Read height and width of an image file from its header."""
+    try:
+        width, height = pixels.size_of(path)
+    except OSError as error:
+        raise InputError(f"Image {path} cannot be read ({error}): mend or replace it.") from error
+    return height, width
+
+
+def fitted(sides: Sequence[int], box: Sequence[float]) -> tuple[int, int]:
+    """Return height and width of an image that is resized to fit a box as well as its aspect ratio allows.
+
+    Args:
+        sides: height and width.
+        box: the largest longer and shorter side, in either order.
+    """
+    factor = min(max(box) / max(sides), min(box) / min(sides))
+    height, width = (max(1, int(side * factor + 0.5)) for side in sides)
+    return height, width

@@ -1,0 +1,172 @@
+"""Sets of images with masks: your own folder, VOC2012, ADE20K with 150 classes, and Cityscapes."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+from toast_jax.data.images.image_files import absent, existing_root
+from toast_jax.data.images.segmentation.masks import IGNORED, Code, MaskedImages
+from toast_jax.errors import InputError, choose
+
+VOC_CLASSES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable"),
+    *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+# Class names and their values in *_labelIds.png; all other values are ignored.
+CITYSCAPES = {
+    **{"road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19, "traffic sign": 20},
+    **{"vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31},
+    **{"motorcycle": 32, "bicycle": 33},
+}
+_ADE_CLASSES = 150
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """The classes of a set and their values in masks, as in `MaskedImages`."""
+
+    classes: tuple[str, ...]
+    codes: tuple[Code, ...]
+    ignored: tuple[Code, ...] = (IGNORED,)
+
+
+def open_split(data: ConfigDict, split: str) -> MaskedImages:
+    """Open one split of the data of a config, and check that all of its files exist.
+
+    Args:
+        data: the fields `format`, `root` and `splits`.
+        split: "train", "val" or "test".
+
+    Raises:
+        InputError: the data is missing, incomplete, or contradicts the config.
+    """
+    pairs, labels = choose("config.data.format", data.format, READERS)(existing_root(data), data.splits[split])
+    images, masks = zip(*pairs, strict=True)
+    return MaskedImages(images, masks, **dataclasses.asdict(labels))
+
+
+def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
+    """Read `images/NAME.jpg` (or .jpeg, .png) and `masks/NAME.png` of the names in `SPLIT.txt`; classes are `classes.json`."""
+    path = os.path.join(root, f"{split}.txt")
+    names, folder = _names(path), os.path.join(root, "images")
+    # With or without the ending of the image.
+    stems = [os.path.splitext(name)[0] if name.lower().endswith(_SUFFIXES) else name for name in names]
+    files = [stem + _suffix(folder, stem) for stem in stems]
+    return _pairs(path, root, [(f"images/{file}", f"masks/{stem}.png") for file, stem in zip(files, stems, strict=True)]), (
+        _described(os.path.join(root, "classes.json"))
+    )
+
+
+def _suffix(folder: str, stem: str) -> str:
+    """Return the ending of the image with a name; that of the first kind if there is none."""
+    return next((suffix for suffix in _SUFFIXES if os.path.exists(os.path.join(folder, stem + suffix))), _SUFFIXES[0])
+
+
+def _described(path: str) -> _Labels:
+    """Read `classes.json`: names in the order of their indices, or an object from names to indices or colors."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): write the names of the classes to it.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): mend it.") from error
+    if isinstance(content, list):
+        content = {name: index for index, name in enumerate(content)}
+    is_index = lambda code: isinstance(code, int) and 0 <= code < IGNORED  # noqa: E731
+    is_color = lambda code: isinstance(code, list) and len(code) == 3 and all(map(_is_byte, code))  # noqa: E731
+    codes = list(content.values()) if isinstance(content, dict) else []
+    if not codes or len(codes) > IGNORED or not (all(map(is_index, codes)) or all(map(is_color, codes))):
+        raise InputError(
+            f"{path} must hold a list of at most {IGNORED} class names, or an object from names to indices below {IGNORED} or "
+            "to colors [red, green, blue]: rewrite it."
+        )
+    codes = [tuple(code) if isinstance(code, list) else code for code in codes]
+    if len(set(codes)) < len(codes):
+        raise InputError(f"{path} gives two classes the same index or color: make them differ.")
+    return _Labels(tuple(map(str, content)), tuple(codes), (IGNORED,) if isinstance(codes[0], int) else ())
+
+
+def _is_byte(value) -> bool:
+    return isinstance(value, int) and 0 <= value < 256
+
+
+def _voc(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
+    """Read `VOCdevkit/VOC2012`: train, val, trainval, or with SBD's masks train+aug or trainaug."""
+    pairs = []
+    for name in split.split("+"):
+        path = os.path.join(root, "ImageSets", "Segmentation", f"{name}.txt")
+        masks = "SegmentationClassAug" if name.endswith("aug") else "SegmentationClass"
+        pairs += _pairs(path, root, [(f"JPEGImages/{stem}.jpg", f"{masks}/{stem}.png") for stem in _names(path)])
+    return pairs, _Labels(VOC_CLASSES, tuple(range(len(VOC_CLASSES))))
+
+
+def _ade20k(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
+    """Read `ADEChallengeData2016`: training or validation. Value 0 is ignored, k is class k - 1."""
+    folder = os.path.join(root, "images", split)
+    stems = [file.removesuffix(".jpg") for file in _listing(folder) if file.endswith(".jpg")]
+    pairs = [(f"images/{split}/{stem}.jpg", f"annotations/{split}/{stem}.png") for stem in stems]
+    names = tuple(map(str, range(1, _ADE_CLASSES + 1)))
+    description = os.path.join(root, "objectInfo150.txt")
+    if os.path.exists(description):
+        with open(description, encoding="utf-8") as file:
+            rows = [line.rstrip("\n").split("\t") for line in file]
+        named = [row[-1].split(",")[0].strip() for row in rows if row[0].strip().isdigit()]
+        names = tuple(named) if len(set(named)) == _ADE_CLASSES else names
+    return _pairs(folder, root, pairs), _Labels(names, tuple(range(1, _ADE_CLASSES + 1)), (0, IGNORED))
+
+
+def _cityscapes(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
+    """Read `leftImg8bit` and `gtFine` of Cityscapes: train or val. Values that are not evaluated are ignored."""
+    folder, ending = os.path.join(root, "leftImg8bit", split), "_leftImg8bit.png"
+    files = [f"{city}/{file}" for city in _listing(folder) for file in _listing(os.path.join(folder, city))]
+    stems = [file.removesuffix(ending) for file in files if file.endswith(ending)]
+    pairs = [(f"leftImg8bit/{split}/{stem}{ending}", f"gtFine/{split}/{stem}_gtFine_labelIds.png") for stem in stems]
+    codes = tuple(CITYSCAPES.values())
+    ignored = tuple(value for value in range(256) if value not in codes)
+    return _pairs(folder, root, pairs), _Labels(tuple(CITYSCAPES), codes, ignored)
+
+
+READERS: Mapping[str, Callable[[str, str], tuple[list[tuple[str, str]], _Labels]]] = {
+    "folder": _folder,
+    "voc": _voc,
+    "ade20k": _ade20k,
+    "cityscapes": _cityscapes,
+}
+
+
+def _names(path: str) -> list[str]:
+    """Read a list, one name a line."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            names = [line.strip() for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"List {path} cannot be read ({reason}): set --config.data.root and --config.data.splits.") from error
+    if not names:
+        raise InputError(f"List {path} names no image: write one name a line.")
+    return names
+
+
+def _listing(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"Folder {folder} cannot be read ({error.strerror}): set --config.data.root.") from error
+
+
+def _pairs(origin: str, root: str, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return pairs of paths under `root`; InputError if `origin`, a list or a folder, has none or files are missing."""
+    if not pairs:
+        raise InputError(f"Folder {origin} has no images: set --config.data.root.")
+    for kind, files in zip(("images", "masks"), zip(*pairs, strict=True), strict=True):
+        if missing := absent(root, files):
+            raise InputError(
+                f"{len(missing)} of the {len(pairs)} {kind} of {origin} do not exist, the first is "
+                f"{os.path.join(root, missing[0])}: unpack all of them, or take them out of the list."
+            )
+    return [(os.path.join(root, image), os.path.join(root, mask)) for image, mask in pairs]

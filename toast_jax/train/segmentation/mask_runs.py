@@ -1,0 +1,164 @@
+"""The part of a run that is specific to semantic segmentation: data sources, batches, scores and evaluation.
+
+`train.image_runs` has the same functions for classification; the step and the loop work with either.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Generator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from toast_jax import trees
+from toast_jax.data.images.segmentation import batches, masks, sets
+from toast_jax.data.images.segmentation.masks import MaskedImages
+from toast_jax.data.images.segmentation.views import EvalView, TrainView
+from toast_jax.data.loader import Batch
+from toast_jax.devices import parallel
+from toast_jax.devices.protocol import Devices
+from toast_jax.model import families
+from toast_jax.model.layers.arrays import Keys
+from toast_jax.model.methods import Method
+from toast_jax.model.segmentation import losses, segmenter
+from toast_jax.model.segmentation.counting import count_pixels
+from toast_jax.model.segmentation.segmenter import Segmenter, segment
+from toast_jax.train.evaluation import Evaluation
+from toast_jax.train.segmentation import metrics
+
+log = logging.getLogger(__name__)
+
+UNIT = "images"  # of counts and speed
+
+
+def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[MaskedImages, dict[str, MaskedImages]]:
+    """Open the training source and, by name, the evaluation sources; decode all of them once as a check unless `verified`."""
+    data = config.data
+    opened = {name: sets.open_split(data, name) for name in ("train", "val", "test") if data.splits[name]}
+    if data.verify and not verified:
+        least = tuple(side / config.augment.factors[1] for side in data.crop)
+        for name, source in opened.items():
+            masks.verify(source, **({"least": least, "box": tuple(data.scale)} if name == "train" else {}))
+    log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
+    return opened.pop("train"), opened
+
+
+def redraw(config: ConfigDict, train: MaskedImages, evals: dict[str, MaskedImages], run: object = None):
+    """Return the sources as they are: they do not depend on the seed."""
+    return train, evals
+
+
+def records(config: ConfigDict, train: MaskedImages, evals: dict[str, MaskedImages]) -> dict[str, dict]:
+    """Return no files: which images are held out is in the lists."""
+    return {}
+
+
+def train_batches(config: ConfigDict, source: MaskedImages, start_step: int) -> Generator[Batch]:
+    """Return this host's share of the training batches from a step on."""
+    fields = config.augment
+    view = TrainView(tuple(config.data.scale), tuple(fields.factors), tuple(config.data.crop), fields.flip, fields.distortion)
+    return batches.train_batches(
+        source,
+        view=view,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        seed=config.seed,
+        start_step=start_step,
+        workers=config.data.workers,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def eval_batches(config: ConfigDict, source: MaskedImages) -> Generator[Batch]:
+    """Return this host's share of the batches of an evaluation split, an image for each device."""
+    view, shard = eval_view(config, len(source.classes)), (jax.process_index(), jax.process_count())
+    return batches.eval_batches(source, view=view, batch_size=jax.device_count(), workers=config.data.workers, shard=shard)
+
+
+def eval_view(config: ConfigDict, num_classes: int) -> EvalView:
+    """Return the view of an evaluation."""
+    family, data = families.of_config(config), config.data
+    return EvalView(
+        tuple(data.scale),
+        tuple(data.window),
+        tuple(data.stride),
+        multiple=family.image_multiple(config.backbone),
+        cell=segmenter.cell(*segmenter.build(config, num_classes)),
+    )
+
+
+def augmentation(config: ConfigDict, source: MaskedImages) -> Callable:
+    """Return the augmentation on the device, `(batch, rng) -> batch`: the scale of the loss by `segmentation.average`."""
+    return {"all": _of_all, "counted": _of_counted}[config.segmentation.average]
+
+
+def _of_all(batch: dict, rng: Keys) -> dict:
+    return batch
+
+
+def _of_counted(batch: dict, rng: Keys) -> dict:
+    """Scale losses that are means over all pixels to means over the counted pixels of the global batch."""
+    counted = jax.lax.pmean((batch["label"] != losses.IGNORED).mean(), parallel.AXIS)
+    return {**batch, "scale": jnp.full(len(batch["label"]), 1 / jnp.maximum(counted, 1e-6))}
+
+
+def scores(config: ConfigDict, network, predictions: bool = False) -> Callable:
+    """Return the scores of training of a `setup.Network`, see `segmentation.losses`; `predictions` are of classification."""
+    return losses.tune(network.model, network.method, config.segmentation.auxiliary_weight)
+
+
+def eval_step(config: ConfigDict, network, devices: Devices, predictions: bool = False) -> Callable:
+    """Map the evaluation step over all devices: `(tuned, frozen, batch) -> sums`; arguments as of `scores`.
+
+    The sums are `confusion [C, C]` and `loss`, the cross-entropy, of all counted pixels.
+    """
+    step = functools.partial(_eval_step, model=network.model, method=network.method)
+    return devices.replicate(step, num_replicated=2)
+
+
+def of_windows(model: Segmenter, method: Method, params: dict, batch: Batch) -> jax.Array:
+    """Compute the logits of the windows of images, see `EvalView`, side by side: `[B, rows * h, columns * w, C]`."""
+    count, rows, columns, *window = batch["image"].shape
+    size = jnp.repeat(batch["size"], rows * columns, axis=0)
+    logits = segment(model, method, params, batch["image"].reshape(-1, *window), size=size)
+    height, width, classes = logits.shape[1:]
+    side_by_side = logits.reshape(count, rows, columns, height, width, classes).swapaxes(2, 3)
+    return side_by_side.reshape(count, rows * height, columns * width, classes)
+
+
+def _eval_step(tuned: dict, frozen: dict, batch: dict, *, model: Segmenter, method: Method) -> dict:
+    logits = of_windows(model, method, trees.merge(tuned, frozen), batch)
+    arrays = (logits, batch["rows"], batch["columns"], batch["label"])
+    confusion, loss = jax.lax.map(lambda image: count_pixels(*image), arrays)
+    return jax.lax.psum({"confusion": confusion.sum(axis=0), "loss": loss.sum()}, parallel.AXIS)
+
+
+def evaluate(
+    config: ConfigDict, source: MaskedImages, step: Callable, tuned: dict, frozen: dict, devices: Devices
+) -> Evaluation:
+    """Evaluate a network on a split with a mapped `eval_step`.
+
+    Returns:
+      `metrics.of_split`, and `loss` in nats per counted pixel.
+    """
+    sums = jax.device_get([step(tuned, frozen, batch) for batch in devices.sharded(eval_batches(config, source))])
+    confusion = np.asarray([batch["confusion"] for batch in sums]).sum(axis=0, dtype=np.int64)
+    loss = sum(float(batch["loss"]) for batch in sums) / max(1, confusion.sum())
+    return Evaluation({**metrics.of_split(confusion, source.classes), "loss": loss, "count": len(source)}, None)
+
+
+def timing(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int, int]:
+    """Return the steps of the unit that a run counts in, one, and its length and warm-up in this unit."""
+    return 1, config.steps, config.warmup_steps
+
+
+def examples(config: ConfigDict) -> int:
+    """Return how many images a batch has."""
+    return config.batch_size
+
+
+def summary(scores: dict[str, float]) -> dict[str, float]:
+    """Return the scores of a split; nothing is derived from them."""
+    return scores
