@@ -171,6 +171,7 @@ def test_refusals(source, target, message, tmp_path, monkeypatch):
         ("{tmp}", "{tmp}/x", "There are no checkpoints in"),
         ("{tmp}/run", "{tmp}/run", "run exists already; give to= another name, or remove it"),
         ("{tmp}/run", "{tmp}/x.safetensors", "x.safetensors is named like a file.*; give to= a name without .safetensors"),
+        ("{tmp}/run", "{tmp}/x,names=dinov3_timm", "names in --config=configs/convert.py:... is for as=release; leave it out"),
         ("{tmp}/run", "{tmp}/file.safetensors/x", "x cannot be written; give to= a folder in one that exists and is yours"),
     ],
 )

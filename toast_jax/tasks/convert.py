@@ -65,6 +65,8 @@ def _export(config: ConfigDict) -> None:
       InputError: the source is not the folder of a finished run that has tuned, the target exists, or the network cannot be
         written as `config.format`.
     """
+    if ignored := [name for name in ("names", "sha256") if config[name]]:
+        raise InputError(f"{' and '.join(ignored)} in --config=configs/convert.py:... is for as=release; leave it out.")
     target, source = folder.check_new(config.target), Path(config.source).expanduser()
     if not source.is_dir():
         if not source.exists() and not places.is_remote(config.source):

@@ -4,11 +4,11 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
+from toast_jax.model.backbones.vit import resize_grid
 from toast_jax.model.families import Family
 from toast_jax.weights.containers import read
 from toast_jax.weights.other_projects import converted, other_network, unwrapped
@@ -228,6 +228,5 @@ def resize_pos_embed(
     log.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, *new)
     width = embed.shape[-1]
     patches = jnp.asarray(embed[0, special:]).reshape(old, old, width)
-    method = jax.image.ResizeMethod.CUBIC if antialias else jax.image.ResizeMethod.CUBIC_PYTORCH
-    patches = jax.image.resize(patches, (*new, width), method, antialias=antialias)
+    patches = resize_grid(patches, (*new, width), antialias)
     return np.concatenate([embed[:, :special], np.asarray(patches).reshape(1, -1, width)], axis=1)

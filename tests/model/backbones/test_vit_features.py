@@ -18,6 +18,7 @@ from toast_jax.model.backbones.kinds import KINDS
 from toast_jax.model.backbones.vit_features import Features
 from toast_jax.model.layers.rotary import Rotary
 from toast_jax.model.methods import METHODS
+from toast_jax.weights import pretrained
 
 ROWS, COLUMNS = 2, 3
 DINOV3 = Features(registers=2, rotary=100.0, qkv_bias="qv", eps=1e-5, mlp="swiglu")
@@ -165,3 +166,13 @@ def test_a_tag_of_a_name_gives_the_features_of_its_kind():
             assert {f"backbone.{name}": value for name, value in kind.fields.items()}.items() <= fields.items()
     assert backbone_names.of_images("vit_b16_dinov31")["backbone.rotary"] == 0.0
     assert backbone_names.of_images("vit_hplus16_dinov3")["backbone.mlp"] == "swiglu"
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_positions_are_resized_alike_for_other_images_and_from_files(antialias):
+    """With antialias, PyTorch's kernel is another one."""
+    model = network("dinov3", grid=(4, 4), features=Features(antialias=antialias))
+    embed = np.random.default_rng(0).normal(size=(1, 17, D)).astype(np.float32)
+    _, fitted = vit.of_side(model, {"pos_embed": embed}, (2 * PATCH, 3 * PATCH))
+    expected = pretrained.resize_pos_embed(embed, 7, (2, 3), antialias)
+    np.testing.assert_array_equal(fitted["pos_embed"], expected)
