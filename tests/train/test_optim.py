@@ -223,3 +223,12 @@ def test_regex_that_spares_nothing_is_refused(regex):
             no_decay=(regex,),
             clip=0.0,
         )
+
+
+def test_poly_falls_linearly_after_a_linear_warm_up_from_a_millionth():
+    """The numbers of mmsegmentation's `poly` with power 1 and `linear` warm-up with ratio 1e-6."""
+    rate = optim.poly(lr=6e-5, epochs=20_000, warmup_epochs=1_500, steps_per_epoch=1)
+    steps = np.array([0, 750, 1_499, 1_500, 10_000, 19_999])
+    warm = np.where(steps < 1_500, 1 - (1 - steps / 1_500) * (1 - 1e-6), 1)
+    np.testing.assert_allclose(rate(jnp.asarray(steps)), 6e-5 * (1 - steps / 20_000) * warm, rtol=1e-5)
+    assert float(optim.poly(lr=1.0, epochs=10, warmup_epochs=0, steps_per_epoch=1)(0)) == 1

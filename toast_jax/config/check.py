@@ -196,6 +196,7 @@ _OF_VISION = (
     *("Method {c.method} {c.refusal}", "config.head.tune is False, but method linear", "config.data.image_size {"),
     *("config.backbone.", "config.tuned_blocks is"),
 )
+_PAIRS = ("scale", "crop", "window", "stride")
 _OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items() if sentence.startswith(_OF_VISION)} | {
     "config.warmup_steps is {c.warmup_steps} and config.steps {c.steps}: the run would never leave its warm-up; make the "
     "warm-up shorter.": lambda c: c.warmup_steps >= c.steps,
@@ -204,6 +205,9 @@ _OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items
     ),
     "config.segmentation.sites is {c.segmentation.sites}; this network has sites 0 to {c.last_site}, stages of a ConvNeXt.": (
         lambda c: any(site > c.last_site for site in c.segmentation.sites)
+    ),
+    "config.data.scale, crop, window and stride and config.augment.factors take two values each, as in (512, 512).": (
+        lambda c: any(len(pair) > 2 for pair in (*(c.data[name] for name in _PAIRS), c.augment.factors))
     ),
     "config.data.window is {c.data.window}, which has one side; give both, or (0, 0) for whole images.": (
         lambda c: bool(c.data.window[0]) != bool(c.data.window[1])

@@ -39,8 +39,8 @@ def poly(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) ->
     warmup, steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
 
     def rate(step):
-        warm = jnp.where(step < warmup, 1 - (1 - step / max(1, warmup)) * (1 - 1e-6), 1.0)
-        return lr * (1 - step / steps) * warm
+        warm = jnp.where(step < warmup, (step + (warmup - step) * 1e-6) / max(1, warmup), 1.0)
+        return lr * (steps - step) / steps * warm
 
     return rate
 

@@ -175,6 +175,7 @@ def test_it_learns_with_both_averages_and_late_steering(root, tmp_path):
         ({"segmentation.sites": (0, 3)}, r"config.segmentation.sites is \(0, 3\); this network has sites 0 to 2"),
         ({"data.window": (16, 0)}, r"config.data.window is \(16, 0\), which has one side"),
         ({"data.window": (16, 16)}, r"config.data.stride is \(341, 341\), larger than config.data.window"),
+        ({"data.crop": (24, 32, 3)}, "take two values each"),
         ({"augment.factors": (2.0, 0.5)}, "put the smaller factor first"),
         ({"data.image_size": 30}, "config.data.image_size 30 is no multiple of the patch size 8"),
         ({"batch_size": 12}, "does not split over 8 devices"),
