@@ -1,4 +1,4 @@
-"""The demo: eight ways to tune a small network on few scenes, compared in minutes.
+"""The demo: eight ways to tune a small network on few scenes.
 
     python main.py --config=configs/demo.py --workdir=runs/demo
 

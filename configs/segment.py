@@ -1,4 +1,4 @@
-"""Semantic segmentation: VOC2012, ADE20K, Cityscapes, or your own folder of images and masks.
+"""Semantic segmentation: VOC2012, ADE20K, Cityscapes, or your own masks.
 
     python main.py --config=configs/segment.py:dataset=voc,method=toast,backbone=vit_b16_in1k \\
         --config.data.root=data/VOCdevkit/VOC2012 --config.top_down=weights/vit_b16_in1k_top_down.pth

@@ -15,7 +15,6 @@ import numpy as np
 
 from toast_jax import trees
 from toast_jax.devices import parallel
-from toast_jax.model import families
 from toast_jax.model.batch_norm import STATISTICS
 from toast_jax.model.methods import METHODS
 from toast_jax.model.prompts import Prompts
@@ -24,7 +23,7 @@ from toast_jax.model.segmentation.segmenter import Segmenter, segment
 from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.train.segmentation import metrics
 from toast_jax.weights.containers import Arrays
-from toast_jax.weights.rename import from_torch, recognized, to_torch
+from toast_jax.weights.rename import from_torch, kind, recognized, to_torch
 
 FORWARD, GRADIENTS = 1e-5, 1e-4
 HEAD_WIDTH = 8  # of attention in all recordings
@@ -69,7 +68,7 @@ def _on_one_device(function: Callable, *args):
 
 
 def _positions(arrays: Arrays) -> list[Check]:
-    family, embed = families.FAMILIES["vit"], arrays["input/pos_embed"]
+    family, embed = kind(["backbone/cls_token"]), arrays["input/pos_embed"]  # positions of a class token and patches
     grid = round((embed.shape[1] - 1) ** 0.5)
     model = family.module(width=embed.shape[2], depth=1, num_heads=1, patch=1, grid=grid)
     checks = []
