@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
-from toast_jax.model.backbones.vit import resize_grid
 from toast_jax.model.families import Family
+from toast_jax.model.layers.patches import resize_grid
 from toast_jax.weights.containers import read
 from toast_jax.weights.other_projects import converted, other_network, unwrapped
 from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, layout_of, rename, stack, unstack

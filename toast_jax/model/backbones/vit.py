@@ -448,14 +448,8 @@ def of_side(model: ViT, params: dict, sides: tuple[int, int]) -> tuple[ViT, dict
         return other, params
     embed, first = params["pos_embed"], int(model.features.class_token)
     table = embed[:, first:].reshape(1, *model.shape, model.width)
-    resized = resize_grid(table, (1, rows, columns, model.width), model.features.antialias)
+    resized = patches.resize_grid(table, (1, rows, columns, model.width), model.features.antialias)
     return other, {**params, "pos_embed": jnp.concatenate([embed[:, :first], resized.reshape(1, -1, model.width)], axis=1)}
-
-
-def resize_grid(grid: Float[Array, "*batch h w D"], shape: tuple[int, ...], antialias: bool) -> Float[Array, "*batch _ _ D"]:
-    """Resize a grid bicubically with half-pixel centers, as PyTorch does, whose kernel with antialias is another one."""
-    method = jax.image.ResizeMethod.CUBIC if antialias else jax.image.ResizeMethod.CUBIC_PYTORCH
-    return jax.image.resize(grid, shape, method, antialias=antialias)
 
 
 def sized(arrays: Mapping[str, Array], head_width: int) -> ViT:
