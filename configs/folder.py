@@ -20,5 +20,6 @@ def get_config(text: str | None = None):
     config.data.format = "folder"
     config.data.exif_orientation = True
     config.head.start = "zeros"  # a random head of few classes is large, and its first gradients spoil pre-tuned parameters
+    config.warmup_epochs = config.get_oneway_ref("epochs") // 10  # 10 of 100, as in the recipe
     config.confusion = True
     return config

@@ -154,7 +154,14 @@ def test_unknown_and_missing_fields():
 
 def test_all_mistakes_are_told_at_once():
     config = folder.get_config()
-    changes = {"epochs": 5, "batch_size": 0, "backbone.drop_path": 1.0, "data.resize": 100, "head.tune": False}
+    changes = {
+        "epochs": 5,
+        "warmup_epochs": 10,
+        "batch_size": 0,
+        "backbone.drop_path": 1.0,
+        "data.resize": 100,
+        "head.tune": False,
+    }
     config.update_from_flattened_dict(changes)
     sentences = refusal(config)
     names = ["backbone.drop_path", "batch_size", "warmup_epochs", "head.tune"]

@@ -20,6 +20,7 @@ from toast_jax.data.images.vtab import tasks
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
+from toast_jax.python import keywords
 from toast_jax.train import setup
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -174,3 +175,14 @@ def test_backbone_names():
     assert (config.backbone.size, config.backbone.patch) == ("H", 14)
     with pytest.raises(InputError, match="'vit_x16' is not known"):
         base(name="x", method="toast", backbone="vit_x16")
+
+
+def test_warm_up_of_ones_own_images_is_a_tenth_of_the_epochs():
+    """The command line sets fields as here, in the order of the arguments."""
+    config = folder.get_config()
+    assert config.warmup_epochs == 10
+    short = keywords.changed(config, {"epochs": 5})
+    assert (short.warmup_epochs, config.warmup_epochs, short.to_dict()["warmup_epochs"]) == (0, 10, 0)
+    assert keywords.changed(config, {"warmup_epochs": 3, "epochs": 20}).warmup_epochs == 3
+    config.epochs = 20
+    assert config.warmup_epochs == 2

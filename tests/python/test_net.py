@@ -38,7 +38,6 @@ TINY = {
     "queries": 4,
 }
 TINY |= {"batch_size": 8, "epochs": 2, "warmup_epochs": 0, "eval_every": 1, "checkpoint_every": 1, "optimizer.lr": 0.05}
-TINY |= {"probe.queries": 4}
 
 
 def tiny(method="toast", **fields):

@@ -1,6 +1,7 @@
 """Fields of a config as keyword arguments of Python: `lr=0.01` for `--config.optimizer.lr=0.01`."""
 
 import contextlib
+import copy
 import functools
 import os
 import re
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.config.run_fields import IMAGES
 from toast_jax.errors import InputError
-from toast_jax.fields import flat_fields, nested, unknown
+from toast_jax.fields import flat_fields, unknown
 from toast_jax.model.families import FAMILIES
 
 
@@ -26,13 +27,16 @@ def changed(config: ConfigDict, keywords: Mapping[str, Any]) -> ConfigDict:
     Raises:
       InputError: there is no such field; the sentence has the nearest names.
     """
-    flat, changes = flat_fields(config.copy_and_resolve_references().to_dict()), {}
+    flat, changes = flat_fields(config.to_dict()), {}
     for keyword, value in flat_fields(keywords).items():
         names = [name for name in flat if name == keyword] or [name for name in flat if name.endswith(f".{keyword}")]
         if len(names) != 1:
             raise InputError(unknown(keyword, [name if "." in keyword else short(name) for name in flat]))
         changes[names[0]] = _plain(value)
-    return ConfigDict(nested(flat | changes))
+    config = copy.deepcopy(config)  # with its references: the warm-up of configs/folder.py is a share of its epochs
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict(changes)
+    return config
 
 
 def short(name: str) -> str:
