@@ -25,7 +25,7 @@ from toast_jax.train import setup
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "score", "vicuna")
 LOOKING = ("attention", "corrupt", "predict", "visualize")
-OTHERS = ("convert", "demo", "prepare", "pretrain", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
+OTHERS = ("convert", "demo", "prepare", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
 TUNING = [name for name in CONFIGS if name not in OTHERS]
 
 
