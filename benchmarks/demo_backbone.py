@@ -1,6 +1,6 @@
 """Train the demo's backbone on scenes of one digit, to name it and what each patch shows.
 
-    python -m benchmarks.demo_backbone --out=assets/vit_mini8.safetensors
+    python -m benchmarks.demo_backbone --out=assets/vit_nano8.safetensors
 
 The class token names the digit among five scrambled ones; every patch names its own digit, or the background, with the same
 head. This dense target is what makes the final tokens tell one digit from another (docs/demo.md). The loss is the sum of both
@@ -33,11 +33,11 @@ _BACKGROUND = synthetic_scenes.CLASSES.index("background")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="vit_mini8.safetensors")
+    parser.add_argument("--out", default="vit_nano8.safetensors")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--scenes", type=int, default=SCENES)
     args = parser.parse_args()
-    size = SIZES["Mini"]
+    size = SIZES["Nano"]
     backbone = vit.ViT(size.width, size.depth, size.num_heads, patch=_PATCH, grid=_GRID, last_blocks=1)
     model = Steered(backbone, classifier(len(synthetic_scenes.CLASSES)))
     params = model.init(jax.random.key(SEED), backbone.example)["params"]

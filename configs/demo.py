@@ -15,12 +15,12 @@ from toast_jax.config.arguments import arguments
 from toast_jax.config.run_fields import base
 from toast_jax.config.task_fields import config_of
 
-TOP_DOWN, LORA = "assets/vit_mini8_top_down.safetensors", "assets/vit_mini8_lora.safetensors"
+TOP_DOWN, LORA = "assets/vit_nano8_top_down.safetensors", "assets/vit_nano8_lora.safetensors"
 
 # Method, learning rate, factor of the prior's, and pre-tuned module of each row.
 ROWS = {
     "linear": ("linear", 1e-2, 1, ""),
-    "finetune": ("finetune", 1e-3, 1, ""),
+    "finetune": ("finetune", 3e-4, 1, ""),
     "vpt": ("vpt", 3e-2, 1, ""),
     "lora_not_pretuned": ("lora", 1e-2, 1, ""),
     "lora": ("lora", 1e-2, 1, LORA),
@@ -38,9 +38,9 @@ def get_config(text: str | None = None):
 
 def run(method: str, lr: float, prior: float, module: str) -> ConfigDict:
     """Return the run of a row, except for its seed."""
-    config = base(name=f"demo_{method}", method=method, backbone="vit_mini8")
+    config = base(name=f"demo_{method}", method=method, backbone="vit_nano8")
     paper_recipes.scenes(config, task="green", train=128, val=600, test=1_000)
-    config.backbone.weights = "assets/vit_mini8.safetensors"
+    config.backbone.weights = "assets/vit_nano8.safetensors"
     config.backbone.drop_path = 0.0
     config.module = module
     config.head.start = "classifier"  # the classes are the same, a color and a digit

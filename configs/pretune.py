@@ -15,7 +15,7 @@ If the backbone's file holds a classifier of the same classes (such as DeiT's of
 The run writes `module.safetensors` to its folder, without the head, for `--config.module=FILE` of a tuning run of the same
 method; that of toast is also named `top_down.safetensors`, for `--config.top_down=FILE`.
 method: any but linear and the methods with a probe, all with one recipe. source: imagenet, downstream, scenes (the
-demo's, with backbone vit_mini8). labels: yes, no (variational and distillation loss; the latter matches the classifier of the
+demo's, with backbone vit_nano8). labels: yes, no (variational and distillation loss; the latter matches the classifier of the
 backbone's file with --config.head.start=classifier, and its tokens without).
 The release has no recipe for this stage. This one is ours: that of its predecessor (AbSViT: AdamW, DeiT's augmentation) with
 fewer epochs, because only the feedback layers are tuned. It has not been run on ImageNet-1k yet.
@@ -84,7 +84,7 @@ def _downstream(config):
 def _scenes(config):
     """Name the brightest of four digits, with the classifier of a backbone that was trained on scenes of one digit."""
     scenes(config, task="brightest", train=3_200, val=1_000, test=2_000)
-    config.backbone.weights = "assets/vit_mini8.safetensors"
+    config.backbone.weights = "assets/vit_nano8.safetensors"
     config.head.start, config.head.tune = "classifier", False
     config.batch_size = 64
     config.optimizer.lr, config.optimizer.base_batch_size = 3e-3, 0

@@ -423,8 +423,8 @@ def test_named_weights_of_the_release_bring_their_module_and_files_their_backbon
     assert loading._config_of("vit_b16_in21k", "lora", "", {}).top_down == ""
     assert loading._config_of("vit_b16_in21k", "toast", "", {"module": "x"}).top_down == ""
     assert all(config.backbone.weights == name for name, config in configs.items())
-    config = loading._config_of("assets/vit_mini8.safetensors", "toast", "", {})
-    assert (config.backbone.size, config.backbone.weights) == ("Mini", "assets/vit_mini8.safetensors")
+    config = loading._config_of("assets/vit_nano8.safetensors", "toast", "", {})
+    assert (config.backbone.size, config.backbone.weights) == ("Nano", "assets/vit_nano8.safetensors")
 
 
 def test_a_repository_on_the_hub_says_what_its_backbone_is(monkeypatch):

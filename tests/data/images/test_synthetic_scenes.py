@@ -126,7 +126,7 @@ def test_shipped_networks_name_their_digit(module, task, least, monkeypatch):
 @pytest.mark.slow
 def test_recipe_of_the_top_down_module_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = pretune.get_config("source=scenes,backbone=vit_mini8")
+    config = pretune.get_config("source=scenes,backbone=vit_nano8")
     config.data.splits.update({"train": "train[:256]", "val": "val[:64]", "test": ""})
     config.epochs, config.warmup_epochs, config.eval_every = 1, 0, 1
     result = loop.fit(config, tmp_path)

@@ -148,7 +148,7 @@ def _scrambled(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turn and exchange the quarters of a glyph."""
     half = _DIGIT // 2
     quarters = [
-        np.rot90(glyph[top : top + half, left : left + half], rng.integers(4)) for top in (0, half) for left in (0, half)
+        np.rot90(glyph[top : top + half, left : left + half], int(rng.integers(4))) for top in (0, half) for left in (0, half)
     ]
     a, b, c, d = (quarters[i] for i in _ORDERS[rng.integers(len(_ORDERS))])
     return np.block([[a, b], [c, d]])
