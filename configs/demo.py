@@ -3,7 +3,7 @@
     python main.py --config=configs/demo.py --workdir=runs/demo
 
 The network in assets/ names the digit of a scene, and its color, among scrambled ones. Each method tunes it to name the green
-one of four digits, on the same 128 scenes, for the same number of steps, with two seeds. TOAST and LoRA start from what they
+one of four digits, on the same 128 scenes, for the same number of steps, with three seeds. TOAST and LoRA start from what they
 learned when they named the brightest of four digits, and are also shown without. Learning rates, and the factor of the prior's,
 were chosen on val; docs/demo.md lists what was tried.
 """

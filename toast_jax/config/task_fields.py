@@ -136,7 +136,7 @@ _FIELDS = {
         "reference": Field("", TEXT, "fewshot: method, or row, to compare the others with; '' for the first method"),
     },
     "demo": {
-        "seeds": Field((42, 44), _SEVERAL_SEEDS, "seeds of every run"),
+        "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
         "attention_scenes": Field(200, COUNT, "test scenes to measure attention on"),
         "shown_scenes": Field(6, COUNT, "scenes in the report"),
         "rows": _ROWS,
