@@ -66,7 +66,8 @@ def test_generic_scenes_have_one_digit_of_any_color():
 
 def test_the_green_digit_is_green_where_its_mask_is():
     for scene in made("green", 50):
-        green = scene.image[..., 1].astype(int) > scene.image[..., [0, 2]].max(axis=-1) + 35
+        image = scene.image.astype(int)
+        green = image[..., 1] > image[..., [0, 2]].max(axis=-1) + 35
         mask, cell = (of_digits[scene.asked["green"]] for of_digits in (scene.masks, scene.boxes))
         others = np.delete(scene.masks, scene.asked["green"], axis=0).any(axis=0)
         assert 20 < mask.sum() < 16 * 16 == cell.sum() and cell[mask].all()
