@@ -15,7 +15,7 @@ If the backbone's file holds a classifier of the same classes (such as DeiT's of
 The run writes `module.safetensors` to its folder, without the head, for `--config.module=FILE` of a tuning run of the same
 method; that of toast is also named `top_down.safetensors`, for `--config.top_down=FILE`.
 method: any but linear and the methods with a probe, all with one recipe. source: imagenet, downstream, scenes (the
-demo's, with backbone vit_mini16). labels: yes, no (variational and distillation loss; the latter matches the classifier of the
+demo's, with backbone vit_nano8). labels: yes, no (variational and distillation loss; the latter matches the classifier of the
 backbone's file with --config.head.start=classifier, and its tokens without).
 The release has no recipe for this stage. This one is ours: that of its predecessor (AbSViT: AdamW, DeiT's augmentation) with
 fewer epochs, because only the feedback layers are tuned. It has not been run on ImageNet-1k yet.
@@ -82,12 +82,12 @@ def _downstream(config):
 
 
 def _scenes(config):
-    """Use the task of the demo's backbone, with its own classifier."""
-    scenes(config, task="salient", train=10_000, val=1_000, test=2_000)
-    config.backbone.weights = "assets/vit_mini16.safetensors"
+    """Name the brightest of four digits, with the classifier of a backbone that was trained on scenes of one digit."""
+    scenes(config, task="brightest", train=3_200, val=1_000, test=2_000)
+    config.backbone.weights = "assets/vit_nano8.safetensors"
     config.head.start, config.head.tune = "classifier", False
-    config.batch_size = 128
-    config.optimizer.lr, config.optimizer.base_batch_size = 1e-3, 0
-    config.epochs, config.warmup_epochs = 4, 1
-    config.eval_every = 1
-    config.augment.min_crop_area = 1.0
+    config.batch_size = 64
+    config.optimizer.lr, config.optimizer.base_batch_size = 3e-3, 0
+    config.optimizer.weight_decay = 0.01
+    config.epochs, config.warmup_epochs = 8, 1
+    config.eval_every = config.epochs

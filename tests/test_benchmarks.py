@@ -24,6 +24,7 @@ SMALL = {
     "fsdp": "--backbone=stories260k --batch=8 --length=16 --devices=4",
     "kinds": "--backbone=vit_ti16 --batch=1 --rounds=1",
     "pipeline": "--images=16 --batch=8 --batches=2 --rounds=1 --workers 0 1",
+    "demo_backbone": "--steps=2 --scenes=80 --out={folder}/demo.safetensors",
     "roofline": "--backbone=vit_mini16 --batch=2 --methods=linear",
     "scaling": "--backbone=vit_mini16 --methods=linear",
     "start": "--backbone=vit_mini16 --batch=8",

@@ -34,13 +34,13 @@ def test_a_notebook_is_complete(file):
 def test_own_images_runs_and_reads_a_folder_of_ones_own(image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = ROOT / "notebooks" / "own_images.ipynb"
-    few = [("most=1500", "most=160"), ("most=200", "most=12")]
+    few = [("most=500", "most=160"), ("most=200", "most=12")]
     scope, outputs = notebooks.run(file, few)
     assert scope["net"].is_tuned and len(scope["labels"]) == 12 and sum(map(len, outputs)) >= 16
     assert {path.name for path in tmp_path.iterdir()} == {"own_images"}
     (tmp_path / "own_images").rename(tmp_path / "before")
     own = [("IMAGES = None", f"IMAGES = {str(image_folder / 'train')!r}")]
-    small = '"assets/vit_mini16.safetensors", image_size=48, resize=48, batch_size=8, epochs=3, warmup_epochs=0'
+    small = '"assets/vit_nano8.safetensors", image_size=64, resize=64, batch_size=8, epochs=3, warmup_epochs=0'
     own.append(('"vit_b16_in1k", method="toast", epochs=20, warmup_epochs=2', small))
     scope, _ = notebooks.run(file, own)
     assert scope["net"].classes == ("heron", "kite", "owl") and len(scope["labels"]) == 24

@@ -91,7 +91,7 @@ def test_the_command_that_resumes_is_the_one_that_was_given(monkeypatch, capsys)
 
 def test_shipped_weights_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name = "assets/vit_mini16_top_down.safetensors"
+    name = "assets/vit_nano8_top_down.safetensors"
     assert weights_files.read(name) and weights_files.read_header(name)
     assert package_files.find("tests/conftest.py") == Path("tests/conftest.py")  # not shipped
     Path("assets").mkdir()
@@ -116,7 +116,7 @@ def test_the_wheel_works_alone(tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     code = (
         "import sys; from toast_jax import cli, package_files; from toast_jax.weights import containers\n"
-        "assert containers.read('assets/vit_mini16.safetensors'); assert 'installed' in str(package_files.ROOT)\n"
+        "assert containers.read('assets/vit_nano8.safetensors'); assert 'installed' in str(package_files.ROOT)\n"
         "assert all(cli.config_files.read_config(file.stem) for file in package_files.ROOT.glob('configs/*.py'))\n"
         "sys.argv = ['toast', '--help']; cli.cli()"
     )

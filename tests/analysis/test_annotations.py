@@ -207,11 +207,13 @@ def test_tfds_records_that_are_damaged_or_have_no_box(birds, monkeypatch):
 def test_scenes_have_the_boxes_of_their_digits():
     from toast_jax.data.images import synthetic_scenes
 
-    source = synthetic_scenes.Scenes("test", 3, "target")
-    _, boxes = annotations.open_objects("target", source, "")
-    strokes = synthetic_scenes.scene("test", 2).masks["target"]
-    assert len(boxes) == 3 and boxes[2][strokes].all() and boxes[2].sum() >= strokes.sum()
-    with pytest.raises(InputError, match="Scenes have the digits target, salient, other; --config.objects is 'box'"):
+    source = synthetic_scenes.Scenes("test", 3, "green")
+    scene = synthetic_scenes.scene("green", "test", 2)
+    for digit in ("brightest", "green"):
+        _, boxes = annotations.open_objects(digit, source, "")
+        strokes = scene.masks[scene.asked[digit]]
+        assert len(boxes) == 3 and boxes[2][strokes].all() and boxes[2].sum() == 16 * 16
+    with pytest.raises(InputError, match="Scenes have the digits brightest, green; --config.objects is 'box'"):
         annotations.open_objects("box", source, "")
 
 

@@ -22,6 +22,11 @@ def test_map_of_the_class_token_is_its_row_of_the_last_block():
     np.testing.assert_array_equal(heads[1, 3], WEIGHTS[2, 1, 3, 0, 3:].reshape(2, 2))
 
 
+def test_maps_in_blocks_are_the_rows_of_the_class_token():
+    in_blocks = maps.of_blocks(jnp.asarray(WEIGHTS), grid=2)
+    np.testing.assert_allclose(in_blocks, WEIGHTS[:, :, :, 0, 3:].mean(axis=2).swapaxes(0, 1).reshape(2, 3, 2, 2), rtol=1e-6)
+
+
 def test_rollout_is_the_product_over_blocks():
     mean = 0.5 * WEIGHTS.mean(axis=2) + 0.5 * np.eye(7, dtype=np.float32)
     expected = (mean[2] @ mean[1] @ mean[0])[:, 0, 3:].reshape(2, 2, 2)

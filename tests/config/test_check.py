@@ -182,7 +182,7 @@ def test_a_demo_is_refused_with_its_runs():
     config.runs.linear.data.resize = 8
     batch, crop = refusal(config, check_fields)
     assert batch.startswith("config.runs.linear.batch_size is 12, which does not split over 8")
-    assert crop.endswith("set --config.runs.linear.data.resize=48 or more.")
+    assert crop.endswith("set --config.runs.linear.data.resize=64 or more.")
     config = demo_language.get_config()
     config.speaker.most, config.pretune.epochs = 0, 0
     epochs, most = refusal(config, check_fields)

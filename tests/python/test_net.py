@@ -236,7 +236,7 @@ def test_splits_are_those_of_the_data_or_a_fifth_is_held_out(image_folder, tmp_p
     assert splits_of(tmp_path / "b.csv", tmp_path) == {"train": 21, "test": 3}
     for pairs in (rows, iter(rows), [[str(path), label] for path, label in rows]):
         assert splits_of(pairs, tmp_path / "run") == {"train": 18, "val": 6}
-    scenes = {"format": "scenes", "name": "target", "splits": {"train": "train[:8]", "val": "", "test": ""}}
+    scenes = {"format": "scenes", "name": "green", "splits": {"train": "train[:8]", "val": "", "test": ""}}
     assert splits_of(scenes, tmp_path) == {"train": 8}
 
 
@@ -441,8 +441,8 @@ def test_named_weights_of_the_release_bring_their_module_and_files_their_backbon
     assert loading._config_of("vit_b16_in21k", "lora", "", {}).top_down == ""
     assert loading._config_of("vit_b16_in21k", "toast", "", {"module": "x"}).top_down == ""
     assert all(config.backbone.weights == name for name, config in configs.items())
-    config = loading._config_of("assets/vit_mini16.safetensors", "toast", "", {})
-    assert (config.backbone.size, config.backbone.weights) == ("Mini", "assets/vit_mini16.safetensors")
+    config = loading._config_of("assets/vit_nano8.safetensors", "toast", "", {})
+    assert (config.backbone.size, config.backbone.weights) == ("Nano", "assets/vit_nano8.safetensors")
 
 
 def test_a_repository_on_the_hub_says_what_its_backbone_is(monkeypatch):

@@ -56,7 +56,7 @@ def test_table_has_a_row_for_each_method(small):
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| linear", "| toast"]
     accuracy = 100 * np.array(result["rows"]["linear"]["test_accuracy"])
     assert f"| {accuracy.mean():.1f} +- {accuracy.std(ddof=1):.1f} |" in lines[2] and len(accuracy) == 2
-    assert result["rows"]["toast"]["tuned_parameters"] == 64 * 64 * 12 + 64 + 650
+    assert result["rows"]["toast"]["tuned_parameters"] == 96 * 96 * 12 + 96 + 6887
 
 
 def test_seeds_are_runs_of_their_own(small):
@@ -116,30 +116,42 @@ def test_attention_is_compared_with_that_before_tuning_scene_by_scene(small):
     assert toast[5].startswith(f"{100 * (after - before):.1f} [")
 
 
+def test_attention_is_the_mean_of_the_blocks_after_the_first(small):
+    folder, result, _ = small
+    measured = result["rows"]["toast"]
+    assert [len(measured["inside_by_block"][look]) for look in (maps.FIRST, maps.LAST)] == [6, 6]
+    for look in (maps.FIRST, maps.LAST):
+        assert np.mean(measured["inside"][look]) == pytest.approx(np.mean(measured["inside_by_block"][look][1:]))
+    first, last = (np.array(measured["inside_by_block"][look]) for look in (maps.FIRST, maps.LAST))
+    assert first[0] == pytest.approx(last[0], rel=1e-4) and np.any(abs(first[1:] - last[1:]) > 1e-3)
+    lines = (folder / "blocks.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| before tuning", "| linear", "| toast"]
+
+
 def test_exchanged_scenes_keep_the_green_digit_alone():
     """A network that names the green digit and nothing else is as accurate on them."""
-    scenes = [synthetic_scenes.scene("test", i) for i in range(20)]
+    scenes = [synthetic_scenes.scene("green", "test", i) for i in range(20)]
     annotated = demo.annotated(scenes)
     exchanged, donors = background.exchange(annotated.images, annotated.masks, annotated.labels, seed=0)
-    assert all(scenes[i].labels["target"] != scenes[k].labels["target"] for i, k in enumerate(donors))
+    assert all(scenes[i].label("green") != scenes[k].label("green") for i, k in enumerate(donors))
     for image, scene, mask in zip(exchanged, scenes, annotated.masks, strict=True):
         np.testing.assert_array_equal(image[mask], scene.image[mask])
-        assert np.all(mask[scene.masks["target"]]) and np.any(image != scene.image)
+        assert np.all(mask[scene.masks[scene.asked["green"]]]) and np.any(image != scene.image)
 
 
 @pytest.mark.slow
 def test_attention_before_tuning_is_the_same_for_all_networks_that_look_twice():
     """And it is that of the backbone alone."""
     config = demo_config.get_config()
-    images = np.stack([synthetic_scenes.scene("test", i).image for i in range(4)])
+    images = np.stack([synthetic_scenes.scene("green", "test", i).image for i in range(4)])
     looks = {}
     for name in ("linear", "toast", "toast_lite"):
-        network = load_network(config.runs[name], 10)
+        network = load_network(config.runs[name], len(synthetic_scenes.CLASSES))
         params = initial_parameters.start(network.model, network.method, seed=3, weights=config.runs[name].backbone.weights)
         looks[name] = jax.jit(lambda p, x, n=network: maps.look(n.model, n.method, p, x))(params, images)[1]
     for name in ("toast", "toast_lite"):
         np.testing.assert_allclose(looks[name][maps.FIRST], looks["linear"][maps.LAST], rtol=1e-5, atol=1e-7)
-        assert looks[name][maps.SELECTION].shape == (4, 3, 3)
+        assert looks[name][maps.SELECTION].shape == (4, 8, 8)
     assert maps.FIRST not in looks["linear"]
 
 

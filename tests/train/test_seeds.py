@@ -73,7 +73,7 @@ GOLDEN = {"linear": (0.32333, 1.76950), "toast": (0.71667, 0.76453)}
 def test_a_row_of_the_demo_comes_to_the_numbers_it_came_to(row, tmp_path):
     config = demo.get_config().runs[row]
     config.seed, config.epochs, config.warmup_epochs, config.eval_every, config.checkpoint_every = 42, 2, 1, 2, 2
-    config.data.splits.update({"train": "train[:480]", "val": "", "test": "test[:300]"})
+    config.data.splits.update({"train": "train[:320]", "val": "", "test": "test[:300]"})
     test = loop.fit(config, tmp_path)["test"]
     accuracy, loss = GOLDEN[row]
     assert test["accuracy"] == pytest.approx(accuracy, abs=2.5 / 300) and test["loss"] == pytest.approx(loss, rel=2e-3), test

@@ -224,7 +224,7 @@ TEXT = Sequences(*(np.arange(6, dtype=np.int32).reshape(2, 3) for _ in range(2))
         (FILES, dataclasses.replace(FILES, classes=("x", "z"))),
         (Subset(FILES, (0,)), Subset(FILES, (1,))),
         (Subset(FILES, (0,)), Subset(dataclasses.replace(FILES, labels=(1, 1)), (0,))),
-        (synthetic_scenes.Scenes("train", 5, "target"), synthetic_scenes.Scenes("train", 6, "target")),
+        (synthetic_scenes.Scenes("train", 5, "green"), synthetic_scenes.Scenes("train", 6, "green")),
         (TEXT, dataclasses.replace(TEXT, tokens=TEXT.tokens + 1)),
         (TEXT, dataclasses.replace(TEXT, answers=~TEXT.answers)),
     ],

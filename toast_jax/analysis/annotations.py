@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from toast_jax.analysis.localization import box_of
 from toast_jax.data.images import pixels, synthetic_scenes
 from toast_jax.data.images.image_files import Files
 from toast_jax.data.images.sources import Source
@@ -123,7 +122,7 @@ class TfdsObjects:
 
 @dataclasses.dataclass(frozen=True)
 class SceneObjects:
-    """Box masks around one of the digits in the demo's scenes."""
+    """Masks of the cell of one of the digits in the demo's scenes."""
 
     source: synthetic_scenes.Scenes
     digit: str
@@ -132,7 +131,8 @@ class SceneObjects:
         return len(self.source)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return box_of(synthetic_scenes.scene(self.source.split, index).masks[self.digit])
+        scene = synthetic_scenes.scene(self.source.task, self.source.split, index)
+        return scene.boxes[scene.asked[self.digit]]
 
 
 def open_objects(where: str, source: Source, root: str, only_annotated: bool = False) -> tuple[Source, Objects]:
@@ -140,8 +140,8 @@ def open_objects(where: str, source: Source, root: str, only_annotated: bool = F
 
     Args:
         where: for images in files, a JSON file that maps image paths to boxes `[x0, y0, x1, y1]`, or a folder with a mask at
-            each image's path, as .png. For TFDS records, the feature 'bbox' or 'segmentation_mask'. For scenes, the digit
-            'target', 'salient' or 'other'.
+            each image's path, as .png. For TFDS records, the feature 'bbox' or 'segmentation_mask'. For scenes, the task
+            that asks for the digit: 'green' or 'brightest'.
         source: the images.
         root: the folder that image paths are relative to, for a JSON file and a folder of masks.
         only_annotated: skip images without a box or a mask instead of raising.
@@ -153,7 +153,7 @@ def open_objects(where: str, source: Source, root: str, only_annotated: bool = F
         InputError: `where` does not exist, or an image has no annotation, or one that exceeds its bounds.
     """
     if isinstance(source, synthetic_scenes.Scenes):
-        digits = ("target", "salient", "other")
+        digits = tuple(synthetic_scenes.scene(source.task, source.split, 0).asked)
         return source, SceneObjects(source, _one_of(where, digits, "Scenes have the digits"))
     if isinstance(source, TfdsRecords):
         feature = _one_of(where, _TFDS, "Of TFDS records objects are the features")

@@ -49,6 +49,14 @@ def look(model: Steered, method: Method, params: dict, images: jax.Array) -> tup
     return jax.nn.softmax(logits), _maps(model, out)
 
 
+def look_in_blocks(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Run `look` of a ViT, with `FIRST` and `LAST` in every block: `[B, L, g, g]`."""
+    logits, out = apply(model, method, params, images, call="explain")
+    looks = {FIRST: out["first_look"]} if "first_look" in out else {}
+    of_looks = {name: of_blocks(_attention(look), model.backbone.grid) for name, look in (looks | {LAST: out["look"]}).items()}
+    return jax.nn.softmax(logits), _maps(model, out) | of_looks
+
+
 def look_closely(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict, Parts]:
     """Run `look`, with the details and one expensive map: `ROLLOUT` of a ViT's last look, or `GRAD_CAM` of a ConvNeXt's.
 
@@ -99,6 +107,11 @@ def look_to_measure(
 def of_class_token(attention: jax.Array, grid: int) -> jax.Array:
     """Average the class token's attention to each patch in the last block over heads: `[B, grid, grid]`, of sum at most 1."""
     return of_heads(attention, grid).mean(axis=1)
+
+
+def of_blocks(attention: jax.Array, grid: int) -> jax.Array:
+    """Average the class token's attention to each patch over heads, by block: `[B, L, grid, grid]`."""
+    return jnp.stack([of_class_token(block[None], grid) for block in attention], axis=1)
 
 
 def of_heads(attention: jax.Array, grid: int) -> jax.Array:

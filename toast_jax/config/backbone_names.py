@@ -19,7 +19,7 @@ LLAMAS = (
 )
 _GATED = {"backbone.mlp": "swiglu"}
 _VIT_SIZES: dict[str, dict[str, Any]] = {
-    **{name.lower(): {"backbone.size": name} for name in ("Mini", "Ti", "S", "B", "L", "H", "So400m")},
+    **{name.lower(): {"backbone.size": name} for name in ("Mini", "Nano", "Ti", "S", "B", "L", "H", "So400m")},
     "splus": {"backbone.size": "S", **_GATED},
     "hplus": {"backbone.size": "H+", **_GATED},
     "g": {"backbone.size": "g", **_GATED},

@@ -204,9 +204,10 @@ def scenes(config: ConfigDict, *, task: str, train: int, val: int, test: int) ->
     """Set the data of a config to scenes of one task (see toast_jax/data/images/synthetic_scenes.py)."""
     config.data.format, config.data.name = "scenes", task
     config.data.splits.update({"train": f"train[:{train}]", "val": f"val[:{val}]", "test": f"test[:{test}]"})
-    config.data.resize = config.data.image_size = 48
+    config.data.resize = config.data.image_size = 64
     config.data.verify = False
-    config.augment.flip = False
+    config.data.views = 1  # the scene as it is, so that the first look is computed once
+    config.augment.flip, config.augment.min_crop_area = False, 1.0
 
 
 # Folder, splits and what differs from VOC in AbSViT's recipe for each set.

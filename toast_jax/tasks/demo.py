@@ -26,6 +26,7 @@ _SIDE, _LARGE = 96, 192  # smallest width of a picture in pixels, below and at t
 _FIRST_SHOWN = ("toast", "lora", "finetune")  # rows of the large picture, if the demo has them
 _IN_FIGURE = 3  # scenes
 HEADER = ("method", "tuned", "test accuracy, %", "exchanged, %", "attention, %", "minus before", "selection, %")
+_LOOKS = (maps.FIRST, maps.LAST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +37,18 @@ class Row:
       tuned: number of tuned parameters.
       accuracy: on the test split, `[seeds]`.
       exchanged: accuracy on scenes whose green digit stands on the background of a scene of another class, `[seeds]`.
-      inside: by map, the share inside the target's box, `[seeds, scenes]`.
+      inside: by map, the share inside the cell of the green digit, `[seeds, scenes]`; that of attention is the mean over
+        the blocks after the first, which have feedback before them.
+      in_blocks: the same share by look and block, `[seeds, L, scenes]`.
       images_per_second: of training. Runs that resumed just before their end have no speed and are left out.
-      looked: predictions and maps of the first seed's network.
+      looked: predictions and maps of the first seed's network; of attention the mean over the same blocks.
     """
 
     tuned: int
     accuracy: np.ndarray
     exchanged: np.ndarray
     inside: dict[str, np.ndarray]
+    in_blocks: dict[str, np.ndarray]
     images_per_second: np.ndarray
     looked: comparison.Looked
 
@@ -54,7 +58,7 @@ def run(config: ConfigDict, folder: str) -> None:
     started = time.perf_counter()
     check_fields(config)
     folder = run_folder.writable(folder)
-    shown = [synthetic_scenes.scene("test", i) for i in range(config.attention_scenes)]
+    shown = [synthetic_scenes.scene("green", "test", i) for i in range(config.attention_scenes)]
     measured_on = annotated(shown)
     log.info("%d runs; their logs are in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     rows = {}
@@ -65,58 +69,91 @@ def run(config: ConfigDict, folder: str) -> None:
                 rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), measured_on)
             log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
     # Networks that look twice share the first look, which tuning does not change.
-    before = next(row.inside[maps.FIRST] for row in rows.values() if maps.FIRST in row.inside).mean(axis=0)
+    two_looks = next(row for row in rows.values() if maps.FIRST in row.inside)
+    before = two_looks.inside[maps.FIRST].mean(axis=0)
     table = [_cells(name, row, before) for name, row in rows.items()]
+    in_blocks = {
+        "before tuning": two_looks.in_blocks[maps.FIRST],
+        **{name: row.in_blocks[maps.LAST] for name, row in rows.items()},
+    }
+    block_header = ("attention, %", *(f"block {i + 1}" for i in range(two_looks.in_blocks[maps.FIRST].shape[1])))
+    block_table = [[name, *(f"{100 * share:.1f}" for share in shares.mean(axis=(0, 2)))] for name, shares in in_blocks.items()]
     notes = [
         f"Test accuracy: mean +- standard deviation of seeds {', '.join(map(str, config.seeds))}. Exchanged: accuracy on "
         f"{len(shown)} scenes whose green digit stands on the background of a scene with another one.",
-        f"Attention: the class token's, in the last look; the share inside the green digit's box, {before.mean():.1%} before "
-        f"tuning, {measured_on.masks.mean():.1%} if it were uniform. Minus before: the difference, with its 95 % interval over "
-        "scenes. Selection: the same share of the mask that selects the feedback.",
+        "Attention: of the class token in the last look, mean over the blocks after the first; the share inside the green "
+        f"digit's cell, {before.mean():.1%} before tuning, {measured_on.masks.mean():.1%} if it were uniform. Minus before: "
+        "the difference, with its 95 % interval over scenes. Selection: the same share of the mask that selects the feedback.",
     ]
-    log.info("\n%s\n", report.columns(HEADER, table))
+    log.info("\n%s\n\n%s\n", report.columns(HEADER, table), report.columns(block_header, block_table))
     for note in notes:
         log.info("%s", textwrap.fill(note, 100))
     (folder / "table.md").write_text(report.markdown(HEADER, table) + "\n")
+    (folder / "blocks.md").write_text(report.markdown(block_header, block_table) + "\n")
     Image.fromarray(_figure(rows, shown[:_IN_FIGURE])).save(folder / "figure.png")
     facts = run_folder.circumstances()
-    page = report.page("TOAST in minutes", *_story(config, rows, shown, table, notes, folder, facts))
+    tables = [
+        report.table(HEADER, table),
+        *(report.paragraph(note, "small") for note in notes),
+        report.heading("Attention on the green digit, by block"),
+        report.paragraph("Feedback reaches every block, and changes the attention of those after the first."),
+        report.table(block_header, block_table),
+    ]
+    page = report.page("TOAST in minutes", *_story(config, rows, shown, tables, folder, facts))
     (folder / "report.html").write_text(page)
     run_folder.write_json(folder / "result.json", _result(config, rows, float(before.mean()), facts))
     log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
 
 
 def annotated(scenes: list[synthetic_scenes.Scene]) -> Annotated:
-    """Return scenes with the box around the green digit and its class."""
+    """Return scenes with the cell of the green digit and its class."""
     return Annotated(
         images=np.stack([scene.image for scene in scenes]),
-        masks=np.stack([localization.box_of(scene.masks["target"]) for scene in scenes]),
-        labels=np.array([scene.labels["target"] for scene in scenes]),
+        masks=np.stack([scene.boxes[scene.asked["green"]] for scene in scenes]),
+        labels=np.array([scene.label("green") for scene in scenes]),
     )
 
 
 def _measured(results, folders, annotated) -> Row:
     runs = [saved_run.load(folder) for folder in folders]
     exchanged, _ = background.exchange(annotated.images, annotated.masks, annotated.labels, seed=0)
-    look = runs[0].compiled(maps.look)
+    look = runs[0].compiled(maps.look_in_blocks)
     looks = [jax.device_get(look(run.params, annotated.images)) for run in runs]
     others = [jax.device_get(look(run.params, exchanged)[0]) for run in runs]
-    probabilities, first_maps = looks[0]
+    probabilities, shown_maps = looks[0][0], _after_the_first_block(looks[0][1])
+    in_blocks = {
+        name: np.stack([_share_in_blocks(by_name[name], annotated.masks) for _, by_name in looks])
+        for name in _LOOKS
+        if name in shown_maps
+    }
+    inside = {name: shares[:, 1:].mean(axis=1) for name, shares in in_blocks.items()}
+    if maps.SELECTION in shown_maps:
+        selections = [by_name[maps.SELECTION] for _, by_name in looks]
+        inside[maps.SELECTION] = np.stack([localization.energy_inside(selection, annotated.masks) for selection in selections])
     return Row(
         tuned=results[0]["tuned_parameters"]["all"],
         accuracy=np.array([result["test"]["accuracy"] for result in results]),
         exchanged=np.array([np.mean(values.argmax(axis=-1) == annotated.labels) for values in others]),
-        inside={
-            name: np.stack([localization.energy_inside(by_name[name], annotated.masks) for _, by_name in looks])
-            for name in first_maps
-        },
+        inside=inside,
+        in_blocks=in_blocks,
         images_per_second=np.array([rate for result in results if (rate := result["images_per_second"])]),
         looked=comparison.Looked(
             named=tuple(runs[0].classes[label] for label in probabilities.argmax(axis=-1)),
             confidence=probabilities.max(axis=-1),
-            maps=first_maps,
+            maps=shown_maps,
         ),
     )
+
+
+def _share_in_blocks(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the share of attention `[B, L, g, g]` inside the masks `[B, S, S]`, `[L, B]`."""
+    return np.stack([localization.energy_inside(block, masks) for block in attention.swapaxes(0, 1)])
+
+
+def _after_the_first_block(by_name: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Average the share of attention on each patch over the blocks after the first; other maps stay as they are."""
+    shares = {name: values / values.sum(axis=(2, 3), keepdims=True) for name, values in by_name.items() if name in _LOOKS}
+    return {name: shares[name][:, 1:].mean(axis=1) if name in shares else values for name, values in by_name.items()}
 
 
 def _cells(name: str, row: Row, before: np.ndarray) -> list[str]:
@@ -147,23 +184,23 @@ def _figure(rows: dict[str, Row], shown: list[synthetic_scenes.Scene]) -> np.nda
     return drawing.stacked(lines)
 
 
-def _story(config, rows, shown, table, notes, folder, facts) -> list[str]:
+def _story(config, rows, shown, tables, folder, facts) -> list[str]:
     shown = shown[: config.shown_scenes]
     return [
         report.heading("TOAST: look, select, look again", 1),
         report.paragraph(
-            "A small network was trained to classify the brightest digit of a scene. Here it is tuned, in several ways, to "
-            "classify the green digit, which is always dimmer. All methods get the same few scenes and the same number of "
-            "steps, and are tested on the same digits, none of which is in the training set."
+            "A small network was trained to name the one digit of a scene, and its color, among scrambled ones. Here it is "
+            "tuned, in several ways, to name the green one of four digits. All methods get the same few scenes and the same "
+            "number of steps, and are tested on the same digits, none of which is in the training set."
         ),
         report.steps(_large_pictures(rows, shown), "Test scene"),
         report.paragraph(
-            "First look: attention of the class token before tuning. Selection: which tokens TOAST feeds back. Last look: "
-            "attention of the tuned network. Yellow is high and dark blue is low, scaled for each picture. Below: the tuned "
-            "network's prediction, and whether it is right. The scenes are the first of the test split, not hand-picked."
+            "First look: attention of the class token before tuning, mean of the blocks after the first. Selection: which "
+            "tokens TOAST feeds back. Last look: attention of the tuned network. Yellow is high and dark blue is low, scaled "
+            "for each picture. Below: the tuned network's prediction, and whether it is right. The scenes are the first of the "
+            "test split, not hand-picked."
         ),
-        report.table(HEADER, table),
-        *(report.paragraph(note, "small") for note in notes),
+        *tables,
         report.heading("Learning curves"),
         curves.of_rows(folder, config.rows, config.seeds),
         report.heading("All methods"),
@@ -182,8 +219,8 @@ def _picture_grid(rows: dict[str, Row], shown: list[synthetic_scenes.Scene]) -> 
 
 
 def _pictures(looked: dict[str, comparison.Looked], shown: list[synthetic_scenes.Scene], side: int) -> str:
-    truths = [str(scene.labels["target"]) for scene in shown]
-    images, captions = [drawing.enlarged(scene.image, side) for scene in shown], [f"green digit: {truth}" for truth in truths]
+    truths = [synthetic_scenes.CLASSES[scene.label("green")] for scene in shown]
+    images, captions = [drawing.enlarged(scene.image, side) for scene in shown], [f"asked: {truth}" for truth in truths]
     return comparison.grid(images, captions, truths, looked, maps.ORDER)
 
 
@@ -194,6 +231,7 @@ def _result(config, rows, before, facts) -> dict:
             "test_accuracy": row.accuracy.tolist(),
             "exchanged_accuracy": row.exchanged.tolist(),
             "inside": {label: shares.mean(axis=1).tolist() for label, shares in row.inside.items()},
+            "inside_by_block": {label: shares.mean(axis=(0, 2)).tolist() for label, shares in row.in_blocks.items()},
             "images_per_second": row.images_per_second.tolist(),
         }
         for name, row in rows.items()

@@ -344,7 +344,7 @@ def test_build_passes_every_field_on():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": "XL"}, r"config.backbone.size is 'XL'; it must be one of Mini, Ti, S, B, L, H"),
+        ({"size": "XL"}, r"config.backbone.size is 'XL'; it must be one of Mini, Nano, Ti, S, B, L, H"),
         ({"pool": "max"}, "config.backbone.pool is 'max'; it must be one of cls, mean"),
         ({"dtype": "bf16"}, "config.backbone.dtype is 'bf16'.*the nearest is 'bfloat16'"),
     ],

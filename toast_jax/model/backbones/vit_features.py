@@ -22,7 +22,8 @@ class Size:
 
 
 SIZES = {
-    "Mini": Size(width=64, depth=6, num_heads=4),  # for the demo
+    "Mini": Size(width=64, depth=6, num_heads=4),
+    "Nano": Size(width=96, depth=6, num_heads=4),  # for the demo
     "Ti": Size(width=192, depth=12, num_heads=3),
     "S": Size(width=384, depth=12, num_heads=6),
     "B": Size(width=768, depth=12, num_heads=12),
