@@ -157,7 +157,8 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != 
 def test_tuned_leaves_move_and_frozen_ones_do_not(method, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(convnext, "LAYER_SCALE", 1.0)  # the real start makes steps in the blocks smaller than a float32 shows
     config = folder.get_config(f"method={method},backbone=convnext_b_in1k")
-    config.update(tiny_config(image_folder, method, "convnext_t"))
+    config.update(tiny_config(image_folder, method, "convnext_t").copy_and_resolve_references())
+    config.data.resize, config.data.image_size = 72, 64  # several places in the last map, for a probe's queries to choose from
     config.backbone.drop_path, config.optimizer.weight_decay = 0.1, 0.0  # what moves was moved by its gradient
     config.optimizer.lr, config.lora.alpha = 1.0, 100.0  # a delta's first factor moves by the square of its scale
     before, after = two_steps(config, tmp_path)
