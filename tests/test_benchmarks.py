@@ -46,6 +46,8 @@ def test_a_benchmark_runs_to_its_table(name, tmp_path):
     elif name == "costs":
         pictures = {f"{cost}_{what}.svg" for cost in ("ms", "mb") for what in ("image_size", "batch", "depth")}
         assert {path.name for path in tmp_path.iterdir()} == {"costs.json", *pictures}
+    elif name == "demo_backbone":
+        assert (tmp_path / "demo.safetensors").is_file()
     else:
         assert ("filled cache: first step after" if name == "start" else "|---|") in done.stdout
 
