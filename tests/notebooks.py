@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-_COLORS = 128  # of a stored picture, so that the file stays small
+_COLORS = 96  # of a stored picture, so that the file stays small
 
 
 def cells(file):
