@@ -18,6 +18,7 @@ from toast_jax.model import families
 from toast_jax.model.backbones.rename_rules import Layout, Rename
 from toast_jax.model.families import FAMILIES, Family
 from toast_jax.testing.comparison import Check, relative_error
+from toast_jax.testing.recording import group
 from toast_jax.weights import rename
 from toast_jax.weights.containers import Arrays
 from toast_jax.weights.other_projects import unwrapped
@@ -68,12 +69,8 @@ def parameters(path: str, arrays: Arrays) -> tuple[Arrays, tuple[Rename, ...]]:
     Raises:
       InputError: no network here has these parameters.
     """
-    state = unwrapped(_group(arrays, "params/"), [])
+    state = unwrapped(group(arrays, "params/"), [])
     return state, _table(path, state, bool(arrays["config/mlp_gated"]))
-
-
-def _group(arrays, prefix):
-    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def _table(path: str, state: Arrays, gated: bool) -> tuple[Rename, ...]:
@@ -158,7 +155,7 @@ def _gradients(model, params, arrays, state, table, family) -> list[Check]:
         _, pull_back = jax.vjp(row.forward, *map(jnp.asarray, values))
         of_state |= dict(zip((name.format(i=i) for name in row.torch), pull_back(outputs), strict=True))
     checks = [Check("out/pooled (alone)", relative_error(pooled, arrays["out/pooled"]), TOKENS)]
-    for name, array in _group(arrays, "grad/").items():
+    for name, array in group(arrays, "grad/").items():
         bare = max((bare for bare in of_state if name.endswith(bare)), key=len)  # without modules around the network
         checks.append(Check(f"grad/{name}", relative_error(of_state[bare], array), GRADIENTS))
     return checks

@@ -24,6 +24,7 @@ from toast_jax.model.methods import tuned_mask
 from toast_jax.model.steered import apply, merged
 from toast_jax.testing import backbone_parity, recording, segmentation_parity
 from toast_jax.testing.comparison import Check, relative_error
+from toast_jax.testing.one_device import on_one_device
 from toast_jax.testing.recording import Recording
 from toast_jax.train import optim, step
 from toast_jax.train.augment import by_token
@@ -67,12 +68,6 @@ def replay(path: str) -> list[Check]:
     return checks
 
 
-def _on_one_device(function, *args):
-    """Run as a step on one device does, without `pmap`."""
-    mapped = jax.vmap(function, in_axes=None, axis_name=parallel.AXIS, axis_size=1)
-    return jax.tree.map(lambda a: a[0], jax.jit(mapped)(*args))
-
-
 def _keys(batch):
     """Return keys that mark a forward pass as one of training, in which nothing is dropped here."""
     return jax.random.split(jax.random.key(0), len(batch["label"]))
@@ -80,15 +75,15 @@ def _keys(batch):
 
 def _weighed(batch):
     """Weigh the tokens of a batch as a step does."""
-    return _on_one_device(lambda batch: by_token(batch, None), batch) if "weight" in batch else batch
+    return on_one_device(lambda batch: by_token(batch, None), batch) if "weight" in batch else batch
 
 
 def _forward(recorded: Recording) -> list[Check]:
     seen, arrays = losses.inputs(recorded.batch), recorded.arrays
     run = functools.partial(apply, recorded.model, recorded.method)
     keys_of_training = _keys(recorded.batch)
-    logits = _on_one_device(run, recorded.params, seen, keys_of_training)
-    explained, out = _on_one_device(functools.partial(run, call="explain"), recorded.params, seen, keys_of_training)
+    logits = on_one_device(run, recorded.params, seen, keys_of_training)
+    explained, out = on_one_device(functools.partial(run, call="explain"), recorded.params, seen, keys_of_training)
     pairs = {"out/logits": logits, "out/logits (with intermediates)": explained}
     pairs |= _tokens(recorded, out["look"])
     if "selection" in out:
@@ -127,7 +122,7 @@ def _probed(recorded: Recording, last) -> dict:
         normed = model.probe(tokens, training=True)
         return {"mid/tokens": tokens, "mid/pooled": pooled, "mid/attention": attention, "mid/normed_train": normed}
 
-    return _on_one_device(functools.partial(apply, recorded.model, recorded.method, call=steps), recorded.params, last)
+    return on_one_device(functools.partial(apply, recorded.model, recorded.method, call=steps), recorded.params, last)
 
 
 def _intermediates(out, transform) -> dict:
@@ -148,7 +143,7 @@ def _gradients(recorded: Recording, scores, tuned, frozen, name, prefix) -> list
     """Compare a loss with the recorded array `name`, and its gradients with those that begin with `prefix`."""
     batch = _weighed(recorded.batch)
     mean = lambda tuned: scores(trees.merge(tuned, frozen), batch, _keys(batch))["loss"].mean()  # noqa: E731
-    loss, grads = _on_one_device(jax.value_and_grad(mean), tuned)
+    loss, grads = on_one_device(jax.value_and_grad(mean), tuned)
     after = jax.tree.map(lambda running, step: running - step, tuned, grads)
     checks = [Check(name, relative_error(loss, recorded.arrays[name]), FORWARD)] if name in recorded.arrays else []
     return checks + _compare(recorded, grads, prefix) + _compare(recorded, after, "running/after/")

@@ -6,6 +6,7 @@ Sizes and the method are inferred from the arrays.
 import dataclasses
 import re
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,8 +51,12 @@ class Recording:
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """Return the arrays under a prefix by the rest of their names, without `enc.`."""
-        names = {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
-        return {name.removeprefix("enc."): value for name, value in names.items()}
+        return {name.removeprefix("enc."): value for name, value in group(self.arrays, prefix).items()}
+
+
+def group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Return the arrays under a prefix by the rest of their names."""
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def read(path: str) -> dict[str, np.ndarray]:

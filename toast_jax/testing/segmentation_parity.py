@@ -6,7 +6,7 @@ parts.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import trees
-from toast_jax.devices import parallel
+from toast_jax.data.images.segmentation.masks import IGNORED
 from toast_jax.model.batch_norm import STATISTICS
 from toast_jax.model.methods import METHODS
 from toast_jax.model.prompts import Prompts
 from toast_jax.model.segmentation import heads, losses
 from toast_jax.model.segmentation.segmenter import Segmenter, segment
 from toast_jax.testing.comparison import Check, relative_error
+from toast_jax.testing.one_device import on_one_device
+from toast_jax.testing.recording import group
 from toast_jax.train.segmentation import metrics
 from toast_jax.weights.containers import Arrays
 from toast_jax.weights.rename import from_torch, kind, recognized, to_torch
@@ -49,10 +51,6 @@ def replay(arrays: Arrays) -> list[Check]:
     return _Heads(arrays, training=True, network=_Network(arrays)).checks()
 
 
-def _group(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-
-
 def _last(maps_nchw) -> np.ndarray:
     return maps_nchw.transpose(0, 2, 3, 1)
 
@@ -61,18 +59,12 @@ def _first(maps) -> np.ndarray:
     return np.asarray(maps).transpose(0, 3, 1, 2)
 
 
-def _on_one_device(function: Callable, *args):
-    """Compile and run a function with the axis of devices, of size one, as a step has."""
-    mapped = jax.vmap(function, in_axes=None, out_axes=None, axis_name=parallel.AXIS, axis_size=1)
-    return jax.jit(mapped)(*args)
-
-
 def _positions(arrays: Arrays) -> list[Check]:
     family, embed = kind(["backbone/cls_token"]), arrays["input/pos_embed"]  # positions of a class token and patches
     grid = round((embed.shape[1] - 1) ** 0.5)
     model = family.module(width=embed.shape[2], depth=1, num_heads=1, patch=1, grid=grid)
     checks = []
-    for name, recorded in _group(arrays, "out/").items():
+    for name, recorded in group(arrays, "out/").items():
         rows, columns = map(int, name.split("x"))
         _, params = family.of_side(model, {"pos_embed": jnp.asarray(embed)}, (rows, columns))
         checks.append(Check(f"out/{name}", relative_error(params["pos_embed"], recorded), FORWARD))
@@ -80,7 +72,7 @@ def _positions(arrays: Arrays) -> list[Check]:
 
 
 def _metrics(arrays: Arrays, prefix: str) -> list[Check]:
-    recorded = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    recorded = group(arrays, prefix)
     predictions, labels = recorded["input/predictions"], recorded["input/labels"]
     counts = metrics.confusion(labels, predictions, int(arrays["config/num_classes"]), int(arrays["config/ignore_index"]))
     other = metrics.scores(counts, label_absent="nan")
@@ -102,7 +94,7 @@ class _Network:
 
     def __init__(self, arrays: Arrays):
         self.arrays = arrays
-        state = _group(arrays, "params/")
+        state = group(arrays, "params/")
         family = recognized(state)
         assert family, "the recording is of no family here"
         self.family = family
@@ -134,13 +126,13 @@ class _Network:
 
     def gradients(self, loss: Callable) -> dict[str, Any]:
         """Return gradients of `loss(params)` by PyTorch names."""
-        gradients = _on_one_device(jax.grad(loss), self.params)
+        gradients = on_one_device(jax.grad(loss), self.params)
         gradients["top_down"].pop("transform", None) if "top_down" in gradients else None
         return to_torch(trees.flat(gradients), self.family)
 
     def checks(self) -> list[Check]:
         arrays, images = self.arrays, _last(self.arrays["input/images_nchw"])
-        maps, out = _on_one_device(self.run, self.params, images)
+        maps, out = on_one_device(self.run, self.params, images)
         probes = [_last(arrays[f"input/probe_{i}"]) for i in range(len(maps))]
 
         def product(params):
@@ -149,7 +141,7 @@ class _Network:
         parts = [np.asarray(x) * probe for x, probe in zip(maps, probes, strict=True)]
         total = sum(part.sum() for part in parts)
         scale = sum(np.abs(part).sum() for part in parts)
-        tuned = [array for name, array in _group(arrays, "params/").items() if name in self.trainable]
+        tuned = [array for name, array in group(arrays, "params/").items() if name in self.trainable]
         checks = [
             Check("count/total", abs(self.count - int(arrays["count/total"])), 0),
             Check("count/trainable", abs(sum(array.size for array in tuned) - int(arrays["count/trainable"])), 0),
@@ -160,14 +152,14 @@ class _Network:
         values = {"tokens_first": first["tokens"], "tokens_second": out["look"]["tokens"]}
         if "selection" in out:
             values |= {"selection": out["selection"], "selected_tokens": out["selection"] * first["tokens"], "td": out["td"]}
-        recorded = _group(arrays, "mid/")
+        recorded = group(arrays, "mid/")
         checks += [self._compare(f"mid/{name}", value) for name, value in values.items() if name in recorded]
         assert recorded.keys() <= values.keys(), f"recorded, but not compared: {recorded.keys() - values.keys()}"
         if self.trainable:
             gradients = self.gradients(product)
-            checks += [self._compare(f"grad/{name}", gradients[name], GRADIENTS) for name in _group(arrays, "grad/")]
+            checks += [self._compare(f"grad/{name}", gradients[name], GRADIENTS) for name in group(arrays, "grad/")]
         if "rect/input/images_nchw" in arrays:
-            maps, _ = _on_one_device(self.run, self.params, _last(arrays["rect/input/images_nchw"]))
+            maps, _ = on_one_device(self.run, self.params, _last(arrays["rect/input/images_nchw"]))
             checks += [self._compare(f"rect/out/map_{i}", _first(x)) for i, x in enumerate(maps)]
         return checks
 
@@ -204,7 +196,7 @@ class _Heads:
 
     def __init__(self, arrays: Arrays, training: bool, prefix: str = "", network: _Network | None = None):
         self.arrays, self.training, self.prefix, self.network = arrays, training, prefix, network
-        own, second = (_group(arrays, f"{part}/params/") for part in ("head", "aux"))
+        own, second = (group(arrays, f"{part}/params/") for part in ("head", "aux"))
         self.head = heads.UperNet(
             num_classes=len(own["classifier.bias"]),
             channels=own["classifier.weight"].shape[1],
@@ -216,7 +208,7 @@ class _Heads:
         self.names |= {f"auxiliary/{_path(name)}": f"aux/{name}" for name in second}
         head = {_path(name): _of_torch(name, array) for name, array in own.items()}
         head |= {f"auxiliary/{_path(name)}": _of_torch(name, array) for name, array in second.items()}
-        inputs = {name: jnp.asarray(_last(array)) for name, array in _group(arrays, "head/").items() if name[:6] == "input_"}
+        inputs = {name: jnp.asarray(_last(array)) for name, array in group(arrays, "head/").items() if name[:6] == "input_"}
         self.params = {"head": trees.nested(head), **({"network": network.params} if network else {"maps": inputs})}
 
     def run(self, params):
@@ -234,16 +226,16 @@ class _Heads:
         of_all = [losses.of_pixels(each, labels)[0].mean() for each in logits]
         values = dict(zip(("decode", "aux"), of_all, strict=True))
         values["total"] = values["decode"] + float(self.arrays["config/aux_weight"]) * values["aux"]
-        counted = (labels != losses.IGNORED).mean()
+        counted = (labels != IGNORED).mean()
         means = {f"loss/{name}": value / counted for name, value in values.items()}
         return means | {f"loss_all_pixels/{name}": value for name, value in values.items()}
 
     def checks(self) -> list[Check]:
-        logits = _on_one_device(self.run, self.params)
+        logits = on_one_device(self.run, self.params)
         pairs: dict[str, Any] = {f"{part}/out/logits": _first(each) for part, each in zip(("head", "aux"), logits, strict=True)}
         pairs |= self.losses(logits)
         bounds = dict.fromkeys(pairs, FORWARD)
-        gradients = _on_one_device(jax.grad(lambda params: self.losses(self.run(params))["loss/total"]), self.params)
+        gradients = on_one_device(jax.grad(lambda params: self.losses(self.run(params))["loss/total"]), self.params)
         by_name = {self.names[path]: (path, leaf) for path, leaf in trees.flat(gradients["head"]).items()}
         running = {}
         for name, (path, leaf) in by_name.items():
