@@ -12,17 +12,9 @@ run: the folder of a run. backbone: a language model that was not tuned, from we
 --config.network.backbone.weights and --config.network.data.tokenizer name other files.
 """
 
-from ml_collections import ConfigDict
-
-from toast_jax.config.arguments import arguments
-from toast_jax.config.run_fields import language
-from toast_jax.config.task_fields import config_of
+from toast_jax.config.task_fields import of_language_model
 
 
 def get_config(text: str | None = None):
     """Return the config; `text` is the config arguments."""
-    values = arguments(text, run="", backbone="")
-    network = ConfigDict()
-    if values["backbone"]:
-        network = language(name="generate", method="finetune", backbone=values["backbone"])
-    return config_of("generate", run=values["run"], network=network)
+    return of_language_model("generate", text)

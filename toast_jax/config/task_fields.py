@@ -4,8 +4,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from toast_jax.config.arguments import arguments
 from toast_jax.config.paper_recipes import SEEDS
-from toast_jax.config.run_fields import TEMPLATES
+from toast_jax.config.run_fields import TEMPLATES, language
 from toast_jax.data.images.corruptions import CORRUPTIONS, SEVERITIES
 from toast_jax.data.text.documents import FORMATS
 from toast_jax.fields import COUNT, FLAG, SEED, TEXT, Choice, Field, Several, Text, nested, real, whole
@@ -191,3 +192,12 @@ SECTIONS = {
 def config_of(task: str, **values: Any) -> ConfigDict:
     """Return the config of a task: its defaults, updated with `values` (fields by name, or whole sections)."""
     return ConfigDict(nested({name: field.default for name, field in TASKS[task].items()} | values))
+
+
+def of_language_model(task: str, text: str | None) -> ConfigDict:
+    """Return the config of a task on a language model; `text` names a run, as in run=RUN, or one not tuned, backbone=NAME."""
+    values = arguments(text, run="", backbone="")
+    network = ConfigDict()
+    if values["backbone"]:
+        network = language(name=task, method="finetune", backbone=values["backbone"])
+    return config_of(task, run=values["run"], network=network)
