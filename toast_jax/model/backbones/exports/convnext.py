@@ -1,14 +1,11 @@
 """A plain ConvNeXt for timm and for transformers."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.convnext import LAYER_NORM_EPS, SIZES, ConvNeXt
-from toast_jax.model.backbones.exports.formats import Format, Preprocessing, timm_config, transformers_config
+from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamed, timm_config, transformers_config
 
 _TIMM_SIZES = {"T": "convnext_tiny", "S": "convnext_small", "B": "convnext_base", "L": "convnext_large"}
 
@@ -64,14 +61,7 @@ _TRANSFORMERS_NAMES = (
 )
 
 
-def _renamed(rows: Sequence[tuple[str, str]], state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        next(match.expand(to) for regex, to in rows if (match := re.fullmatch(regex, name))): array
-        for name, array in state.items()
-    }
-
-
 FORMATS = {
-    "timm": Format(lambda state: _renamed(_TIMM_NAMES, state), _of_timm),
-    "hf": Format(lambda state: _renamed(_TRANSFORMERS_NAMES, state), _of_transformers),
+    "timm": Format(lambda state: renamed(_TIMM_NAMES, state), _of_timm),
+    "hf": Format(lambda state: renamed(_TRANSFORMERS_NAMES, state), _of_transformers),
 }

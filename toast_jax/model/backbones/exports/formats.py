@@ -1,6 +1,7 @@
 """How a family writes plain weights for another library: names of its arrays, and its `config.json`."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,14 @@ class Format(NamedTuple):
 
     arrays: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     config: Callable[[Any, Sequence[str], Any], dict[str, Any]]
+
+
+def renamed(rows: Sequence[tuple[str, str]], state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename arrays by the first of `rows`, pairs of a regex and its replacement, that matches the whole name."""
+    return {
+        next(match.expand(to) for regex, to in rows if (match := re.fullmatch(regex, name))): array
+        for name, array in state.items()
+    }
 
 
 def timm_config(

@@ -1,14 +1,13 @@
 """A plain ViT for timm and for transformers."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.exports.formats import Format, Preprocessing, timm_config, transformers_config
+from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamed, timm_config, transformers_config
 from toast_jax.model.backbones.vit import SIZES, ViT
 from toast_jax.model.backbones.vit_features import Features
 
@@ -74,13 +73,14 @@ def _of_transformers(backbone: ViT, classes: Sequence[str], preprocessing: Prepr
     )
 
 
-# The release's names, which are timm's, and those in the files of transformers.
+# The release's names, which are timm's, with queries, keys and values apart, and those in the files of transformers.
 _NAMES = (
     (r"cls_token", "vit.embeddings.cls_token"),
     (r"pos_embed", "vit.embeddings.position_embeddings"),
     (r"patch_embed\.proj\.(\w+)", r"vit.embeddings.patch_embeddings.projection.\1"),
     (r"blocks\.(\d+)\.norm1\.(\w+)", r"vit.encoder.layer.\1.layernorm_before.\2"),
     (r"blocks\.(\d+)\.norm2\.(\w+)", r"vit.encoder.layer.\1.layernorm_after.\2"),
+    (r"blocks\.(\d+)\.attn\.(query|key|value)\.(\w+)", r"vit.encoder.layer.\1.attention.attention.\2.\3"),
     (r"blocks\.(\d+)\.attn\.proj\.(\w+)", r"vit.encoder.layer.\1.attention.output.dense.\2"),
     (r"blocks\.(\d+)\.mlp\.fc1\.(\w+)", r"vit.encoder.layer.\1.intermediate.dense.\2"),
     (r"blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"vit.encoder.layer.\1.output.dense.\2"),
@@ -90,15 +90,14 @@ _NAMES = (
 
 
 def _arrays_of_transformers(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    out = {}
+    apart: dict[str, np.ndarray] = {}
     for name, array in state.items():
-        if match := re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(\w+)", name):
-            for part, third in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-                out[f"vit.encoder.layer.{match[1]}.attention.attention.{part}.{match[2]}"] = third
+        if ".attn.qkv." in name:
+            parts = (name.replace(".qkv.", f".{part}.") for part in ("query", "key", "value"))
+            apart |= zip(parts, np.split(array, 3), strict=True)
         else:
-            (new,) = (match.expand(to) for regex, to in _NAMES if (match := re.fullmatch(regex, name)))
-            out[new] = array
-    return out
+            apart[name] = array
+    return renamed(_NAMES, apart)
 
 
 FORMATS = {"timm": Format(dict, _of_timm), "hf": Format(_arrays_of_transformers, _of_transformers)}
