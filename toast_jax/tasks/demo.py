@@ -60,13 +60,14 @@ def run(config: ConfigDict, folder: str) -> None:
     folder = run_folder.writable(folder)
     shown = [synthetic_scenes.scene("green", "test", i) for i in range(config.attention_scenes)]
     measured_on = annotated(shown)
+    exchanged, _ = background.exchange(measured_on.images, measured_on.masks, measured_on.labels, seed=0)
     log.info("%d runs; their logs are in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     rows = {}
     with log_to_file(folder / "log.txt", but=log):
         for name in config.rows:
             folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
             with renaming({}, f"runs.{name}"):
-                rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), measured_on)
+                rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), measured_on, exchanged)
             log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
     # Networks that look twice share the first look, which tuning does not change.
     two_looks = next(row for row in rows.values() if maps.FIRST in row.inside)
@@ -114,9 +115,8 @@ def annotated(scenes: list[synthetic_scenes.Scene]) -> Annotated:
     )
 
 
-def _measured(results, folders, annotated) -> Row:
+def _measured(results, folders, annotated, exchanged) -> Row:
     runs = [saved_run.load(folder) for folder in folders]
-    exchanged, _ = background.exchange(annotated.images, annotated.masks, annotated.labels, seed=0)
     look = runs[0].compiled(maps.look_in_blocks)
     looks = [jax.device_get(look(run.params, annotated.images)) for run in runs]
     others = [jax.device_get(look(run.params, exchanged)[0]) for run in runs]
