@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Integer
 
+from toast_jax.data.images.segmentation.masks import IGNORED
 from toast_jax.model.layers.arrays import Array
-from toast_jax.model.segmentation.losses import IGNORED
 
 _ROWS = 64  # rows of pixels whose logits are held at once, if they divide the height
 

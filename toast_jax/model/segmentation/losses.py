@@ -6,12 +6,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Integer
 
+from toast_jax.data.images.segmentation.masks import IGNORED
 from toast_jax.model.layers.arrays import Array, Batch, Keys, Scores
 from toast_jax.model.methods import Method
 from toast_jax.model.segmentation.heads import upsample
 from toast_jax.model.segmentation.segmenter import Segmenter, segment
-
-IGNORED = 255  # label of pixels that do not count
 
 
 def of_pixels(

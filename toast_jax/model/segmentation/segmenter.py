@@ -1,6 +1,7 @@
 """A steered network that classifies pixels: it reads maps of several sites of the final look."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -111,7 +112,8 @@ def four_sites(sites: int) -> tuple[int, ...]:
     return tuple(-(-sites * i // 4) - 1 for i in range(1, 5))
 
 
-def cell(model: Segmenter, method: Method) -> int:
+@functools.cache  # tracing a network takes a second, and every evaluation asks
+def cell(model: Segmenter) -> int:
     """Return the pixels along the side of a place of the head's map."""
     logits = jax.eval_shape(lambda key: model.init_with_output(key, model.backbone.example)[0], jax.random.key(0))
     return model.backbone.example.shape[1] // logits.shape[1]

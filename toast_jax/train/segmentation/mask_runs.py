@@ -85,7 +85,7 @@ def eval_view(config: ConfigDict, num_classes: int) -> EvalView:
         tuple(data.window),
         tuple(data.stride),
         multiple=family.image_multiple(config.backbone),
-        cell=segmenter.cell(*segmenter.build(config, num_classes)),
+        cell=segmenter.cell(segmenter.build(config, num_classes)[0]),
     )
 
 
@@ -100,7 +100,7 @@ def _of_all(batch: dict, rng: Keys) -> dict:
 
 def _of_counted(batch: dict, rng: Keys) -> dict:
     """Scale losses that are means over all pixels to means over the counted pixels of the global batch."""
-    counted = jax.lax.pmean((batch["label"] != losses.IGNORED).mean(), parallel.AXIS)
+    counted = jax.lax.pmean((batch["label"] != masks.IGNORED).mean(), parallel.AXIS)
     return {**batch, "scale": jnp.full(len(batch["label"]), 1 / jnp.maximum(counted, 1e-6))}
 
 
