@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax import trees
-from toast_jax.data.images.segmentation.masks import IGNORED
+from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.model.batch_norm import STATISTICS
 from toast_jax.model.methods import METHODS
 from toast_jax.model.prompts import Prompts

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Integer
 
-from toast_jax.data.images.segmentation.masks import IGNORED
+from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.model.layers.arrays import Array
 
 _ROWS = 64  # rows of pixels whose logits are held at once, if they divide the height

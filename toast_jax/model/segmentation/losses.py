@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float, Integer
 
-from toast_jax.data.images.segmentation.masks import IGNORED
+from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.model.layers.arrays import Array, Batch, Keys, Scores
 from toast_jax.model.methods import Method
 from toast_jax.model.segmentation.heads import upsample

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from toast_jax import trees
 from toast_jax.data.images.segmentation import batches, masks, sets
+from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.data.images.segmentation.masks import MaskedImages
 from toast_jax.data.images.segmentation.views import EvalView, TrainView
 from toast_jax.data.loader import Batch
@@ -100,7 +101,7 @@ def _of_all(batch: dict, rng: Keys) -> dict:
 
 def _of_counted(batch: dict, rng: Keys) -> dict:
     """Scale losses that are means over all pixels to means over the counted pixels of the global batch."""
-    counted = jax.lax.pmean((batch["label"] != masks.IGNORED).mean(), parallel.AXIS)
+    counted = jax.lax.pmean((batch["label"] != IGNORED).mean(), parallel.AXIS)
     return {**batch, "scale": jnp.full(len(batch["label"]), 1 / jnp.maximum(counted, 1e-6))}
 
 

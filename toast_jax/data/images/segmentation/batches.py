@@ -5,7 +5,8 @@ from collections.abc import Generator
 import grain
 import numpy as np
 
-from toast_jax.data.images.segmentation.masks import IGNORED, MaskedImages, sides_of
+from toast_jax.data.images.segmentation.labels import IGNORED
+from toast_jax.data.images.segmentation.masks import MaskedImages, sides_of
 from toast_jax.data.images.segmentation.views import EvalView, TrainView
 from toast_jax.data.loader import Batch, Example, iterate, rows_per_host, steps_per_epoch
 

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from toast_jax.data.images import pixels
+from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
-IGNORED = 255  # label of pixels that do not count
 _OUTSIDE = -1  # no label
 Code = int | tuple[int, int, int]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from toast_jax.data.images.image_files import absent, existing_root
-from toast_jax.data.images.segmentation.masks import IGNORED, Code, MaskedImages
+from toast_jax.data.images.segmentation.labels import IGNORED
+from toast_jax.data.images.segmentation.masks import Code, MaskedImages
 from toast_jax.errors import InputError, choose
 
 VOC_CLASSES = (

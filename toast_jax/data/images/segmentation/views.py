@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from toast_jax.data.images.segmentation.masks import IGNORED, fitted
+from toast_jax.data.images.segmentation.labels import IGNORED
+from toast_jax.data.images.segmentation.masks import fitted
 
 _TRIES, _MOST = 10, 0.75  # crops until no class has more than this share of the counted pixels
 

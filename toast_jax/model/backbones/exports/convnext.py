@@ -5,7 +5,7 @@ from typing import Any
 
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.convnext import LAYER_NORM_EPS, SIZES, ConvNeXt
-from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamed, timm_config, transformers_config
+from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamer, timm_config, transformers_config
 
 _TIMM_SIZES = {"T": "convnext_tiny", "S": "convnext_small", "B": "convnext_base", "L": "convnext_large"}
 
@@ -62,6 +62,6 @@ _TRANSFORMERS_NAMES = (
 
 
 FORMATS = {
-    "timm": Format(lambda state: renamed(_TIMM_NAMES, state), _of_timm),
-    "hf": Format(lambda state: renamed(_TRANSFORMERS_NAMES, state), _of_transformers),
+    "timm": Format(renamer(_TIMM_NAMES), _of_timm),
+    "hf": Format(renamer(_TRANSFORMERS_NAMES), _of_transformers),
 }

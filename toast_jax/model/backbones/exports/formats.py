@@ -31,12 +31,14 @@ class Format(NamedTuple):
     config: Callable[[Any, Sequence[str], Any], dict[str, Any]]
 
 
-def renamed(rows: Sequence[tuple[str, str]], state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename arrays by the first of `rows`, pairs of a regex and its replacement, that matches the whole name."""
-    return {
-        next(match.expand(to) for regex, to in rows if (match := re.fullmatch(regex, name))): array
-        for name, array in state.items()
-    }
+def renamer(rows: Sequence[tuple[str, str]]) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return a function that renames arrays by the first of `rows`, a regex and its replacement, that matches the whole name."""
+
+    def renamed(state):
+        names = (next(match.expand(to) for regex, to in rows if (match := re.fullmatch(regex, name))) for name in state)
+        return dict(zip(names, state.values(), strict=True))
+
+    return renamed
 
 
 def timm_config(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamed, timm_config, transformers_config
+from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamer, timm_config, transformers_config
 from toast_jax.model.backbones.vit import SIZES, ViT
 from toast_jax.model.backbones.vit_features import Features
 
@@ -97,7 +97,7 @@ def _arrays_of_transformers(state: dict[str, np.ndarray]) -> dict[str, np.ndarra
             apart |= zip(parts, np.split(array, 3), strict=True)
         else:
             apart[name] = array
-    return renamed(_NAMES, apart)
+    return renamer(_NAMES)(apart)
 
 
 FORMATS = {"timm": Format(dict, _of_timm), "hf": Format(_arrays_of_transformers, _of_transformers)}
