@@ -31,8 +31,8 @@ class Format(NamedTuple):
     config: Callable[[Any, Sequence[str], Any], dict[str, Any]]
 
 
-def renamer(rows: Sequence[tuple[str, str]]) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Return a function that renames arrays by the first of `rows`, a regex and its replacement, that matches the whole name."""
+def renamer(rows: Sequence[tuple[str, str]]) -> Callable:
+    """Return a `Format.arrays` that renames by the first of `rows`, regex and replacement, that matches a whole name."""
 
     def renamed(state):
         names = (next(match.expand(to) for regex, to in rows if (match := re.fullmatch(regex, name))) for name in state)
