@@ -27,7 +27,7 @@ def pretuned(image_folder, tmp_path_factory):
     """Folder of a pre-tuning run on a saved backbone, and that backbone's file."""
     root = tmp_path_factory.mktemp("pretuned")
     with pytest.MonkeyPatch.context() as patch:
-        from toast_jax.model.backbones import vit
+        from toast_jax.model.backbones.vit import network as vit
 
         patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
         weights = save_backbone(root / "backbone.safetensors", image_folder, seed=1)
@@ -200,7 +200,7 @@ def test_damaged_header_is_told(pretuned, tmp_path, text):
 
 
 def test_network_of_another_depth_is_refused(pretuned, image_folder, monkeypatch):
-    from toast_jax.model.backbones import vit
+    from toast_jax.model.backbones.vit import network as vit
 
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=2, num_heads=2))
     config = tuning(image_folder, "random", pretuned[0] / "top_down.safetensors")
@@ -209,7 +209,7 @@ def test_network_of_another_depth_is_refused(pretuned, image_folder, monkeypatch
 
 
 def test_network_of_another_width_is_refused(pretuned, image_folder, monkeypatch):
-    from toast_jax.model.backbones import vit
+    from toast_jax.model.backbones.vit import network as vit
 
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=32, depth=3, num_heads=2))
     config = tuning(image_folder, "random", pretuned[0] / "top_down.safetensors")

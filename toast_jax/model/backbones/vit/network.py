@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32
 
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
-from toast_jax.model.backbones.vit_features import POOLS, SIZES, Features, Size
+from toast_jax.model.backbones.vit.features import POOLS, SIZES, Features, Size
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Maps, Signal, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
@@ -50,7 +50,7 @@ def build(config, image_size: int, last_blocks: int, statistics: Statistics = IM
     """Build the ViT of a config's `backbone` section.
 
     Args:
-      config: the section; reads `drop_path`, `dtype`, `remat` and the fields of `vit_features.FIELDS`.
+      config: the section; reads `drop_path`, `dtype`, `remat` and the fields of `features.FIELDS`.
       image_size: side of the images in pixels.
       last_blocks, statistics: see `ViT`.
 
