@@ -225,6 +225,7 @@ def optimizer(
         clip=fields.clip,
         lr_scale=fields.lr_scale,
         lr_scaled=tuple(fields.lr_scaled),
+        stacks=families.of_config(config).names.stacks,
     )
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 
