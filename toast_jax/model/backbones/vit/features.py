@@ -106,6 +106,25 @@ def size_name(width: int, depth: int, num_heads: int, hidden: int) -> dict[str, 
 
 
 @dataclasses.dataclass(frozen=True)
+class Target:
+    """Describes a ViT with a classifier in another library.
+
+    Attributes:
+      architecture: the library's name of it.
+      layout: of the names of its parameters, see `Kind.layouts`.
+      fields: of the `config.json` of transformers, or arguments of timm's model.
+      prefix: of these names in a network with a classifier, such as "vit.".
+      pools: what the classifier reads side by side, as in `POOLS`; () for what the network pools alone.
+    """
+
+    architecture: str
+    layout: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    pools: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Kind:
     """Describes one published kind of ViT; a new kind is a file with such a record, and its line in `kinds.py`.
 
@@ -114,6 +133,9 @@ class Kind:
       tag: marks it in a backbone's name, such as "dinov3" in vit_b16_dinov3; "" for none.
       fields: of `config.backbone` where its networks differ from the defaults of `FIELDS`.
       described: `config.json -> fields` of a repository of transformers or timm; None for another network.
+      has: of a `ViT`: whether it is of this kind, if no other kind that has a tag claims it.
+      timm: of a `ViT` and the name of its size: how timm has it; None for a network that timm has no name for.
+      transformers: of a `ViT` and the side of its images: how transformers has it; raises InputError if it does not.
       layouts: names of its parameters in published files.
       examples: repositories on the Hugging Face Hub.
     """
@@ -122,5 +144,8 @@ class Kind:
     tag: str
     fields: Mapping[str, Any]
     described: Callable[[Mapping[str, Any]], dict[str, Any] | None]
+    has: Callable[[Any], bool]
+    timm: Callable[[Any, str], Target | None]
+    transformers: Callable[[Any, int], Target]
     layouts: tuple[Layout, ...] = ()
     examples: tuple[str, ...] = ()
