@@ -1,6 +1,7 @@
 """Runs as plain weights: the names of timm and transformers, the same logits in them, and what cannot be merged."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -63,18 +64,13 @@ KINDS = {
 }
 LACKING = {("dinov3", "hf"), ("dinov3 plus", "hf"), ("siglip", "hf")}
 
-
 QUICK = {("dinov2 giant", "hf"), ("dinov2 giant", "timm"), ("dinov3", "timm"), ("siglip", "timm"), *LACKING}
 PAIRS = [
-    pytest.param(name, kind, marks=[] if (name, kind) in QUICK else pytest.mark.slow)
-    for name in KINDS
-    for kind in ("timm", "hf")
+    pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in itertools.product(KINDS, ("timm", "hf"))
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in QUICK)) for pair in PAIRS]
-)
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_a_kind_of_vit_is_read_as_it_was_written(name, kind, tmp_path, monkeypatch):
     """Strictly, with the config.json that was written beside it."""
     backbone, changed = KINDS[name]
