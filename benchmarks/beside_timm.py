@@ -3,8 +3,8 @@
     python -m benchmarks.beside_timm --out=benchmarks/results/beside_timm.json
 
 Needs torch and timm. timm creates each network at random and writes it as a folder, which is read here strictly; the pooled
-outputs are compared first. Then the sides take turns, each in a process of its own that waits while the other computes: one batch
-a turn, in float32, with as many threads as there are cores. The table has medians; the JSON file has every time.
+outputs are compared first. Then the sides take turns, each in a process of its own that waits while the other computes: one
+batch a turn, in float32, with as many threads as there are cores. The table has medians; the JSON file has every time.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.rename_rules import Layout, Rename, norm
+from toast_jax.model.backbones.rename_rules import Layout, Rename
 from toast_jax.model.backbones.vit import torch_names
 from toast_jax.model.backbones.vit.features import Kind, Target, size_name
 
@@ -74,23 +74,12 @@ def _with_class_row(cls, registers, pos):
 
 
 def _transformers(*mlp: str) -> Layout:
-    table = (
-        *torch_names.of_input(
-            "embeddings.patch_embeddings.projection",
-            "embeddings.cls_token",
-            "embeddings.register_tokens",
-            mask="embeddings.mask_token:2",
-        ),
-        Rename(("embeddings.position_embeddings",), ("backbone/pos_embed",)),
-        *torch_names.of_block(
-            "encoder.layer.{i}",
-            norms=("norm1", "norm2"),
-            attention=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-            proj="attention.output.dense",
-            mlps=(mlp,),
-            scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
-        ),
-        *norm("layernorm", "backbone/norm"),
+    table = torch_names.in_transformers(
+        registers="embeddings.register_tokens",
+        mask="embeddings.mask_token:2",
+        norms=("norm1", "norm2"),
+        mlps=(mlp,),
+        scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
     )
     # Files without registers and gates are read by the names that DINOv2 shares with transformers' plain ViT.
     sign = r"embeddings\.register_tokens|encoder\.layer\.\d+\.mlp\.weights_in\.weight"

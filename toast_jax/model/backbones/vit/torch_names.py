@@ -241,18 +241,22 @@ def _transformers(backbone: Any, image_size: int) -> Target:
     return Target("ViTForImageClassification", "vit_transformers", fields, prefix="vit.", pools=("cls",))
 
 
-_TRANSFORMERS = (
-    *of_input("embeddings.patch_embeddings.projection", "embeddings.cls_token"),
-    Rename(("embeddings.position_embeddings",), ("backbone/pos_embed",)),
-    *of_block(
-        "encoder.layer.{i}",
-        norms=("layernorm_before", "layernorm_after"),
-        attention=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-        proj="attention.output.dense",
-        mlps=(("intermediate.dense", "output.dense"),),
-    ),
-    *norm("layernorm", "backbone/norm"),
-)
+def in_transformers(*, registers: str = "", mask: str = "", **block: Any) -> tuple[Rename, ...]:
+    """Rename the parameters of transformers' ViT, and of DINOv2 there; `block` is what differs, as in `of_block`."""
+    names: dict[str, Any] = {
+        "norms": ("layernorm_before", "layernorm_after"),
+        "attention": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        "proj": "attention.output.dense",
+        "mlps": (("intermediate.dense", "output.dense"),),
+    }
+    return (
+        *of_input("embeddings.patch_embeddings.projection", "embeddings.cls_token", registers, mask),
+        Rename(("embeddings.position_embeddings",), ("backbone/pos_embed",)),
+        *of_block("encoder.layer.{i}", **names | block),
+        *norm("layernorm", "backbone/norm"),
+    )
+
+
 PLAIN = Kind(
     "plain ViT",
     tag="",
@@ -261,6 +265,6 @@ PLAIN = Kind(
     has=lambda backbone: True,
     timm=_timm,
     transformers=_transformers,
-    layouts=(Layout("vit_timm", of_timm()), Layout("vit_transformers", _TRANSFORMERS)),
+    layouts=(Layout("vit_timm", of_timm()), Layout("vit_transformers", in_transformers())),
     examples=("google/vit-base-patch16-224-in21k", "timm/vit_base_patch16_224.augreg_in21k"),
 )
