@@ -107,14 +107,14 @@ def size_name(width: int, depth: int, num_heads: int, hidden: int) -> dict[str, 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Describes a ViT with a classifier in another library.
+    """Describes how another library stores a ViT with a classifier.
 
     Attributes:
-      architecture: the library's name of it.
-      layout: of the names of its parameters, see `Kind.layouts`.
+      architecture: timm's name of the network, or the class in transformers.
+      layout: name of the `Layout` of its parameters.
       fields: of the `config.json` of transformers, or arguments of timm's model.
-      prefix: of these names in a network with a classifier, such as "vit.".
-      pools: what the classifier reads side by side, as in `POOLS`; () for what the network pools alone.
+      prefix: before the names of the layout, such as "vit."; the classifier has none.
+      pools: the pooled outputs, as in `POOLS`, that the classifier concatenates; () if it reads a single one.
     """
 
     architecture: str
@@ -133,9 +133,9 @@ class Kind:
       tag: marks it in a backbone's name, such as "dinov3" in vit_b16_dinov3; "" for none.
       fields: of `config.backbone` where its networks differ from the defaults of `FIELDS`.
       described: `config.json -> fields` of a repository of transformers or timm; None for another network.
-      has: of a `ViT`: whether it is of this kind, if no other kind that has a tag claims it.
-      timm: of a `ViT` and the name of its size: how timm has it; None for a network that timm has no name for.
-      transformers: of a `ViT` and the side of its images: how transformers has it; raises InputError if it does not.
+      has: `(ViT) -> bool`, whether the network is of this kind; later kinds of `kinds.KINDS` take precedence.
+      timm: `(ViT, name of its size) -> Target`; None for a network without a name in timm.
+      transformers: `(ViT, side of its images) -> Target`; raises InputError for a network that transformers lacks.
       layouts: names of its parameters in published files.
       examples: repositories on the Hugging Face Hub.
     """
