@@ -385,6 +385,7 @@ def test_a_run_whose_state_is_split_resumes_bit_for_bit(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, tuned, expected)
 
 
+@pytest.mark.slow
 def test_the_backbone_of_a_pretuned_module_stays_on_its_devices(tmp_path, monkeypatch):
     """Checkpoints hold the tuned module alone, and so does the file; moments of split parameters come from the devices."""
     write(tmp_path, PLAIN)
