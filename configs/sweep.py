@@ -10,8 +10,8 @@
 table: vtab, fgvc or fewshot. method: those of configs/fgvc.py, joined by +, or all. task: tasks of configs/vtab.py or datasets
 of configs/fgvc.py, joined by +, or all; for fewshot, folders of data.root. shots: for fewshot, how many training images of each
 class, joined by +; all is no limit. recipe: for vtab, toast (the default, described below), paper (the grid and the optimizer
-of each method's own paper: ssf, adapter_plus, bias, ln) or fixed (no tuning per task: the recipe of Adapter+ for every method
-and task, three seeds). Fields of a run apply to every run, except for those that the sweep sets itself.
+of each method's own paper: ssf, adapter_plus, ep, bias, ln) or fixed (no tuning per task: Adapter+'s recipe for every method and
+task, three seeds). Fields of a run apply to every run, except for those that the sweep sets itself.
 vtab: each point of sweep.grid is trained on train800; the best on val200 after the last epoch (ties: the smaller learning rate,
 then the smaller weight decay) is trained on train800val200 with each of sweep.seeds and tested once. A grid trains as one
 program. fgvc: the recipe of the set, with each seed; its folder is data.root/NAME. fewshot: each learning rate of sweep.grid
@@ -30,7 +30,7 @@ from toast_jax.config.run_fields import METHODS
 from toast_jax.config.task_fields import SWEEP
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import InputError, choose
-from toast_jax.fields import joined, nested
+from toast_jax.fields import flat_fields, joined, nested
 
 
 def get_config(text: str | None = None):
@@ -119,7 +119,9 @@ def _vtab(backbone: str, methods: tuple[str, ...], task: str, recipe: str) -> tu
         for name, of_method in recipes.items()
         if recipe != "toast"
     }
+    of_toast = flat_fields(config.to_dict())
     for field in {field for fields in changes.values() for field in fields}:
+        changes = {name: {field: of_toast[field], **fields} for name, fields in changes.items()}
         section, _, name = field.rpartition(".")
         del (config[section] if section else config)[name]
     return config, {

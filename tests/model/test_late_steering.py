@@ -12,7 +12,8 @@ from tests.conftest import TINY_CONVNEXT, tiny_config
 from tests.model.backbones import test_llama
 from toast_jax import trees
 from toast_jax.model import generation, losses, steered
-from toast_jax.model.backbones import convnext, vit
+from toast_jax.model.backbones import convnext
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.families import FAMILIES
 from toast_jax.train import feature_cache
 

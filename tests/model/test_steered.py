@@ -12,7 +12,7 @@ from tests.conftest import METHODS, tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import steered
-from toast_jax.model.backbones.vit import ViT
+from toast_jax.model.backbones.vit.network import ViT
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.probe import AttentionProbe

@@ -180,6 +180,16 @@ def test_fields_that_a_recipe_sets_for_each_method_are_not_fields_of_the_sweep(f
     assert plan.final(config, *plan.cells(config), Point(1e-3, 5e-5), folder).config.batch_size == 32
 
 
+def test_recipes_of_several_papers_in_one_sweep(folder):
+    """A field that one recipe sets is in the runs of the others as before."""
+    config = config_of.get_config("table=vtab,method=ep+ssf,task=dtd,recipe=paper")
+    units = [plan.final(config, cell, plan.points(config, cell)[0], folder) for cell in plan.cells(config)]
+    for unit in units:
+        check(unit.config)
+    facts = [(unit.config.optimizer.name, unit.config.batch_size, unit.config.epochs) for unit in units]
+    assert facts == [("lars", 32, 90), ("adamw", 64, 100)]
+
+
 def test_a_method_without_a_recipe_of_its_own_is_refused():
     with pytest.raises(InputError, match="With recipe=paper, the config argument method is 'lora'; it must be one of"):
         config_of.get_config("table=vtab,method=lora,recipe=paper")

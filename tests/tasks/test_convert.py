@@ -16,7 +16,7 @@ from tests.export.runs import text_run, tuned
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.export import folder
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.tasks import convert
 from toast_jax.train import loop
 from toast_jax.weights import containers, download, rename

@@ -78,10 +78,13 @@ class Recipe:
 
 
 _ADAMW = {"optimizer.name": "adamw", "optimizer.base_batch_size": 0, "batch_size": 64}
+# Efficient Probing (arXiv 2506.10178), published for ImageNet-1k with batches of 4096; the rate scales with the batch.
+_LARS = {"optimizer.name": "lars", "optimizer.base_batch_size": 256, "optimizer.schedule": "step", "epochs": 90}
 # Of the methods' own papers; those of bias and ln are of ViT_PEFT_Vision. SSF states the range of rates, not its points.
 _PAPERS = {
     "ssf": Recipe((1e-3, 5e-3, 1e-2, 5e-2), (5e-5, 5e-2), _ADAMW, ("head/bias", *_VECTORS["ssf"])),
     "adapter_plus": Recipe((1e-3,), (1e-4,), _ADAMW, ("head/bias", *_VECTORS["adapter_plus"])),
+    "ep": Recipe((0.1,), (0.0,), _LARS),
     **dict.fromkeys(("bias", "ln"), Recipe((1e-3, 1e-2), (1e-4, 1e-3), _ADAMW)),
 }
 # Of the runs without tuning per task (Adapter+): one recipe for all tasks and methods.
@@ -125,9 +128,10 @@ def _fgvc_of_papers(dataset: str) -> dict[str, dict[str, Any]]:
     ssf = {"optimizer.lr": lr, "optimizer.weight_decay": 0.05, "backbone.drop_path": drop_path, **_SSF_MIXING}
     ssf |= {"ema": 0.999 if dataset == "flowers" else 0.9998}
     adapter_plus = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
+    ep = {"optimizer.lr": 0.1, "optimizer.weight_decay": 0.0}
     return {
-        name: {**_ADAMW, **_CROPS, **fields, "optimizer.no_decay": _PAPERS[name].no_decay}
-        for name, fields in (("ssf", ssf), ("adapter_plus", adapter_plus))
+        name: {**_PAPERS[name].fields, **_CROPS, **fields, "optimizer.no_decay": _PAPERS[name].no_decay}
+        for name, fields in (("ssf", ssf), ("adapter_plus", adapter_plus), ("ep", ep))
     }
 
 

@@ -13,7 +13,7 @@ from toast_jax import trees
 from toast_jax.config.task_fields import config_of
 from toast_jax.data.images.segmentation import masks, views
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.segmentation import heads
 from toast_jax.model.segmentation.segmenter import segment
 from toast_jax.tasks import evaluate, predict
