@@ -270,8 +270,8 @@ def test_a_file_of_another_family_is_refused(config_of, tmp_path):
 RECORDS = {"toast_jax/model/families.py"}
 # The files of weights that a LLaMA alone is read from.
 OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py"}
-_OF_ALL = {"__init__", "protocol", "rename_rules", "kinds"}
-BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").glob("*.py")} - _OF_ALL
+_OF_ALL = {"__init__", "__pycache__", "protocol", "rename_rules", "kinds", "exports"}
+BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").iterdir()} - _OF_ALL
 ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax").rglob("*.py"))]
 
@@ -280,9 +280,9 @@ def questions(source):
     """What in a file depends on the family: backbones it imports, and strings that are compared, matched or keys."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("toast_jax.model"):
-            yield from BACKBONES & {node.module.rpartition(".")[2], *(alias.name for alias in node.names)}
+            yield from BACKBONES & {*node.module.split("."), *(alias.name for alias in node.names)}
         if isinstance(node, ast.Import):
-            yield from BACKBONES & {alias.name.rpartition(".")[2] for alias in node.names}
+            yield from BACKBONES & {part for alias in node.names for part in alias.name.split(".")}
         inner = ()
         if isinstance(node, (ast.Compare, ast.Subscript, ast.MatchValue)):
             inner = ast.walk(node)
@@ -302,7 +302,7 @@ def test_nothing_else_asks_for_the_family(file):
     "source",
     [
         "from toast_jax.model.backbones import vit",
-        "from toast_jax.model.backbones.llama import LLaMA",
+        "from toast_jax.model.backbones.llama.network import LLaMA",
         "import toast_jax.model.backbones.vit_torch_names",
         'config.backbone.family == "llama"',
         'family.title in ("ViT", "LLaMA")',
