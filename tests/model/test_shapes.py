@@ -21,7 +21,7 @@ FILES = [*(ROOT / "toast_jax/model").rglob("*.py"), ROOT / "toast_jax/train/step
 # Parameters that are neither arrays nor annotated.
 UNTYPED = {"self", "config"}
 # These work on parameters of any shape, before a network is built from them, or forward what they get.
-ANY_SHAPE = {"vit.sized", "convnext_torch_names.sized", "llama_torch_names.sized", "steered.apply"}
+ANY_SHAPE = {"vit.sized", "convnext_torch_names.sized", "torch_names.sized", "steered.apply"}
 BARE = {"Array", "ndarray"}
 
 
