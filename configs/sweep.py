@@ -10,8 +10,8 @@
 table: vtab, fgvc or fewshot. method: those of configs/fgvc.py, joined by +, or all. task: tasks of configs/vtab.py or datasets
 of configs/fgvc.py, joined by +, or all; for fewshot, folders of data.root. shots: for fewshot, how many training images of each
 class, joined by +; all is no limit. recipe: for vtab, toast (the default, described below), paper (the grid and the optimizer
-of each method's own paper: ssf, adapter_plus, ep, bias, ln) or fixed (no tuning per task: Adapter+'s recipe for every method and
-task, three seeds). Fields of a run apply to every run, except for those that the sweep sets itself.
+of each method's own paper: ssf, adapter_plus, ep, bias, ln) or fixed (no tuning per task: Adapter+'s recipe for every method
+and task, three seeds). Fields of a run apply to every run, except for those that the sweep sets itself.
 vtab: each point of sweep.grid is trained on train800; the best on val200 after the last epoch (ties: the smaller learning rate,
 then the smaller weight decay) is trained on train800val200 with each of sweep.seeds and tested once. A grid trains as one
 program. fgvc: the recipe of the set, with each seed; its folder is data.root/NAME. fewshot: each learning rate of sweep.grid

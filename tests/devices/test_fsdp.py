@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from benchmarks import fsdp as benchmark
-from tests.model.backbones.test_llama import V, network, parameters, text
+from tests.model.backbones.llama.test_network import V, network, parameters, text
 from toast_jax import trees
 from toast_jax.config.run_fields import language
 from toast_jax.devices import fsdp, parallel
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.methods import LANGUAGE_METHODS
 from toast_jax.model.top_down import TopDown
 from toast_jax.train import optim

@@ -303,7 +303,7 @@ def test_nothing_else_asks_for_the_family(file):
     "source",
     [
         "from toast_jax.model.backbones.vit import network as vit",
-        "from toast_jax.model.backbones.llama import LLaMA",
+        "from toast_jax.model.backbones.llama.network import LLaMA",
         "import toast_jax.model.backbones.vit.torch_names",
         'config.backbone.family == "llama"',
         'family.title in ("ViT", "LLaMA")',

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.backbones.test_llama import V, apply, parameters, steered_llama
+from tests.model.backbones.llama.test_network import V, apply, parameters, steered_llama
 from toast_jax.model import generation, steered
 from toast_jax.model.generation import Sampling
 from toast_jax.model.top_down import TopDown

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY_CONVNEXT, tiny_config
-from tests.model.backbones import test_llama
+from tests.model.backbones.llama import test_network as test_llama
 from toast_jax import trees
 from toast_jax.model import generation, losses, steered
 from toast_jax.model.backbones import convnext

@@ -19,14 +19,14 @@ from configs import alpaca, openwebtext, vicuna
 from configs import convert as convert_config
 from configs import generate as generate_config
 from tests import ROOT
-from tests.model.backbones.test_llama import D, G, H, L
+from tests.model.backbones.llama.test_network import D, G, H, L
 from tests.words import Words
 from toast_jax import trees
 from toast_jax.data.text import token_cache, tokenizer
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, train
 from toast_jax.tasks.language import generate
