@@ -114,7 +114,7 @@ LOGITS = np.log([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]).astype(np.float3
 
 def frequencies(temperature, top_p, draws=4000):
     keys = jax.random.split(jax.random.key(0), 2 * draws).reshape(draws, 2)
-    tokens = jax.vmap(lambda rng: generation.sample(jnp.asarray(LOGITS), rng, temperature, top_p))(keys)
+    tokens = jax.vmap(lambda rng: generation.sample(jnp.asarray(LOGITS), rng, Sampling(temperature, top_p)))(keys)
     return np.stack([np.bincount(column, minlength=4) / draws for column in np.asarray(tokens).T])
 
 
