@@ -66,15 +66,17 @@ class Decoding:
     seen: Bool[Array, "B V"] | None = None
 
 
-def sample(
-    logits: Float[Array, "B V"], rng: Keys, sampling: Sampling, seen: Bool[Array, "B V"] | None = None
-) -> Int32[Array, " B"]:
-    """Draw a token for each row; `seen` holds the tokens that the repetition penalty concerns."""
+def processed(logits: Float[Array, "B V"], sampling: Sampling, seen: Bool[Array, "B V"] | None = None) -> Float[Array, "B V"]:
+    """Apply `Sampling` to logits: the next token is drawn from their softmax, or is the largest at temperature 0.
+
+    Args:
+      seen: the tokens that the repetition penalty concerns; None for none.
+    """
     if seen is not None:
         penalty = sampling.repetition_penalty
         logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
     if not sampling.temperature:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return logits
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
@@ -84,7 +86,16 @@ def sample(
         likelier = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)  # total of more likely tokens
         least = jnp.min(jnp.where(likelier < sampling.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(rng, logits).astype(jnp.int32)
+    return logits
+
+
+def sample(
+    logits: Float[Array, "B V"], rng: Keys, sampling: Sampling, seen: Bool[Array, "B V"] | None = None
+) -> Int32[Array, " B"]:
+    """Draw a token for each row; see `processed`."""
+    logits = processed(logits, sampling, seen)
+    drawn = jax.vmap(jax.random.categorical)(rng, logits) if sampling.temperature else jnp.argmax(logits, axis=-1)
+    return drawn.astype(jnp.int32)
 
 
 def _draw(logits, rng, position, sampling, seen):

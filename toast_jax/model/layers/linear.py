@@ -69,7 +69,7 @@ class Transposed:
     dtype: DTypeLike = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, kernel: Float[Array, "*layers D F"], dtype: DTypeLike) -> "Transposed":
+    def of(cls, kernel: Float[jax.Array, "*layers D F"], dtype: DTypeLike) -> "Transposed":
         """Transpose a matrix, or each of a stack, and cast it."""
         return cls(dtypes.to_bits(jnp.swapaxes(kernel.astype(dtype), -1, -2)).reshape(kernel.shape), dtype)
 
@@ -107,7 +107,7 @@ class Table:
     dtype: DTypeLike = dataclasses.field(metadata={"static": True})
 
     @classmethod
-    def of(cls, table: Float[Array, "V D"], dtype: DTypeLike) -> "Table":
+    def of(cls, table: Float[jax.Array, "V D"], dtype: DTypeLike) -> "Table":
         return cls(dtypes.to_bits(table.astype(dtype)), dtype)
 
     def __getitem__(self, index: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
