@@ -123,6 +123,16 @@ _FIELDS = {
         "seed": Field(0, SEED, "seed of the bootstrap"),
         "batch_size": Field(8, COUNT, "sequences at once, over all devices"),
     },
+    "relevance": {
+        "run": Field("", TEXT, "folder of a run on text"),
+        "prompt": Field("", TEXT, "question to look at"),
+        "answer": Field("", TEXT, "its answer; '' to generate one"),
+        "file": Field("", TEXT, "questions to look at, with or without answers: a .jsonl file"),
+        "weights": _WEIGHTS,
+        **_MODULES,
+        **_PROMPTED,
+        "most": Field(128, COUNT, "maximum number of new tokens"),
+    },
     "convert": {
         "source": Field("", TEXT, "folder of a run, file of weights, its name, or its gs:// address"),
         "target": Field("", TEXT, "what to write: a .pth or .safetensors file, or a folder that does not exist yet"),
@@ -177,6 +187,7 @@ SWEEP = {
 # Sections that hold fields of other configs, by task.
 SECTIONS = {
     "score": {"network": "a language model that was not tuned, as the config of a run on text"},
+    "relevance": {"network": "a language model that was not tuned, as the config of a run on text"},
     "generate": {"network": "a language model that was not tuned, as the config of a run on text"},
     "demo": {"runs": "the config of every run on images, by row"},
     "demo_language": {
