@@ -257,7 +257,7 @@ def test_general_errors(tmp_path):
 def test_one_class_is_refused_unless_labels_are_not_read(tmp_path):
     splits = {"train": "train", "val": "", "test": ""}
     data = config(folder_root(tmp_path, "train/only/1.png"), "folder", splits=splits)
-    with pytest.raises(InputError, match="has one class, only, so there is nothing to tell apart: set --config.data.root"):
+    with pytest.raises(InputError, match="has one class, only, so there is nothing to tell apart: add images"):
         sources.open_splits(data)
     assert len(sources.open_splits(config(tmp_path, "folder", splits=splits, labels=False))["train"]) == 1
 

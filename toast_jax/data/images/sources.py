@@ -75,8 +75,8 @@ def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = Non
     classes = opened[image_files.TRAIN].classes
     if data.labels and len(classes) == 1:
         raise InputError(
-            f"The data in {data.root} has one class, {classes[0]}, so there is nothing to tell apart: set --config.data.root to "
-            "the folder that holds the class folders, or add images of other classes."
+            f"The data in {data.root} has one class, {classes[0]}, so there is nothing to tell apart: add images of other "
+            "classes, or set --config.data.root to the folder that holds the class folders."
         )
     return opened
 
