@@ -457,6 +457,15 @@ def test_errors_before_the_first_step_leave_nothing_behind(config, tmp_path, cha
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("field", ["backbone.weights", "module", "top_down"])
+def test_a_missing_weights_file_is_reported_before_images_are_decoded(config, tmp_path, field, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    config.update_from_flattened_dict({field: "nowhere.pth", "data.verify": True})
+    with pytest.raises(InputError, match=f"no weights file at nowhere.pth; correct --config.{field}"):
+        loop.fit(config, tmp_path / "run")
+    assert not [record for record in caplog.records if "Decoding" in record.message]
+
+
 def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     for split, count in COUNTS.items():
         for name in ("a", "b"):
