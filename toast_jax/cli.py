@@ -39,6 +39,7 @@ TASKS = {
     "score": "choices",
     "prepare_data": "datasets",
     "demo": "attention_scenes",
+    "demo_segment": "attention_scenes",
     "demo_language": "tales",
 }
 _FOLDERS = {"generate": "language", "score": "language"}  # of toast_jax/tasks, for those that are not in it

@@ -210,6 +210,14 @@ def scenes(config: ConfigDict, *, task: str, train: int, val: int, test: int) ->
     config.augment.flip, config.augment.min_crop_area = False, 1.0
 
 
+def masked_scenes(config: ConfigDict, *, train: int, val: int, test: int) -> None:
+    """Set the data of a config of segmentation to scenes as they are (see toast_jax/data/images/segmentation/scenes.py)."""
+    config.data.format, config.data.verify, config.data.image_size = "scenes", False, 64
+    config.data.splits.update({"train": f"train[:{train}]", "val": f"val[:{val}]", "test": f"test[:{test}]"})
+    config.data.scale = config.data.crop = (64, 64)
+    config.augment.factors, config.augment.flip, config.augment.distortion = (1.0, 1.0), False, False
+
+
 # Folder, splits and what differs from VOC in AbSViT's recipe for each set.
 _SEGMENTED: dict[str, dict[str, Any]] = {
     "folder": {"data.root": "data/mine"},
