@@ -32,9 +32,9 @@ _LEGEND = {
 }
 _COLOURS = "Yellow is high and dark blue is low, scaled for each picture. Below: the predicted class."
 _OF_MASKS = (
-    "Prediction: the class of every pixel, in colors. First and last look: attention of all patches in the last block, averaged "
-    f"over heads. {_LEGEND[maps.SELECTION]} Yellow is high and dark blue is low, scaled for each picture. Below: the mIoU of the "
-    "image over the classes in its mask."
+    "Prediction: the class of every pixel, in colors. First and last look: attention of all patches in the last block, "
+    f"averaged over heads. {_LEGEND[maps.SELECTION]} Yellow is high and dark blue is low, scaled for each picture. Below: the "
+    "mIoU of the image over the classes in its mask."
 )
 _DIFFERENCE = (
     "Networks that look twice: where the last look attends more than the first (orange) or less (purple), scaled for each "
@@ -118,14 +118,11 @@ def _with_masks(run: SavedRun, images: str, most: int) -> tuple[list[str], list[
         source = sets.open_split(run.config.data, images)
         places = selected.spread(len(source), most)
         pairs = [source[i] for i in places]
-        return [source.name(i) for i in places], [image for image, _ in pairs], [labels for _, labels in pairs]
+        return [Path(source.name(i)).name for i in places], [image for image, _ in pairs], [labels for _, labels in pairs]
     files, _ = selected.open_images(run.config.data, images)
     examples = [files[i] for i in selected.spread(len(files), most)]
-    return (
-        [Path(own["name"]).name for own in examples],
-        [pixels.decode_example(own) for own in examples],
-        [None] * len(examples),
-    )
+    names = [Path(example["name"]).name for example in examples]
+    return names, [pixels.decode_example(example) for example in examples], [None] * len(examples)
 
 
 def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], truths: list[str], looked) -> str:

@@ -138,9 +138,7 @@ def load_compared(
     runs = [load_tuned(folder, weights, top_down, module, masks) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
         if families.reads(run.config) != families.reads(runs[0].config):
-            raise InputError(
-                f"Of the runs in {folders[0]} and {folder}, one classifies and one segments; compare runs of a kind."
-            )
+            raise InputError(f"Of the runs in {folders[0]} and {folder}, one segments; compare runs that all do, or none.")
         # Segmenters are compared on images of any size.
         for field in ("image_size", "resize") if families.reads(run.config) == "images" else ():
             if run.config.data[field] != runs[0].config.data[field]:
