@@ -16,12 +16,12 @@ from toast_jax.config.task_fields import config_of
 
 TOP_DOWN, LORA = "assets/vit_nano8_top_down.safetensors", "assets/vit_nano8_lora.safetensors"
 
-# Method, learning rate, factor of the prior's, and pre-tuned module of each row.
+# Method, learning rate, factor of the head's and the prior's, and pre-tuned module of each row.
 ROWS = {
-    "linear": ("linear", 3e-2, 1, ""),
-    "finetune": ("finetune", 3e-4, 1, ""),
-    "lora": ("lora", 1e-2, 1, LORA),
-    "toast": ("toast", 1e-2, 10, TOP_DOWN),
+    "linear": ("linear", 1.0, 1, ""),
+    "finetune": ("finetune", 1e-3, 10, ""),
+    "lora": ("lora", 3e-2, 3, LORA),
+    "toast": ("toast", 3e-3, 10, TOP_DOWN),
     "toast_lite": ("toast_lite", 1e-2, 10, TOP_DOWN),
 }
 
@@ -32,7 +32,7 @@ def get_config(text: str | None = None):
     return config_of("demo_segment", rows=tuple(ROWS), runs={row: run(*settings) for row, settings in ROWS.items()})
 
 
-def run(method: str, lr: float, prior: float, module: str) -> ConfigDict:
+def run(method: str, lr: float, factor: float, module: str) -> ConfigDict:
     """Return the run of a row, except for its seed."""
     config = masks(name=f"demo_segment_{method}", method=method, backbone="vit_nano8")
     paper_recipes.masked_scenes(config, train=128, val=100, test=300)
@@ -43,8 +43,7 @@ def run(method: str, lr: float, prior: float, module: str) -> ConfigDict:
     config.batch_size = 16
     config.steps, config.warmup_steps = 120, 16
     config.optimizer.lr, config.optimizer.schedule = lr, "step"
-    if prior != 1:
-        config.optimizer.lr_scale, config.optimizer.lr_scaled = float(prior), ("top_down/prior",)
+    config.optimizer.lr_scale, config.optimizer.lr_scaled = float(factor), ("head/.*|top_down/prior",)
     config.optimizer.clip = 1.0
     config.eval_every = config.checkpoint_every = config.steps
     config.log_every = 10
