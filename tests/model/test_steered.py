@@ -99,7 +99,7 @@ def test_pixels_and_normalised_floats_give_the_same():
     assert_close(apply("toast", params, floats.astype(np.float32), call="explain")[0], expected)
 
 
-@pytest.mark.parametrize("method", ["vpt", "toast"])
+@pytest.mark.parametrize("method", ["vpt", pytest.param("toast", marks=pytest.mark.slow)])
 def test_dropout_of_prompts_and_paths_acts_with_keys_alone(method):
     _, _, params = built(method)
     plain = apply(method, params, images())

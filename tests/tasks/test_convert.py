@@ -66,10 +66,10 @@ def test_released_files_come_back_as_they_were(name, tmp_path):
 
 
 # The rest of them differ in names alone, which the recordings test.
-SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "toast_lite"]
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "lora"]
 
 
-@pytest.mark.parametrize("method", ["toast_lite", *SLOW])
+@pytest.mark.parametrize("method", ["lora", *SLOW])
 def test_run_becomes_the_network_it_evaluated(method, image_folder, tmp_path):
     """Saved, converted, and evaluated as a file tuned with the release: the same accuracy and loss."""
     config = tiny_config(image_folder, method)

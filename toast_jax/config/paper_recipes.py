@@ -214,6 +214,14 @@ def scenes(config: ConfigDict, *, task: str, train: int, val: int, test: int) ->
     config.augment.flip, config.augment.min_crop_area = False, 1.0
 
 
+def masked_scenes(config: ConfigDict, *, train: int, val: int, test: int) -> None:
+    """Set the data of a config of segmentation to scenes as they are (see toast_jax/data/images/segmentation/scenes.py)."""
+    config.data.format, config.data.verify, config.data.image_size = "scenes", False, 64
+    config.data.splits.update({"train": f"train[:{train}]", "val": f"val[:{val}]", "test": f"test[:{test}]"})
+    config.data.scale = config.data.crop = (64, 64)
+    config.augment.factors, config.augment.flip, config.augment.distortion = (1.0, 1.0), False, False
+
+
 # Folder, splits and what differs from VOC in AbSViT's recipe for each set.
 _SEGMENTED: dict[str, dict[str, Any]] = {
     "folder": {"data.root": "data/mine"},
@@ -240,3 +248,25 @@ def segment(*, dataset: str, method: str, backbone: str, head: str) -> ConfigDic
         config.optimizer.lr = 1e-3
     config.update_from_flattened_dict(values)
     return config
+
+
+SEGMENTED = tuple(name for name in _SEGMENTED if name != "folder")
+
+
+def segmentation_task(name: str, head: str) -> dict[str, Any]:
+    """Return what the runs on a set of `SEGMENTED`, or on a folder of `data.root`, do not share with other sets."""
+    is_public = name in SEGMENTED
+    config = segment(dataset=name if is_public else "folder", method="linear", backbone="vit_b16_in1k", head=head)
+    train, val = config.data.splits.train, config.data.splits.val
+    return {
+        "data": {
+            "root": config.data.root.removeprefix("data/") if is_public else name,  # under data.root
+            **{field: config.data[field] for field in ("format", "scale", "crop")},
+        },
+        "splits": {
+            "selection": {"train": train, "val": val, "test": ""},
+            "final": {"train": train, "val": "", "test": val},
+        },
+        "optimizer": {field: config.optimizer[field] for field in ("lr", "weight_decay")},
+        **{field: config[field] for field in ("steps", "eval_every", "checkpoint_every")},
+    }

@@ -9,10 +9,12 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from toast_jax.fields import Field, whole
-from toast_jax.model.backbones import convnext, convnext_torch_names, llama, llama_torch_names
+from toast_jax.model.backbones import convnext, convnext_torch_names
 from toast_jax.model.backbones.exports import convnext as convnext_exports
-from toast_jax.model.backbones.exports import llama as llama_exports
 from toast_jax.model.backbones.exports.formats import Format
+from toast_jax.model.backbones.llama import export as llama_export
+from toast_jax.model.backbones.llama import network as llama
+from toast_jax.model.backbones.llama import torch_names as llama_torch_names
 from toast_jax.model.backbones.rename_rules import Names
 from toast_jax.model.backbones.vit import export as vit_export
 from toast_jax.model.backbones.vit import kinds
@@ -151,7 +153,7 @@ FAMILIES = {
         own_head=True,
         partition=llama.PARTITION,
         layer_files=True,
-        plain=llama_exports.FORMATS,
+        plain=llama_export.FORMATS,
         export_key="",  # the release loads a bare dict, which may be a part of the network
     ),
 }

@@ -109,6 +109,9 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
       InputError: any of these fails.
     """
     check(config)
+    steers = families.of_config(config).methods[config.method].signal == "top_down"
+    # Before all images are decoded as a check, which may take long.
+    places.check_files(config, ["backbone.weights", "module", *(["top_down"] if steers else [])])
     reads, devices = domain(config), devices_of(config)
     # A run that resumes has verified its images already, and has recorded which it holds out.
     resumes = run_folder.has_checkpoint(folder)

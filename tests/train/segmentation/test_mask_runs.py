@@ -140,7 +140,7 @@ def test_new_images_get_masks_and_pictures(done, root, tmp_path):
         hits, counted = hits + (mask == labels).sum(), counted + (labels != 255).sum()
     assert hits / counted == pytest.approx(result["val"]["pixel_accuracy"], abs=2e-3)
     shown = np.asarray(Image.open(min((tmp_path / "out/pictures").iterdir())))
-    assert shown.shape == (24, 3 * 32 + 2 * 4, 3)  # image, mask, selection
+    assert shown.shape == (24, 5 * 32 + 4 * 4, 3)  # image, mask, first look, selection, last look
 
 
 @pytest.mark.slow
