@@ -50,6 +50,7 @@ class Family:
       of_side: of a backbone, its parameters and the sides of images: both, fitted to these sides.
       tunable_blocks: of a size: how many blocks method partial may tune.
       positions: of a backbone: how learned positions are fitted to it, as arguments of `pretrained.resize_pos_embed`.
+      kind_of: of a backbone: how to call it in a sentence, where the family has several kinds; None for `title`.
       shown: of a backbone: what the shapes of its parameters show of it, by name.
       decides: by regex of the parameters that only some of its networks have, the field of `config.backbone` that adds them.
       variational_weight: default of the field, and the release's weight.
@@ -80,6 +81,7 @@ class Family:
     of_side: Callable[[Any, dict, tuple[int, int]], tuple[Any, dict]] = lambda backbone, params, sides: (backbone, params)
     tunable_blocks: Callable[[Any], int] = lambda size: 1
     positions: Callable[[Any], dict[str, Any]] = lambda backbone: {}
+    kind_of: Callable[[Any], str] | None = None
     shown: Callable[[Any], dict[str, Any]] = lambda backbone: {}
     decides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variational_weight: float = 0.01
@@ -113,6 +115,7 @@ FAMILIES = {
         tunable_blocks=lambda size: size.depth,
         plain=vit_export.FORMATS,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
+        kind_of=kinds.title,
         shown=vit_shapes.shown,
         decides=kinds.DECIDES,
         variational_weight=0.1,
