@@ -268,8 +268,8 @@ def test_a_file_of_another_family_is_refused(config_of, tmp_path):
 
 # Nothing else asks which family a network belongs to.
 RECORDS = {"toast_jax/model/families.py"}
-# The files of weights that a LLaMA alone is read from.
-OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py"}
+# The files of weights that a LLaMA alone is read from, and the recordings of its kinds.
+OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py", "toast_jax/testing/language_parity.py"}
 _OF_ALL = {"__init__", "__pycache__", "protocol", "rename_rules", "kinds", "exports"}
 BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").iterdir()} - _OF_ALL
 ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
@@ -279,7 +279,9 @@ FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax
 def questions(source):
     """What in a file depends on the family: backbones it imports, and strings that are compared, matched or keys."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("toast_jax.model"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toast_jax.model"):
+            if node.module.endswith(".kinds"):  # all records of a family
+                continue
             yield from BACKBONES & {*node.module.split("."), *(alias.name for alias in node.names)}
         if isinstance(node, ast.Import):
             yield from BACKBONES & {part for alias in node.names for part in alias.name.split(".")}

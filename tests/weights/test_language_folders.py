@@ -107,7 +107,7 @@ SCALED = {"rope_theta": 1e3, "rope_type": "yarn", "factor": 4.0}
     ("name", "changed", "fact"),
     [
         ("qwen2", {"num_hidden_layers": 3}, "lacks model.layers.2"),
-        ("qwen2", {"hidden_size": 24}, "model.embed_tokens.weight is (32, 16) in the file"),
+        ("qwen2", {"hidden_size": 24}, "model.layers.0.self_attn.k_proj.bias is (8,) in the file"),
         ("qwen2", {"model_type": "llama"}, "has model.layers.0.self_attn.k_proj.bias, model.layers.0.self_attn.q_proj.bias"),
         ("qwen3", {"head_dim": 4}, "model.layers.0.self_attn.k_proj.weight is (16, 16) in the file"),
         ("qwen3", {"model_type": "qwen2"}, "lacks model.layers.0.self_attn.k_proj.bias"),
