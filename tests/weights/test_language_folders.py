@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import alpaca as alpaca_config
-from tests import FIXTURES
+from tests import FIXTURES, ROOT
+from toast_jax.config.backbone_names import LLAMAS
 from toast_jax.errors import InputError
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.llama import config_json, export, kinds
@@ -236,3 +237,14 @@ PUBLISHED = {
 def test_published_configs_name_their_size(name):
     content, expected = PUBLISHED[name]
     assert tuple(config_json.described(content).values()) == expected
+
+
+def test_the_page_lists_every_kind_and_size():
+    page = (ROOT / "docs/language.md").read_text()
+    rows = [line.split(" | ") for line in page.partition("## Models and tokenizers")[2].splitlines() if line.startswith("| ")]
+    listed = {row[0].removeprefix("| "): [re.findall("`([^`]+)`", cell) for cell in row[1:]] for row in rows[1:]}
+    assert list(listed)[: len(kinds.KINDS)] == [kind.title for kind in kinds.KINDS]
+    for kind in kinds.KINDS:
+        names, _, repositories = listed[kind.title]
+        assert names == [name for name, size in kinds.SIZES.items() if size.kind is kind and name in LLAMAS]
+        assert repositories == list(kind.examples)
