@@ -22,6 +22,7 @@ from tests import ROOT
 from tests.model.backbones.llama.test_network import D, G, H, L
 from tests.words import Words
 from toast_jax import trees
+from toast_jax.config.run_fields import language
 from toast_jax.data.text import token_cache, tokenizer
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
@@ -263,6 +264,30 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "a"}\n{"text": "b"}')
     with pytest.raises(InputError, match='Line 2 of .*q.jsonl has no text under "question"'):
         generate.run(spoken(runs[0], file=str(tmp_path / "q.jsonl")), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "count", "fits"),
+    [
+        ("qwen2_5_7b", 151_665, True),
+        ("qwen3_0_6b", 151_669, True),
+        ("qwen3_0_6b", 151_937, False),
+        ("qwen3_0_6b", 32_000, False),
+        ("llama2_7b", 31_999, False),
+        ("llama2_7b", 32_000, True),
+    ],
+)
+def test_embeddings_of_qwen_have_more_rows_than_its_tokenizer_has_tokens(backbone, count, fits, monkeypatch):
+    words = Words()
+    monkeypatch.setattr(words, "vocabulary", count, raising=False)
+    monkeypatch.setattr(tokenizer, "load", lambda place: words)
+    config = language(name="x", method="lora", backbone=backbone)
+    config.data.tokenizer = "x"
+    if fits:
+        assert text_runs.open_tokenizer(config) is words
+    else:
+        with pytest.raises(InputError, match=f"has {count} tokens, and {backbone} "):
+            text_runs.open_tokenizer(config)
 
 
 @pytest.mark.parametrize(

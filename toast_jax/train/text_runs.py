@@ -36,8 +36,8 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     backbone = families.of_config(config).build(config, 0)
     vocabulary = backbone.vocabulary
     # Embeddings with added tokens may be padded to a round number; runs of earlier versions have no such field.
-    may_be_padded = backbone.padded or config.backbone.get("vocabulary", 0) > 0
-    if opened.vocabulary > vocabulary or (opened.vocabulary < vocabulary and not may_be_padded):
+    padding = vocabulary if config.backbone.get("vocabulary", 0) else backbone.padding
+    if not vocabulary - padding <= opened.vocabulary <= vocabulary:
         raise InputError(
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."

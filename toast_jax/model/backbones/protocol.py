@@ -98,13 +98,13 @@ class LanguageBackbone(Backbone, Protocol):
     Attributes:
       context: the longest sequence, in tokens.
       vocabulary: V, the number of logits.
-      padded: whether the tokenizer of the weights may have fewer tokens than that.
+      padding: how many of them the tokenizer of the weights may lack.
       norm: the final norm, over the last axis.
     """
 
     context: int
     vocabulary: int
-    padded: bool
+    padding: int
     norm: Any
 
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:

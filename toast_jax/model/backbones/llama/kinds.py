@@ -33,7 +33,7 @@ class Kind:
       model_type, architecture: transformers' names, in `config.json`.
       qkv_bias: whether the projections to queries, keys and values have a bias.
       qk_norm: whether queries and keys pass an RMSNorm over the channels of their head before they are rotated.
-      padded: whether the embedding has more rows than its tokenizer has tokens.
+      padding: how many rows its embedding may have beyond the tokens of its tokenizer.
       defaults: values that transformers assumes for keys that a `config.json` lacks, where they are not those of a LLaMA.
       window: of a `config.json`: the sliding window of all blocks, in tokens; 0 for none. Raises Unusable if blocks differ.
       window_entries: of a window: the entries of a `config.json` that state it.
@@ -45,7 +45,7 @@ class Kind:
     architecture: str
     qkv_bias: bool = False
     qk_norm: bool = False
-    padded: bool = False
+    padding: int = 0
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     window: Callable[[Mapping[str, Any]], int] = lambda content: 0
     window_entries: Callable[[int], dict[str, Any]] = lambda window: {}
@@ -91,7 +91,7 @@ QWEN2 = Kind(
     "qwen2",
     "Qwen2ForCausalLM",
     qkv_bias=True,
-    padded=True,
+    padding=512,
     defaults={"num_key_value_heads": 32},
     window=_window_of_last_blocks,
     window_entries=_window_of_all_blocks,
@@ -102,7 +102,7 @@ QWEN3 = Kind(
     "qwen3",
     "Qwen3ForCausalLM",
     qk_norm=True,
-    padded=True,
+    padding=512,
     defaults={"num_key_value_heads": 32, "head_dim": 128},
     window=_window_of_last_blocks,
     window_entries=_window_of_all_blocks,

@@ -230,9 +230,9 @@ class LLaMA(nn.Module):
             self.head = self.param("head", init, (self.width, self.vocabulary))
 
     @property
-    def padded(self) -> bool:
-        """Whether the tokenizer of the weights may have fewer tokens than the vocabulary."""
-        return self.kind.padded
+    def padding(self) -> int:
+        """How many tokens of the vocabulary the tokenizer of the weights may lack."""
+        return self.kind.padding
 
     @property
     def example(self) -> Text:
