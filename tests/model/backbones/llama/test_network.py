@@ -18,6 +18,7 @@ from toast_jax.model.families import FAMILIES
 from toast_jax.model.top_down import TopDown
 
 B, N, D, L, H, G, V = 3, 10, 16, 3, 4, 2, 19
+OF_ALL_KINDS = {"kind": Kind("", "", "", qkv_bias=True, qk_norm=True), "head_width": 6, "window": 3}
 SIZE = {"width": D, "depth": L, "num_heads": H, "num_kv_heads": G, "hidden": 24, "vocabulary": V}
 
 
@@ -31,12 +32,9 @@ def steered_llama(method="toast", **fields):
 
 
 @functools.cache
-def parameters(method="toast"):
+def parameters(method="toast", **fields):
     """All of them random: what starts at zero or one would hide mistakes."""
-    return drawn(jax.eval_shape(lambda: steered.init(*steered_llama(method), jax.random.key(0))))
-
-
-def drawn(shapes):
+    shapes = jax.eval_shape(lambda: steered.init(*steered_llama(method, **fields), jax.random.key(0)))
     rng = np.random.default_rng(0)
     draw = lambda path, leaf: rng.normal(float(path.endswith("scale")), 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     return trees.nested({path: draw(path, leaf) for path, leaf in trees.flat(shapes).items()})
@@ -123,13 +121,10 @@ def test_logits_are_those_of_a_slow_forward_in_numpy(tied):
 
 
 def test_logits_with_biases_norms_wide_heads_and_a_window_are_those_in_numpy():
-    """What the kinds have, all at once; each alone is compared with transformers among the recordings."""
-    kind = Kind("", "", "", qkv_bias=True, qk_norm=True)
-    net = steered.Steered(network(kind=kind, head_width=6, window=3))
-    row = FAMILIES["llama"].methods["finetune"]
-    params = drawn(jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0))))
+    """Each kind alone is compared with transformers among the recordings."""
+    params = parameters("finetune", **OF_ALL_KINDS)
     expected = numpy_logits(params["backbone"], text(rows=1)["tokens"][0], window=3)
-    assert_close(run(net, row, params, text(rows=1))[0], expected)
+    assert_close(apply(text(rows=1), "finetune", params, **OF_ALL_KINDS)[0], expected)
     assert np.abs(expected - numpy_logits(params["backbone"], text(rows=1)["tokens"][0])).max() > 1e-2
 
 
