@@ -6,7 +6,7 @@ from typing import Any
 from toast_jax.model.backbones.llama.kinds import KINDS, SIZES, Kind, RopeScaling, Size, head_width
 from toast_jax.model.backbones.rename_rules import Unusable
 
-# Keys of what decides the numbers, and fields of a `Size`.
+# Keys that determine a network's outputs, and the fields of a `Size` that hold them.
 _FIELDS = {
     "hidden_size": "width",
     "num_hidden_layers": "depth",
@@ -21,7 +21,7 @@ _FIELDS = {
     "sliding_window": "window",
     "tie_word_embeddings": "tied",
 }
-# What would change the numbers, too, and the only supported values.
+# Further keys that would change the outputs, and the only supported values.
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "partial_rotary_factor": 1.0}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _SCALING = {
@@ -38,7 +38,7 @@ def kind_of(content: Mapping[str, Any]) -> Kind | None:
 
 
 def stated(content: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """Return what a `config.json` says of a network's numbers, as `entries` does.
+    """Return the entries of a `config.json` that determine a network's outputs, with transformers' defaults.
 
     `rope_scaling` is a `RopeScaling`, None, or the name of a type that is not supported.
 
@@ -48,7 +48,7 @@ def stated(content: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     """
     content = {**kind.defaults, **content}
     rope = {**content, **(content.get("rope_scaling") or {}), **(content.get("rope_parameters") or {})}
-    if "quantization_config" in content:
+    if content.get("quantization_config") is not None:
         raise Unusable("its weights are quantized, by its quantization_config; the original weights are needed")
     for key, supported in _FIXED.items():
         if rope.get(key, supported) not in (supported, None):
@@ -91,7 +91,7 @@ def _scaling(rope: Mapping[str, Any]) -> RopeScaling | str | None:
 
 
 def entries(size: Any) -> dict[str, Any]:
-    """Return what decides a network's numbers, of a size or of a network with its fields, by the keys of `config.json`."""
+    """Return the same entries for a size, or for a network with its fields."""
     values = {key: getattr(size, field) for key, field in _FIELDS.items()}
     return {**values, "head_dim": head_width(size), "sliding_window": size.window or None}
 
