@@ -120,6 +120,7 @@ def test_devices_exchange_weights_of_a_layer_and_never_the_whole_batch(small, me
     assert any(kind == "all-gather" and shape == (256, 704) for kind, _, shape in counts)
 
 
+@pytest.mark.slow
 def test_memory_of_activations_shrinks_with_more_devices(small, monkeypatch):
     """A device of eight has a quarter of the rows that a device of two has; the rest is the gathered weights of a layer."""
     temporaries = {}
