@@ -20,8 +20,12 @@ from toast_jax.errors import InputError
 from toast_jax.export import folder, plain
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.exports import formats
+<<<<<<< HEAD
 from toast_jax.model.backbones.vit import features
 from toast_jax.model.backbones.vit.features import Size
+=======
+from toast_jax.model.backbones.llama import kinds as llama
+>>>>>>> models
 from toast_jax.model.layers.normalize import normalize, statistics_of
 from toast_jax.weights import initial_parameters, pretrained, rename
 
@@ -258,13 +262,19 @@ def test_transformers_computes_the_same(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_transformers_computes_the_same_of_a_language_model(tmp_path):
+@pytest.mark.parametrize("kind", [*llama.KINDS, None], ids=lambda kind: kind.title if kind else "")
+def test_transformers_computes_the_same_of_a_language_model(kind, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    run = text_run("lora")
+    name = f"small_{kind.model_type}" if kind else "stories260k"
+    if kind:  # with a window, which a LLaMA cannot have, and heads of another width than the channels divide into
+        width = 6 if kind in (llama.LLAMA, llama.QWEN3) else 0
+        size = llama.Size(16, 2, 2, 1, 24, 512, 64, head_width=width, window=4 * (kind is not llama.LLAMA), kind=kind)
+        monkeypatch.setitem(llama.SIZES, name, size)
+    run = text_run("lora", name)
     path = written(run, "hf", tmp_path / "hf")
     network, info = transformers.AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
-    assert not any(info.values())
+    assert not any(info.values()) and (kind is None or type(network).__name__ == kind.architecture)
     tokens = np.random.default_rng(0).integers(0, 512, (2, 9)).astype(np.int32)
     expected = logits(run, {"tokens": tokens, "segments": np.ones_like(tokens)})
     outputs = network(torch.from_numpy(tokens).long()).logits.detach().numpy()

@@ -12,6 +12,7 @@ from toast_jax.fields import Field, whole
 from toast_jax.model.backbones import convnext, convnext_torch_names
 from toast_jax.model.backbones.exports import convnext as convnext_exports
 from toast_jax.model.backbones.exports.formats import Format
+from toast_jax.model.backbones.llama import config_json as llama_config_json
 from toast_jax.model.backbones.llama import export as llama_export
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.backbones.llama import torch_names as llama_torch_names
@@ -147,7 +148,7 @@ FAMILIES = {
         sized=llama_torch_names.sized,
         sizes=llama.SIZES,
         names=llama_torch_names.NAMES,
-        described=llama_torch_names.described,
+        described=llama_config_json.described,
         methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
         fields={"vocabulary": Field(0, whole(0), "number of tokens, for weights with added ones; 0: that of the size")},
         own_head=True,
