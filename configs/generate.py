@@ -5,6 +5,8 @@
     python main.py --config=configs/generate.py:run=runs/vicuna_toast --config.file=questions.jsonl --workdir=answers
     python main.py --config=configs/generate.py:backbone=stories15m --config.prompt="Once upon a time"
 
+Without a prompt and a file, questions are typed: /reset starts over, Ctrl-C stops an answer, Ctrl-D ends. Answers end before
+any of --config.stop="('\\n\\n', 'USER:')".
 Each line of the file is {"question": "..."}, with any other keys; answers.jsonl has the same lines, each with an "answer".
 Questions get the prompt format that the run was tuned with (Alpaca's, Vicuna's, a chat template, or none) unless
 --config.format names another.

@@ -20,12 +20,9 @@ from toast_jax.errors import InputError
 from toast_jax.export import folder, plain
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.exports import formats
-<<<<<<< HEAD
+from toast_jax.model.backbones.llama import kinds as llama
 from toast_jax.model.backbones.vit import features
 from toast_jax.model.backbones.vit.features import Size
-=======
-from toast_jax.model.backbones.llama import kinds as llama
->>>>>>> models
 from toast_jax.model.layers.normalize import normalize, statistics_of
 from toast_jax.weights import initial_parameters, pretrained, rename
 

@@ -172,12 +172,18 @@ def test_logits_are_processed_as_defined(sampling):
 
 
 def test_tokens_of_prompt_and_answer_are_penalized_and_those_of_padding_are_not():
-    """Prompts are padded with token 0, and no token may occur twice."""
-    prompts = ((3, 1, 4, 1, 5, 9), (2,), tuple(range(V - MOST, V)))
-    rows = generated(prompts=prompts, sampling=Sampling(repetition_penalty=1e9))
+    """No token of a prompt may occur in its answer, none of the answer twice; prompts are padded with token 0."""
+    prompts, sampling = ((3, 1, 4, 1, 5, 9), (2,), tuple(range(V - MOST, V))), Sampling(repetition_penalty=1e9)
+    rows = generated(prompts=prompts, sampling=sampling)
     for prompt, row in zip(prompts, rows, strict=True):
         assert len({*prompt, *row.tolist()}) == len(set(prompt)) + MOST
-        np.testing.assert_array_equal(generated(prompts=(prompt,), sampling=Sampling(repetition_penalty=1e9))[0], row)
+    net, row = steered_llama("toast")
+    padded = np.array([[*prompt, *[0] * (16 - len(prompt))] for prompt in prompts], np.int32)
+    lengths, keys = np.array([6, 1, MOST], np.int32), jax.random.split(jax.random.key(0), 3)
+    state = generation.begin(net, row, parameters(), padded, lengths, 64, sampling, keys)
+    assert [set(np.flatnonzero(seen)) for seen in state.seen] == [
+        {*prompt, first} for prompt, first in zip(prompts, rows[:, 0], strict=True)
+    ]
 
 
 def test_kernels_for_generation_change_no_token():

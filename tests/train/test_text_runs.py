@@ -34,7 +34,7 @@ from toast_jax.model import steered
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, train
-from toast_jax.tasks.language import generate, relevance
+from toast_jax.tasks.language import generate, relevance, stop_strings
 from toast_jax.train import checkpoint, loop, saved_run, setup, text_runs
 from toast_jax.weights import rename
 from toast_jax.workdir import fingerprint, interrupt
@@ -191,7 +191,7 @@ def test_a_conversation_goes_on_until_the_input_ends(runs, monkeypatch, capsys):
     """The second question is read with all that was said; one that does not fit begins anew."""
     root, _ = runs
     read = []
-    monkeypatch.setattr(generate.Speaker, "stream", lambda self, ids: read.append(ids) or [*ids, 7, 2])
+    monkeypatch.setattr(generate.Speaker, "stream", lambda self, ids, stoppable: read.append(ids) or [*ids, 7, 2])
     monkeypatch.setattr("sys.stdin", io.StringIO("a\n\nb\n" + "c" * 20 + "\n"))
     generate.run(spoken(root, format="conversations"), "unused")
     words = tokenizer.load("")
@@ -201,6 +201,94 @@ def test_a_conversation_goes_on_until_the_input_ends(runs, monkeypatch, capsys):
     ]
     assert read[1][: len(read[0]) + 2] == [*read[0], 7, 2] and "USER: b ASSISTANT:" in words.decode(read[1])
     assert len(read) == 3 and words.decode(read[2]).startswith("A chat between")
+
+
+class Screen(io.StringIO):
+    """A terminal that keeps what it showed after every write, and reads these lines."""
+
+    def __init__(self, *lines):
+        super().__init__()
+        self.lines, self.shown = iter(lines), []
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        super().write(text)
+        self.shown.append(self.getvalue())
+
+    def readline(self):
+        line = next(self.lines, "")
+        if line is KeyboardInterrupt:
+            raise line
+        return line
+
+
+def scripted(monkeypatch, *texts, fault=None, size=1):
+    """Make speakers sample these texts, `size` tokens at a time; return the numbers of the parts that were sampled."""
+    rows, drawn = [tokenizer.load("").encode(text).ids for text in texts], []
+    rows = np.array([row + [2] * (max(map(len, rows)) - len(row)) for row in rows])
+
+    def sample(self, prompts, at_once, *unused):
+        for start in range(0, rows.shape[1], size):
+            drawn.append(start)
+            yield rows[:, start : start + size]
+        if fault:
+            raise fault
+
+    monkeypatch.setattr(generate.Speaker, "_sample", sample)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so it is. USE it. USER: no", "so it is. USE it. "),
+        ("a\n\nb", "a"),
+        ("a USER", "a USER"),
+        ("USER:", ""),
+        ("of b c b d e", "of b c"),
+    ],
+)
+def test_an_answer_ends_before_a_stop_string(text, answer, runs, monkeypatch):
+    """One that begins within a token too, such as " b"; no part of it is ever shown, and nothing more is sampled."""
+    speaker, screen = generate.Speaker(spoken(runs[0], stop=("USER:", "\n\n", " b d"))), Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    drawn, words = scripted(monkeypatch, text), tokenizer.load("")
+    ids = speaker.stream([5, 6])
+    assert screen.getvalue() == f"{answer}\n" and all(f"{answer}\n".startswith(shown) for shown in screen.shown)
+    assert ids == [5, 6, *words.encode(answer.rstrip()).ids, 2]  # without the token that begins with a space and ends with U
+    least = next(i for i in range(len(text) + 1) if stop_strings.cut(text[:i], speaker._stop)[1] or i == len(text))
+    assert len(drawn) == len(words.encode(text[:least]).ids)
+    drawn = scripted(monkeypatch, text, "x" + text, size=2)
+    assert speaker.answers([[5], [6]]) == [answer, f"x{answer}"]
+    assert len(drawn) == -(-len(words.encode("x" + text[:least]).ids) // 2)
+
+
+def test_an_interrupt_stops_an_answer_or_the_program(runs, monkeypatch, capsys):
+    speaker = generate.Speaker(spoken(runs[0]))
+    scripted(monkeypatch, "so far", fault=KeyboardInterrupt)
+    capsys.readouterr()
+    assert speaker.stream([5], stoppable=True) == [5, *tokenizer.load("").encode("so far").ids, 2]
+    assert capsys.readouterr().out == "so far\n"
+    with pytest.raises(KeyboardInterrupt):
+        speaker.stream([5])
+
+
+def test_a_conversation_at_a_terminal_is_reset_and_survives_interrupts_and_long_questions(runs, monkeypatch, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    read, lines = [], ("a\n", "/reset\n", "b\n", KeyboardInterrupt, "c" * 200 + "\n", "d\n")
+    stream = lambda self, ids, stoppable: read.append((ids, stoppable)) or [*ids, 7, 2]  # noqa: E731
+    monkeypatch.setattr(generate.Speaker, "stream", stream)
+    monkeypatch.setattr("sys.stdin", Screen(*lines))
+    generate.run(spoken(runs[0], format="conversations"), "unused")
+    (first, _), (second, _), (third, _) = read
+    assert len(second) == len(first) and third[: len(second) + 2] == [*second, 7, 2]
+    assert all(stoppable for _, stoppable in read)
+    assert "follows from those before it. /reset starts over" in caplog.text and "it does not fit the 192" in caplog.text
+    monkeypatch.setattr("sys.stdin", io.StringIO("c" * 200))
+    with pytest.raises(InputError, match="it does not fit the 192"):
+        generate.run(spoken(runs[0], format="conversations"), "unused")
 
 
 @pytest.fixture
@@ -238,7 +326,7 @@ def test_a_chat_is_asked_with_its_template(runs, tmp_path, monkeypatch):
     root, _ = runs
     (tmp_path / "tokenizer.json").touch()
     read = []
-    monkeypatch.setattr(generate.Speaker, "stream", lambda self, ids: read.append(ids) or [*ids, 7, 2])
+    monkeypatch.setattr(generate.Speaker, "stream", lambda self, ids, stoppable: read.append(ids) or [*ids, 7, 2])
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
     generate.run(spoken(root, format="messages", template="llama-2", tokenizer=str(tmp_path)), "unused")
     spelled = [tokenizer.spelled(tokenizer.load(""), ids) for ids in read]
@@ -254,6 +342,9 @@ def test_a_chat_is_asked_with_its_template(runs, tmp_path, monkeypatch):
         ({"prompt": "a" * 200}, "has 201 tokens, and with --config.most=4 more it does not fit the 192"),
         ({"most": 0}, "config.most is 0; it has to be a whole number, 1 or more"),
         ({"top_p": 0.0}, "config.top_p is 0.0; it has to be a number, 1.0 or less and more than 0.0"),
+        ({"top_k": -1}, "config.top_k is -1; it has to be a whole number, 0 or more"),
+        ({"repetition_penalty": 0.0}, "config.repetition_penalty is 0.0; it has to be a number, more than 0.0"),
+        ({"stop": ("",)}, "config.stop is .*; of these '' is refused: give text, such as 'USER:'"),
         ({"format": "poems"}, "config.format is 'poems'; it must be one of '', text"),
         ({"file": "nowhere.jsonl"}, "The text nowhere.jsonl cannot be read"),
         ({"run": ""}, "Nothing to generate with; write --config=configs/generate.py:run=RUN"),

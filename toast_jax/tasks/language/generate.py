@@ -15,11 +15,14 @@ from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
 
+RESET = "/reset"  # typed in place of a question
+
 
 def run(config: ConfigDict, folder: str) -> None:
     """Answer `config.file`, else `config.prompt`, else the lines typed at the terminal.
 
-    Answers to a file are written to `answers.jsonl` in the folder; all others are streamed to the terminal.
+    Answers to a file are written to `answers.jsonl` in the folder; all others are streamed to the terminal. There, with a
+    prompt format of conversations, a question follows from those before it.
 
     Raises:
       InputError: no such run or backbone, a number out of range, or a question that does not fit the context.
@@ -52,23 +55,43 @@ def _answer_file(config, speaker, folder: Path) -> None:
 
 
 def _converse(speaker) -> None:
-    """Answer each line of the input until it ends; a conversation that outgrows the context starts over."""
+    """Answer each line of the input until it ends.
+
+    At a terminal, an interrupt stops the answer alone, and a question that cannot be answered ends nothing.
+    """
+    is_typed = sys.stdin.isatty()
     before: list[int] = []
+    if is_typed:
+        follows = "follows from those before it" if speaker.converses else "is answered by itself"
+        log.info("Each question %s. %s starts over, Ctrl-C stops an answer, Ctrl-D ends the program.", follows, RESET)
     while True:
-        if sys.stdin.isatty():
-            print("> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if not line.strip():
-            continue
         try:
-            ids = speaker.tokens(line.rstrip("\n"), before)
-        except InputError as message:
-            if not before:
+            print("> " * is_typed, end="", flush=True)
+            line = sys.stdin.readline()
+            question = line.rstrip("\n")
+            if not line:
+                return print() if is_typed else None
+            if question.strip() == RESET:
+                before = []
+            elif question.strip():
+                tokens = speaker.stream(_following(speaker, question, before), stoppable=is_typed)
+                before = tokens if speaker.converses else []
+        except KeyboardInterrupt:  # at the prompt
+            if not is_typed:
                 raise
-            log.warning("%s The conversation starts over.", message)
-            before = []
-            ids = speaker.tokens(line.rstrip("\n"))
-        tokens = speaker.stream(ids)
-        before = tokens if speaker.converses else []
+            print("\nCtrl-D ends the program.")
+        except InputError as message:
+            if not is_typed:
+                raise
+            log.warning("%s", message)
+
+
+def _following(speaker, question: str, before: list[int]) -> list[int]:
+    """Encode a question after the conversation before it, which starts over if both do not fit the context."""
+    try:
+        return speaker.tokens(question, before)
+    except InputError as message:
+        if not before:
+            raise
+        log.warning("%s The conversation starts over.", message)
+        return speaker.tokens(question)

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from toast_jax.devices import parallel, precision
 from toast_jax.errors import InputError, renaming
 from toast_jax.model import families, generation
 from toast_jax.model.generation import Sampling
+from toast_jax.tasks.language import stop_strings
 from toast_jax.train import saved_run, text_runs
 from toast_jax.train.setup import load_network
 
@@ -76,7 +78,16 @@ class Speaker:
         self._most, self._seed = config.most, config.seed
         self.context = families.of_config(of_run).sizes[of_run.backbone.size].context
         self._end = self.template.stop if self.template else self.tokenizer.end
-        self._sampling = Sampling(config.temperature, config.top_p, tuple(dict.fromkeys((self._end, self.tokenizer.end))))
+        self._stop = config.get("stop", ())  # a score has none of these three fields
+        self._sampling = Sampling(
+            config.temperature,
+            config.top_p,
+            tuple(dict.fromkeys((self._end, self.tokenizer.end))),
+            config.get("top_k", 0),
+            config.get("repetition_penalty", 1.0),
+        )
+        if jax.default_backend() == "cpu":
+            self.network = *self.network[:2], generation.packed(self.network[0], self.network[2])
         self.precision = functools.partial(precision.of_products, of_run)
 
     def tokens(self, question: str, before: Sequence[int] = ()) -> list[int]:
@@ -100,21 +111,41 @@ class Speaker:
             )
         return ids
 
-    def stream(self, ids: list[int]) -> list[int]:
-        """Print an answer as it is sampled; return the tokens of prompt and answer."""
-        answer, shown = [], ""
-        for part in self._sample([ids], at_once=1):
-            answer += part[0].tolist()
-            decoded = self._text(answer)
-            if not decoded.endswith("\ufffd"):  # an incomplete character
-                print(decoded[len(shown) :], end="", flush=True)
-                shown = decoded
-        print(self._text(answer)[len(shown) :])
-        return [*ids, *generation.until_stop(np.array(answer), self._sampling.stop), self._end]
+    def stream(self, ids: list[int], stoppable: bool = False) -> list[int]:
+        """Print an answer as it is sampled; return the tokens of prompt and answer.
 
-    def answers(self, prompts: list[list[int]], numbers: Sequence[int] | None = None) -> list[str]:
-        """Answer several prompts at once; their draws depend on `numbers`, see `generation.numbers_of`."""
-        return [self._text(row) for row in np.concatenate(list(self._sample(prompts, 16, numbers)), axis=1)]
+        Args:
+          stoppable: whether an interrupt ends the answer instead of the program.
+        """
+        answer: list[int] = []
+        text, shown = "", 0
+        try:
+            for part in self._sample([ids], at_once=1):
+                answer += part[0].tolist()
+                text, has_ended = self._text(answer)
+                settled = len(text) if has_ended else stop_strings.settled(text, self._stop)
+                print(text[shown:settled], end="", flush=True)
+                shown = max(shown, settled)
+                if has_ended:
+                    break
+        except KeyboardInterrupt:
+            if not stoppable:
+                raise
+        print(text[shown:])
+        tokens = generation.until_stop(np.array(answer, np.int32), self._sampling.stop)
+        while len(self.tokenizer.decode(tokens)) > len(text):  # those of a stop string
+            tokens.pop()
+        return [*ids, *tokens, self._end]
+
+    def answers(self, prompts: list[list[int]], numbers: Sequence[int] | None = None, put=jnp.asarray) -> list[str]:
+        """Answer several prompts at once; for `numbers` and `put` see `generation.generate`."""
+        sampled = np.zeros((len(prompts), 0), np.int32)
+        for part in self._sample(prompts, 16, numbers, put):
+            sampled = np.concatenate([sampled, part], axis=1)
+            texts = [self._text(row) for row in sampled]
+            if all(has_ended for _, has_ended in texts):
+                break
+        return [text for text, _ in texts]
 
     def each(self, prompts: list[list[int]], batch_size: int) -> Iterator[str]:
         """Answer any number of prompts, in batches over all devices of this process.
@@ -126,13 +157,9 @@ class Speaker:
         if devices > 1:
             self.network = (*self.network[:2], parallel.place(self.network[2]))
         for start in range(0, len(prompts), size):
-            # Padded, so that the last batch runs the same compiled program.
-            batch, numbered = (
-                part + part[:1] * (size - len(part)) for part in (values[start : start + size] for values in (prompts, numbers))
-            )
+            batch, numbered = (_padded(values[start : start + size], size) for values in (prompts, numbers))
             put = parallel.split if devices > 1 else jnp.asarray
-            sampled = np.concatenate(list(self._sample(batch, 16, numbered, put)), axis=1)
-            yield from (self._text(row) for row in sampled[: len(prompts) - start])
+            yield from self.answers(batch, numbered, put)[: len(prompts) - start]
             log.info("%d of %d questions answered.", min(start + size, len(prompts)), len(prompts))
 
     def _sample(self, prompts, at_once, numbers=None, put=jnp.asarray) -> Iterator[np.ndarray]:
@@ -140,4 +167,12 @@ class Speaker:
         return generation.generate(*self.network, prompts, **settings, at_once=at_once, numbers=numbers)
 
     def _text(self, tokens):
-        return self.tokenizer.decode(generation.until_stop(np.asarray(tokens), self._sampling.stop))
+        """Return the text of an answer, and whether a stop token or a stop string has ended it."""
+        text = self.tokenizer.decode(generation.until_stop(np.asarray(tokens), self._sampling.stop))
+        text, is_cut = stop_strings.cut(text, self._stop)
+        return text, is_cut or bool(np.isin(tokens, self._sampling.stop).any())
+
+
+def _padded(values: list[Any], size: int) -> list[Any]:
+    """Repeat the first value, so that the last batch runs the same compiled program."""
+    return values + values[:1] * (size - len(values))

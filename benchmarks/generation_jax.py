@@ -1,0 +1,43 @@
+"""Greedy generation by this package. A process of `benchmarks.generation`."""
+
+import time
+
+import jax
+
+from benchmarks import against_release, machine
+from toast_jax import trees
+from toast_jax.config.run_fields import language
+from toast_jax.model import generation
+from toast_jax.train.setup import load_network
+
+
+class Side:
+    """A network, and its times for one prompt; see `generation_torch.Side`."""
+
+    def __init__(self, *, folder: str, size: str, dtype: str, prompt: list[int], most: int):
+        config = language(name="benchmark", method="finetune", backbone=size)
+        config.backbone.weights, config.backbone.dtype = folder, dtype
+        network = load_network(config, 0)
+        params = generation.packed(network.model, trees.merge(network.tuned, network.frozen))
+        self._network, self._prompt, self._most = (network.model, network.method, jax.block_until_ready(params)), prompt, most
+        self.streamed()
+        self.at_once()
+
+    def streamed(self, at_once: int = 1) -> dict:
+        """Return the seconds until each new token, and the tokens."""
+        start, seconds, tokens = time.perf_counter(), [], []
+        settings = {"most": self._most, "sampling": generation.Sampling(), "at_once": at_once}
+        for part in generation.generate(*self._network, [self._prompt], **settings):
+            seconds += [time.perf_counter() - start] * part.shape[1]
+            tokens += part[0].tolist()
+        return {"seconds": seconds, "tokens": tokens}
+
+    def at_once(self) -> dict:
+        return self.streamed(16)
+
+    def versions(self) -> dict:
+        return machine.facts()["versions"]
+
+
+if __name__ == "__main__":
+    against_release.serve(Side)
