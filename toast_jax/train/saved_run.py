@@ -116,8 +116,8 @@ def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module
         raise InputError(f"The run in {folder} segments images, which this command cannot show; give one that classifies.")
     if families.of_config(saved.config).reads != "images":
         raise InputError(
-            f"The run in {folder} has tuned a language model, which sees no images; give one that does. Where one of TOAST looks "
-            "in a text is shown by configs/relevance.py."
+            f"The run in {folder} has tuned a language model, which sees no images; give one that does (configs/relevance.py "
+            "shows text)."
         )
     if saved.config.stage != "tune":
         module = "top-down module" if saved.model.top_down else "module"
