@@ -4,12 +4,15 @@ import concurrent.futures
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 
+from tests import ROOT
 from tests.words import Words, plain_without_jax
 from toast_jax.data.text import documents, sequences, token_cache, token_parts
 from toast_jax.data.text.sequences import Segments, Sequences
@@ -28,6 +31,7 @@ def text(tmp_path, monkeypatch):
     """A text of many small parts, with blank lines, one longer than a part and some that end as on Windows."""
     monkeypatch.setattr(token_parts, "PART", 256)
     monkeypatch.setattr(token_cache, "MIN_BYTES", 1)
+    monkeypatch.setattr(sequences, "_AT_ONCE", 40)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     lines = [*LINES[:20], "", json.dumps({"text": "d e " * 200}), *LINES[20:]]
     endings = ["\r\n" if i % 7 == 3 else "\n" for i in range(len(lines))]
@@ -200,6 +204,36 @@ def test_a_process_that_is_killed_is_reported(text, monkeypatch):
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Killed)
     with pytest.raises(InputError, match="was killed, as happens when memory runs out; set --config.data.workers to less"):
         cached(text, processes=2)
+
+
+_KILLED = """
+import sys, time
+from pathlib import Path
+from tests import ROOT
+from tests.words import Words
+from toast_jax.data.text import documents, token_parts
+
+
+def read(record):
+    print("at work", flush=True)
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    token_parts.PART = 256
+    text = token_parts.Text(Path(sys.argv[1]), read, Words())
+    token_parts.tokenize(text, Path(sys.argv[2]), 2, token_parts.Hosts(), lambda: False)
+"""
+
+
+def test_processes_end_with_one_that_is_killed(text, tmp_path):
+    (tmp_path / "script.py").write_text(_KILLED)
+    command = [sys.executable, str(tmp_path / "script.py"), str(text), str(tmp_path / "parts")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert process.stdout.readline() == process.stdout.readline() == b"at work\n"
+    process.kill()
+    assert process.stdout.read() == b""  # the pipe is closed by the last process that holds it
+    process.wait()
 
 
 def test_numbers_of_documents_are_those_of_a_slow_count():

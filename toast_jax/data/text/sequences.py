@@ -18,6 +18,7 @@ from toast_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 2**22  # tokens to hash
 DIGEST = "sha256"  # file of `Sequences.digest` beside mapped arrays
 
 
@@ -86,10 +87,12 @@ class Sequences:
         """Return the SHA-256 of the arrays, as int32 and bool, which does not depend on how they are stored."""
         if self.folder and (stored := self.folder / DIGEST).is_file():
             return stored.read_text()
-        hashed, step = hashlib.sha256(), max(1, 2**20 // self.tokens.shape[1])
-        for part, kind in ((self.tokens, np.int32), (self.segments, np.int32), (self.answers, bool)):
+        hashed, step = hashlib.sha256(), max(1, _AT_ONCE // self.tokens.shape[1])
+        for name, kind in (("tokens", np.int32), ("segments", np.int32), ("answers", bool)):
             for start in range(0, len(self), step):
-                rows = part[start : min(start + step, len(self))]
+                # Mapped anew, because pages that were read count as memory of the process for as long as they are mapped.
+                source = mapped(self.folder) if self.folder else self
+                rows = getattr(source, name)[start : min(start + step, len(self))]
                 hashed.update(np.ascontiguousarray(rows, kind).data)
         return hashed.hexdigest()
 

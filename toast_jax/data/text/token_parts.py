@@ -206,6 +206,14 @@ def _begin(text: Text) -> None:
     global _text
     _text = text
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    # A process that is killed cannot, and an idle worker would wait forever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _make_part_of_process(part: Part, file: Path) -> None:
