@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from toast_jax.data.text.sequences import Segments, Sequences
 from toast_jax.data.text.token_parts import Hosts, Text
 from toast_jax.errors import InputError
 
-LENGTH = 16
+LENGTH, SIZE = 16, 400  # of a sequence in tokens, of a part in bytes
 TEXTS = [f"{i} " + "cat sat on " * (i % 5) + "\n" * (i % 2) for i in range(40)]
 TEXTS[7] = ""  # left out
 # Characters that end a line for str.splitlines.
@@ -29,7 +30,7 @@ LINES = [json.dumps({"text": text, "note": "a\u2028b\x85c\x0c"}, ensure_ascii=Fa
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     """A text of many small parts, with blank lines, one longer than a part and some that end as on Windows."""
-    monkeypatch.setattr(token_parts, "PART", 256)
+    monkeypatch.setattr(token_parts, "PART", SIZE)
     monkeypatch.setattr(token_cache, "MIN_BYTES", 1)
     monkeypatch.setattr(sequences, "_AT_ONCE", 40)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -79,7 +80,7 @@ def test_parts_have_the_sequences_of_the_whole(text, most, made):
             cached(text, most)
         return
     assert_same(cached(text, most), expected)
-    parts = documents.parts_of(text, 256)
+    parts = documents.parts_of(text, SIZE)
     assert len(made) == len(parts) > 8 if most in (0, 1000) else len(made) < len(parts)
     assert [entry.suffix for entry in (text.parent / "cache/toast_jax/text").iterdir()] == [""]
     again = cached(text, most)
@@ -92,7 +93,7 @@ def test_rows_of_parquet_files_are_read_in_parts(text, made):
     file = text.with_suffix(".parquet")
     parquet.write_table(arrow.Table.from_pylist([json.loads(line) for line in LINES]), file, row_group_size=3)
     assert_same(cached(file), in_memory(file))
-    assert 3 < len(made) == len(documents.parts_of(file, 256))
+    assert 3 < len(made) == len(documents.parts_of(file, SIZE))
 
 
 def test_processes_make_the_same_tokens_and_load_no_jax(text):
@@ -112,11 +113,11 @@ def test_work_that_was_interrupted_resumes(text, made, monkeypatch):
         cached(text)
     assert len(made) == 3
     assert_same(cached(text), in_memory(text))
-    assert len(made) == len({*made}) == len(documents.parts_of(text, 256))
+    assert len(made) == len({*made}) == len(documents.parts_of(text, SIZE))
 
 
 def test_hosts_share_the_work(text, made):
-    parts = len(documents.parts_of(text, 256))
+    parts = len(documents.parts_of(text, SIZE))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda number: cached(text, hosts=Hosts(number, 2)), range(2)))
     assert both[0].folder == both[1].folder
@@ -128,7 +129,7 @@ def test_hosts_share_the_work(text, made):
 def test_a_host_that_is_alone_does_all(text, made, monkeypatch):
     monkeypatch.setattr(token_parts, "_SILENT", 0.1)
     assert_same(cached(text, hosts=Hosts(1, 2)), in_memory(text))
-    assert len(made) == len(documents.parts_of(text, 256))
+    assert len(made) == len(documents.parts_of(text, SIZE))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_a_large_text_that_cannot_be_cached_is_refused(text, monkeypatch):
 
 def test_a_process_that_is_killed_is_reported(text, monkeypatch):
     class Killed(concurrent.futures.ThreadPoolExecutor):
-        def __init__(self, processes, context, begin, arguments):
+        def __init__(self, processes, *_):
             super().__init__(processes)
 
         def submit(self, *args):
@@ -207,7 +208,7 @@ def test_a_process_that_is_killed_is_reported(text, monkeypatch):
 
 
 _KILLED = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from tests import ROOT
 from tests.words import Words
@@ -215,25 +216,29 @@ from toast_jax.data.text import documents, token_parts
 
 
 def read(record):
-    print("at work", flush=True)
-    time.sleep(60)
+    os.write(1, b"x")
+    time.sleep(0.2)
+    return []
 
 
 if __name__ == "__main__":
-    token_parts.PART = 256
+    token_parts.PART = 10**6
     text = token_parts.Text(Path(sys.argv[1]), read, Words())
     token_parts.tokenize(text, Path(sys.argv[2]), 2, token_parts.Hosts(), lambda: False)
 """
 
 
-def test_processes_end_with_one_that_is_killed(text, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("signal", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_one_that_started_them(text, tmp_path, signal):
     (tmp_path / "script.py").write_text(_KILLED)
+    text.write_bytes(b'{"text": "a"}\n' * 200_000)
     command = [sys.executable, str(tmp_path / "script.py"), str(text), str(tmp_path / "parts")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert process.stdout.readline() == process.stdout.readline() == b"at work\n"
-    process.kill()
-    assert process.stdout.read() == b""  # the pipe is closed by the last process that holds it
-    process.wait()
+    assert process.stdout.read(8) == 8 * b"x"
+    process.send_signal(signal)
+    assert len(process.stdout.read()) < 100  # of 200,000 documents; the pipe is closed by the last process that holds it
+    assert process.wait()
 
 
 def test_numbers_of_documents_are_those_of_a_slow_count():

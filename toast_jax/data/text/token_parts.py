@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import multiprocessing
+import multiprocessing.synchronize
 import os
 import shutil
 import signal
@@ -180,7 +181,8 @@ def _finished(text: Text, tasks: Iterator[tuple[Part, Path]], processes: int) ->
             yield part
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of JAX
-    with concurrent.futures.ProcessPoolExecutor(processes, context, _begin, (text,)) as pool:
+    stop = context.Event()
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _begin, (text, stop)) as pool:
         running: dict[concurrent.futures.Future, Part] = {}
         try:
             while True:
@@ -197,14 +199,16 @@ def _finished(text: Text, tasks: Iterator[tuple[Part, Path]], processes: int) ->
                 f"A process that tokenized {text.file} was killed, as happens when memory runs out; set --config.data.workers "
                 f"to less than {processes} and start again, which keeps the finished parts."
             ) from error
+        finally:
+            stop.set()  # after Ctrl-C or an error, the pool waits for its processes
 
 
-_text: Text  # of a worker process, which gets the tokenizer once
+_of_process: tuple[Text, multiprocessing.synchronize.Event]  # which gets the tokenizer once
 
 
-def _begin(text: Text) -> None:
-    global _text
-    _text = text
+def _begin(text: Text, stop: multiprocessing.synchronize.Event) -> None:
+    global _of_process
+    _of_process = text, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     # A process that is killed cannot, and an idle worker would wait forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -217,15 +221,18 @@ def _end_with_parent() -> None:
 
 
 def _make_part_of_process(part: Part, file: Path) -> None:
-    _make_part(_text, part, file)
+    text, stop = _of_process
+    _make_part(text, part, file, stop.is_set)
 
 
-def _make_part(text: Text, part: Part, file: Path) -> None:
-    """Write the tokens of a part, which tokens are learned, and the number of tokens of each document."""
+def _make_part(text: Text, part: Part, file: Path, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Write the tokens of a part, which tokens are learned, and the number of tokens of each document, unless `stopped()`."""
     tokens, answers, sizes = array("i"), bytearray(), array("q")
     left_out, malformed, wrong = 0, False, False
     try:
         for place, record in documents.records(text.file, part):
+            if stopped():
+                return
             made = documents.made_of(text.file, place, record, text.read)
             left_out += not made
             for document in made:
