@@ -422,6 +422,9 @@ def test_plain_text_is_packed_in_the_cache_as_in_memory(tmp_path, monkeypatch):
     for ours, expected in ((packed[0], plain[0]), (packed[1]["val"], plain[1]["val"])):
         assert ours.folder and not expected.folder and fingerprint.of_source(ours) == fingerprint.of_source(expected)
     assert len(packed[0]) < len(packed[1]["val"])
+    # As earlier versions hashed them.
+    hashed = fingerprint._hashed(plain[0], fingerprint._relative).hexdigest()
+    assert fingerprint.of_source(packed[0]) == {"count": len(plain[0]), "content": hashed}
     batches = [list(text_runs.train_batches(config, source, 3)) for source in (packed[0], plain[0])]
     for ours, expected in zip(*batches, strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, expected)

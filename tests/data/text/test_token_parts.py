@@ -151,6 +151,21 @@ def test_errors_are_those_of_the_whole_up_to_the_limit(text, place, line, messag
     assert_same(cached(text, most=17), expected)
 
 
+def test_a_wrong_record_before_the_limit_is_an_error(text, made):
+    lines = text.read_bytes().split(b"\n")
+    text.write_bytes(b"\n".join([*lines[:3], b'{"text": 7}', *lines[3:]]))
+    with pytest.raises(InputError, match="Line 4 of .*text.jsonl is no record of this"):
+        cached(text, most=17)
+    assert len(made) == 1
+
+
+def test_lines_belong_to_one_part_each(text):
+    expected = [record for _, record in documents.records(text)]
+    for size in (*range(3, 90), 10**6):
+        parts = documents.parts_of(text, size)
+        assert [record for part in parts for _, record in documents.records(text, part)] == expected
+
+
 def test_empty_records_are_counted_and_a_text_without_any_is_refused(text, caplog):
     caplog.set_level("WARNING", "toast_jax")
     cached(text)
