@@ -40,6 +40,7 @@ TASKS = {
     "relevance": "answer",
     "prepare_data": "datasets",
     "demo": "attention_scenes",
+    "demo_segment": "attention_scenes",
     "demo_language": "tales",
 }
 _FOLDERS = dict.fromkeys(("generate", "score", "relevance"), "language")  # of toast_jax/tasks, for those that are not in it

@@ -132,6 +132,15 @@ def test_fgvc_recipes_of_other_papers(method, dataset):
         fgvc.get_config("method=toast,recipe=paper")
 
 
+@pytest.mark.parametrize("module", [fgvc, vtab])
+def test_the_published_recipe_of_ep(module):
+    config = module.get_config("method=ep,recipe=paper")
+    check(config)
+    fields = config.optimizer
+    assert (fields.name, fields.momentum, fields.lr, fields.base_batch_size) == ("lars", 0.9, 0.1, 256)
+    assert (fields.weight_decay, fields.schedule, config.epochs, config.warmup_epochs) == (0.0, "step", 90, 10)
+
+
 @pytest.mark.parametrize(
     ("dataset", "classes", "lr", "weight_decay"),
     [

@@ -22,7 +22,7 @@ from toast_jax import hub, trees
 from toast_jax.config import config_files
 from toast_jax.data.images import sources
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.python import data, keywords, loading, net, results
 from toast_jax.tasks import train
 from toast_jax.train import saved_run
@@ -380,6 +380,7 @@ def test_what_cannot_be_tuned_on(given, message, fresh, image_folder, tmp_path):
         ([], "There are no images in the list"),
         (None, "None is no image; give a path, a PIL image, an array uint8"),
         (np.zeros((4, 4, 3)), r"Image 0 is an array float64 \[4, 4, 3\]; give"),
+        ([(np.zeros((8, 8, 3), np.uint8), "cat")], "Image 0 is a tuple; give a path, a PIL image"),
         ([np.zeros((3, 8, 8), np.uint8)], r"Image 0 is an array uint8 \[3, 8, 8\]; give"),
     ],
 )

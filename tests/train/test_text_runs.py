@@ -23,14 +23,14 @@ from configs import convert as convert_config
 from configs import generate as generate_config
 from configs import relevance as relevance_config
 from tests import ROOT
-from tests.model.backbones.test_llama import D, G, H, L
+from tests.model.backbones.llama.test_network import D, G, H, L
 from tests.words import Words
 from toast_jax import trees
 from toast_jax.data.text import token_cache, tokenizer
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, train
 from toast_jax.tasks.language import generate, relevance
@@ -494,6 +494,7 @@ def test_a_run_whose_state_is_split_resumes_bit_for_bit(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, tuned, expected)
 
 
+@pytest.mark.slow
 def test_the_backbone_of_a_pretuned_module_stays_on_its_devices(tmp_path, monkeypatch):
     """Checkpoints hold the tuned module alone, and so does the file; moments of split parameters come from the devices."""
     write(tmp_path, PLAIN)

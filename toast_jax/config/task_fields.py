@@ -152,6 +152,12 @@ _FIELDS = {
         "shown_scenes": Field(6, COUNT, "scenes in the report"),
         "rows": _ROWS,
     },
+    "demo_segment": {
+        "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
+        "attention_scenes": Field(50, COUNT, "test scenes to measure attention on"),
+        "shown_scenes": Field(6, COUNT, "scenes in the report"),
+        "rows": _ROWS,
+    },
     "demo_language": {
         "weights": Field("weights/stories15m", Text("weights/stories15m"), "folder of a language model and its tokenizer"),
         "seeds": Field((42,), _SEVERAL_SEEDS, "seeds of every run"),
@@ -190,6 +196,7 @@ SECTIONS = {
     "relevance": {"network": "a language model that was not tuned, as the config of a run on text"},
     "generate": {"network": "a language model that was not tuned, as the config of a run on text"},
     "demo": {"runs": "the config of every run on images, by row"},
+    "demo_segment": {"runs": "the config of every run of segmentation, by row"},
     "demo_language": {
         "pretune": "the config of the run that pre-tunes the top-down module",
         "not_tuned": "the config of the network that is not tuned",

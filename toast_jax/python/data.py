@@ -117,9 +117,12 @@ def _content(image: Any, number: int) -> Image.Image | np.ndarray:
     """Return a PIL image, or pixels uint8 `[H, W, 3]`."""
     if isinstance(image, Image.Image):
         return image
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+        kind = f"an array {array.dtype} {list(array.shape)}" if array.ndim else repr(image)
+    except ValueError:  # a sequence of other things, such as an image and its label
+        array, kind = np.array(None), f"a {type(image).__name__}"
     has_colors = array.ndim == 3 and array.shape[-1] in (3, 4)
     if array.dtype != np.uint8 or not array.size or not (has_colors or array.ndim == 2):
-        kind = f"an array {array.dtype} {list(array.shape)}" if array.ndim else repr(image)
         raise InputError(f"Image {number} is {kind}; give a path, a PIL image, or an array uint8 [H, W, 3] or [H, W].")
     return array if array.ndim == 3 and array.shape[-1] == 3 else Image.fromarray(array)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import confusion
 from toast_jax.config.check import check
+from toast_jax.data.images import selected
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit
 from toast_jax.train.setup import domain
@@ -34,7 +35,8 @@ def run(config: ConfigDict, folder: str) -> None:
     split = next((name for name in ("test", "val") if name in result), None)
     if config.get("confusion") and split:
         run = saved_run.load(folder)  # on every process, as they open checkpoints together
-        counts = confusion.matrix(run, domain(config).open_sources(config, verified=True, run=folder)[1][split])
+        source, _ = selected.open_images(config.data, split, run.classes, seed=config.seed, run=folder)
+        counts = confusion.matrix(run, source)
         path = Path(folder).expanduser() / "confusion.csv"
         if not jax.process_index():
             confusion.write(path, counts, run.classes)

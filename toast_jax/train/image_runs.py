@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from toast_jax.data.images import batches, few_shot, image_files, sources
 from toast_jax.data.images.labels import held_out
 from toast_jax.data.images.selected import flat
-from toast_jax.data.images.verify import Subset, verify
+from toast_jax.data.images.verify import Subset, verify_splits
 from toast_jax.data.loader import Batch
 from toast_jax.devices.protocol import Devices
 from toast_jax.model.layers.normalize import statistics_of
@@ -38,10 +38,10 @@ def open_sources(
     """
     opened = sources.open_splits(config.data, seed=config.seed, run=run)
     if config.data.skip_corrupt:  # before shots are drawn, so that a class keeps its number of images
-        opened = {name: verify(source, skip_corrupt=True) for name, source in opened.items()}
+        opened = verify_splits(opened, skip_corrupt=True)
     opened["train"] = few_shot.draw(opened["train"], config.data.get("shots", 0), config.seed)
     if config.data.verify and not config.data.skip_corrupt and not verified:
-        opened = {name: verify(source, skip_corrupt=False) for name, source in opened.items()}
+        opened = verify_splits(opened, skip_corrupt=False)
     log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
     return opened.pop("train"), opened
 

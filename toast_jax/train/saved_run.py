@@ -18,9 +18,9 @@ from toast_jax.fields import flat_fields, nested
 from toast_jax.model import families
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
-from toast_jax.train import checkpoint
+from toast_jax.train import checkpoint, setup
 from toast_jax.train.setup import load_network
-from toast_jax.weights import initial_parameters, places
+from toast_jax.weights import initial_parameters, places, pretrained
 from toast_jax.workdir import fingerprint
 
 
@@ -92,7 +92,8 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
             config.fsdp = 1  # tasks that read a run use one device
         built = config.copy_and_resolve_references()
         built.backbone.dtype = dtype or config.backbone.dtype
-        with _silenced(initial_parameters.log):  # of what it creates at random, which the checkpoint replaces
+        # The run has logged what it loads, creates and tunes.
+        with _silenced(setup.log, initial_parameters.log, pretrained.log):
             network = load_network(built, len(meta["classes"]))
         fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
@@ -101,12 +102,14 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
 
 
 @contextlib.contextmanager
-def _silenced(log: logging.Logger) -> Iterator[None]:
-    log.disabled = True
+def _silenced(*logs: logging.Logger) -> Iterator[None]:
+    for log in logs:
+        log.disabled = True
     try:
         yield
     finally:
-        log.disabled = False
+        for log in logs:
+            log.disabled = False
 
 
 def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "", masks: bool = False) -> SavedRun:
@@ -116,8 +119,8 @@ def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module
         raise InputError(f"The run in {folder} segments images, which this command cannot show; give one that classifies.")
     if families.of_config(saved.config).reads != "images":
         raise InputError(
-            f"The run in {folder} has tuned a language model, which sees no images; give one that does (configs/relevance.py "
-            "shows text)."
+            f"The run in {folder} has tuned a language model, which sees no images; give one that does. Where one of TOAST "
+            "looks in a text is shown by configs/relevance.py."
         )
     if saved.config.stage != "tune":
         module = "top-down module" if saved.model.top_down else "module"
@@ -125,19 +128,25 @@ def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module
     return saved
 
 
-def load_compared(folders: Sequence[str], weights: str = "", top_down: str = "", module: str = "") -> dict[str, SavedRun]:
-    """Read runs with the same images and classes, by the part of their paths that differs.
+def load_compared(
+    folders: Sequence[str], weights: str = "", top_down: str = "", module: str = "", masks: bool = False
+) -> dict[str, SavedRun]:
+    """Read runs with the same images and classes, by the part of their paths that differs; `masks` as in `load_tuned`.
 
     Raises:
-      InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size.
+      InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size, or in whether
+        they classify or segment.
     """
     if not folders:
         raise InputError("There is no run to look at; name some, joined by +, as in :runs=runs/toast+runs/lora.")
     if len({Path(folder).expanduser().resolve() for folder in folders}) < len(folders):
         raise InputError(f"One of the runs {', '.join(folders)} is given twice; name each once.")
-    runs = [load_tuned(folder, weights, top_down, module) for folder in folders]
+    runs = [load_tuned(folder, weights, top_down, module, masks) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
-        for field in ("image_size", "resize"):
+        if families.reads(run.config) != families.reads(runs[0].config):
+            raise InputError(f"Of the runs in {folders[0]} and {folder}, one segments; compare runs that all do, or none.")
+        # Segmenters are compared on images of any size.
+        for field in ("image_size", "resize") if families.reads(run.config) == "images" else ():
             if run.config.data[field] != runs[0].config.data[field]:
                 raise InputError(
                     f"The runs in {folders[0]} and {folder} differ in config.data.{field} ({runs[0].config.data[field]} and "

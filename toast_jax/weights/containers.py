@@ -22,6 +22,12 @@ _KEYS = ("state_dict_ema", "model_ema", "model", "model_state_dict", "state_dict
 _LARGE, _DENSE = 2**28, 20  # bytes, and the highest plausible ratio of compression
 
 
+def check_exists(file: str | os.PathLike, field: str) -> None:
+    """Raise InputError, which names the field of the config, unless there is such a file or folder."""
+    if not (os.path.isfile(file) or os.path.isdir(file)):
+        raise InputError(f"There is no weights file at {file}; correct --config.{field}.")
+
+
 def read(path: str, field: str = "backbone.weights") -> Arrays:
     """Read a file of PyTorch (see `TORCH`), .safetensors or .npz as a flat dict of float32 arrays.
 
@@ -39,8 +45,7 @@ def read(path: str, field: str = "backbone.weights") -> Arrays:
     file = package_files.find(path)
     if os.path.isdir(file):
         raise InputError(f"{file} is a folder; give the weights file itself in the config.")
-    if not os.path.isfile(file):
-        raise InputError(f"There is no weights file at {file}; correct --config.{field}.")
+    check_exists(file, field)
     if file.suffix == ".safetensors":
         state = _read_safetensors(file)
     elif file.name.endswith(TORCH):

@@ -4,16 +4,17 @@ import contextlib
 import difflib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from toast_jax import hub
+from toast_jax import hub, package_files
 from toast_jax.config.backbone_names import RANDOM
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
-from toast_jax.weights import named
+from toast_jax.weights import containers, named
 from toast_jax.weights.named import NAMED
 from toast_jax.workdir import run_folder
 
@@ -42,6 +43,14 @@ def located(text: str, field: str = "backbone.weights") -> str:
             "docs/weights.md lists all."
         )
     return str(named.local(text))
+
+
+def check_files(config: ConfigDict, fields: Iterable[str]) -> None:
+    """Raise InputError unless every file that these fields of a config name exists; downloads are not checked."""
+    flat = flat_fields(config.to_dict())
+    for field in fields:
+        if (text := flat[field]) not in ("", RANDOM) and not is_remote(text):
+            containers.check_exists(package_files.find(text), field)
 
 
 def tokenizer(text: str) -> str:

@@ -81,7 +81,7 @@ class Progress:
         """Report the metrics of a step, the loss first, and the speed."""
         names = ["loss", *(name for name in metrics if name not in ("loss", "lr", "grad_norm"))]
         shown = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in names)
-        speed = f"{self.rate:.1f} {self._unit}/s"
+        speed = f"{f'{self.rate:.1f}' if self._rates else '-'} {self._unit}/s"
         if self._bar is not None:
             self._bar.set_postfix_str(f"{shown}  {speed}")
         else:

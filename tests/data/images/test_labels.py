@@ -164,6 +164,15 @@ def test_a_folder_without_splits_asks_for_a_share(classes):
     assert f"or --config.data.held_out=0.2 if {classes} has class folders and no splits" in error
 
 
+def test_a_validation_split_that_is_not_used_is_logged(tmp_path, caplog):
+    rows = [(f"{label}{i}.png", label, split) for label in "ab" for i, split in enumerate(["train", "train", "val"])]
+    splits = {"train": "train", "val": "val", "test": ""}
+    data = table_config(table_root(tmp_path, rows), held_out=0.5, splits=splits)
+    assert [len(source) for source in sources.open_splits(data).values()] == [2, 2]
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("The 2 images of split val are not used, because val is held out from train")
+
+
 def test_tables_and_json_splits_are_held_out_from_too(tmp_path):
     rows = [(f"{i}.png", "ab"[i % 2]) for i in range(10)]
     data = table_config(table_root(tmp_path, rows, header="path,label"), held_out=0.2)

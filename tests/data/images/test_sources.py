@@ -254,6 +254,14 @@ def test_general_errors(tmp_path):
     assert len(sources.open_split(config(tmp_path, "folder", num_classes=2), "train").classes) == 2
 
 
+def test_one_class_is_refused_unless_labels_are_not_read(tmp_path):
+    splits = {"train": "train", "val": "", "test": ""}
+    data = config(folder_root(tmp_path, "train/only/1.png"), "folder", splits=splits)
+    with pytest.raises(InputError, match="has one class, only, so there is nothing to tell apart: add images"):
+        sources.open_splits(data)
+    assert len(sources.open_splits(config(tmp_path, "folder", splits=splits, labels=False))["train"]) == 1
+
+
 def test_verify_returns_a_sound_source_as_it_is(tmp_path):
     source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png"), "folder"), "train")
     assert verifying.verify(source, skip_corrupt=False) is source
@@ -290,6 +298,18 @@ def test_skip_corrupt_may_not_empty_a_class(damaged):
     write(damaged / "train/b/4.png", b"")
     with pytest.raises(InputError, match="^3 of 4 images .* and class b has no other image"):
         verify(damaged, skip_corrupt=True)
+
+
+def test_evaluation_images_that_are_training_images_are_logged(tmp_path, caplog):
+    folder_root(tmp_path, "train/a/1.png", "train/b/2.png", "val/a/3.png", "test/a/4.png", "test/b/5.png")
+    for number, path in enumerate(["train/b/2.png", "val/a/3.png", "test/b/5.png"]):
+        write(tmp_path / path, PNG + bytes([number]))  # decoders ignore what follows the image
+    opened = sources.open_splits(config(tmp_path, "folder"))
+    assert verifying.verify_splits(opened, skip_corrupt=False) == opened
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(
+        f"1 of the 2 images of test are training images too ({tmp_path}/test/a/4.png is {tmp_path}/train/"
+    )
 
 
 def test_a_long_list_of_corrupt_images_is_cut(tmp_path):

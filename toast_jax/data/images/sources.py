@@ -3,8 +3,10 @@
 A source is immutable and picklable, so that worker processes can receive it.
 """
 
+import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,8 @@ from toast_jax.data.images import image_files, synthetic_scenes, tfds_records
 from toast_jax.data.images.labels import class_names, held_out, table
 from toast_jax.data.images.vtab import records
 from toast_jax.errors import InputError, choose
+
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -66,7 +70,15 @@ def open_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path |
 def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = None) -> dict[str, Source]:
     """Open all splits of the data of a config as `open_split` does, and read what two are parts of once."""
     read = functools.cache(functools.partial(_read, data))
-    return {name: _checked(data, _opened(data, name, read, seed, run)) for name in split_names(data)}
+    _log_unused_val(data, read)
+    opened = {name: _checked(data, _opened(data, name, read, seed, run)) for name in split_names(data)}
+    classes = opened[image_files.TRAIN].classes
+    if data.labels and len(classes) == 1:
+        raise InputError(
+            f"The data in {data.root} has one class, {classes[0]}, so there is nothing to tell apart: add images of other "
+            "classes, or set --config.data.root to the folder that holds the class folders."
+        )
+    return opened
 
 
 def read_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:
@@ -92,6 +104,18 @@ def _opened(data, split, read, seed, run) -> Source:
     return source
 
 
+def _log_unused_val(data: ConfigDict, read: Callable) -> None:
+    """Log the images of a validation split that the data has although val is held out from train."""
+    if data.get("held_out", 0) and data.splits.val and _has_splits(data):
+        with contextlib.suppress(InputError):  # there is no such split
+            log.warning(
+                "The %d images of split %s are not used, because val is held out from train: set --config.data.held_out=0 to "
+                "validate on them.",
+                len(read(held_out.VAL)),
+                data.splits.val,
+            )
+
+
 def _checked(data: ConfigDict, source: Source) -> Source:
     """Raise InputError unless a source has as many classes as the config says."""
     if data.num_classes not in (0, len(source.classes)):
@@ -102,13 +126,17 @@ def _checked(data: ConfigDict, source: Source) -> Source:
     return source
 
 
+def _has_splits(data: ConfigDict) -> bool:
+    """Return whether the data says which split its images belong to."""
+    without = {"folder": lambda: not image_files.has_split_folders(data), "table": lambda: not table.has_splits(data)}
+    return not without.get(data.format, lambda: False)()
+
+
 def split_names(data: ConfigDict) -> tuple[str, ...]:
     """List the splits of the data of a config: train, val, test, or those of them that it has."""
     named = {name for name, place in data.splits.items() if place}
     if data.get("held_out", 0):
-        whole = {"folder": lambda: not image_files.has_split_folders(data), "table": lambda: not table.has_splits(data)}
-        without_splits = whole.get(data.format, lambda: False)()
-        named = {image_files.TRAIN, held_out.VAL} | (set() if without_splits else named)
+        named = {image_files.TRAIN, held_out.VAL} | (named if _has_splits(data) else set())
     return tuple(name for name in (image_files.TRAIN, held_out.VAL, "test") if name in named)
 
 

@@ -3,11 +3,14 @@
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from toast_jax.data.images import pixels
+from toast_jax.data.images.image_files import TRAIN
 from toast_jax.data.images.sources import Source
 from toast_jax.errors import InputError, listed
 
@@ -32,6 +35,15 @@ class Subset:
         return self.source[self.indices[index]]
 
 
+class _Checked(NamedTuple):
+    """Describes an example: whether its image decodes, and a hash of its file, None where it is not a file."""
+
+    name: str
+    label: int
+    readable: bool
+    content: bytes | None
+
+
 def verify(source: Source, *, skip_corrupt: bool) -> Source:
     """Decode every image of a source once.
 
@@ -45,32 +57,58 @@ def verify(source: Source, *, skip_corrupt: bool) -> Source:
     Raises:
         InputError: a label is outside the classes, an image cannot be decoded, or a class would lose all of its images.
     """
+    return _verified(source, skip_corrupt)[0]
+
+
+def verify_splits(splits: Mapping[str, Source], *, skip_corrupt: bool) -> dict[str, Source]:
+    """Verify all splits as `verify` does, and log evaluation images that are training images too, byte for byte."""
+    verified, checks = {}, {}
+    for name, source in splits.items():
+        verified[name], checks[name] = _verified(source, skip_corrupt)
+    training = {check.content: check.name for check in checks.get(TRAIN, ()) if check.content}
+    for name in [name for name in splits if name != TRAIN]:
+        shared = [f"{check.name} is {training[check.content]}" for check in checks[name] if check.content in training]
+        if shared:
+            log.warning(
+                "%d of the %d images of %s are training images too (%s): scores on them say little about new images.",
+                len(shared),
+                len(splits[name]),
+                name,
+                listed(shared, most=1),
+            )
+    return verified
+
+
+def _verified(source: Source, skip_corrupt: bool) -> tuple[Source, list[_Checked]]:
     log.info("Decoding %d images once to verify them.", len(source))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         checks = list(pool.map(functools.partial(_check_image, source), range(len(source))))
-    outside = [f"{name} has {label}" for name, label, _ in checks if not 0 <= label < len(source.classes)]
+    outside = [f"{check.name} has {check.label}" for check in checks if not 0 <= check.label < len(source.classes)]
     if outside:
         raise InputError(
             f"{len(outside)} of {len(source)} images have a label outside the {len(source.classes)} classes ({outside[0]}): "
             "choose a split with labels in --config.data.splits."
         )
-    corrupt = [name for name, _, readable in checks if not readable]
+    corrupt = [check.name for check in checks if not check.readable]
     if not corrupt:
-        return source
+        return source, checks
     summary = f"{len(corrupt)} of {len(source)} images cannot be decoded ({listed(corrupt, most=3)})"
     if not skip_corrupt:
         raise InputError(f"{summary}: download them again, or leave them out with --config.data.skip_corrupt=True.")
-    lost = {label for _, label, _ in checks} - {label for _, label, readable in checks if readable}
+    lost = {check.label for check in checks} - {check.label for check in checks if check.readable}
     if lost:
         raise InputError(f"{summary} and class {source.classes[min(lost)]} has no other image: download them again.")
     log.warning("%s and are left out.", summary)
-    return Subset(source, tuple(index for index, (_, _, readable) in enumerate(checks) if readable))
+    readable = tuple(index for index, check in enumerate(checks) if check.readable)
+    return Subset(source, readable), [checks[index] for index in readable]
 
 
-def _check_image(source: Source, index: int) -> tuple[str, int, bool]:
+def _check_image(source: Source, index: int) -> _Checked:
     example = source[index]
+    content = example["image"]
+    digest = hashlib.blake2b(content, digest_size=8).digest() if isinstance(content, bytes) else None
     try:
         pixels.decode_example(example)
     except InputError:
-        return example["name"], example["label"], False
-    return example["name"], example["label"], True
+        return _Checked(example["name"], example["label"], False, digest)
+    return _Checked(example["name"], example["label"], True, digest)
