@@ -5,10 +5,11 @@
 
 The release's recipe: the first 200,000 documents of OpenWebText, packed to 512 tokens, for one epoch. The loss is the
 cross-entropy of the second look plus the variational loss; the feedback layers and the prior are tuned. Lines are
-`{"text": ...}`; a .txt file is one document. `--config.backbone.weights` and `--config.data.tokenizer` are the folder of a
-LLaMA of Hugging Face, by default weights/BACKBONE. The run writes `top_down.safetensors` to its folder, for
-`--config.top_down=FILE` of a tuning run, and the same as `module.safetensors`. method: toast, toast_lite, lora or finetune; all
-but toast write only the latter, for `--config.module=FILE`. To measure the perplexity of a network that was not tuned:
+`{"text": ...}`; a .txt file is one document. A file of any size is tokenized once, by several processes, and cached
+(docs/language.md). `--config.backbone.weights` and `--config.data.tokenizer` are the folder of a LLaMA of Hugging Face, by
+default weights/BACKBONE. The run writes `top_down.safetensors` to its folder, for `--config.top_down=FILE` of a tuning run, and
+the same as `module.safetensors`. method: toast, toast_lite, lora or finetune; all but toast write only the latter, for
+`--config.module=FILE`. To measure the perplexity of a network that was not tuned:
 
     python main.py --config=configs/openwebtext.py:backbone=stories15m --config.method=finetune --config.stage=tune \\
         --config.task=evaluate --config.checkpoint=weights/stories15m/model.safetensors \\

@@ -2,7 +2,9 @@
 
 import re
 import string
+import sys
 
+from toast_jax.data.text import documents
 from toast_jax.data.text.tokenizer import Encoded, encode_parts
 
 _SINGLE = [*string.printable]
@@ -23,3 +25,9 @@ class Words:
 
     def decode(self, ids):
         return "".join(_PIECES[i] if i > 2 else "" for i in ids)
+
+
+def plain_without_jax(record):
+    """`documents.plain`, for worker processes, which must not load JAX."""
+    assert "jax" not in sys.modules and not {"toast_jax.train", "toast_jax.model", "toast_jax.devices"} & sys.modules.keys()
+    return documents.plain(record)

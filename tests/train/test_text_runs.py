@@ -524,6 +524,28 @@ def test_an_answer_ends_with_the_token_that_the_config_says(tmp_path, monkeypatc
         text_runs.open_sources(config, verified=True)
 
 
+def test_plain_text_is_packed_in_the_cache_as_in_memory(tmp_path, monkeypatch):
+    """And a run that resumes with the cached text continues at the same batch."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tokenizer.json").touch()
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, PLAIN)))
+    config = of(openwebtext, tmp_path)
+    config.data.update({"tokenizer": str(tmp_path), "documents": 13})
+    config.data.splits.train = config.data.splits.val = str(tmp_path / "text.jsonl")
+    plain = text_runs.open_sources(config, verified=True)
+    monkeypatch.setattr(token_cache, "MIN_BYTES", 1)
+    packed = text_runs.open_sources(config, verified=True)
+    for ours, expected in ((packed[0], plain[0]), (packed[1]["val"], plain[1]["val"])):
+        assert ours.folder and not expected.folder and fingerprint.of_source(ours) == fingerprint.of_source(expected)
+    assert len(packed[0]) < len(packed[1]["val"])
+    # As earlier versions hashed them.
+    hashed = fingerprint._hashed(plain[0], fingerprint._relative).hexdigest()
+    assert fingerprint.of_source(packed[0]) == {"count": len(plain[0]), "content": hashed}
+    batches = [list(text_runs.train_batches(config, source, 3)) for source in (packed[0], plain[0])]
+    for ours, expected in zip(*batches, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
 def test_dtype_that_the_device_lacks_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     def lacking(x):
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: no kernel\nof that type")

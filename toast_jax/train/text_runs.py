@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.data.loader import Batch
-from toast_jax.data.text import batches, chat, documents, sequences, token_cache, tokenizer
+from toast_jax.data.text import batches, chat, documents, sequences, token_cache, token_parts, tokenizer
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices.protocol import Devices
 from toast_jax.errors import InputError
@@ -67,7 +68,8 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
         fields += (template.identity,) if template else ()
         fields += (data.too_long,) if data.too_long != "cut" else ()
         make = lambda read=read: _arranged(data, read(), words)  # noqa: E731
-        opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make)
+        packing = _packing(data, file, words, data.documents if name == "train" else 0)
+        opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make, packing)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
     return opened.pop("train"), opened
 
@@ -81,6 +83,15 @@ def _arranged(data, texts: Iterable[documents.Document], words) -> Sequences:
     if data.format == "text":
         return sequences.packed(texts, words, data.length)
     return sequences.padded(texts, words, data.length, data.too_long)
+
+
+def _packing(data, file: str, words, most: int) -> token_cache.Packing | None:
+    """Return how to pack a plain text without reading it into memory; None for other data."""
+    if data.format != "text" or data.held_out:
+        return None
+    text = token_parts.Text(Path(file).expanduser(), documents.FORMATS[data.format], words, most)
+    hosts = token_parts.Hosts(jax.process_index(), jax.process_count())
+    return token_cache.Packing(text, data.length, data.workers, hosts)
 
 
 def _reader(data, template) -> Callable[[Any], list]:

@@ -5,15 +5,19 @@ context; the rest is predicted.
 """
 
 import collections
+import contextlib
+import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from toast_jax.errors import InputError, of_extra
 
 log = logging.getLogger(__name__)
+
+LEFT_OUT = "%s: %d records left out (empty, or not a conversation of two speakers)."  # file and number
 
 
 class Turn(NamedTuple):
@@ -205,16 +209,7 @@ def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0)
     file = Path(path).expanduser()
     count, left_out, changes = 0, 0, collections.Counter[str]()
     for place, record in records(file):
-        try:
-            made = of_record(record)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{place} of {file} is no record of this --config.data.format ({error!r}); correct one of them."
-            ) from error
-        except InputError as error:
-            raise InputError(f"{place} of {file}: {error}") from error
-        if any("\ud800" <= character <= "\udfff" for document in made for text in _texts(document) for character in text):
-            raise InputError(f"{place} of {file} has half a character, written as \\ud8.. or \\udc..; correct or remove it.")
+        made = made_of(file, place, record, of_record)
         left_out += not made
         changes.update(change for document in made if not isinstance(document, list) for change in document.changes)
         yield from made[: most - count] if most else made
@@ -222,11 +217,26 @@ def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0)
         if most and count >= most:
             break
     if left_out:
-        log.warning("%s: %d records left out (empty, or not a conversation of two speakers).", file, left_out)
+        log.warning(LEFT_OUT, file, left_out)
     for change, times in changes.items():
         log.warning("%s: %d conversations %s.", file, times, change)
     if not count:
         raise InputError(f"{file} has no text to learn from; give another file.")
+
+
+def made_of(file: Path, place: str, record: Any, of_record: Callable[[Any], list[Document]]) -> list[Document]:
+    """Make documents of the record at a place of a file; see `stream`."""
+    try:
+        made = of_record(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{place} of {file} is no record of this --config.data.format ({error!r}); correct one of them."
+        ) from error
+    except InputError as error:
+        raise InputError(f"{place} of {file}: {error}") from error
+    if any("\ud800" <= character <= "\udfff" for document in made for text in _texts(document) for character in text):
+        raise InputError(f"{place} of {file} has half a character, written as \\ud8.. or \\udc..; correct or remove it.")
+    return made
 
 
 def _texts(document: Document | Conversation) -> list[str]:
@@ -235,17 +245,55 @@ def _texts(document: Document | Conversation) -> list[str]:
     return [document.text] if isinstance(document, Rendered) else [turn.text for turn in document]
 
 
-def records(file: Path) -> Iterator[tuple[str, Any]]:
-    """Iterate over the records of a file, each with its place in words, for messages.
+class Part(NamedTuple):
+    """A range of a file: bytes of a `.jsonl` (the lines that begin there), or row groups of a `.parquet`.
+
+    Attributes:
+      start, end: of the range; end 0: to the end of the file.
+      size: bytes of text, for the progress.
+    """
+
+    start: int = 0
+    end: int = 0
+    size: int = 0
+
+
+class NotJson(InputError):
+    """Says how many lines of a file are not JSON; raised behind its last line."""
+
+
+def parts_of(file: Path, size: int) -> list[Part]:
+    """Divide a file into parts of about `size` bytes; a file that is neither `.jsonl` nor `.parquet` is one part."""
+    whole = file.stat().st_size
+    if file.suffix == ".jsonl":
+        return [Part(start, min(start + size, whole), min(size, whole - start)) for start in range(0, whole, size)]
+    if file.suffix != ".parquet":
+        return [Part(size=whole)]
+    parts, start, filled = [], 0, 0
+    with _table(file) as table:
+        groups = table.metadata.num_row_groups
+        for group in range(groups):
+            filled += table.metadata.row_group(group).total_byte_size
+            if filled >= size or group == groups - 1:
+                parts.append(Part(start, group + 1, filled))
+                start, filled = group + 1, 0
+    return parts
+
+
+def records(file: Path, part: Part = Part()) -> Iterator[tuple[str, Any]]:  # noqa: B008
+    """Iterate over the records of a file, each with its place in words, for messages; places are counted from `part.start`.
 
     Raises:
       InputError: the file does not exist, is damaged or is not JSON.
     """
     readers = {".txt": _whole, ".json": _listed, ".jsonl": _lines}
     if file.suffix == ".parquet":
-        yield from _rows(file)
+        yield from _rows(file, part)
         return
     try:
+        if part.end:
+            yield from _lines(file, _lines_in(file, part))
+            return
         with file.open(encoding="utf-8-sig") as content:
             if file.suffix not in readers:
                 raise InputError(f"The text {file} has an unknown ending; give a .txt, .json or .jsonl file, or a .parquet.")
@@ -254,14 +302,21 @@ def records(file: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
 
 
-def _rows(file: Path) -> Iterator[tuple[str, Any]]:
+@contextlib.contextmanager
+def _table(file: Path) -> Iterator[Any]:
     parquet = of_extra("pyarrow.parquet", "parquet", "Reading a Parquet file")
     try:
         with parquet.ParquetFile(file) as table:
-            rows = (row for batch in table.iter_batches(batch_size=1024) for row in batch.to_pylist())
-            yield from ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
+            yield table
     except (OSError, ValueError, NotImplementedError) as error:  # the bases of pyarrow's own
         raise InputError(f"The text {file} cannot be read ({error}); correct --config.data.splits.") from error
+
+
+def _rows(file: Path, part: Part) -> Iterator[tuple[str, Any]]:
+    with _table(file) as table:
+        groups = range(part.start, part.end or table.metadata.num_row_groups)
+        rows = (row for batch in table.iter_batches(batch_size=1024, row_groups=groups) for row in batch.to_pylist())
+        yield from ((f"Row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _whole(file: Path, content: TextIO) -> Iterator[tuple[str, Any]]:
@@ -280,7 +335,17 @@ def _listed(file: Path, content: TextIO) -> Iterator[tuple[str, Any]]:
     yield from ((f"Record {i}", record) for i, record in enumerate(listing, start=1))
 
 
-def _lines(file: Path, content: TextIO) -> Iterator[tuple[str, Any]]:
+def _lines_in(file: Path, part: Part) -> Iterator[str]:
+    """Iterate over the lines that begin in a range of bytes, split where a file that is opened as text is."""
+    with file.open("rb") as content:
+        if part.start:
+            content.seek(part.start - 1)
+            content.readline()
+        while content.tell() < part.end and (line := content.readline()):
+            yield from io.StringIO(line.decode(), newline=None)
+
+
+def _lines(file: Path, content: Iterable[str]) -> Iterator[tuple[str, Any]]:
     malformed = []
     for number, line in enumerate(content, start=1):
         line = line.removeprefix("\ufeff")  # of a file that was appended to another
@@ -292,6 +357,6 @@ def _lines(file: Path, content: TextIO) -> Iterator[tuple[str, Any]]:
             else:
                 yield f"Line {number}", record
     if malformed:
-        raise InputError(
+        raise NotJson(
             f"{file} has {len(malformed)} lines that are not JSON, the first is line {malformed[0]}; correct or remove them."
         )

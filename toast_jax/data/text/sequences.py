@@ -4,6 +4,7 @@ Letters in shapes: N tokens of a sequence.
 """
 
 import dataclasses
+import hashlib
 import logging
 from array import array
 from collections.abc import Iterable
@@ -17,6 +18,29 @@ from toast_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 2**22  # tokens to hash
+DIGEST = "sha256"  # file of `Sequences.digest` beside mapped arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """The documents' numbers of packed tokens, computed row by row from where the documents begin.
+
+    Attributes:
+      starts: int64 `[documents]`, ascending positions among all tokens. They may be memory-mapped.
+      length: N.
+    """
+
+    starts: np.ndarray
+    length: int
+
+    def __getitem__(self, rows: int | slice) -> np.ndarray:
+        """Return int32 `[N]` of a row, or `[rows, N]` of a slice whose ends are positions of rows."""
+        first, last = (rows.start, rows.stop) if isinstance(rows, slice) else (rows, rows + 1)
+        places = np.arange(first * self.length, last * self.length)
+        numbers = np.searchsorted(self.starts, places, side="right").astype(np.int32)
+        return numbers.reshape(last - first, self.length) if isinstance(rows, slice) else numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
@@ -26,12 +50,13 @@ class Sequences:
     to 1 over the predicted tokens, and `mask` float32, their number.
 
     Attributes:
-      tokens, segments: int32 `[count, N]`; a segment is a document, negative in padding.
+      tokens: integers `[count, N]`.
+      segments: int32 `[count, N]`; a segment is a document, negative in padding.
       answers: bool `[count, N]`, whether a token is predicted from those before it. All three may be memory-mapped.
     """
 
     tokens: np.ndarray
-    segments: np.ndarray
+    segments: np.ndarray | Segments
     answers: np.ndarray
 
     classes = ()  # part of the interface of sources
@@ -40,7 +65,8 @@ class Sequences:
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        tokens, segments = np.asarray(self.tokens[index]), np.asarray(self.segments[index])
+        index = range(len(self))[index]
+        tokens, segments = (np.asarray(part[index], np.int32) for part in (self.tokens, self.segments))
         # The next token, if it belongs to the same document; the last token of a row predicts nothing.
         predicted = np.append(self.answers[index][1:] & (segments[1:] == segments[:-1]), False).astype(np.float32)
         mask = predicted.sum()
@@ -48,16 +74,38 @@ class Sequences:
         weight = predicted / np.maximum(mask, 1)
         return {"tokens": tokens, "segments": segments, "label": label, "weight": weight, "mask": mask}
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the arrays are mapped from, or None if they are in memory."""
+        return Path(str(self.tokens.filename)).parent if isinstance(self.tokens, np.memmap) else None
+
     def __reduce__(self):
         # Worker processes map the same files; a memory-mapped array would be pickled as a copy.
-        if isinstance(self.tokens, np.memmap):
-            return mapped, (Path(self.tokens.filename).parent,)
-        return Sequences, (self.tokens, self.segments, self.answers)
+        return (mapped, (self.folder,)) if self.folder else (Sequences, (self.tokens, self.segments, self.answers))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the arrays, as int32 and bool, which does not depend on how they are stored."""
+        if self.folder and (stored := self.folder / DIGEST).is_file():
+            return stored.read_text()
+        hashed, step = hashlib.sha256(), max(1, _AT_ONCE // self.tokens.shape[1])
+        for name, kind in (("tokens", np.int32), ("segments", np.int32), ("answers", bool)):
+            for start in range(0, len(self), step):
+                # Mapped anew, because pages that were read count as memory of the process for as long as they are mapped.
+                source = mapped(self.folder) if self.folder else self
+                rows = getattr(source, name)[start : min(start + step, len(self))]
+                hashed.update(np.ascontiguousarray(rows, kind).data)
+        return hashed.hexdigest()
 
 
 def mapped(folder: Path) -> Sequences:
-    """Open the arrays in a folder, an `.npy` file for each attribute, without reading them into memory."""
-    return Sequences(*(np.load(folder / f"{field.name}.npy", mmap_mode="r") for field in dataclasses.fields(Sequences)))
+    """Open the arrays in a folder, without reading them into memory.
+
+    They are an `.npy` file for each attribute, or `starts.npy` instead of `segments.npy`.
+    """
+    load = lambda name: np.load(folder / f"{name}.npy", mmap_mode="r")  # noqa: E731
+    tokens = load("tokens")
+    is_packed = (folder / "starts.npy").exists()
+    return Sequences(tokens, Segments(load("starts"), tokens.shape[1]) if is_packed else load("segments"), load("answers"))
 
 
 def encode(document: Document, tokenizer: Tokenizer, begins: bool = True) -> tuple[list[int], list[bool]]:
@@ -105,12 +153,17 @@ def packed(documents: Iterable[Document], tokenizer: Tokenizer, length: int) -> 
         tokens.extend(ids)
         answers.extend(flags)
         sizes.append(len(ids))
-    rows = len(tokens) // length
-    if not rows:
-        raise InputError(f"The text has {len(tokens)} tokens, fewer than one sequence; set --config.data.length to less.")
+    rows = rows_of(len(tokens), length)
     numbers = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
     flat = np.frombuffer(tokens, np.int32), numbers, np.frombuffer(answers, bool)
     return Sequences(*(values[: rows * length].reshape(rows, length) for values in flat))
+
+
+def rows_of(count: int, length: int) -> int:
+    """Return how many sequences of `length` tokens `count` tokens make; raise InputError if there is not one."""
+    if count < length:
+        raise InputError(f"The text has {count} tokens, fewer than one sequence; set --config.data.length to less.")
+    return count // length
 
 
 def padded(documents: Iterable[Document], tokenizer: Tokenizer, length: int, too_long: str = "cut") -> Sequences:
