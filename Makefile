@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKERS ?= 2
 WEIGHTS ?= weights/stories15m
 
-.PHONY: help demo demo-language test test-all lint bench clean
+.PHONY: help demo demo-segment demo-language test test-all lint bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,9 @@ $(VENV)/.installed: $(VENV)/.runs requirements-dev.txt requirements-language.txt
 
 demo: $(VENV)/.runs  ## tune a small network in eight ways, in minutes, and write a report
 	$(BIN)/python main.py --config=configs/demo.py --workdir=runs/demo
+
+demo-segment: $(VENV)/.runs  ## tune it in five ways to mark the green digit of a scene, and write a report
+	$(BIN)/python main.py --config=configs/demo_segment.py --workdir=runs/demo_segment
 
 $(VENV)/.language: $(VENV)/.runs requirements-language.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-language.txt

@@ -38,7 +38,7 @@ from toast_jax import trees  # noqa: E402
 from toast_jax.config import run_fields  # noqa: E402
 from toast_jax.devices import parallel  # noqa: E402
 from toast_jax.model import generation, steered  # noqa: E402
-from toast_jax.model.backbones import vit  # noqa: E402
+from toast_jax.model.backbones.vit import network as vit  # noqa: E402
 from toast_jax.testing import parity  # noqa: E402
 from toast_jax.train.grid_step import grid_step, own, with_own  # noqa: E402
 from toast_jax.train.step import init_state  # noqa: E402

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import steps
 from toast_jax.analysis import curves
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.workdir import run_folder
 
 USUAL = {"image size": 224, "batch": 16, "depth": 12}

@@ -16,8 +16,8 @@ import optax
 
 from toast_jax import trees
 from toast_jax.data.images import synthetic_scenes
-from toast_jax.model.backbones import vit
-from toast_jax.model.backbones.vit_features import SIZES
+from toast_jax.model.backbones.vit import network as vit
+from toast_jax.model.backbones.vit.features import SIZES
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.steered import Steered, classifier
 from toast_jax.weights.containers import write

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import machine
 from toast_jax.cli import set_environment
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 
 KINDS = {
     "x W": lambda x, dy, w, t: x @ w,

@@ -26,7 +26,8 @@ from toast_jax import trees
 from toast_jax.config.run_fields import language
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.backbones import llama, vit
+from toast_jax.model.backbones.llama import network as llama
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.tables import costs
 from toast_jax.train import optim
 from toast_jax.train.augment import by_token

@@ -21,8 +21,8 @@ TOP_DOWN, LORA = "assets/vit_nano8_top_down.safetensors", "assets/vit_nano8_lora
 ROWS = {
     "linear": ("linear", 1e-2, 1, ""),
     "finetune": ("finetune", 3e-4, 1, ""),
-    "vpt": ("vpt", 3e-2, 1, ""),
-    "lora_not_pretuned": ("lora", 1e-2, 1, ""),
+    "vpt": ("vpt", 1e-2, 1, ""),
+    "lora_not_pretuned": ("lora", 3e-3, 1, ""),
     "lora": ("lora", 1e-2, 1, LORA),
     "toast_not_pretuned": ("toast", 3e-3, 10, ""),
     "toast": ("toast", 3e-3, 10, TOP_DOWN),

@@ -83,11 +83,11 @@ def _downstream(config):
 
 def _scenes(config):
     """Name the brightest of four digits, with the classifier of a backbone that was trained on scenes of one digit."""
-    scenes(config, task="brightest", train=3_200, val=1_000, test=2_000)
+    scenes(config, task="brightest", train=12_800, val=1_000, test=2_000)
     config.backbone.weights = "assets/vit_nano8.safetensors"
     config.head.start, config.head.tune = "classifier", False
     config.batch_size = 64
     config.optimizer.lr, config.optimizer.base_batch_size = 3e-3, 0
     config.optimizer.weight_decay = 0.01
-    config.epochs, config.warmup_epochs = 8, 1
+    config.epochs, config.warmup_epochs = 4, 1
     config.eval_every = config.epochs

@@ -1,4 +1,4 @@
-"""Sweep: all runs of a table of the paper, or of a few-shot table.
+"""Sweep: all runs of a table of the paper, of a few-shot table, or of a table of segmentation.
 
     python main.py --config=configs/sweep.py:table=vtab,method=toast,backbone=vit_b16_in1k \\
         --config.data.root=data/tfds --config.top_down=weights/vit_b16_in1k_top_down.pth --workdir=runs/vtab
@@ -6,16 +6,20 @@
         --config.data.root=data --config.top_down=weights/vit_b16_in1k_top_down.pth --workdir=runs/fgvc
     python main.py --config=configs/sweep.py:table=fewshot,method=linear+lora+toast,task=birds+cars,shots=1+4+all \\
         --config.data.root=data --workdir=runs/fewshot
+    python main.py --config=configs/sweep.py:table=segmentation,method=linear+lora+toast,task=voc+mine \\
+        --config.data.root=data --workdir=runs/segmentation
 
-table: vtab, fgvc or fewshot. method: those of configs/fgvc.py, joined by +, or all. task: tasks of configs/vtab.py or datasets
-of configs/fgvc.py, joined by +, or all; for fewshot, folders of data.root. shots: for fewshot, how many training images of each
-class, joined by +; all is no limit. recipe: for vtab, toast (the default, described below), paper (the grid and the optimizer
-of each method's own paper: ssf, adapter_plus, bias, ln) or fixed (no tuning per task: the recipe of Adapter+ for every method
-and task, three seeds). Fields of a run apply to every run, except for those that the sweep sets itself.
+table: vtab, fgvc, fewshot or segmentation. method: those of configs/fgvc.py, joined by +, or all. task: tasks of
+configs/vtab.py, or datasets of configs/fgvc.py or configs/segment.py, joined by +, or all; for fewshot and segmentation also
+folders of data.root. head: for segmentation, upernet (the default) or linear. shots: for fewshot, how many training images of
+each class, joined by +; all is no limit. recipe: for vtab, toast (the default, described below), paper (the grid and the
+optimizer of each method's own paper: ssf, adapter_plus, ep, bias, ln) or fixed (no tuning per task: the recipe of Adapter+ for
+every method and task, three seeds). Fields of a run apply to every run, except for those that the sweep sets itself.
 vtab: each point of sweep.grid is trained on train800; the best on val200 after the last epoch (ties: the smaller learning rate,
 then the smaller weight decay) is trained on train800val200 with each of sweep.seeds and tested once. A grid trains as one
 program. fgvc: the recipe of the set, with each seed; its folder is data.root/NAME. fewshot: each learning rate of sweep.grid
-is trained on the shots of the first seed; the best on val is trained on the shots of each seed and tested once. Repeat the
+is trained on the shots of the first seed; the best on val is trained on the shots of each seed and tested once. segmentation:
+the recipe of configs/segment.py, with each seed, scored on the validation images: public sets have no other masks. Repeat the
 command to resume. docs/sweeps.md explains how to use many devices, and configs/table.py makes the table.
 """
 
@@ -30,18 +34,22 @@ from toast_jax.config.run_fields import METHODS
 from toast_jax.config.task_fields import SWEEP
 from toast_jax.data.images.vtab.tasks import TASKS
 from toast_jax.errors import InputError, choose
-from toast_jax.fields import joined, nested
+from toast_jax.fields import flat_fields, joined, nested
 
 
 def get_config(text: str | None = None):
     """Return the config of a sweep; `text` is the config arguments."""
-    values = arguments(text, table="vtab", method="toast", task="all", shots="", recipe="", backbone="vit_b16_in1k")
-    build = choose("The config argument table", values["table"], {"vtab": _vtab, "fgvc": _fgvc, "fewshot": _few_shot})
-    methods = several("method", values["method"], METHODS)
+    values = arguments(text, table="vtab", method="toast", task="all", shots="", recipe="", head="", backbone="vit_b16_in1k")
+    builders = {"vtab": _vtab, "fgvc": _fgvc, "fewshot": _few_shot, "segmentation": _segmentation}
+    build = choose("The config argument table", values["table"], builders)
+    methods = several("method", values["method"], _WITHOUT_PROBE if build is _segmentation else METHODS)
     if values["recipe"] and build is not _vtab:
         raise InputError(f"The config argument recipe is for table=vtab; a sweep of {values['table']} has one recipe.")
     axes = {"shots": values["shots"]} if build is _few_shot or values["shots"] else {}
     axes |= {"recipe": values["recipe"] or "toast"} if build is _vtab else {}
+    axes |= {"head": values["head"] or "upernet"} if build is _segmentation else {}
+    if values["head"] and build is not _segmentation:
+        raise InputError(f"The config argument head is for table=segmentation; a sweep of {values['table']} classifies images.")
     if values["shots"] and build is not _few_shot:
         raise InputError(f"The config argument shots is for table=fewshot; {values['table']} has training splits of its own.")
     config, sweep = build(values["backbone"], methods, values["task"], **axes)
@@ -50,12 +58,33 @@ def get_config(text: str | None = None):
     defaults = {name.removeprefix("sweep."): field.default for name, field in SWEEP.items()}
     config.sweep = ConfigDict(defaults | sweep | {"table": values["table"], "backbone": values["backbone"]})
     # The sweep sets these for each run.
-    for name in ("method", "seed", "resume", "checkpoint", "confusion"):
-        del config[name]
-    for name in ("name", "num_classes", "splits"):
-        del config.data[name]
-    del config.optimizer["lr"], config.optimizer["weight_decay"]
+    own = (config, "method", "seed", "resume", "checkpoint", "confusion"), (config.data, "name", "num_classes", "splits")
+    for section, *names in (*own, (config.optimizer, "lr", "weight_decay")):
+        for name in names:
+            if name in section:  # segmentation lacks some
+                del section[name]
     return config
+
+
+_WITHOUT_PROBE = tuple(name for name in METHODS if name not in ("ep", "toast_ep"))  # segmentation has none
+
+
+def _segmentation(backbone: str, methods: tuple[str, ...], task: str, head: str) -> tuple[ConfigDict, dict]:
+    names = tuple(paper_recipes.SEGMENTED) if task == "all" else _folders(task)
+    config = paper_recipes.segment(dataset="voc", method="toast", backbone=backbone, head=head)
+    config.data.root = "data"
+    recipes = {name: paper_recipes.segmentation_task(name, head) for name in names}
+    for name in ("steps", "eval_every", "checkpoint_every"):
+        del config[name]
+    for name in ("format", "scale", "crop"):
+        del config.data[name]
+    return config, {
+        "methods": methods,
+        "tasks": names,
+        "recipes": recipes,
+        "grid": {name: {"lr": (), "weight_decay": ()} for name in methods},
+        "together": 1,  # a grid of one program is of classification
+    }
 
 
 def _few_shot(backbone: str, methods: tuple[str, ...], task: str, shots: str) -> tuple[ConfigDict, dict]:
@@ -119,7 +148,9 @@ def _vtab(backbone: str, methods: tuple[str, ...], task: str, recipe: str) -> tu
         for name, of_method in recipes.items()
         if recipe != "toast"
     }
+    of_toast = flat_fields(config.to_dict())
     for field in {field for fields in changes.values() for field in fields}:
+        changes = {name: {field: of_toast[field], **fields} for name, fields in changes.items()}
         section, _, name = field.rpartition(".")
         del (config[section] if section else config)[name]
     return config, {

@@ -9,7 +9,7 @@ task: a row of toast_jax/data/images/vtab/tasks.py. method: as in configs/fgvc.p
 or selection (train on train800, validate on val200; no test image is opened). configs/prepare.py prepares the data, once.
 configs/sweep.py runs the whole protocol: it tries a grid of learning rates, meant for batches of 256, and weight decays
 (toast_jax/config/paper_recipes.py), selects the best on val200, and trains it with five seeds. The defaults here are mid-grid.
-recipe: toast (the release's), paper (that of the method's own paper: ssf, adapter_plus, bias, ln) or fixed (that of Adapter+
+recipe: toast (the release's), paper (that of the method's own paper: ssf, adapter_plus, ep, bias, ln) or fixed (Adapter+'s
 for every task and method).
 The paper's mean top-1 with ViT-B/16 (ImageNet-1k) for toast: natural 76.4, specialized 84.6, structured 56.2, all 69.6.
 It is quoted from a public review of a later version of the paper.

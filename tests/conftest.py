@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import folder  # noqa: E402
 from toast_jax.errors import InputError  # noqa: E402
-from toast_jax.model.backbones import convnext, vit  # noqa: E402
+from toast_jax.model.backbones import convnext  # noqa: E402
+from toast_jax.model.backbones.vit import network as vit  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, where Ctrl-C could not be tested
@@ -84,8 +85,8 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture
 def config(image_folder):
-    """A run of a few seconds: two epochs of three steps."""
-    return tiny_config(image_folder, "toast")
+    """A run of a second: two epochs of three steps, of the method that compiles fastest."""
+    return tiny_config(image_folder, "linear")
 
 
 def refusals_of_damaged_copies(path, read, times=300):

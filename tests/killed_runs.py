@@ -16,7 +16,7 @@ import numpy as np
 from tests.conftest import tiny_config
 from toast_jax import trees
 from toast_jax.devices import parallel
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.train import checkpoint, loop, setup
 
 

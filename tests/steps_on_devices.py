@@ -10,7 +10,8 @@ from tests.conftest import TINY_CONVNEXT, tiny_config
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.backbones import convnext, vit
+from toast_jax.model.backbones import convnext
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.train import optim
 from toast_jax.train.augment import augment
 from toast_jax.train.step import init_state, train_step

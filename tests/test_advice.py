@@ -36,7 +36,8 @@ FIELD = re.compile(r"(?<![\w./*-])(--)?config\.(?!json\b)(\w+(?:\.(?:\w+|\*))*)"
 FLAG = re.compile(r"(?<![\w-])--(?!config[.=])([a-z]\w+)")
 QUOTED = re.compile(r"`((?:tfds|pip) [^`]*)`")
 # Fields that a message may mention, without advice, in tasks that read a run: its config has them.
-SAVED = ("predict", "visualize", "attention_metrics", "corruptions", "generate", "score", "convert", "demo", "demo_language")
+SAVED = ("predict", "visualize", "attention_metrics", "corruptions", "convert", "demo")
+SAVED += ("generate", "score", "relevance", "demo_language")
 # What a run that has trained cannot have wrong, so that no task that only reads its data meets the message.
 SETTLED = {"data.labels", "data.resize", "data.name", "data.tokenizer", "task_weight", "head.start", "resume"}
 SETTLED |= {"backbone.vocabulary", "data.held_out", "data.too_long"}
@@ -49,7 +50,7 @@ OF_IMAGES = (
 OF_MASKS = ("toast_jax.*.segmentation.*", "*._OF_MASKS")
 NOT_REACHED = {
     **dict.fromkeys(("predict", "visualize", "attention_metrics", "corruptions", "demo", "sweep"), (*OF_TEXT, *OF_MASKS)),
-    **dict.fromkeys(("generate", "score", "demo_language"), (*OF_IMAGES, *OF_MASKS)),
+    **dict.fromkeys(("generate", "score", "relevance", "demo_language"), (*OF_IMAGES, *OF_MASKS)),
     "convert": OF_MASKS,
 }
 # From a part to another that it names but does not call, or whose messages it replaces.
@@ -205,7 +206,7 @@ def fields_of(task, module, name):
     config = {
         "demo": "demo",
         "demo_language": "demo_language",
-        **{name: f"{name}:backbone=stories15m" for name in ("generate", "score")},
+        **{name: f"{name}:backbone=stories15m" for name in ("generate", "score", "relevance")},
     }.get(task)
     return {*TASKS[task], *(flat(config) if config else ())}
 

@@ -13,7 +13,7 @@ from benchmarks import accelerator, chips, idle, language_feedback
 from configs import demo_language
 from tests import ROOT
 from tests.tasks import test_demo_language
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 
 SMALL = {
     "accelerator": "--tiny --out={folder}",

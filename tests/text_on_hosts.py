@@ -11,7 +11,7 @@ import jax
 from configs import alpaca
 from tests.train import test_text_runs
 from toast_jax.data.text import tokenizer
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.train import loop
 
 

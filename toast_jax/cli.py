@@ -37,11 +37,13 @@ TASKS = {
     "corruptions": "severities",
     "generate": "prompt",
     "score": "choices",
+    "relevance": "answer",
     "prepare_data": "datasets",
     "demo": "attention_scenes",
+    "demo_segment": "attention_scenes",
     "demo_language": "tales",
 }
-_FOLDERS = {"generate": "language", "score": "language"}  # subfolders of toast_jax/tasks, by task
+_FOLDERS = dict.fromkeys(("generate", "score", "relevance"), "language")  # subfolders of toast_jax/tasks, by task
 _WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
 _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
 

@@ -37,6 +37,13 @@ def test_steps_show_one_part_at_a_time_and_need_nothing_else():
     assert not re.search(r"(src|href)=", steps)
 
 
+def test_shaded_text_keeps_its_words_spaces_and_signs():
+    made = report.shaded([("a <b>", 0.25, 'x"'), ("\n", 1.0, ""), ("", 0.0, ""), ("\0\t\x7f", 0.0, "")])
+    assert '<span style="background: rgb(255 140 0 / 0.250)" title="x&quot;">a &lt;b&gt;</span>' in made
+    assert re.findall(r">([^<]*)</span>", made)[1:] == ["\u21b5\n", "·", "\u2400\u21e5\t\u2421"]
+    assert ".shaded { white-space: pre-wrap" in report.page("t", made)
+
+
 def test_columns_are_aligned():
     assert report.columns(HEADER, ROWS).splitlines() == ["method  tuned", "linear    650", "a<b>&c  1,234"]
 

@@ -24,7 +24,7 @@ from toast_jax.python import keywords
 from toast_jax.train import setup
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "score", "vicuna")
+LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "relevance", "score", "vicuna")
 LOOKING = ("attention", "corrupt", "predict", "visualize")
 OTHERS = ("segment", "convert", "demo", "prepare", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
 TUNING = [name for name in CONFIGS if name not in OTHERS]
@@ -130,6 +130,15 @@ def test_fgvc_recipes_of_other_papers(method, dataset):
     assert (config.batch_size, config.augment.min_crop_area, config.augment.erasing) == (64, 0.08, erasing)
     with pytest.raises(InputError, match="With recipe=paper, the config argument method is 'toast'; it must be one of ssf, ad"):
         fgvc.get_config("method=toast,recipe=paper")
+
+
+@pytest.mark.parametrize("module", [fgvc, vtab])
+def test_the_published_recipe_of_ep(module):
+    config = module.get_config("method=ep,recipe=paper")
+    check(config)
+    fields = config.optimizer
+    assert (fields.name, fields.momentum, fields.lr, fields.base_batch_size) == ("lars", 0.9, 0.1, 256)
+    assert (fields.weight_decay, fields.schedule, config.epochs, config.warmup_epochs) == (0.0, "step", 90, 10)
 
 
 @pytest.mark.parametrize(

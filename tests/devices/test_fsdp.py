@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from benchmarks import fsdp as benchmark
-from tests.model.backbones.test_llama import V, network, parameters, text
+from tests.model.backbones.llama.test_network import V, network, parameters, text
 from toast_jax import trees
 from toast_jax.config.run_fields import language
 from toast_jax.devices import fsdp, parallel
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.methods import LANGUAGE_METHODS
 from toast_jax.model.top_down import TopDown
 from toast_jax.train import optim
@@ -107,6 +107,7 @@ def test_devices_exchange_weights_of_a_layer_and_never_the_whole_batch(small, me
     assert any(kind == "all-gather" and shape == (256, 704) for kind, _, shape in counts)
 
 
+@pytest.mark.slow
 def test_memory_of_activations_shrinks_with_more_devices(small, monkeypatch):
     """A device of eight has a quarter of the rows that a device of two has; the rest is the gathered weights of a layer."""
     temporaries = {}

@@ -61,7 +61,7 @@ def test_files_say_what_hub_backbones_reads(tmp_path, monkeypatch):
     run = tuned("lora")
     hf = written(run, "hf", tmp_path / "hf")
     monkeypatch.setattr(hub_backbones.hub, "read_json", lambda place, name: json.loads((hf / name).read_text()))
-    monkeypatch.setattr("toast_jax.model.backbones.vit_features.SIZES", {"tiny": families.FAMILIES["vit"].sizes["tiny"]})
+    monkeypatch.setattr("toast_jax.model.backbones.vit.features.SIZES", {"tiny": families.FAMILIES["vit"].sizes["tiny"]})
     fields = hub_backbones.fields("hf:owner/name", "images")
     for name in ("backbone.family", "backbone.size", "backbone.patch", "data.image_size", "data.resize", "data.normalize"):
         section, key = name.split(".")

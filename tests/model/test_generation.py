@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.backbones.test_llama import V, apply, parameters, steered_llama
+from tests.model.backbones.llama.test_network import V, apply, parameters, steered_llama
 from toast_jax.model import generation, steered
 from toast_jax.model.generation import Sampling
 from toast_jax.model.top_down import TopDown
@@ -114,7 +114,7 @@ LOGITS = np.log([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]]).astype(np.float3
 
 def frequencies(temperature, top_p, draws=4000):
     keys = jax.random.split(jax.random.key(0), 2 * draws).reshape(draws, 2)
-    tokens = jax.vmap(lambda rng: generation.sample(jnp.asarray(LOGITS), rng, temperature, top_p))(keys)
+    tokens = jax.vmap(lambda rng: generation.sample(jnp.asarray(LOGITS), rng, Sampling(temperature, top_p)))(keys)
     return np.stack([np.bincount(column, minlength=4) / draws for column in np.asarray(tokens).T])
 
 
@@ -131,6 +131,62 @@ def test_temperature_and_top_p_of_draws():
     np.testing.assert_array_equal(frequencies(1.0, 1e-6), frequencies(0.0, 1.0))
 
 
+def slow_processed(logits, sampling, seen):
+    """Logits of one row by the definitions of transformers' processors, token by token."""
+    logits = list(map(float, logits))
+    for token in set(seen):
+        penalty = sampling.repetition_penalty
+        logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+    logits = [value / sampling.temperature for value in logits]
+    order = sorted(range(len(logits)), key=lambda token: -logits[token])
+    allowed = set(order[: sampling.top_k] if sampling.top_k else order)
+    weights = {token: np.exp(logits[token]) for token in order if token in allowed}
+    total, likelier = sum(weights.values()), 0.0
+    for token, weight in weights.items():
+        if likelier >= sampling.top_p:
+            allowed.remove(token)
+        likelier += weight / total
+    return [value if token in allowed else -np.inf for token, value in enumerate(logits)]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(0.7, top_k=5),
+        Sampling(1.3, top_k=1),
+        Sampling(0.9, top_k=1000),
+        Sampling(1.0, top_p=0.8),
+        Sampling(0.7, top_p=0.6, top_k=6, repetition_penalty=1.3),
+        Sampling(1.0, repetition_penalty=0.5),
+    ],
+    ids=str,
+)
+def test_logits_are_processed_as_defined(sampling):
+    logits = np.random.default_rng(0).normal(size=(3, 40), scale=3).astype(np.float32)
+    tokens = [[3, 1, 3], [], list(range(40))]
+    seen = np.array([[token in row for token in range(40)] for row in tokens])
+    expected = [slow_processed(row, sampling, own) for row, own in zip(logits, tokens, strict=True)]
+    np.testing.assert_allclose(generation.processed(jnp.asarray(logits), sampling, jnp.asarray(seen)), expected, rtol=1e-6)
+
+
+def test_tokens_of_prompt_and_answer_are_penalized_and_those_of_padding_are_not():
+    """Prompts are padded with token 0, and no token may occur twice."""
+    prompts = ((3, 1, 4, 1, 5, 9), (2,), tuple(range(V - MOST, V)))
+    rows = generated(prompts=prompts, sampling=Sampling(repetition_penalty=1e9))
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert len({*prompt, *row.tolist()}) == len(set(prompt)) + MOST
+        np.testing.assert_array_equal(generated(prompts=(prompt,), sampling=Sampling(repetition_penalty=1e9))[0], row)
+
+
+def test_kernels_for_generation_change_no_token():
+    """The parameters are copied, as `packed` takes their memory."""
+    for method in ("lora", "toast"):
+        net, row = steered_llama(method)
+        packed = generation.packed(net, jax.tree.map(jnp.copy, parameters(method)))
+        parts = generation.generate(net, row, packed, PROMPTS, most=MOST, sampling=GREEDY, at_once=3)
+        np.testing.assert_array_equal(np.concatenate(list(parts), axis=1), generated(method))
+
+
 def test_tokens_are_added_to_the_caches_in_place():
     """Beside the caches themselves, memory holds a few arrays of one layer, not one of all layers."""
     depth, rows, places = 9, 2, 4096
@@ -143,3 +199,16 @@ def test_tokens_are_added_to_the_caches_in_place():
     caches = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.caches))
     assert memory.alias_size_in_bytes >= caches
     assert memory.temp_size_in_bytes < caches / 3, (memory.temp_size_in_bytes, caches)
+
+
+def test_no_step_copies_or_converts_a_stack_of_kernels_or_a_cache():
+    """With kernels for generation, in bfloat16, which a CPU computes in float32."""
+    rows, places = 2, 2048
+    net, row = steered_llama("lora", depth=9, hidden=4096, vocabulary=20_000, context=places, dtype=jnp.bfloat16)
+    params = jax.eval_shape(lambda: generation.packed(net, steered.init(net, row, jax.random.key(0))))
+    zeros, keys = jnp.zeros(rows, jnp.int32), jax.random.split(jax.random.key(0), rows)
+    state = jax.eval_shape(lambda: generation.Decoding(zeros, zeros, zeros > 0, net.caches(rows, places), keys))
+    memory = generation.extend.lower(net, row, params, state, 3, GREEDY).compile().memory_analysis()
+    backbone = params["backbone"]
+    arrays = jax.tree.leaves([state.caches, backbone["embed"], backbone["head"], backbone["blocks"]["mlp"]])
+    assert memory.temp_size_in_bytes < 4 * min(leaf.size for leaf in arrays), memory.temp_size_in_bytes

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY_CONVNEXT, tiny_config
-from tests.model.backbones import test_llama
+from tests.model.backbones.llama import test_network as test_llama
 from toast_jax import trees
 from toast_jax.model import generation, losses, steered
-from toast_jax.model.backbones import convnext, vit
+from toast_jax.model.backbones import convnext
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.families import FAMILIES
 from toast_jax.train import feature_cache
 
@@ -20,8 +21,9 @@ B, CLASSES = test_llama.B, 3
 SITES = {"vit_ti8": 3, "convnext_t": 4, "llama": test_llama.L}
 # Between none and all of the blocks. A ViT of one steered block has none of the scanned stack among them.
 LATE = [("vit_ti8", 1), ("vit_ti8", 2), ("convnext_t", 2), ("llama", 1)]
-# Gradients of a ConvNeXt take long to compile.
-WITH_GRADIENTS = [case if case[0] != "convnext_t" else pytest.param(*case, marks=pytest.mark.slow) for case in LATE]
+# Of a ConvNeXt and of the last block alone, gradients and intermediates take long to compile.
+QUICK = (("vit_ti8", 2), ("llama", 1))
+SOME_SLOW = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in LATE]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +106,7 @@ def test_all_blocks_by_number_are_all_blocks(backbone):
     assert network(backbone, SITES[backbone]) == network(backbone, 0)
 
 
-@pytest.mark.parametrize(("backbone", "k"), WITH_GRADIENTS)
+@pytest.mark.parametrize(("backbone", "k"), SOME_SLOW)
 def test_steering_the_last_blocks_is_a_whole_look_with_silence_below(backbone, k):
     params = silent_below(parameters(backbone), k, SITES[backbone])
     late = of_last(params, k, SITES[backbone])
@@ -128,7 +130,7 @@ def test_steering_the_last_blocks_is_a_whole_look_with_silence_below(backbone, k
     assert np.abs(apply(backbone, k, silent, inputs(backbone)) - expected).max() > 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("backbone", "k"), LATE)
+@pytest.mark.parametrize(("backbone", "k"), SOME_SLOW)
 def test_explained_intermediates_are_of_the_steered_blocks(backbone, k):
     params = of_last(parameters(backbone), k, SITES[backbone])
     logits, out = apply(backbone, k, params, inputs(backbone), call="explain")
@@ -159,7 +161,7 @@ def test_paths_are_dropped_in_the_steered_blocks_of_each_look(backbone):
         assert np.abs(np.asarray(out[look]["hidden"][-1]) - plain[look]["hidden"][-1]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("backbone", "k"), WITH_GRADIENTS)
+@pytest.mark.parametrize(("backbone", "k"), SOME_SLOW)
 def test_pretuning_reconstructs_the_steered_blocks_alone(backbone, k):
     params = of_last(parameters(backbone), k, SITES[backbone])
     model, row = network(backbone, k)

@@ -10,7 +10,7 @@ import pytest
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import lora, methods
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.layers.linear import Linear
 
 D, F, R, L = 6, 5, 2, 3

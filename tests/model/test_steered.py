@@ -12,7 +12,7 @@ from tests.conftest import METHODS, tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import steered
-from toast_jax.model.backbones.vit import ViT
+from toast_jax.model.backbones.vit.network import ViT
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.probe import AttentionProbe
@@ -99,7 +99,7 @@ def test_pixels_and_normalised_floats_give_the_same():
     assert_close(apply("toast", params, floats.astype(np.float32), call="explain")[0], expected)
 
 
-@pytest.mark.parametrize("method", ["vpt", "toast"])
+@pytest.mark.parametrize("method", ["vpt", pytest.param("toast", marks=pytest.mark.slow)])
 def test_dropout_of_prompts_and_paths_acts_with_keys_alone(method):
     _, _, params = built(method)
     plain = apply(method, params, images())

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.backbones.test_llama import N, V, apply, parameters, steered_llama, text
+from tests.model.backbones.llama.test_network import N, V, apply, parameters, steered_llama, text
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered

@@ -22,7 +22,7 @@ from toast_jax import hub, trees
 from toast_jax.config import config_files
 from toast_jax.data.images import sources
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.python import data, keywords, loading, net, results
 from toast_jax.tasks import train
 from toast_jax.train import saved_run

@@ -164,6 +164,20 @@ def test_runs_without_tuning_per_task_are_columns_of_the_same_table(tmp_path):
         paper_tables.collect([folders[1], folders[1]])
 
 
+def test_published_numbers_of_another_recipe_have_rows_of_their_own(tmp_path):
+    folders = [sweep_of(tmp_path / name, "vtab") for name in ("toast", "paper")]
+    for folder in folders:
+        facts = {"table": "vtab", "backbone": "vit_b16_in21k", "recipe": folder.name}
+        (folder / "sweep.json").write_text(json.dumps(facts))
+        write(folder, "ssf", "dtd", [0.7])
+    header, rows = paper_tables.cells(paper_tables.collect(folders))
+    own = [name for name in header if name.startswith("ssf")]
+    paper = "ssf (paper recipe)"
+    assert own == ["ssf", paper, f"{paper}, published", f"{paper}, difference"]
+    dtd = dict(zip(header, next(row for row in rows if row[0] == "dtd"), strict=True))
+    assert [dtd[name] for name in own] == ["70.0 (1)", "70.0 (1)", "75.1", "-5.1"]
+
+
 def test_damaged_result(tmp_path):
     folder = sweep_of(tmp_path / "sweep")
     write(folder, "toast", "cub", [0.8])
@@ -176,6 +190,9 @@ def test_damaged_result(tmp_path):
 def test_published_numbers():
     for entry in json.loads((paper_tables.Path(paper_tables.__file__).parent / "published_results.json").read_text()):
         assert tuple(entry["columns"]) == (tuple(tasks.TASKS) if entry["table"] == "vtab" else tuple(paper_tables.FGVC))
-        assert set(entry["rows"]) <= set(METHODS) and all(len(row) == len(entry["columns"]) for row in entry["rows"].values())
+        labels = {paper_tables.labeled(method, recipe) for method in METHODS for recipe in paper_tables.RECIPES}
+        assert {*entry["rows"], *entry["tuned"]} <= labels and all(
+            len(row) == len(entry["columns"]) for row in entry["rows"].values()
+        )
     toast = paper_tables._published("fgvc", "vit_b16_in1k")["rows"]["toast"]
     assert statistics.fmean(toast) == pytest.approx(86.16)

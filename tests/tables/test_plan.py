@@ -10,7 +10,7 @@ import socket
 import jax
 import pytest
 
-from configs import fgvc, vtab
+from configs import fgvc, segment, vtab
 from configs import sweep as config_of
 from tests.workdir.test_locks import held_elsewhere
 from toast_jax import trees
@@ -19,7 +19,7 @@ from toast_jax.config.check import check
 from toast_jax.data.images.vtab import tasks
 from toast_jax.errors import Diverged, InputError, Interrupted
 from toast_jax.model import methods, steered
-from toast_jax.tables import plan
+from toast_jax.tables import paper_tables, plan
 from toast_jax.tables.plan import Cell, Point
 from toast_jax.tasks import sweep as task
 
@@ -46,7 +46,7 @@ class Runs:
                 raise errors.pop(0)
             split = "test" if config.data.splits.test else "val"
             result = {
-                split: {"accuracy": self.score(config)},
+                split: {plan.score_of(config): self.score(config)},
                 "seed": seed,
                 "steps": 36,
                 "images_per_second": 10.0,
@@ -115,6 +115,64 @@ def test_grid_of_vtab(method, count, folder):
     assert len({unit.folder for unit in units.values()}) == count and config.optimizer.base_batch_size == 256
 
 
+def test_runs_of_segmentation_are_those_of_its_config(folder):
+    """With the splits of each set; the validation images are scored once, after the last step."""
+    config = config_of.get_config("table=segmentation,method=linear+toast,task=ade20k+mine,head=linear,backbone=vit_s16")
+    config.data.root = "sets"
+    config.sweep.seeds = (1,)
+    units = {
+        (cell.method, cell.task): plan.final(config, cell, *plan.points(config, cell), folder) for cell in plan.cells(config)
+    }
+    assert list(units) == [("linear", "ade20k"), ("linear", "mine"), ("toast", "ade20k"), ("toast", "mine")]
+    for (method, name), unit in units.items():
+        dataset = {"mine": "folder"}.get(name, name)
+        expected = segment.get_config(f"dataset={dataset},method={method},backbone=vit_s16,head=linear")
+        expected.name, expected.seed = unit.config.name, 1
+        expected.data.root = {"mine": "sets/mine", "ade20k": "sets/ADEChallengeData2016"}[name]
+        expected.data.splits.update({"val": "", "test": expected.data.splits.val})
+        assert unit.config.to_dict() == expected.to_dict()
+        check(unit.config)
+    assert units["toast", "ade20k"].names["data.splits"] == "sweep.recipes.ade20k.splits.final"
+
+
+def test_a_table_of_segmentation_selects_by_mean_iou_and_resumes(runs, folder):
+    config = config_of.get_config("table=segmentation,method=toast,task=voc,backbone=vit_s16")
+    config.sweep.seeds, config.sweep.grid.toast.lr = (1, 2), (1e-3, 1e-4, 1e-5)
+    runs.score = lambda config: {1e-3: 0.2, 1e-4: 0.4, 1e-5: 0.3}[config.optimizer.lr]
+    task.run(config, str(folder))
+    place = folder / "toast/voc"
+    selected = json.loads((place / "selected.json").read_text())
+    assert selected["selected"]["lr"] == 1e-4 and [row["val_mean_iou"] for row in selected["grid"]] == [0.2, 0.4, 0.3]
+    tested = json.loads((place / "final/seed_2/result.json").read_text())
+    assert tested["test"] == {"mean_iou": 0.4} and tested["config"]["optimizer"]["lr"] == 1e-4
+    made = len(runs.made)
+    task.run(config, str(folder))
+    assert len(runs.made) == made == 3 + 2
+    table = paper_tables.collect([folder])
+    assert table.tasks == ("voc",) and table.measured["toast", "voc"].scores == (40.0, 40.0)
+    assert paper_tables.cells(table)[1][0][:3] == ["toast", "40.0 +- 0.0 (2)", "40.0"]
+    assert any(note.startswith("mIoU on test") for note in paper_tables.notes(table))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("table=segmentation,method=ep,task=voc", "The config argument method is 'ep'"),
+        ("table=segmentation,shots=4", "shots is for table=fewshot"),
+        ("table=vtab,head=linear", "head is for table=segmentation; a sweep of vtab classifies images"),
+        ("table=segmentation,head=fcn,task=voc,method=toast", None),
+    ],
+)
+def test_arguments_of_other_tables(text, message, folder):
+    if message:
+        with pytest.raises(InputError, match=message):
+            config_of.get_config(text)
+    else:  # the head is a field of the runs
+        config = config_of.get_config(text)
+        with pytest.raises(InputError, match="config.segmentation.head is 'fcn'"):
+            check(plan.final(config, *plan.cells(config), *plan.points(config, plan.cells(config)[0]), folder).config)
+
+
 def test_published_grids():
     assert paper_recipes.VTAB_LR["toast"] == (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
     assert paper_recipes.VTAB_LR["vpt"] == (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
@@ -178,6 +236,16 @@ def test_fields_that_a_recipe_sets_for_each_method_are_not_fields_of_the_sweep(f
     assert "batch_size" not in config and not {"name", "base_batch_size", "no_decay"} & set(config.optimizer)
     config.sweep.changes.ssf.batch_size = 32
     assert plan.final(config, *plan.cells(config), Point(1e-3, 5e-5), folder).config.batch_size == 32
+
+
+def test_recipes_of_several_papers_in_one_sweep(folder):
+    """A field that one recipe sets is in the runs of the others as before."""
+    config = config_of.get_config("table=vtab,method=ep+ssf,task=dtd,recipe=paper")
+    units = [plan.final(config, cell, plan.points(config, cell)[0], folder) for cell in plan.cells(config)]
+    for unit in units:
+        check(unit.config)
+    facts = [(unit.config.optimizer.name, unit.config.batch_size, unit.config.epochs) for unit in units]
+    assert facts == [("lars", 32, 90), ("adamw", 64, 100)]
 
 
 def test_a_method_without_a_recipe_of_its_own_is_refused():

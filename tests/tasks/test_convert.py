@@ -16,7 +16,7 @@ from tests.export.runs import text_run, tuned
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.export import folder
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.tasks import convert
 from toast_jax.train import loop
 from toast_jax.weights import containers, download, rename
@@ -66,10 +66,10 @@ def test_released_files_come_back_as_they_were(name, tmp_path):
 
 
 # The rest of them differ in names alone, which the recordings test.
-SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "toast_lite"]
+SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "lora"]
 
 
-@pytest.mark.parametrize("method", ["toast_lite", *SLOW])
+@pytest.mark.parametrize("method", ["lora", *SLOW])
 def test_run_becomes_the_network_it_evaluated(method, image_folder, tmp_path):
     """Saved, converted, and evaluated as a file tuned with the release: the same accuracy and loss."""
     config = tiny_config(image_folder, method)

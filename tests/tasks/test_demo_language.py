@@ -13,7 +13,7 @@ from configs import demo_language as demo_config
 from tests.data.text.test_tokenizer import llama2c_file
 from toast_jax.data.text import synthetic_tales
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.tasks import demo_language as demo
 from toast_jax.workdir import run_folder
 

@@ -35,3 +35,19 @@ def test_a_run_is_evaluated_between_its_start_and_its_end(image_folder, tmp_path
     assert losses[2] == pytest.approx(result["test"]["loss"], rel=1e-6) and len(set(losses)) == 3
     predictions = run_folder.read_predictions(tmp_path)
     assert (predictions["logits"].argmax(axis=-1) == predictions["label"]).mean() == pytest.approx(result["test"]["accuracy"])
+    config.data.splits.test, config.data.splits.val = "val", ""
+    evaluate.run(config, str(tmp_path))
+    np.testing.assert_array_equal(run_folder.read_predictions(tmp_path)["logits"], predictions["logits"])
+    with np.load(tmp_path / "logits_val.npz") as others:
+        assert len(others["label"]) == json.loads((tmp_path / "evaluation.json").read_text())["test"]["count"]
+
+
+def test_logits_of_another_split_leave_those_of_the_test_split(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"splits": {"test": "test"}}}))
+    assert run_folder.is_tested_on(tmp_path, "test") and run_folder.is_tested_on(tmp_path / "no run", "val")
+    assert not run_folder.is_tested_on(tmp_path, "val")
+    label = np.arange(2)
+    run_folder.write_predictions(tmp_path, logits=np.eye(2), label=label)
+    run_folder.write_predictions(tmp_path, logits=np.zeros((2, 2)), label=label, split="other/test[:2]")
+    np.testing.assert_array_equal(run_folder.read_predictions(tmp_path)["logits"], np.eye(2))
+    assert not np.load(tmp_path / "logits_other_test[:2].npz")["logits"].any()

@@ -26,7 +26,7 @@ from toast_jax.train import loop, saved_run
 @pytest.fixture(scope="module")
 def tuned(image_folder, tmp_path_factory):
     """A run that tells the three colours apart."""
-    from toast_jax.model.backbones import vit
+    from toast_jax.model.backbones.vit import network as vit
 
     folder = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as patch:
@@ -140,7 +140,7 @@ def test_pretuned_module_is_no_classifier(image_folder, tmp_path):
 
 def test_runs_that_sorted_numbers_as_text_are_evaluated_in_their_order_and_not_resumed(image_folder, tmp_path, monkeypatch):
     """Class folders 2, 9 and 10: versions before sorted 10 first."""
-    from toast_jax.model.backbones import vit
+    from toast_jax.model.backbones.vit import network as vit
 
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
     for split in COUNTS:
@@ -225,7 +225,7 @@ def test_only_a_few_batches_are_in_memory(tuned, image_folder):
 @pytest.mark.slow
 def test_a_run_holds_out_images_and_names_its_classes(image_folder, tmp_path, monkeypatch):
     """One folder of classes, tuned, resumed after images were added, evaluated, and tuned with another seed."""
-    from toast_jax.model.backbones import vit
+    from toast_jax.model.backbones.vit import network as vit
 
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
     shutil.copytree(image_folder / "train", tmp_path / "all")

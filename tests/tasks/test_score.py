@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from configs import score as score_config
-from tests.model.backbones.test_llama import D, G, H, L
+from tests.model.backbones.llama.test_network import D, G, H, L
 from tests.words import Words
 from toast_jax.data.text import tokenizer
 from toast_jax.errors import InputError
 from toast_jax.model import steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.tasks.language import score
 from toast_jax.tasks.language.speaker import Speaker
 

@@ -49,7 +49,10 @@ def this_versions_config(earlier):
     return config
 
 
-@pytest.mark.parametrize("root", ["images", "images/", "moved", "absolute"])
+_SLOW = [pytest.param(root, marks=pytest.mark.slow) for root in ("images/", "absolute")]
+
+
+@pytest.mark.parametrize("root", ["images", "moved", *_SLOW])
 def test_a_killed_run_resumes_and_ends_as_it_would_have(root, earlier, tmp_path):
     config = this_versions_config(earlier)
     if root == "moved":

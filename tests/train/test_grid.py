@@ -126,8 +126,9 @@ def fixed(vtab_root, monkeypatch):
 
 @pytest.mark.parametrize(
     ("method", "steered_blocks"),
-    [pytest.param("toast", 0, marks=pytest.mark.slow), pytest.param("toast", 2, marks=pytest.mark.slow), ("linear", 0)],
+    [("toast", 0), ("toast", 2), ("linear", 0)],
 )
+@pytest.mark.slow
 def test_what_is_kept_is_what_would_be_computed(method, steered_blocks, fixed, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "toast_jax")
     fixed.method, fixed.steered_blocks = method, steered_blocks

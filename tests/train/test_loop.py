@@ -60,8 +60,8 @@ def losses(folder):
     return [line["train/loss"] for line in lines(folder) if "train/loss" in line]
 
 
-# The steps of all of them are compared over devices in test_train.py.
-QUICK = ("linear",)
+# The steps of all of them are compared over devices in test_step.py.
+QUICK = ("toast",)
 SLOW = [pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method not in QUICK]
 
 
@@ -291,6 +291,7 @@ def test_the_host_waits_for_no_step_before_it_has_dispatched_the_next(config, tm
         assert events.index(("dispatch", value[-1] + 1)) + 2 == events.index(("fetch", value))
 
 
+@pytest.mark.slow
 def test_some_steps_can_be_profiled(config, tmp_path, caplog):
     """More is tested without a network in tests/workdir/test_profile.py."""
     caplog.set_level("INFO", "toast_jax")
@@ -386,7 +387,8 @@ def test_padding_of_the_last_batch_does_not_count(config, tmp_path):
     assert again["loss"] == pytest.approx(nine["loss"], rel=1e-5)
 
 
-def test_pretuning_is_tuning_with_another_loss(config, tmp_path):
+def test_pretuning_is_tuning_with_another_loss(image_folder, tmp_path):
+    config = tiny_config(image_folder, "toast_lite")
     config.stage, config.task_weight = "pretune", 0.5
     result = loop.fit(config, tmp_path)
     last = [line for line in lines(tmp_path) if "train/loss" in line][-1]
@@ -396,8 +398,9 @@ def test_pretuning_is_tuning_with_another_loss(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_pretuning_without_labels_trains_what_the_variational_loss_trains(config, tmp_path, caplog):
+def test_pretuning_without_labels_trains_what_the_variational_loss_trains(image_folder, tmp_path, caplog):
     caplog.set_level("INFO", "toast_jax")
+    config = tiny_config(image_folder, "toast")
     config.stage, config.task_weight, config.data.labels = "pretune", 0.0, False
     config.epochs, config.checkpoint_every, config.eval_every = 8, 8, 8
     config.optimizer.name, config.optimizer.lr = "adamw", 0.01
@@ -611,7 +614,7 @@ def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_pat
     loop.fit(config, tmp_path)
     other = tiny_config(image_folder, "toast_lite")
     other.task = "evaluate"
-    with pytest.raises(InputError, match="holds a run of another config .method 'toast' -> 'toast_lite'"):
+    with pytest.raises(InputError, match="holds a run of another config .method 'linear' -> 'toast_lite'"):
         evaluate.run(other, str(tmp_path))
 
 

@@ -116,6 +116,33 @@ def test_adamw_decays_apart_from_its_moments():
     assert_close(trees.flat(ours), params)
 
 
+def test_lars_is_its_slow_definition():
+    """Momentum sums updates of a trusted size, and the rate of the step scales the sum; vectors are as with SGD."""
+    params, gradients = draw(0), [draw(seed) for seed in range(1, 1 + STEPS)]
+    params["head"]["kernel"][:] = 0.0  # without a norm, its first update is as it is
+    for tree in (params, *gradients):
+        tree["backbone"]["blocks"] = np.stack([tree["backbone"]["kernel"], 5 * tree["backbone"]["kernel"] ** 2])
+    mask = jax.tree.map(lambda _: True, params)
+    result, _ = run(optimizer(mask, name="lars", stacks="backbone/blocks"), params, gradients)
+
+    def layers(tree):
+        return {path: list(leaf) if path == "backbone/blocks" else [leaf] for path, leaf in trees.flat(tree).items()}
+
+    expected, momentum = {path: list(leaves) for path, leaves in layers(params).items()}, {}
+    for step, grads in enumerate(gradients):
+        for path, leaves in layers(grads).items():
+            for i, grad in enumerate(leaves):
+                param = expected[path][i]
+                update = grad + (0.0 if path == "head/bias" else 0.1) * param
+                if update.ndim > 1:
+                    norms = np.linalg.norm(param.ravel()), np.linalg.norm(update.ravel())
+                    update = update * (0.001 * norms[0] / norms[1] if norms[0] and norms[1] else 1.0)
+                momentum[path, i] = 0.9 * momentum.get((path, i), 0.0) + update
+                expected[path][i] = param - learning_rate(step) * momentum[path, i]
+    for path, leaves in layers(result).items():
+        assert_close(np.stack(leaves), np.stack(expected[path]))
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 @pytest.mark.parametrize(
     ("no_decay", "spared"),
@@ -132,7 +159,7 @@ def test_decay_spares_the_paths_that_a_regex_matches_whole(name, no_decay, spare
     assert {path for path, update in trees.flat(updates).items() if not np.any(update)} == spared
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_scaled_parameters_have_a_learning_rate_of_their_own(name):
     """Decay, momentum and clipping see the gradients as they are: only the updates are scaled, and those of others are not."""
     tx = functools.partial(optimizer, MASK, name=name, clip=0.5)

@@ -21,7 +21,7 @@ from toast_jax.train import optim, setup
 from toast_jax.train.step import init_state, train_step
 
 EVERY = (*METHODS, "pretune")
-QUICK = ("ep", "pretune")  # the second of toast_lite: signal, deltas, drop-path, mixing and moving average in one program
+QUICK = ("pretune",)  # of toast_lite: signal, deltas, drop-path, mixing and moving average in one program
 OTHERS = [name for name in EVERY if name not in QUICK]
 
 

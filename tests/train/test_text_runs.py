@@ -1,11 +1,14 @@
 """Runs on text, end to end with a tiny network: pre-tuned, tuned, evaluated, exported, and made to speak."""
 
 import contextlib
+import dataclasses
+import functools
 import importlib
 import io
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,19 +21,20 @@ from safetensors.numpy import load_file, save_file
 from configs import alpaca, openwebtext, vicuna
 from configs import convert as convert_config
 from configs import generate as generate_config
+from configs import relevance as relevance_config
 from tests import ROOT
-from tests.model.backbones.test_llama import D, G, H, L
+from tests.model.backbones.llama.test_network import D, G, H, L
 from tests.words import Words
 from toast_jax import trees
 from toast_jax.data.text import token_cache, tokenizer
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, train
-from toast_jax.tasks.language import generate
-from toast_jax.train import checkpoint, loop, setup, text_runs
+from toast_jax.tasks.language import generate, relevance
+from toast_jax.train import checkpoint, loop, saved_run, setup, text_runs
 from toast_jax.weights import rename
 from toast_jax.workdir import fingerprint, interrupt
 
@@ -265,6 +269,89 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
         generate.run(spoken(runs[0], file=str(tmp_path / "q.jsonl")), str(tmp_path))
 
 
+def looked_at(root, folder, **fields):
+    """The text of the page of relevance, and the pieces of each question."""
+    config = relevance_config.get_config(f"run={root}/tuned")
+    config.update({"most": 4, **fields})
+    relevance.run(config, str(folder))
+    told = json.loads((folder / "relevance.json").read_text())["questions"]
+    return (folder / "relevance.html").read_text(), [[relevance.Piece(**piece) for piece in each["pieces"]] for each in told]
+
+
+def test_relevance_of_tokens_is_their_cosine_to_the_prior(runs, tmp_path, capsys):
+    root, _ = runs
+    page, (pieces,) = looked_at(root, tmp_path, prompt="<1> & 1?\n")
+    answer = generate.Speaker(spoken(root)).answers([tokens := generate.Speaker(spoken(root)).tokens("<1> & 1?\n")])[0]
+    ids = [*tokens, *tokenizer.load("").encode(answer).ids]
+    assert capsys.readouterr().out.startswith(answer)
+    spelled = "".join(piece.text for piece in pieces)
+    assert spelled.removesuffix("</s>") == f"<s><1> & 1?\n{answer}" and pieces[0].special
+    assert "".join(piece.text for piece in pieces if piece.answer).removesuffix("</s>") == answer
+    saved = saved_run.load(f"{root}/tuned")
+    text = {name: np.array([values], np.int32) for name, values in (("tokens", ids), ("segments", [1] * len(ids)))}
+    first = jax.jit(functools.partial(steered.apply, saved.model, saved.method, call="frozen_features"))(saved.params, text)
+    states, prior = np.asarray(first["tokens"][0], np.float64), np.asarray(saved.params["top_down"]["prior"])
+    cosines = states @ prior / np.linalg.norm(states, axis=1) / np.linalg.norm(prior)
+    values = [value for piece in pieces for value in piece.relevance]
+    np.testing.assert_allclose(values[: len(ids)], np.clip(cosines, 0, 1), atol=1e-4)
+    assert np.ptp(values) > 0.01 and page.count("<span") == 5 + len(pieces)
+    assert "&lt;</span>" in page and f'title="{values[1]:.3f}">&lt;</span>' in page and "\u21b5\n</span>" in page
+    assert "<script" not in page and not re.search(r'(src|href)="', page)
+
+
+def test_relevance_of_answers_that_are_given(runs, tmp_path):
+    root, _ = runs
+    lines = [{"question": "1?", "answer": "1!"}, {"question": "2?", "answer": " 2"}, {"question": "3?", "id": 7}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    _, each = looked_at(root, tmp_path, file=str(tmp_path / "q.jsonl"))
+    answers = ["".join(piece.text for piece in pieces if piece.answer) for pieces in each]
+    assert answers[:2] == [" 1!</s>", " 2</s>"] and len(answers) == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("text", "a[[ b</s>]]"),
+        ("instructions", "### Response:[[b</s>]]"),
+        ("conversations", "USER: a ASSISTANT:[[ b</s>]]"),
+        ("messages", "<s>[INST] a [/INST][[ b </s>]]"),
+    ],
+)
+def test_an_answer_is_read_as_in_the_tuning_data(form, expected, runs, tmp_path):
+    (tmp_path / "tokenizer.json").touch()
+    speaker = generate.Speaker(spoken(runs[0], format=form, template="llama-2", tokenizer=str(tmp_path)))
+    ids, flags = relevance._given(speaker, "a", "b")
+    at = flags.index(True)
+    assert all(flags[at:])
+    spelled = [tokenizer.spelled(speaker.tokenizer, part) for part in (ids[:at], ids[at:])]
+    assert "{}[[{}]]".format(*spelled).endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"run": ""}, "Nothing to look at; write --config=configs/relevance.py:run=RUN --config.prompt=QUESTION"),
+        ({"prompt": ""}, "Nothing to look at; write --config=configs/relevance.py:run=RUN --config.prompt=QUESTION"),
+        ({"answer": "b" * 200}, "The question 'a' and its answer have 203 tokens, more than the 192 that this network reads"),
+        ({"file": "nowhere.jsonl"}, "The text nowhere.jsonl cannot be read .*; correct --config.file"),
+    ],
+)
+def test_relevance_that_cannot_be_shown(fields, message, runs, tmp_path):
+    with pytest.raises(InputError, match=message):
+        looked_at(runs[0], tmp_path, **{"prompt": "a", **fields})
+
+
+def test_relevance_needs_a_top_down_module_and_questions_that_are_text(runs, tmp_path, monkeypatch):
+    (tmp_path / "q.jsonl").write_text('{"question": "a"}\n{"question": "b", "answer": ["c"]}')
+    with pytest.raises(InputError, match='Line 2 of .*q.jsonl has no text under "question", or an "answer" that is no text'):
+        looked_at(runs[0], tmp_path, file=str(tmp_path / "q.jsonl"))
+    saved = saved_run.load(f"{runs[0]}/tuned")
+    plain = dataclasses.replace(saved, model=saved.model.clone(top_down=None))
+    monkeypatch.setattr(saved_run, "load", lambda *args: plain)
+    with pytest.raises(InputError, match=r"tuned has no top-down module \(method toast\), so it selects no tokens"):
+        looked_at(runs[0], tmp_path, prompt="a")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -385,6 +472,7 @@ def test_a_run_whose_state_is_split_resumes_bit_for_bit(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, tuned, expected)
 
 
+@pytest.mark.slow
 def test_the_backbone_of_a_pretuned_module_stays_on_its_devices(tmp_path, monkeypatch):
     """Checkpoints hold the tuned module alone, and so does the file; moments of split parameters come from the devices."""
     write(tmp_path, PLAIN)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.model.backbones.test_llama import D, G, H, L, V, network, numpy_logits, parameters
+from tests.model.backbones.llama.test_network import D, G, H, L, V, network, numpy_logits, parameters
 from toast_jax import trees
 from toast_jax.config.run_fields import language
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.weights import initial_parameters as starts
 from toast_jax.weights import llama_files
 from toast_jax.weights.rename import to_torch

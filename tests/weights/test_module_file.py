@@ -27,7 +27,7 @@ def pretuned(image_folder, tmp_path_factory):
     """Folder of a pre-tuning run on a saved backbone, and that backbone's file."""
     root = tmp_path_factory.mktemp("pretuned")
     with pytest.MonkeyPatch.context() as patch:
-        from toast_jax.model.backbones import vit
+        from toast_jax.model.backbones.vit import network as vit
 
         patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
         weights = save_backbone(root / "backbone.safetensors", image_folder, seed=1)
@@ -200,7 +200,7 @@ def test_damaged_header_is_told(pretuned, tmp_path, text):
 
 
 def test_network_of_another_depth_is_refused(pretuned, image_folder, monkeypatch):
-    from toast_jax.model.backbones import vit
+    from toast_jax.model.backbones.vit import network as vit
 
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=2, num_heads=2))
     config = tuning(image_folder, "random", pretuned[0] / "top_down.safetensors")
@@ -209,7 +209,7 @@ def test_network_of_another_depth_is_refused(pretuned, image_folder, monkeypatch
 
 
 def test_network_of_another_width_is_refused(pretuned, image_folder, monkeypatch):
-    from toast_jax.model.backbones import vit
+    from toast_jax.model.backbones.vit import network as vit
 
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=32, depth=3, num_heads=2))
     config = tuning(image_folder, "random", pretuned[0] / "top_down.safetensors")
@@ -273,6 +273,19 @@ def test_a_method_starts_from_its_own_file(method, saved, pretuned, image_folder
     assert all(re.match(KINDS[method], path) is None for path in params.keys() - expected.keys())
 
 
+@pytest.mark.parametrize(("source", "method"), [("toast_ep", "toast"), ("toast", "toast_ep")])
+def test_toast_and_toast_ep_share_a_module(source, method, saved, pretuned, image_folder, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    file, expected = saved(source)
+    config = of(method, image_folder, pretuned[1], module=file, seed=7)
+    config.probe.queries = 4  # of no importance to the module
+    params = trees.flat(trees.merge(*network(config)))
+    assert expected.keys() == {path for path in params if path.startswith("top_down/")}
+    for path, array in expected.items():
+        np.testing.assert_array_equal(params[path], array, err_msg=path)
+    assert f"was made with method {source}; method {method} takes what both have." in caplog.text
+
+
 @pytest.mark.parametrize("method", ["lora", "vpt", "bias", "partial", "toast_lite"])
 def test_a_file_of_another_backbone_is_refused(method, saved, image_folder, tmp_path):
     other = save_backbone(tmp_path / "other.safetensors", image_folder, seed=2)
@@ -285,7 +298,13 @@ def test_a_file_of_another_backbone_is_refused(method, saved, image_folder, tmp_
     [
         ("lora", "bias", {}, "made with method lora, and method bias starts from one of bias; give such"),
         ("vpt", "toast_lite", {}, "made with method vpt, and method toast_lite starts from one of toast_lite or toast; give"),
-        ("toast_lite", "toast", {}, "made with method toast_lite, and method toast starts from one of toast; give"),
+        (
+            "toast_ep",
+            "toast_lite",
+            {},
+            "made with method toast_ep, and method toast_lite starts from one of toast_lite or toast;",
+        ),
+        ("toast_lite", "toast", {}, "made with method toast_lite, and method toast starts from one of toast or toast_ep; give"),
         ("lora", "lora", {"lora.rank": 8}, "made with lora.rank=4, and this run has lora.rank=8; make them equal, or"),
         ("lora", "lora", {"lora.alpha": 2.0}, "made with lora.alpha=1.0, and this run has lora.alpha=2.0; make"),
         ("vpt", "vpt", {"prompts.num": 5}, "made with prompts.num=2, and this run has prompts.num=5; make"),

@@ -13,8 +13,8 @@ from tests import FIXTURES, ROOT
 from toast_jax.config import backbone_names, check
 from toast_jax.errors import InputError
 from toast_jax.model import steered
-from toast_jax.model.backbones import kinds
-from toast_jax.model.backbones.vit_features import Features
+from toast_jax.model.backbones.vit import kinds
+from toast_jax.model.backbones.vit.features import Features
 from toast_jax.tasks import convert
 from toast_jax.testing import backbone_parity, recording
 from toast_jax.weights import initial_parameters, pretrained, rename

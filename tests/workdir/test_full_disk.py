@@ -20,7 +20,7 @@ from tests.conftest import tiny_config
 from tests.train.test_loop import Killed, final_state, kill_after, losses
 from toast_jax import cli
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.train import checkpoint, feature_cache, loop
 from toast_jax.workdir import metrics, run_folder
 

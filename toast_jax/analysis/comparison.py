@@ -48,13 +48,13 @@ class Looked:
         return self.maps[maps.LAST] - self.maps[maps.FIRST] if maps.FIRST in self.maps else None
 
 
-def open_runs(config: ConfigDict, folder: Path, log: logging.Logger) -> dict[str, SavedRun]:
+def open_runs(config: ConfigDict, folder: Path, log: logging.Logger, masks: bool = False) -> dict[str, SavedRun]:
     """Load `config.runs` as `saved_run.load_compared`, with data that has moved where `config.data` says.
 
     The dozen lines that each network logs go to `log.txt` alone.
     """
     with log_to_file(folder / "log.txt", but=log), renaming(OF_SAVED):
-        runs = saved_run.load_compared(config.runs, config.weights, config.top_down, config.module)
+        runs = saved_run.load_compared(config.runs, config.weights, config.top_down, config.module, masks)
     moved = {name: place for name, place in flat_fields(config.data.to_dict()).items() if place}
     next(iter(runs.values())).config.data.update(nested(moved))
     return runs

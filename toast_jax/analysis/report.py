@@ -5,7 +5,7 @@ import csv as csv_module
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -72,6 +72,24 @@ slider.oninput = show;
 parts.forEach(part => { part.onclick = () => { slider.value = slider.value % parts.length + 1; show(); }; });
 show();
 }"""
+
+
+def shaded(parts: Iterable[tuple[str, float, str]]) -> str:
+    """Render text with a shade behind each part.
+
+    Args:
+      parts: text, shade between 0 and 1, and a note that appears when the pointer is over it. Spaces and newlines are kept;
+        control characters and empty text get a visible sign.
+    """
+    spans = (
+        f'<span style="background: rgb(255 140 0 / {shade:.3f})" title="{escape(note)}">{escape(shown)}</span>'
+        for shown, shade, note in ((text.translate(_VISIBLE) or "·", shade, note) for text, shade, note in parts)
+    )
+    return f'<div class="shaded">{"".join(spans)}</div>'
+
+
+# Unicode has a picture of every control character.
+_VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {127: "\u2421", ord("\t"): "\u21e5\t", ord("\n"): "\u21b5\n"}
 
 
 def picture(pixels: np.ndarray, caption: str = "", alt: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from toast_jax import hub
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.kinds import FIELDS, KINDS
+from toast_jax.model.backbones.vit.kinds import FIELDS, KINDS
 
 RANDOM = "random"  # value of backbone.weights: random weights, no file
 LLAMAS = (

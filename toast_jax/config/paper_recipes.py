@@ -78,10 +78,13 @@ class Recipe:
 
 
 _ADAMW = {"optimizer.name": "adamw", "optimizer.base_batch_size": 0, "batch_size": 64}
+# Efficient Probing (arXiv 2506.10178), published for ImageNet-1k with batches of 4096; the rate scales with the batch.
+_LARS = {"optimizer.name": "lars", "optimizer.base_batch_size": 256, "optimizer.schedule": "step", "epochs": 90}
 # Of the methods' own papers; those of bias and ln are of ViT_PEFT_Vision. SSF states the range of rates, not its points.
 _PAPERS = {
     "ssf": Recipe((1e-3, 5e-3, 1e-2, 5e-2), (5e-5, 5e-2), _ADAMW, ("head/bias", *_VECTORS["ssf"])),
     "adapter_plus": Recipe((1e-3,), (1e-4,), _ADAMW, ("head/bias", *_VECTORS["adapter_plus"])),
+    "ep": Recipe((0.1,), (0.0,), _LARS),
     **dict.fromkeys(("bias", "ln"), Recipe((1e-3, 1e-2), (1e-4, 1e-3), _ADAMW)),
 }
 # Of the runs without tuning per task (Adapter+): one recipe for all tasks and methods.
@@ -125,9 +128,10 @@ def _fgvc_of_papers(dataset: str) -> dict[str, dict[str, Any]]:
     ssf = {"optimizer.lr": lr, "optimizer.weight_decay": 0.05, "backbone.drop_path": drop_path, **_SSF_MIXING}
     ssf |= {"ema": 0.999 if dataset == "flowers" else 0.9998}
     adapter_plus = {"optimizer.lr": 1e-3, "optimizer.weight_decay": 1e-4}
+    ep = {"optimizer.lr": 0.1, "optimizer.weight_decay": 0.0}
     return {
-        name: {**_ADAMW, **_CROPS, **fields, "optimizer.no_decay": _PAPERS[name].no_decay}
-        for name, fields in (("ssf", ssf), ("adapter_plus", adapter_plus))
+        name: {**_PAPERS[name].fields, **_CROPS, **fields, "optimizer.no_decay": _PAPERS[name].no_decay}
+        for name, fields in (("ssf", ssf), ("adapter_plus", adapter_plus), ("ep", ep))
     }
 
 
@@ -210,6 +214,14 @@ def scenes(config: ConfigDict, *, task: str, train: int, val: int, test: int) ->
     config.augment.flip, config.augment.min_crop_area = False, 1.0
 
 
+def masked_scenes(config: ConfigDict, *, train: int, val: int, test: int) -> None:
+    """Set the data of a config of segmentation to scenes as they are (see toast_jax/data/images/segmentation/scenes.py)."""
+    config.data.format, config.data.verify, config.data.image_size = "scenes", False, 64
+    config.data.splits.update({"train": f"train[:{train}]", "val": f"val[:{val}]", "test": f"test[:{test}]"})
+    config.data.scale = config.data.crop = (64, 64)
+    config.augment.factors, config.augment.flip, config.augment.distortion = (1.0, 1.0), False, False
+
+
 # Folder, splits and what differs from VOC in AbSViT's recipe for each set.
 _SEGMENTED: dict[str, dict[str, Any]] = {
     "folder": {"data.root": "data/mine"},
@@ -236,3 +248,25 @@ def segment(*, dataset: str, method: str, backbone: str, head: str) -> ConfigDic
         config.optimizer.lr = 1e-3
     config.update_from_flattened_dict(values)
     return config
+
+
+SEGMENTED = tuple(name for name in _SEGMENTED if name != "folder")
+
+
+def segmentation_task(name: str, head: str) -> dict[str, Any]:
+    """Return what the runs on a set of `SEGMENTED`, or on a folder of `data.root`, do not share with other sets."""
+    is_public = name in SEGMENTED
+    config = segment(dataset=name if is_public else "folder", method="linear", backbone="vit_b16_in1k", head=head)
+    train, val = config.data.splits.train, config.data.splits.val
+    return {
+        "data": {
+            "root": config.data.root.removeprefix("data/") if is_public else name,  # under data.root
+            **{field: config.data[field] for field in ("format", "scale", "crop")},
+        },
+        "splits": {
+            "selection": {"train": train, "val": val, "test": ""},
+            "final": {"train": train, "val": "", "test": val},
+        },
+        "optimizer": {field: config.optimizer[field] for field in ("lr", "weight_decay")},
+        **{field: config[field] for field in ("steps", "eval_every", "checkpoint_every")},
+    }

@@ -33,7 +33,7 @@ from toast_jax.fields import (
 )
 
 TEMPLATES = (chat.OWN, *chat.NAMED)
-MASK_FORMATS = ("folder", "voc", "ade20k", "cityscapes")
+MASK_FORMATS = ("folder", "voc", "ade20k", "cityscapes", "scenes")
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
 METHODS = (
     *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
@@ -97,7 +97,7 @@ _RUN = {
     "batch_size": Field(32, COUNT, "examples per step, over all devices", TO_EVALUATE),
     "epochs": Field(100, whole(1, 1_000_000), "epochs to train", TO_EVALUATE),
     "warmup_epochs": Field(10, whole(0), "epochs of linear warmup of the learning rate"),
-    "optimizer.name": Field("sgd", Choice(("sgd", "adamw")), "optimizer"),
+    "optimizer.name": Field("sgd", Choice(("sgd", "adamw", "lars")), "optimizer"),
     "optimizer.lr": Field(0.02, real(0.0), "peak learning rate"),
     "optimizer.lr_scale": Field(1.0, real(above=0.0), "factor of the learning rate for the parameters of lr_scaled"),
     "optimizer.lr_scaled": Field((), Several(Regex()), "paths of parameters with a learning rate of lr * lr_scale"),
@@ -105,7 +105,7 @@ _RUN = {
     "optimizer.schedule": Field(
         "epoch", Choice(("epoch", "step", "poly")), "cosine by epoch or by step, or poly: linear to zero by step"
     ),
-    "optimizer.momentum": Field(0.9, SHARE, "momentum of sgd"),
+    "optimizer.momentum": Field(0.9, SHARE, "momentum of sgd and lars"),
     "optimizer.weight_decay": Field(1e-4, real(0.0), "weight decay"),
     "optimizer.no_decay": Field(("head/bias",), Several(Regex()), "paths of parameters without weight decay"),
     "optimizer.clip": Field(0.0, real(0.0), "maximum global norm of the gradients; 0: no clipping"),
@@ -243,7 +243,7 @@ MASKS = {name: field for name, field in IMAGES.items() if name not in _NOT_OF_MA
     "segmentation.average": Field(
         "all", Choice(("all", "counted")), "pixels that the loss is averaged over; counted: not ignored"
     ),
-    "data.format": Field("folder", Choice(MASK_FORMATS), "folder: images, masks and lists; else the layout of the set"),
+    "data.format": Field("folder", Choice(MASK_FORMATS), "folder: images, masks, lists; scenes: the demo; else a set's layout"),
     "data.image_size": Field(512, whole(1, 16_384), "side of the image that position embeddings are kept for, in pixels"),
     "data.scale": Field((2048, 512), _SIDES, "longer and shorter side that images are resized to fit"),
     "data.crop": Field((512, 512), _SIDES, "height and width of a training crop"),
@@ -258,7 +258,7 @@ MASKS = {name: field for name, field in IMAGES.items() if name not in _NOT_OF_MA
     "batch_size": Field(16, COUNT, "images per step, over all devices", TO_EVALUATE),
     "steps": Field(20_000, COUNT, "steps to train", TO_EVALUATE),
     "warmup_steps": Field(1_500, whole(0), "steps of linear warmup of the learning rate"),
-    "optimizer.name": Field("adamw", Choice(("sgd", "adamw")), "optimizer"),
+    "optimizer.name": Field("adamw", Choice(("sgd", "adamw", "lars")), "optimizer"),
     "optimizer.lr": Field(6e-5, real(0.0), "peak learning rate"),
     "optimizer.schedule": Field("poly", Choice(("step", "poly")), "cosine by step, or poly: linear to zero by step"),
     "optimizer.weight_decay": Field(0.01, real(0.0), "weight decay"),

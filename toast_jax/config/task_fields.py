@@ -123,6 +123,16 @@ _FIELDS = {
         "seed": Field(0, SEED, "seed of the bootstrap"),
         "batch_size": Field(8, COUNT, "sequences at once, over all devices"),
     },
+    "relevance": {
+        "run": Field("", TEXT, "folder of a run on text"),
+        "prompt": Field("", TEXT, "question to look at"),
+        "answer": Field("", TEXT, "its answer; '' to generate one"),
+        "file": Field("", TEXT, "questions to look at, with or without answers: a .jsonl file"),
+        "weights": _WEIGHTS,
+        **_MODULES,
+        **_PROMPTED,
+        "most": Field(128, COUNT, "maximum number of new tokens"),
+    },
     "convert": {
         "source": Field("", TEXT, "folder of a run, file of weights, its name, or its gs:// address"),
         "target": Field("", TEXT, "what to write: a .pth or .safetensors file, or a folder that does not exist yet"),
@@ -139,6 +149,12 @@ _FIELDS = {
     "demo": {
         "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
         "attention_scenes": Field(200, COUNT, "test scenes to measure attention on"),
+        "shown_scenes": Field(6, COUNT, "scenes in the report"),
+        "rows": _ROWS,
+    },
+    "demo_segment": {
+        "seeds": Field((42, 44, 82), _SEVERAL_SEEDS, "seeds of every run"),
+        "attention_scenes": Field(50, COUNT, "test scenes to measure attention on"),
         "shown_scenes": Field(6, COUNT, "scenes in the report"),
         "rows": _ROWS,
     },
@@ -177,8 +193,10 @@ SWEEP = {
 # Sections that hold fields of other configs, by task.
 SECTIONS = {
     "score": {"network": "a language model that was not tuned, as the config of a run on text"},
+    "relevance": {"network": "a language model that was not tuned, as the config of a run on text"},
     "generate": {"network": "a language model that was not tuned, as the config of a run on text"},
     "demo": {"runs": "the config of every run on images, by row"},
+    "demo_segment": {"runs": "the config of every run of segmentation, by row"},
     "demo_language": {
         "pretune": "the config of the run that pre-tunes the top-down module",
         "not_tuned": "the config of the network that is not tuned",

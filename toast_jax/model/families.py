@@ -9,12 +9,17 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from toast_jax.fields import Field, whole
-from toast_jax.model.backbones import convnext, convnext_torch_names, kinds, llama, llama_torch_names, vit
+from toast_jax.model.backbones import convnext, convnext_torch_names
 from toast_jax.model.backbones.exports import convnext as convnext_exports
-from toast_jax.model.backbones.exports import llama as llama_exports
-from toast_jax.model.backbones.exports import vit as vit_exports
 from toast_jax.model.backbones.exports.formats import Format
+from toast_jax.model.backbones.llama import export as llama_export
+from toast_jax.model.backbones.llama import network as llama
+from toast_jax.model.backbones.llama import torch_names as llama_torch_names
 from toast_jax.model.backbones.rename_rules import Names
+from toast_jax.model.backbones.vit import export as vit_export
+from toast_jax.model.backbones.vit import kinds
+from toast_jax.model.backbones.vit import network as vit
+from toast_jax.model.backbones.vit import shapes as vit_shapes
 from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
 from toast_jax.model.top_down import ConvTopDown, TopDown
@@ -96,7 +101,7 @@ FAMILIES = {
         build=lambda config, last_blocks: vit.build(
             config.backbone, config.data.image_size, last_blocks, statistics_of(config.data)
         ),
-        sized=vit.sized,
+        sized=vit_shapes.sized,
         sizes=vit.SIZES,
         size_of=vit.size_of,
         names=kinds.NAMES,
@@ -106,9 +111,9 @@ FAMILIES = {
         image_multiple=lambda backbone: backbone.patch,
         of_side=vit.of_side,
         tunable_blocks=lambda size: size.depth,
-        plain=vit_exports.FORMATS,
+        plain=vit_export.FORMATS,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
-        shown=vit.shown,
+        shown=vit_shapes.shown,
         decides=kinds.DECIDES,
         variational_weight=0.1,
     ),
@@ -145,7 +150,7 @@ FAMILIES = {
         own_head=True,
         partition=llama.PARTITION,
         layer_files=True,
-        plain=llama_exports.FORMATS,
+        plain=llama_export.FORMATS,
         export_key="",  # the release loads a bare dict, which may be a part of the network
     ),
 }

@@ -34,7 +34,7 @@ class LowRank:
         return x @ self.kernel + _widened(x @ self.a, self.b)
 
     def astype(self, dtype: DTypeLike) -> "LowRank":
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), self)
+        return LowRank(self.kernel.astype(dtype), self.a.astype(dtype), self.b.astype(dtype))
 
     def merged(self) -> Float[Array, "*layers D F"]:
         return self.kernel + self.a @ self.b

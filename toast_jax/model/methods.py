@@ -17,6 +17,7 @@ from toast_jax.model.lora import LowRankDeltas
 from toast_jax.model.ssf import ScaleAndShift
 
 HEAD = "head/.*"
+NOTHING = "(?!)"
 PROBE = "probe/.*"  # part of the head, in front of its linear layer
 BACKBONE = "backbone/.*"
 PRIOR = "top_down/prior"
@@ -90,7 +91,10 @@ METHODS = {
     ),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,), module_fields=("prompts.num", "prompts.deep")),
     "lora": Method("", tuned=(HEAD, LORA), frozen=(BACKBONE,), module_fields=_LORA_FIELDS),
-    "toast": Method("top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM)),
+    # A module of toast_ep has the same parameters; its probe is part of the head.
+    "toast": Method(
+        "top_down", tuned=(HEAD, FEEDBACK, PRIOR), frozen=(BACKBONE, TRANSFORM), starts_from=(("toast_ep", NOTHING),)
+    ),
     "toast_lite": Method(
         "top_down",
         tuned=(HEAD, LORA, PRIOR, TRANSFORM),

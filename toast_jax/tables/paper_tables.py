@@ -1,10 +1,10 @@
-"""The paper's tables: results of sweeps beside the published numbers (published_results.json)."""
+"""The paper's tables and that of segmentation: results of sweeps beside the published numbers (published_results.json)."""
 
 import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toast_jax.config.paper_recipes import FGVC
@@ -15,6 +15,8 @@ from toast_jax.tables import plan
 
 NOTHING = "-"
 RECIPES = ("toast", "paper", "fixed")  # of sweeps of VTAB-1k, see `paper_recipes.vtab_recipe`
+_TESTED = "final/seed_*/result.json"
+_SCORED = {"segmentation": "mIoU on test after the last step, in percent: mean +- standard deviation (seeds)."}
 HEADER = ("method", "task", "mean", "std", "seeds", "published", "difference", "tuned_parameters", "hours")
 
 
@@ -23,22 +25,22 @@ class Measured:
     """Results of one method on one task.
 
     Attributes:
-      accuracy: on test, in percent, by seed.
+      scores: on test, in percent, by seed; see `plan.score_of`.
       tuned: number of tuned parameters, without the head.
       hours: time in training steps at their median speed, selection included.
     """
 
-    accuracy: tuple[float, ...]
+    scores: tuple[float, ...]
     tuned: int
     hours: float
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.accuracy)
+        return statistics.fmean(self.scores)
 
     @property
     def std(self) -> float:
-        return statistics.stdev(self.accuracy) if len(self.accuracy) > 1 else math.nan
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +49,16 @@ class Table:
 
     Attributes:
       table, backbone: of the sweeps.
+      tasks: of VTAB-1k or FGVC; of segmentation those with a result.
       measured: by method, `labeled` with the recipe, and task; pairs without a result are absent.
       published: the entry of published_results.json for this table and backbone; without rows if nothing is published.
     """
 
     table: str
     backbone: str
+    tasks: tuple[str, ...]
     measured: Mapping[tuple[str, str], Measured]
     published: Mapping
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        return tuple(TASKS) if self.table == "vtab" else tuple(FGVC)
 
     @property
     def methods(self) -> list[str]:
@@ -75,11 +75,11 @@ class Table:
         """
         measured = {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
         published = dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
-        measured |= means(self.table, measured)
-        published |= means(self.table, published)
+        measured |= means(self.tasks, measured)
+        published |= means(self.tasks, published)
         return {
             name: (self.measured.get((method, name)), measured.get(name, math.nan), published.get(name, math.nan))
-            for name in (*self.tasks, *means(self.table, {}))
+            for name in (*self.tasks, *means(self.tasks, {}))
         }
 
 
@@ -97,15 +97,23 @@ def collect(folders: Sequence[str | Path]) -> Table:
     first = opened(folders)
     measured: dict[tuple[str, str], Measured] = {}
     where: dict[tuple[str, str], str] = {}
+    tasks = _tasks(first["table"], folders)
     for method, folder in method_folders(folders):
-        for task in (*TASKS, *FGVC):
+        for task in tasks:
             if result := read_measured(folder / task):
                 if (method, task) in measured:
                     raise InputError(
                         f"Both {where[method, task]} and {folder.parent} hold {method} on {task}; leave one of them out."
                     )
                 measured[method, task], where[method, task] = result, str(folder.parent)
-    return Table(first["table"], first["backbone"], measured, _published(first["table"], first["backbone"]))
+    return Table(first["table"], first["backbone"], tasks, measured, _published(first["table"], first["backbone"]))
+
+
+def _tasks(table: str, folders: Sequence[str | Path]) -> tuple[str, ...]:
+    of_paper: Mapping[str, Iterable[str]] = {"vtab": TASKS, "fgvc": FGVC}
+    if table in of_paper:
+        return tuple(of_paper[table])
+    return tuple(sorted({path.parts[-4] for _, folder in method_folders(folders) for path in folder.glob(f"*/{_TESTED}")}))
 
 
 def method_folders(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
@@ -146,12 +154,12 @@ def read_measured(folder: Path) -> Measured | None:
     Raises:
       InputError: a result is damaged.
     """
-    tested = [_read(path) for path in sorted(folder.glob("final/seed_*/result.json"))]
+    tested = [_read(path) for path in sorted(folder.glob(_TESTED))]
     if not tested:
         return None
     hours = sum(map(_hours, tested + [_read(path) for path in folder.glob("selection/*/result.json")]))
-    accuracy = tuple(100 * result["test"]["accuracy"] for result in tested)
-    return Measured(accuracy, tested[0]["tuned_parameters"]["without_head"], hours)
+    scores = tuple(100 * result["test"][plan.score_of(result["config"])] for result in tested)
+    return Measured(scores, tested[0]["tuned_parameters"]["without_head"], hours)
 
 
 def _read(path: Path) -> dict:
@@ -166,14 +174,14 @@ def _hours(result: dict) -> float:
     return images / result["images_per_second"] / 3600 if result["images_per_second"] else 0.0
 
 
-def means(table: str, values: Mapping[str, float]) -> dict[str, float]:
-    """Compute the averages of a row, by label; NaN if a task is missing."""
+def means(tasks: Sequence[str], values: Mapping[str, float]) -> dict[str, float]:
+    """Compute the averages of a row over the tasks of a table, by label; NaN if a task is missing."""
 
     def mean(names):
         return statistics.fmean(values.get(name, math.nan) for name in names)
 
-    if table != "vtab":
-        return {"mean": mean(FGVC)}
+    if tuple(tasks) != tuple(TASKS):
+        return {"mean": mean(tasks)} if tasks else {}
     groups = dict.fromkeys(task.group for task in TASKS.values())
     by_group = {group: mean([name for name, task in TASKS.items() if task.group == group]) for group in groups}
     of_groups = statistics.fmean(by_group.values())
@@ -182,7 +190,7 @@ def means(table: str, values: Mapping[str, float]) -> dict[str, float]:
 
 def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     """Format header and rows: each method measured, published, and the difference; wide tables are transposed."""
-    header = ["method", *table.tasks, *means(table.table, {}), "tuned, without head", "hours"]
+    header = ["method", *table.tasks, *means(table.tasks, {}), "tuned, without head", "hours"]
     rows = [row for method in table.methods for row in _rows_of(table, method)]
     if len(header) > 12:
         header, *rows = map(list, zip(*[header, *rows], strict=True))
@@ -206,7 +214,7 @@ def _rows_of(table: Table, method: str) -> list[list[str]]:
 
 def _spread(result: Measured) -> str:
     """Format a task's mean, standard deviation and number of seeds."""
-    seeds = len(result.accuracy)
+    seeds = len(result.scores)
     return f"{result.mean:.1f}{f' +- {result.std:.1f}' * (seeds > 1)} ({seeds})"
 
 
@@ -219,7 +227,7 @@ def values(table: Table) -> list[list[object]]:
     rows: list[list[object]] = []
     for method in table.methods:
         for name, (result, mean, published) in table.entries(method).items():
-            std, seeds = (result.std, len(result.accuracy)) if result else (math.nan, "")
+            std, seeds = (result.std, len(result.scores)) if result else (math.nan, "")
             tuned, hours = (result.tuned, result.hours) if result else ("", math.nan)
             rows.append([method, name, mean, std, seeds, published, mean - published, tuned, hours])
     return [[_rounded(value) if isinstance(value, float) else value for value in row] for row in rows]
@@ -232,7 +240,7 @@ def _rounded(value: float) -> float | str:
 def notes(table: Table) -> list[str]:
     """List the notes of the table, missing results first."""
     lines = []
-    seeds = {pair: len(result.accuracy) for pair, result in table.measured.items()}
+    seeds = {pair: len(result.scores) for pair, result in table.measured.items()}
     for method in table.methods:
         missing = [task for task in table.tasks if (method, task) not in table.measured]
         if 0 < len(missing) < len(table.tasks):
@@ -244,7 +252,7 @@ def notes(table: Table) -> list[str]:
         lines.append(f"Fewer seeds than the others: {', '.join(fewer)}.")
     published = [f"Published: {table.published['source']}.", "Published means are computed here from their rows."]
     lines += [
-        "Top-1 on test after the last epoch, in percent: mean +- standard deviation (seeds).",
+        _SCORED.get(table.table, "Top-1 on test after the last epoch, in percent: mean +- standard deviation (seeds)."),
         "Hours: time in training steps at their median speed, selection included.",
         *(published if table.published["source"] else [f"Nothing is published here for {table.table} with {table.backbone}."]),
     ]

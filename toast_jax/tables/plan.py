@@ -145,6 +145,11 @@ def best(scores: Mapping[Point, float | None]) -> Point | None:
     return min(finite, key=lambda point: (-finite[point], point.lr, point.weight_decay), default=None)
 
 
+def score_of(config: Mapping) -> str:
+    """Return the score of a run that its table shows, from its config: accuracy, or of segmentation the mIoU."""
+    return "mean_iou" if "segmentation" in config else "accuracy"
+
+
 def claim(config: ConfigDict, path: str | Path) -> Path:
     """Create the folder of a sweep; an existing sweep there must have the same table and backbone.
 
@@ -193,7 +198,9 @@ def _unit(config, cell, phase, point, folder, place, seeds) -> Unit:
 def _names(config, cell, phase) -> dict[str, str]:
     """Return where the sweep has the fields that it sets for its runs."""
     recipe, grid = f"sweep.recipes.{cell.task}", f"sweep.grid.{cell.method}"
-    names = {"method": "sweep.methods", "seed": "sweep.seeds", "data.splits": f"sweep.splits.{phase}"}
+    own_splits = "splits" in config.sweep.recipes[cell.task]
+    names = {"method": "sweep.methods", "seed": "sweep.seeds"}
+    names["data.splits"] = f"{recipe}.splits.{phase}" if own_splits else f"sweep.splits.{phase}"
     names |= {name: f"{recipe}.{name}" for name in flat_fields(config.sweep.recipes[cell.task].to_dict())}
     changes = config.sweep.get("changes", {}).get(cell.method, ConfigDict()).to_dict()
     names |= {name: f"sweep.changes.{cell.method}.{name}" for name in flat_fields(changes)}
@@ -205,15 +212,19 @@ def _run_config(config, cell, phase, point, seed) -> ConfigDict:
     """Build the config of one run; for a paper's table, only its name differs from a config of configs/vtab.py or fgvc.py."""
     run = config.copy_and_resolve_references()
     changes = config.sweep.recipes[cell.task].to_dict()
+    splits = changes.pop("splits", None) or config.sweep.splits.to_dict()
     if root := changes["data"].get("root"):
         changes["data"]["root"] = os.path.join(config.data.root, root)
     with run.unlocked():
         del run["sweep"]
         run.name = f"{config.name}_{cell.task}_{cell.method}_{phase}"
-        run.update({"task": "train", "method": cell.method, "seed": seed, "resume": True, "checkpoint": "", "confusion": False})
+        run.update({"task": "train", "method": cell.method, "seed": seed, "resume": True})
         run.update({name: value for name, value in changes.items() if name not in ("data", "optimizer")})
-        run.data.update({"name": "", "image_dir": run.data.get("image_dir", ""), **changes["data"]})
-        run.data.splits = ConfigDict(config.sweep.splits[phase].to_dict())
+        if "segmentation" not in run:
+            run.update({"checkpoint": "", "confusion": False})
+            run.data.update({"name": "", "image_dir": run.data.get("image_dir", "")})
+        run.data.update(changes["data"])
+        run.data.splits = ConfigDict(splits[phase])
         run.update(config.sweep.get("changes", {}).get(cell.method, ConfigDict()).to_dict())
         run.optimizer.update({"lr": point.lr, "weight_decay": point.weight_decay})
         row = METHODS[cell.method]

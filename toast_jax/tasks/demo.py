@@ -4,6 +4,8 @@ import dataclasses
 import logging
 import textwrap
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from toast_jax.data.images import synthetic_scenes
 from toast_jax.errors import renaming
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit_seeds
+from toast_jax.train.saved_run import SavedRun
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.progress import log_to_file
 
@@ -61,14 +64,10 @@ def run(config: ConfigDict, folder: str) -> None:
     shown = [synthetic_scenes.scene("green", "test", i) for i in range(config.attention_scenes)]
     measured_on = annotated(shown)
     exchanged, _ = background.exchange(measured_on.images, measured_on.masks, measured_on.labels, seed=0)
-    log.info("%d runs; their logs are in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     rows = {}
-    with log_to_file(folder / "log.txt", but=log):
-        for name in config.rows:
-            folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
-            with renaming({}, f"runs.{name}"):
-                rows[name] = _measured(fit_seeds(config.runs[name], folders), folders.values(), measured_on, exchanged)
-            log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
+    for name, results, runs in trained(config, folder, log):
+        rows[name] = _measured(results, runs, measured_on, exchanged)
+        log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
     # Networks that look twice share the first look, which tuning does not change.
     two_looks = next(row for row in rows.values() if maps.FIRST in row.inside)
     before = two_looks.inside[maps.FIRST].mean(axis=0)
@@ -106,6 +105,21 @@ def run(config: ConfigDict, folder: str) -> None:
     log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
 
 
+def trained(config: ConfigDict, folder: Path, log: logging.Logger) -> Iterator[tuple[str, list[dict], list[SavedRun]]]:
+    """Train every row of a demo with every seed, unless finished; yield its name, and results and networks by seed.
+
+    Between rows too, only what `log` says goes to the console.
+    """
+    log.info("%d runs; their logs are in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
+    with log_to_file(folder / "log.txt", but=log):
+        for name in config.rows:
+            folders = {seed: folder / name / f"seed_{seed}" for seed in config.seeds}
+            with renaming({}, f"runs.{name}"):
+                results = fit_seeds(config.runs[name], folders)
+                runs = [saved_run.load(folder) for folder in folders.values()]
+            yield name, results, runs
+
+
 def annotated(scenes: list[synthetic_scenes.Scene]) -> Annotated:
     """Return scenes with the cell of the green digit and its class."""
     return Annotated(
@@ -115,8 +129,7 @@ def annotated(scenes: list[synthetic_scenes.Scene]) -> Annotated:
     )
 
 
-def _measured(results, folders, annotated, exchanged) -> Row:
-    runs = [saved_run.load(folder) for folder in folders]
+def _measured(results, runs, annotated, exchanged) -> Row:
     look = runs[0].compiled(maps.look_in_blocks)
     looks = [jax.device_get(look(run.params, annotated.images)) for run in runs]
     others = [jax.device_get(look(run.params, exchanged)[0]) for run in runs]

@@ -87,7 +87,7 @@ def run(config: ConfigDict, folder: str) -> None:
 
 def _segment(saved: saved_run.SavedRun, paths: Iterable[str], folder: Path, pictures: bool) -> None:
     """Write masks instead of a table; see `predicted_masks.write`."""
-    count, faults = predicted_masks.write(saved, paths, folder, pictures=pictures)
+    count, faults = predicted_masks.write(saved, paths, folder, drawn=pictures)
     log.info("%d masks are in %s.", count, folder / "masks")
     if faults:
         raise InputError(f"{len(faults)} of {count + len(faults)} images were left out: {listed(faults, most=SHOWN_FAULTS)}")

@@ -13,7 +13,11 @@ from ml_collections import ConfigDict
 
 from toast_jax.config.check import check
 from toast_jax.data.images import few_shot, sources
+from toast_jax.data.images.segmentation import sets
+from toast_jax.data.images.segmentation.masks import MaskedSource
+from toast_jax.data.images.sources import Source
 from toast_jax.errors import Diverged, InputError, Interrupted, listed, renaming
+from toast_jax.model import families
 from toast_jax.tables import plan
 from toast_jax.tables.plan import Cell, Point, Unit
 from toast_jax.train.loop import fit_grid, fit_seeds
@@ -76,8 +80,7 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
             try:
                 if cell.task not in num_classes and cell.task not in failed:
                     with renaming(unit.names):
-                        data, seed = unit.config.data, unit.config.seed
-                        num_classes[cell.task] = len(few_shot.draw(sources.open_split(data, "train"), data.shots, seed).classes)
+                        num_classes[cell.task] = len(_training(unit.config).classes)
             except InputError as error:
                 failed[cell.task] = str(error)
             if cell.method not in checked and cell.task in num_classes:
@@ -87,6 +90,13 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
     if failed:
         reasons = "\n".join(f"  {task}: {reason}" for task, reason in failed.items())
         raise InputError(f"{len(failed)} tasks cannot be read; mend them or leave them out by task=NAME+NAME:\n{reasons}")
+
+
+def _training(config: ConfigDict) -> Source | MaskedSource:
+    """Open the training data of a run."""
+    if families.reads(config) == "masks":
+        return sets.open_split(config.data, "train")
+    return few_shot.draw(sources.open_split(config.data, "train"), config.data.shots, config.seed)
 
 
 def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[], bool]) -> dict[str, str]:
@@ -101,7 +111,7 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
         return {**undone, f"{cell}/final": "waits"}
     if units:
         scores = {point: score for point, unit in units.items() if (score := _score(unit)) is not None}
-        point = _selected(scores, folder / str(cell))
+        point = _selected(scores, folder / str(cell), plan.score_of(config))
     else:
         point = plan.points(config, cell)[0]
     if point is None:
@@ -229,29 +239,29 @@ def _is_final(unit: Unit) -> bool:
 
 
 def _score(unit: Unit) -> float | None:
-    """Return a selection run's final val accuracy: NaN if diverged, None if unfinished."""
+    """Return a selection run's final score on val: NaN if diverged, None if unfinished."""
     if results := unit.results():
-        return results[0]["val"]["accuracy"]
+        return results[0]["val"][plan.score_of(unit.config)]
     return float("nan") if run_folder.recorded(unit.folder, unit.config, _DIVERGED) else None
 
 
-def _selected(scores: dict[Point, float], folder: Path) -> Point | None:
+def _selected(scores: dict[Point, float], folder: Path, name: str) -> Point | None:
     """Select the best point and write it with all scores to `selected.json`."""
     point = plan.best(scores)
-    accuracy = {tried: None if np.isnan(score) else score for tried, score in scores.items()}
-    grid = [dataclasses.asdict(tried) | {"val_accuracy": accuracy[tried]} for tried in scores]
+    finite = {tried: None if np.isnan(score) else score for tried, score in scores.items()}
+    grid = [dataclasses.asdict(tried) | {f"val_{name}": finite[tried]} for tried in scores]
     run_folder.write_json(folder / "selected.json", {"selected": point and dataclasses.asdict(point), "grid": grid})
     return point
 
 
 def _log_outcome(unit: Unit, place: str) -> bool:
     """Log the outcome of a unit in one line; False if it is unfinished."""
-    outcome = ""
+    outcome, name = "", plan.score_of(unit.config)
     if _is_final(unit):
-        if test := [result["test"]["accuracy"] for result in unit.results() or ()]:
-            outcome = f"test accuracy {', '.join(f'{accuracy:.4f}' for accuracy in test)}, mean {np.mean(test):.4f}"
+        if test := [result["test"][name] for result in unit.results() or ()]:
+            outcome = f"test {name} {', '.join(f'{score:.4f}' for score in test)}, mean {np.mean(test):.4f}"
     elif (score := _score(unit)) is not None:
-        outcome = "diverged" if np.isnan(score) else f"val accuracy {score:.4f}"
+        outcome = "diverged" if np.isnan(score) else f"val {name} {score:.4f}"
     if outcome:
         log.info("%s  %s: %s", place, unit.name, outcome)
     return bool(outcome)

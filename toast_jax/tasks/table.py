@@ -35,7 +35,8 @@ def _of_paper(config: ConfigDict, folder: Path) -> None:
     values = paper_tables.HEADER, paper_tables.values(table)
     compared, note = _agreement(paper_tables.method_folders(config.sweeps))
     tables = [("", *paper_tables.cells(table)), *compared]
-    _write(folder, f"{table.table.upper()}, {table.backbone}", tables, paper_tables.notes(table) + note, values)
+    title = table.table.title() if table.table == "segmentation" else table.table.upper()
+    _write(folder, f"{title}, {table.backbone}", tables, paper_tables.notes(table) + note, values)
 
 
 def _few_shot(config: ConfigDict, folder: Path) -> None:

@@ -81,9 +81,8 @@ def _weighed(batch):
 def _forward(recorded: Recording) -> list[Check]:
     seen, arrays = losses.inputs(recorded.batch), recorded.arrays
     run = functools.partial(apply, recorded.model, recorded.method)
-    keys_of_training = _keys(recorded.batch)
-    logits = on_one_device(run, recorded.params, seen, keys_of_training)
-    explained, out = on_one_device(functools.partial(run, call="explain"), recorded.params, seen, keys_of_training)
+    both = lambda *args: (run(*args), run(*args, call="explain"))  # noqa: E731
+    logits, (explained, out) = jax.device_get(on_one_device(both, recorded.params, seen, _keys(recorded.batch)))
     pairs = {"out/logits": logits, "out/logits (with intermediates)": explained}
     pairs |= _tokens(recorded, out["look"])
     if "selection" in out:
@@ -144,7 +143,7 @@ def _gradients(recorded: Recording, scores, tuned, frozen, name, prefix) -> list
     batch = _weighed(recorded.batch)
     mean = lambda tuned: scores(trees.merge(tuned, frozen), batch, _keys(batch))["loss"].mean()  # noqa: E731
     loss, grads = on_one_device(jax.value_and_grad(mean), tuned)
-    after = jax.tree.map(lambda running, step: running - step, tuned, grads)
+    after = jax.tree.map(lambda running, step: np.asarray(running) - step, tuned, jax.device_get(grads))
     checks = [Check(name, relative_error(loss, recorded.arrays[name]), FORWARD)] if name in recorded.arrays else []
     return checks + _compare(recorded, grads, prefix) + _compare(recorded, after, "running/after/")
 

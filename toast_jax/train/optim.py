@@ -1,5 +1,6 @@
 """Build optimizers and learning-rate schedules; optax masks out frozen parameters."""
 
+import functools
 import operator
 import re
 from collections.abc import Callable
@@ -49,15 +50,37 @@ def poly(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) ->
 SCHEDULES = {"epoch": warmup_cosine, "step": warmup_cosine_by_step, "poly": poly}
 
 
-def _sgd(schedule, momentum, weight_decay, decayed):
+def _sgd(schedule, momentum, weight_decay, decayed, stacks):
     return [optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum)]
 
 
-def _adamw(schedule, momentum, weight_decay, decayed):
+def _adamw(schedule, momentum, weight_decay, decayed, stacks):
     return [optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)]
 
 
-OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+def _lars(schedule, momentum, weight_decay, decayed, stacks):
+    # Not `optax.lars`, whose momentum sums updates that are scaled by the rate of their own step.
+    decay, *steps = _sgd(schedule, momentum, weight_decay, decayed, stacks)
+    return [decay, optax.stateless(functools.partial(_trusted, stacks=stacks)), *steps]
+
+
+def _trusted(updates, params, stacks):
+    """Scale the updates of each tensor of 2 or more axes by `_TRUST * |parameter| / |update|`; stacked layers count alone."""
+
+    def scaled(path, update, param):
+        is_stacked = re.match(rf"(?:{stacks})(/|$)", "/".join(key.key for key in path)) if stacks else None
+        axes = tuple(range(1 if is_stacked else 0, param.ndim))
+        if len(axes) < 2:
+            return update
+        of_param, of_update = (jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (param, update))
+        is_zero = (of_param == 0) | (of_update == 0)
+        return update * jnp.where(is_zero, 1.0, _TRUST * of_param / jnp.where(is_zero, 1.0, of_update))
+
+    return jax.tree_util.tree_map_with_path(scaled, updates, params)
+
+
+_TRUST = 0.001  # of LARS, in MAE's linear probing and in Efficient Probing
+OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw, "lars": _lars}
 
 
 def optimizer(
@@ -71,25 +94,28 @@ def optimizer(
     clip: float,
     lr_scale: float = 1.0,
     lr_scaled: tuple[str, ...] = (),
+    stacks: str = "",
 ) -> optax.GradientTransformation:
     """Build the optimizer of the tuned parameters.
 
     Args:
-      name: "sgd" (as PyTorch's: decay is added to the gradient before momentum) or "adamw" (decoupled decay).
+      name: "sgd" (as PyTorch's: decay is added to the gradient before momentum), "adamw" (decoupled decay) or "lars" (as sgd,
+        with the update of each matrix scaled to 0.001 of the matrix's norm before momentum; You et al., arXiv 1708.03888).
       schedule: learning rate as a function of the step.
       mask: tree of booleans over all parameters (`methods.tuned_mask`). Frozen parameters never enter decay, clipping or state;
         if present, their update is exactly zero. Running statistics have a rate of their own, 1, without decay or clipping.
-      momentum: of SGD.
+      momentum: of SGD and LARS.
       weight_decay: strength of the decay.
       no_decay: regexes of paths without decay.
       clip: largest global norm of the tuned gradients; 0 disables clipping.
       lr_scale, lr_scaled: factor of the learning rate, for the parameters whose paths match one of these regexes.
+      stacks: regex of paths with a leading axis of layers, each of which has a norm of its own in LARS; "" for none.
 
     Raises:
       InputError: the name is unknown, a regex of `no_decay` matches no parameter, or one of `lr_scaled` no tuned one.
     """
     decayed = jax.tree.map(operator.not_, _matching("no_decay", no_decay, mask, trees.flat(mask)))
-    steps = choose("config.optimizer.name", name, OPTIMIZERS)(schedule, momentum, weight_decay, decayed)
+    steps = choose("config.optimizer.name", name, OPTIMIZERS)(schedule, momentum, weight_decay, decayed, stacks)
     if clip:
         steps = [optax.clip_by_global_norm(clip), *steps]
     if lr_scaled:  # appended only then, so that other runs keep the structure of their checkpoints

@@ -118,26 +118,35 @@ def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module
     if families.reads(saved.config) == "masks" and not masks:
         raise InputError(f"The run in {folder} segments images, which this command cannot show; give one that classifies.")
     if families.of_config(saved.config).reads != "images":
-        raise InputError(f"The run in {folder} has tuned a language model, which sees no images; give one that does.")
+        raise InputError(
+            f"The run in {folder} has tuned a language model, which sees no images; give one that does. Where one of TOAST "
+            "looks in a text is shown by configs/relevance.py."
+        )
     if saved.config.stage != "tune":
         module = "top-down module" if saved.model.top_down else "module"
         raise InputError(f"The run in {folder} has pre-tuned a {module}; give one that tuned with it.")
     return saved
 
 
-def load_compared(folders: Sequence[str], weights: str = "", top_down: str = "", module: str = "") -> dict[str, SavedRun]:
-    """Read runs with the same images and classes, by the part of their paths that differs.
+def load_compared(
+    folders: Sequence[str], weights: str = "", top_down: str = "", module: str = "", masks: bool = False
+) -> dict[str, SavedRun]:
+    """Read runs with the same images and classes, by the part of their paths that differs; `masks` as in `load_tuned`.
 
     Raises:
-      InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size.
+      InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size, or in whether
+        they classify or segment.
     """
     if not folders:
         raise InputError("There is no run to look at; name some, joined by +, as in :runs=runs/toast+runs/lora.")
     if len({Path(folder).expanduser().resolve() for folder in folders}) < len(folders):
         raise InputError(f"One of the runs {', '.join(folders)} is given twice; name each once.")
-    runs = [load_tuned(folder, weights, top_down, module) for folder in folders]
+    runs = [load_tuned(folder, weights, top_down, module, masks) for folder in folders]
     for folder, run in zip(folders[1:], runs[1:], strict=True):
-        for field in ("image_size", "resize"):
+        if families.reads(run.config) != families.reads(runs[0].config):
+            raise InputError(f"Of the runs in {folders[0]} and {folder}, one segments; compare runs that all do, or none.")
+        # Segmenters are compared on images of any size.
+        for field in ("image_size", "resize") if families.reads(run.config) == "images" else ():
             if run.config.data[field] != runs[0].config.data[field]:
                 raise InputError(
                     f"The runs in {folders[0]} and {folder} differ in config.data.{field} ({runs[0].config.data[field]} and "

@@ -118,6 +118,7 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     train, evals = reads.open_sources(config, verified=resumes, run=folder if resumes else None)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
     network = load_network(config, len(train.classes))
+    log.info("%s", methods.table(trees.merge(network.tuned, network.frozen), network.method))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
     if config.get("microbatches", 1) > 1:
@@ -208,7 +209,6 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
         loaded = initial_parameters.load(network, method, **files)
     params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)
     mask = methods.tuned_mask(params, method)
-    log.info("%s", methods.table(params, method))
     tuned, frozen = trees.split(params, mask)
     return Network(network, method, mask, tuned, frozen, frozenset(loaded))
 
@@ -228,6 +228,7 @@ def optimizer(
         clip=fields.clip,
         lr_scale=fields.lr_scale,
         lr_scaled=tuple(fields.lr_scaled),
+        stacks=families.of_config(config).names.stacks,
     )
     return optax.apply_if_finite(tx, config.skip_nonfinite) if config.skip_nonfinite else tx
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
-from toast_jax.model.backbones.llama import LLaMA, RopeScaling
-from toast_jax.model.backbones.llama_torch_names import NAMES
+from toast_jax.model.backbones.llama.network import LLaMA, RopeScaling
+from toast_jax.model.backbones.llama.torch_names import NAMES
 from toast_jax.weights.containers import TORCH, open_safetensors, read_tensors
 from toast_jax.weights.other_projects import known_names
 

@@ -4,6 +4,7 @@ Arrays have the release's names, so that PyTorch code can read them too; the rec
 """
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from toast_jax.weights.containers import read_header, write
 from toast_jax.weights.rename import kind, stacked_depth, to_torch, unstack
 from toast_jax.workdir import run_folder
 from toast_jax.workdir.fingerprint import differing, is_split, moments
+
+log = logging.getLogger(__name__)
 
 
 def save_all(folder: Path, params: dict, mask: dict, config: ConfigDict) -> None:
@@ -117,6 +120,7 @@ def check_method(path: str, method: Method, config: ConfigDict) -> None:
             f"{' or '.join(accepted)}; give such a file, or use method {name}."
         )
     if name != config.method:
+        log.info("The module in %s was made with method %s; method %s takes what both have.", path, name, config.method)
         return
     for field, value in flat_fields(config.to_dict()).items():
         if field in method.module_fields and recorded.get(field, value) != value:

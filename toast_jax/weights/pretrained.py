@@ -209,7 +209,7 @@ def resize_pos_embed(
       embed: as in a file.
       num_tokens: of the network.
       grid: rows and columns of patches; None for a square and a class token.
-      antialias: see `vit_features.Features`.
+      antialias: see `vit.features.Features`.
 
     Raises:
       ValueError: the tokens are not a square of patches, after a class token if the network has one.

@@ -171,12 +171,26 @@ def read_correct(folder: Path) -> np.ndarray | None:
     return None
 
 
-def write_predictions(folder: Path, *, logits: np.ndarray, label: np.ndarray) -> None:
-    """Write the logits `[n, C]` and labels `[n]` of the test images of a run, in the order of the split."""
+def write_predictions(folder: Path, *, logits: np.ndarray, label: np.ndarray, split: str = "") -> None:
+    """Write the logits `[n, C]` and labels `[n]` of a split, in its order.
+
+    Args:
+      folder: of the run.
+      logits, label: of the split.
+      split: its name, if it is another than the test split of the run (see `is_tested_on`), whose file stays.
+    """
     if not jax.process_index():
         content = io.BytesIO()
         np.savez(content, logits=logits, label=label)
-        replace_file(folder / PREDICTIONS, content.getvalue())
+        replace_file(folder / (f"logits_{split.replace('/', '_')}.npz" if split else PREDICTIONS), content.getvalue())
+
+
+def is_tested_on(folder: Path, split: str) -> bool:
+    """Return whether a split is the test split of the run in a folder, or the folder holds no run."""
+    try:
+        return json.loads((folder / "config.json").read_text())["data"]["splits"]["test"] == split
+    except OSError:
+        return True
 
 
 def read_predictions(folder: Path) -> dict[str, np.ndarray]:

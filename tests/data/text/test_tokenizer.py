@@ -76,6 +76,26 @@ def test_tokens_end_where_they_do_in_the_text(make, name, tmp_path):
     assert {words.begin, words.end} == ({0, 1} if name.endswith("json") else {1, 2})
 
 
+@pytest.mark.parametrize(("make", "name"), MODELS)
+def test_pieces_are_of_whole_characters(make, name, tmp_path):
+    make(tmp_path / name)
+    words = tokenizer.load(str(tmp_path))
+    encoded = words.encode(TEXT).ids
+    ids = [words.begin, *encoded, words.end, words.end, *words.encode("é").ids]
+    pieces = list(tokenizer.pieces(words, ids))
+    names = {token: spelled for spelled, token in words.special.items()}
+    ended = names[words.end]
+    assert "".join(text for _, text in pieces) == names[words.begin] + TEXT + 2 * ended + "é"
+    assert sum(count for count, _ in pieces) == len(ids) and (1, names[words.begin]) == pieces[0]
+    owl = next(count for count, text in pieces if "🙂" in text)
+    assert owl == 4 and max(len(text.strip()) for _, text in pieces) < len(TEXT) / 2
+    # Bytes of a model that has learned little: the middle of a character, and one that is never finished.
+    cut = [token for token in encoded if words.decode([token]) == "\ufffd"][-3:]
+    broken = list(tokenizer.pieces(words, [*cut, *cut, *words.encode("a").ids]))
+    assert sum(count for count, _ in broken) == 6 + len(words.encode("a").ids) and all(count <= 4 for count, _ in broken)
+    assert "\ufffd" in broken[0][1] and broken[-1][1].strip("\ufffd ") == "a"
+
+
 def test_tokenizer_of_llama2c_gives_the_tokens_of_sentencepiece(tmp_path):
     theirs = tokenizer.load(str(sentencepiece_model(tmp_path / "tokenizer.model")))
     ours = tokenizer.load(str(llama2c_model(tmp_path / "tok300.bin")))

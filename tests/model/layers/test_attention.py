@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from toast_jax.model.backbones import llama, vit
+from toast_jax.model.backbones.llama import network as llama
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.layers import attention
 from toast_jax.model.layers.attention import attend
 

@@ -13,7 +13,7 @@ from toast_jax import trees
 from toast_jax.config.task_fields import config_of
 from toast_jax.data.images.segmentation import masks, views
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.segmentation import heads
 from toast_jax.model.segmentation.segmenter import segment
 from toast_jax.tasks import evaluate, predict
@@ -140,7 +140,7 @@ def test_new_images_get_masks_and_pictures(done, root, tmp_path):
         hits, counted = hits + (mask == labels).sum(), counted + (labels != 255).sum()
     assert hits / counted == pytest.approx(result["val"]["pixel_accuracy"], abs=2e-3)
     shown = np.asarray(Image.open(min((tmp_path / "out/pictures").iterdir())))
-    assert shown.shape == (24, 3 * 32 + 2 * 4, 3)  # image, mask, selection
+    assert shown.shape == (24, 5 * 32 + 4 * 4, 3)  # image, mask, first look, selection, last look
 
 
 @pytest.mark.slow

@@ -91,10 +91,15 @@ def read(data: ConfigDict, split: str) -> Scenes:
         raise InputError("Scenes have labels; set --config.data.labels=True, and --config.task_weight=0 to do without.")
     if data.name not in TASKS:
         raise InputError(f"config.data.name is {data.name!r}; scenes have the tasks {', '.join(TASKS)}.")
-    match = re.fullmatch(r"(\w+)\[:([1-9]\d*)\]", data.splits[split])
+    return Scenes(*part(split, data.splits[split]), data.name)
+
+
+def part(split: str, value: str) -> tuple[str, int]:
+    """Parse the value of `config.data.splits.SPLIT`, such as `train[:500]`: which of `SPLITS`, and how many scenes."""
+    match = re.fullmatch(r"(\w+)\[:([1-9]\d*)\]", value)
     if not match or match[1] not in SPLITS:
-        raise InputError(f"config.data.splits.{split} is {data.splits[split]!r}; write how many scenes, as in {split}[:500].")
-    return Scenes(match[1], int(match[2]), data.name)
+        raise InputError(f"config.data.splits.{split} is {value!r}; write how many scenes, as in {split}[:500].")
+    return match[1], int(match[2])
 
 
 def scene(task: str, split: str, index: int) -> Scene:

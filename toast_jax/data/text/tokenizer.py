@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import struct
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,6 +19,8 @@ from toast_jax.errors import InputError
 _BEGINS, _ENDS = ("<s>", "<|begin_of_text|>"), ("</s>", "<|end_of_text|>")
 # Added tokens that are special even if their file does not say so: marks of chats. The second bar is DeepSeek's.
 _CHAT_MARK = re.compile(r"<[|\uff5c].+[|\uff5c]>")
+
+_MAX_BYTES = 4  # of a character in UTF-8
 
 
 class Encoded(NamedTuple):
@@ -107,6 +109,30 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     names = {token: name for name, token in tokenizer.special.items()}
     runs = itertools.groupby(ids, key=names.get)
     return "".join(tokenizer.decode(list(run)) if name is None else name * len(list(run)) for name, run in runs)
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Split the text of tokens into the shortest pieces of whole characters; special tokens are spelled by their names.
+
+    Tokens of single bytes share a piece if they share a character. Their number is limited to the bytes of a character, for a
+    model may generate bytes that are none; these are shown as U+FFFD.
+
+    Returns:
+      for each piece the number of its tokens, and its text.
+    """
+    names = {token: name for name, token in tokenizer.special.items()}
+    for name, run in itertools.groupby(ids, key=names.get):
+        tokens, before, start = list(run), 0, 0
+        if name is not None:
+            yield from ((1, name) for _ in tokens)
+            continue
+        for end in range(1, len(tokens) + 1):
+            # Decoded behind the piece before it, because the space at the beginning of a text may be dropped.
+            context, text = tokenizer.decode(tokens[before:start]), tokenizer.decode(tokens[before:end])
+            is_whole = not text.endswith("\ufffd") or end - start == _MAX_BYTES or end == len(tokens)
+            if is_whole:
+                yield end - start, text[len(context) :]
+                before, start = start, end
 
 
 def encode_parts(encode: Callable[[str], Encoded], names: Mapping[str, int], text: str, special) -> Encoded:

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from jaxtyping import Float, Shaped
 
 from toast_jax.errors import InputError, choose
+from toast_jax.model.layers.arrays import Array
 
 FIELD = "config.backbone.dtype"
 # Not float16, which needs loss scaling, and not float64, which accelerators lack.
@@ -36,6 +38,16 @@ def check(name: str) -> None:
         raise InputError(
             f"{FIELD} is {name!r}, which {jax.devices()[0].device_kind} cannot compute in ({reason}); set it to float32."
         ) from error
+
+
+def to_bits(x: Float[jax.Array, "*shape"]) -> Shaped[jax.Array, "*shape"]:
+    """View 16-bit floats as integers, to slice and to write them; XLA's CPU backend converts all of a float array for that."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def from_bits(bits: Shaped[Array, "*shape"], dtype: DTypeLike) -> Float[Array, "*shape"]:
+    """Undo `to_bits`."""
+    return jax.lax.bitcast_convert_type(bits, dtype) if bits.dtype != dtype else bits
 
 
 @jax.jit

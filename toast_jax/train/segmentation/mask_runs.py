@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.data.images.segmentation import batches, masks, sets
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.data.images.segmentation.masks import MaskedImages
+from toast_jax.data.images.segmentation.masks import MaskedSource
 from toast_jax.data.images.segmentation.views import EvalView, TrainView
 from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
@@ -32,9 +32,10 @@ from toast_jax.train.segmentation import metrics
 log = logging.getLogger(__name__)
 
 UNIT = "images"  # of counts and speed
+_CANVAS = 512  # pixels; see `EvalView.canvas`
 
 
-def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[MaskedImages, dict[str, MaskedImages]]:
+def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[MaskedSource, dict[str, MaskedSource]]:
     """Open the training source and, by name, the evaluation sources; decode all of them once as a check unless `verified`."""
     data = config.data
     opened = {name: sets.open_split(data, name) for name in ("train", "val", "test") if data.splits[name]}
@@ -46,17 +47,17 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
     return opened.pop("train"), opened
 
 
-def redraw(config: ConfigDict, train: MaskedImages, evals: dict[str, MaskedImages], run: object = None):
+def redraw(config: ConfigDict, train: MaskedSource, evals: dict[str, MaskedSource], run: object = None):
     """Return the sources as they are: they do not depend on the seed."""
     return train, evals
 
 
-def records(config: ConfigDict, train: MaskedImages, evals: dict[str, MaskedImages]) -> dict[str, dict]:
+def records(config: ConfigDict, train: MaskedSource, evals: dict[str, MaskedSource]) -> dict[str, dict]:
     """Return no files: which images are held out is in the lists."""
     return {}
 
 
-def train_batches(config: ConfigDict, source: MaskedImages, start_step: int) -> Generator[Batch]:
+def train_batches(config: ConfigDict, source: MaskedSource, start_step: int) -> Generator[Batch]:
     """Return this host's share of the training batches from a step on."""
     fields = config.augment
     view = TrainView(tuple(config.data.scale), tuple(fields.factors), tuple(config.data.crop), fields.flip, fields.distortion)
@@ -72,7 +73,7 @@ def train_batches(config: ConfigDict, source: MaskedImages, start_step: int) -> 
     )
 
 
-def eval_batches(config: ConfigDict, source: MaskedImages) -> Generator[Batch]:
+def eval_batches(config: ConfigDict, source: MaskedSource) -> Generator[Batch]:
     """Return this host's share of the batches of an evaluation split, an image for each device."""
     view, shard = eval_view(config, len(source.classes)), (jax.process_index(), jax.process_count())
     return batches.eval_batches(source, view=view, batch_size=jax.device_count(), workers=config.data.workers, shard=shard)
@@ -87,10 +88,11 @@ def eval_view(config: ConfigDict, num_classes: int) -> EvalView:
         tuple(data.stride),
         multiple=family.image_multiple(config.backbone),
         cell=segmenter.cell(segmenter.build(config, num_classes)[0]),
+        canvas=min(_CANVAS, max(data.scale)),
     )
 
 
-def augmentation(config: ConfigDict, source: MaskedImages) -> Callable:
+def augmentation(config: ConfigDict, source: MaskedSource) -> Callable:
     """Return the augmentation on the device, `(batch, rng) -> batch`: the scale of the loss by `segmentation.average`."""
     return {"all": _of_all, "counted": _of_counted}[config.segmentation.average]
 
@@ -137,7 +139,7 @@ def _eval_step(tuned: dict, frozen: dict, batch: dict, *, model: Segmenter, meth
 
 
 def evaluate(
-    config: ConfigDict, source: MaskedImages, step: Callable, tuned: dict, frozen: dict, devices: Devices
+    config: ConfigDict, source: MaskedSource, step: Callable, tuned: dict, frozen: dict, devices: Devices
 ) -> Evaluation:
     """Evaluate a network on a split with a mapped `eval_step`.
 

@@ -6,13 +6,13 @@ import grain
 import numpy as np
 
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.data.images.segmentation.masks import MaskedImages, sides_of
+from toast_jax.data.images.segmentation.masks import MaskedSource
 from toast_jax.data.images.segmentation.views import EvalView, TrainView
 from toast_jax.data.loader import Batch, Example, iterate, rows_per_host, steps_per_epoch
 
 
 def train_batches(
-    source: MaskedImages,
+    source: MaskedSource,
     *,
     view: TrainView,
     batch_size: int,
@@ -48,7 +48,7 @@ def train_batches(
 
 
 def eval_batches(
-    source: MaskedImages, *, view: EvalView, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)
+    source: MaskedSource, *, view: EvalView, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)
 ) -> Generator[Batch]:
     """Iterate over every image once; images with arrays of the same shapes come together.
 
@@ -63,8 +63,8 @@ def eval_batches(
     """
     rows = rows_per_host(batch_size, shard)
     alike: dict[tuple, list[int]] = {}
-    for index, path in enumerate(source.paths):
-        alike.setdefault(view.shapes(sides_of(path)), []).append(index)
+    for index in range(len(source)):
+        alike.setdefault(view.shapes(source.sides(index)), []).append(index)
     order: list[tuple[int, bool]] = []
     for _, indices in sorted(alike.items()):
         order += [(index, True) for index in indices] + [(indices[0], False)] * (-len(indices) % batch_size)

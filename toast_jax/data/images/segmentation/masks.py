@@ -7,6 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,9 +22,24 @@ _OUTSIDE = -1  # no label
 Code = int | tuple[int, int, int]
 
 
+class MaskedSource(Protocol):
+    """The interface of all sources of images with masks; see `MaskedImages`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def sides(self, index: int) -> tuple[int, int]: ...
+
+    def name(self, index: int) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskedImages:
-    """A source of images and their masks.
+    """A source of image files and their masks.
 
     Attributes:
         paths, masks: files of images and, in the same order, of masks.
@@ -58,6 +74,18 @@ class MaskedImages:
         if (labels == _OUTSIDE).any():
             raise InputError(f"{self._outside(index, values[labels == _OUTSIDE])}.")
         return image, labels.astype(np.uint8)
+
+    def name(self, index: int) -> str:
+        """Return the path of an image."""
+        return self.paths[index]
+
+    def sides(self, index: int) -> tuple[int, int]:
+        """Read height and width of an image from the header of its file."""
+        try:
+            width, height = pixels.size_of(self.paths[index])
+        except OSError as error:
+            raise InputError(f"Image {self.paths[index]} cannot be read ({error}): mend or replace it.") from error
+        return height, width
 
     def _outside(self, index, values) -> str:
         kinds, counts = np.unique(values, axis=0, return_counts=True)
@@ -116,7 +144,7 @@ def _sides(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
 
 
-def verify(source: MaskedImages, *, least: tuple[float, float] = (0, 0), box: tuple[int, int] = (0, 0)) -> None:
+def verify(source: MaskedSource, *, least: tuple[float, float] = (0, 0), box: tuple[int, int] = (0, 0)) -> None:
     """Decode every image and mask of a source once.
 
     Args:
@@ -144,18 +172,9 @@ def _refusal(source, least, box, index) -> str:
     if all(side >= bound for side, bound in zip(sides, least, strict=True)):
         return ""
     return (
-        f"Image {source.paths[index]} is {sides[1]} x {sides[0]} pixels when resized to fit config.data.scale, smaller than "
+        f"Image {source.name(index)} is {sides[1]} x {sides[0]} pixels when resized to fit config.data.scale, smaller than "
         "the crop even at the largest random scale: set a smaller --config.data.crop, or take the image out of the list"
     )
-
-
-def sides_of(path: str) -> tuple[int, int]:
-    """Read height and width of an image file from its header."""
-    try:
-        width, height = pixels.size_of(path)
-    except OSError as error:
-        raise InputError(f"Image {path} cannot be read ({error}): mend or replace it.") from error
-    return height, width
 
 
 def fitted(sides: Sequence[int], box: Sequence[float]) -> tuple[int, int]:

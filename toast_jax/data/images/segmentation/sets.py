@@ -1,15 +1,18 @@
-"""Sets of images with masks: your own folder, VOC2012, ADE20K with 150 classes, and Cityscapes."""
+"""Sets of images with masks: your own folder, VOC2012, ADE20K with 150 classes, Cityscapes, and the scenes of the demo."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
+from toast_jax.data.images import synthetic_scenes
 from toast_jax.data.images.image_files import absent, existing_root
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.data.images.segmentation.masks import Code, MaskedImages
+from toast_jax.data.images.segmentation.masks import Code, MaskedImages, MaskedSource
+from toast_jax.data.images.segmentation.scenes import MaskedScenes
 from toast_jax.errors import InputError, choose
 
 VOC_CLASSES = (
@@ -35,7 +38,7 @@ class _Labels:
     ignored: tuple[Code, ...] = (IGNORED,)
 
 
-def open_split(data: ConfigDict, split: str) -> MaskedImages:
+def open_split(data: ConfigDict, split: str) -> MaskedSource:
     """Open one split of the data of a config, and check that all of its files exist.
 
     Args:
@@ -45,7 +48,16 @@ def open_split(data: ConfigDict, split: str) -> MaskedImages:
     Raises:
         InputError: the data is missing, incomplete, or contradicts the config.
     """
-    pairs, labels = choose("config.data.format", data.format, READERS)(existing_root(data), data.splits[split])
+    return choose("config.data.format", data.format, READERS)(data, split)
+
+
+def _scenes(data: ConfigDict, split: str) -> MaskedScenes:
+    return MaskedScenes(*synthetic_scenes.part(split, data.splits[split]))
+
+
+def _files(read: Callable[[str, str], tuple[list[tuple[str, str]], _Labels]], data: ConfigDict, split: str) -> MaskedImages:
+    """Open files by a function from `data.root` and a split to pairs of paths, image and mask, and their labels."""
+    pairs, labels = read(existing_root(data), data.splits[split])
     images, masks = zip(*pairs, strict=True)
     return MaskedImages(images, masks, **dataclasses.asdict(labels))
 
@@ -132,11 +144,12 @@ def _cityscapes(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     return _pairs(folder, root, pairs), _Labels(tuple(CITYSCAPES), codes, ignored)
 
 
-READERS: Mapping[str, Callable[[str, str], tuple[list[tuple[str, str]], _Labels]]] = {
-    "folder": _folder,
-    "voc": _voc,
-    "ade20k": _ade20k,
-    "cityscapes": _cityscapes,
+READERS: Mapping[str, Callable[[ConfigDict, str], MaskedSource]] = {
+    "folder": functools.partial(_files, _folder),
+    "voc": functools.partial(_files, _voc),
+    "ade20k": functools.partial(_files, _ade20k),
+    "cityscapes": functools.partial(_files, _cityscapes),
+    "scenes": _scenes,
 }
 
 

@@ -146,7 +146,7 @@ class EvalView:
     stride: tuple[int, int]
     multiple: int
     cell: int
-    canvas: int = 512
+    canvas: int
 
     def shapes(self, sides: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
         """Return the shapes of an image's arrays, by which a program is compiled: windows along an axis, sides, labels."""

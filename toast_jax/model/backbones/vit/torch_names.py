@@ -20,7 +20,7 @@ from toast_jax.model.backbones.rename_rules import (
     token_feedback,
     transposed,
 )
-from toast_jax.model.backbones.vit_features import Kind, size_name
+from toast_jax.model.backbones.vit.features import Kind, size_name
 
 _TORCH, _PATH = "blocks.{i}", "backbone/blocks/{i}"
 _ATTN, _MLP, _POOL = f"{_PATH}/attn", f"{_PATH}/mlp", "backbone/attn_pool"

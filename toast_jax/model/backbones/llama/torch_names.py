@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from toast_jax.model.backbones.llama import SIZES, LLaMA
+from toast_jax.model.backbones.llama.network import SIZES, LLaMA
 from toast_jax.model.backbones.rename_rules import Names, Rename, linear, low_rank, matrix, token_feedback
 
 _TORCH, _PATH = "model.layers.{i}", "backbone/blocks/{i}"

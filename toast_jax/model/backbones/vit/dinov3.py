@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from toast_jax.model.backbones import vit_torch_names as torch_names
 from toast_jax.model.backbones.rename_rules import Layout, norm
-from toast_jax.model.backbones.vit_features import Kind
+from toast_jax.model.backbones.vit import torch_names
+from toast_jax.model.backbones.vit.features import Kind
 
 _FIELDS = {"registers": 4, "rotary": 100.0, "eps": 1e-5}
 _ARCHITECTURE = r"vit_(small|small_plus|base|large|huge_plus|7b)_patch(\d+)_dinov3(_qkvb)?"

@@ -12,7 +12,7 @@ from toast_jax.config.backbone_names import LLAMAS
 from toast_jax.config.run_fields import language
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.top_down import TopDown
 

@@ -10,7 +10,7 @@ import pytest
 from toast_jax import trees
 from toast_jax.config.run_fields import base
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import vit
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.layers.linear import Linear
 
 B, D, L, H, PATCH, GRID, P = 4, 16, 3, 2, 8, 2, 3

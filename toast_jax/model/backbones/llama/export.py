@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toast_jax.model.backbones.exports.formats import Format, Preprocessing, transformers_config
-from toast_jax.model.backbones.llama import LLaMA
+from toast_jax.model.backbones.llama.network import LLaMA
 
 
 def _of_transformers(backbone: LLaMA, classes: Sequence[str], preprocessing: Preprocessing | None) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from toast_jax.model.backbones import vit_torch_names as torch_names
 from toast_jax.model.backbones.rename_rules import Layout, Rename, norm
-from toast_jax.model.backbones.vit_features import Kind
+from toast_jax.model.backbones.vit import torch_names
+from toast_jax.model.backbones.vit.features import Kind
 
 _ARCHITECTURE = r"vit_(small|base|large|giant)_patch(\d+)(?:_reg(\d+))?_dinov2"
 _SIZES = {"small": {"size": "S"}, "base": {"size": "B"}, "large": {"size": "L"}, "giant": {"size": "g", "mlp": "swiglu"}}

@@ -8,8 +8,8 @@ import numpy as np
 
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamer, timm_config, transformers_config
-from toast_jax.model.backbones.vit import SIZES, ViT
-from toast_jax.model.backbones.vit_features import Features
+from toast_jax.model.backbones.vit.features import Features
+from toast_jax.model.backbones.vit.network import SIZES, ViT
 
 _TIMM_SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
 _TIMM_PATCHES = {"Ti": (16,), "S": (8, 16, 32), "B": (8, 16, 32), "L": (14, 16, 32), "H": (14,)}

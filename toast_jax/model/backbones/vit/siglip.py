@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from toast_jax.model.backbones import vit_torch_names as torch_names
 from toast_jax.model.backbones.rename_rules import Layout, Rename, Unusable, norm
-from toast_jax.model.backbones.vit_features import Kind
+from toast_jax.model.backbones.vit import torch_names
+from toast_jax.model.backbones.vit.features import Kind
 
 _FIELDS = {"class_token": False, "pool": "attention"}
 _ARCHITECTURE = r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)"

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.backbones.test_vit import PATCH, B, D, H, L, P, assert_close, draw_parameters, look
+from tests.model.backbones.vit.test_network import PATCH, B, D, H, L, P, assert_close, draw_parameters, look
 from toast_jax import trees
 from toast_jax.analysis import maps
 from toast_jax.config import backbone_names
 from toast_jax.config.run_fields import base
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.backbones import vit
-from toast_jax.model.backbones.kinds import KINDS
-from toast_jax.model.backbones.vit_features import Features
+from toast_jax.model.backbones.vit import network as vit
+from toast_jax.model.backbones.vit.features import Features
+from toast_jax.model.backbones.vit.kinds import KINDS
 from toast_jax.model.layers.rotary import Rotary
 from toast_jax.model.methods import METHODS
 from toast_jax.weights import pretrained

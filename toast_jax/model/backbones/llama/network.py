@@ -16,17 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from toast_jax.errors import choose
 from toast_jax.model.layers import batch, dtypes, stack
 from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
 from toast_jax.model.layers.attention import attend
-from toast_jax.model.layers.linear import Linear
+from toast_jax.model.layers.linear import Linear, product
 from toast_jax.model.layers.remat import remat
 
-# Keys `k` and values `v` of one block.
-BlockCache: TypeAlias = dict[str, Float[jax.Array, "B S G K"]]
+# Keys `k` and values `v` of one block, as `dtypes.to_bits` of them.
+BlockCache: TypeAlias = dict[str, Shaped[jax.Array, "B S G K"]]
 Mask: TypeAlias = Bool[Array, "B N S"]
 
 
@@ -188,8 +188,7 @@ class Attention(nn.Module):
         v = project("v", self.num_kv_heads, x if td is None else x + td)
         new = {"k": k, "v": v}
         if cache is not None:
-            row = jnp.arange(len(x))[:, None]
-            k, v = (cache[name].at[row, positions].set(new[name]) for name in "kv")
+            k, v = (_inserted(dtypes.from_bits(cache[name], self.dtype), new[name], positions) for name in "kv")
         mixed = attend(q, k, v, mask)
         return Linear(width, use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], width)), new
 
@@ -313,7 +312,7 @@ class LLaMA(nn.Module):
     def cache(self, rows: int, length: int, blocks: int = 0) -> Cache:
         """Create an empty cache of the last `blocks` blocks (0: of all) for `rows` sequences of at most `length` tokens."""
         shape = (blocks or self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
-        return {name: jnp.zeros(shape, self.dtype) for name in "kv"}
+        return {name: dtypes.to_bits(jnp.zeros(shape, self.dtype)) for name in "kv"}
 
     def extend(
         self,
@@ -337,12 +336,13 @@ class LLaMA(nn.Module):
         x, seen = self._blocks(tokens, td, start, positions, mask, cache)
         # Written after the last block and all at once, which a program that owns the cache does in place.
         row = jnp.arange(len(tokens))[:, None]
-        return _hidden(seen, x), {name: cache[name].at[:, row, positions].set(seen["new"][name]) for name in cache}
+        new = {name: dtypes.to_bits(seen["new"][name]) for name in cache}
+        return _hidden(seen, x), {name: cache[name].at[:, row, positions].set(new[name]) for name in cache}
 
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:
         """Predict the next token."""
         kernel = self.embed.T if self.tied else self.head
-        return jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        return product(x, kernel.astype(self.dtype))
 
     def _block(self):
         return remat(Block, everything=self.remat, scanned=True)
@@ -360,6 +360,13 @@ class LLaMA(nn.Module):
         x = batch.split_by_example(self.embed[tokens].astype(self.dtype) if start is None else start)
         layer = self._block()(*self._block_fields, parent=None)
         return stack.look(self.blocks, layer, skipped, x, (td, cache), (positions, mask))
+
+
+def _inserted(cached, new, positions):
+    """Return cached keys or values of a block with those of the next tokens."""
+    if new.shape[1] == 1:  # fuses with what reads it
+        return jnp.where((jnp.arange(cached.shape[1]) == positions)[..., None, None], new, cached)
+    return cached.at[jnp.arange(len(new))[:, None], positions].set(new)
 
 
 def _hidden(seen, x):

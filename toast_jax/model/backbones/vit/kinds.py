@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toast_jax.model.backbones import dinov2, dinov3, siglip, vit_torch_names
 from toast_jax.model.backbones.rename_rules import ADDED, Names
-from toast_jax.model.backbones.vit_features import DECIDES, FIELDS
+from toast_jax.model.backbones.vit import dinov2, dinov3, siglip, torch_names
+from toast_jax.model.backbones.vit.features import DECIDES, FIELDS
 
 __all__ = ["DECIDES", "FIELDS", "KINDS", "NAMES", "described"]
 
-KINDS = (vit_torch_names.PLAIN, dinov2.KIND, dinov3.KIND, siglip.KIND)
+KINDS = (torch_names.PLAIN, dinov2.KIND, dinov3.KIND, siglip.KIND)
 NAMES = Names(
-    vit_torch_names.TABLE,
+    torch_names.TABLE,
     own_paths=rf"backbone/(cls_token|patch_embed/)|{ADDED}backbone/(blocks/(\d+/)?|last_\d+/)(attn/proj|mlp/fc1)/",
     has_name=lambda name, array: name.startswith(("cls_token", "patch_embed.", "blocks.")),
     layouts=tuple(layout for kind in KINDS for layout in kind.layouts),

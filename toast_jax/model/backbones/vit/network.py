@@ -8,24 +8,22 @@ K = D / H, L blocks, P prompt tokens.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
-from toast_jax.model.backbones.vit_features import POOLS, SIZES, Features, Size
+from toast_jax.model.backbones.vit.attention_pool import AttentionPool
+from toast_jax.model.backbones.vit.blocks import Block
+from toast_jax.model.backbones.vit.features import POOLS, SIZES, Features, Size
 from toast_jax.model.layers import dtypes, patches, stack
-from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Maps, Signal, Tokens
-from toast_jax.model.layers.attention import attend, attend_with_weights
-from toast_jax.model.layers.drop_path import BlockOutput, drop_path
-from toast_jax.model.layers.gelu import gelu
+from toast_jax.model.layers.arrays import Array, Images, Keys, Maps, Signal, Tokens
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.layers.normalize import Statistics, normalize
 from toast_jax.model.layers.remat import remat
@@ -38,19 +36,11 @@ Prompts: TypeAlias = Float[Array, "_ _ P D"]
 LORA_KERNELS = r"backbone/(blocks|last_\d+)/attn/(?P<shared>[qkv])/kernel"
 
 
-# Of the MLP, by `Features.mlp`, and whether it multiplies the first layer by a gate.
-ACTIVATIONS: dict[str, tuple[Callable, bool]] = {
-    "gelu": (gelu, False),
-    "gelu_tanh": (functools.partial(nn.gelu, approximate=True), False),
-    "swiglu": (nn.silu, True),
-}
-
-
 def build(config, image_size: int, last_blocks: int, statistics: Statistics = IMAGENET) -> "ViT":
     """Build the ViT of a config's `backbone` section.
 
     Args:
-      config: the section; reads `drop_path`, `dtype`, `remat` and the fields of `vit_features.FIELDS`.
+      config: the section; reads `drop_path`, `dtype`, `remat` and the fields of `features.FIELDS`.
       image_size: side of the images in pixels.
       last_blocks, statistics: see `ViT`.
 
@@ -81,145 +71,6 @@ def size_of(config) -> Size:
     size = choose("config.backbone.size", config.size, SIZES)
     names = (field.name for field in dataclasses.fields(Size))
     return dataclasses.replace(size, **{name: config[name] for name in names if config.get(name)})
-
-
-class Attention(nn.Module):
-    """Computes multi-head self-attention with a top-down input to the values.
-
-    Attributes:
-      num_heads: H.
-      qkv_bias: see `Features`.
-      rotary: positions of the patches, which are the last tokens; None for learned positions.
-    """
-
-    num_heads: int
-    dtype: DTypeLike = jnp.float32
-    qkv_bias: str = "qkv"
-    rotary: Rotary | None = None
-
-    @nn.compact
-    def __call__(
-        self, x: Tokens, td: Tokens | None = None, num_queries: int | None = None, maps: bool = True
-    ) -> tuple[Float[Array, "B M D"], Float32[Array, "B {self.num_heads} M N"] | None]:
-        """Attend from the first `num_queries` tokens (None: from all) to all tokens.
-
-        With a top-down input the release computes `W_v x + b_v + W_v td + b_v`, and its weights were trained with the bias
-        counted twice. The same in one product is `W_v (x + td) + 2 b_v`.
-
-        Returns:
-          output and, if `maps`, attention weights, M being the number of queries.
-        """
-        width = x.shape[-1]
-        biased = ("proj", *self.qkv_bias)
-        project = lambda name: Linear(width, name in biased, self.dtype, name=name)  # noqa: E731
-        q = self._heads(project("q")(x[:, :num_queries]))
-        k = self._heads(project("k")(x))
-        if self.rotary is not None:
-            special = x.shape[1] - self.rotary.num_patches
-            q, k = self.rotary(q, special), self.rotary(k, special)
-        v = self._heads(project("v")(x) if td is None else project("v")(x + td, bias_scale=2.0))
-        mixed, weights = attend_with_weights(q, k, v) if maps else (attend(q, k, v), None)
-        return project("proj")(mixed.reshape(*mixed.shape[:2], width)), weights
-
-    def _heads(self, x):
-        return x.reshape(*x.shape[:2], self.num_heads, -1)
-
-
-class Mlp(nn.Module):
-    """Applies two linear layers with an activation between them, or a gate beside the first.
-
-    Attributes:
-      kind: key of `ACTIVATIONS`, see `Features.mlp`.
-      hidden: channels between the layers; 0 for four times the width.
-    """
-
-    kind: str = "gelu"
-    hidden: int = 0
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        activation, gated = ACTIVATIONS[self.kind]
-        layer = lambda name: Linear(self.hidden or 4 * x.shape[-1], dtype=self.dtype, name=name)(x)  # noqa: E731
-        hidden = activation(layer("gate")) * layer("fc1") if gated else activation(layer("fc1"))
-        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
-
-
-class AttentionPool(nn.Module):
-    """Pools tokens by the attention of one learned query, and an MLP (the head of SigLIP, arXiv 2303.15343)."""
-
-    num_heads: int
-    hidden: int
-    features: Features
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> tuple[Float[Array, "B D"], Float32[Array, "B {self.num_heads} N"]]:
-        """Return the pooled output, and the attention to each token."""
-        width = x.shape[-1]
-        heads = lambda x: x.reshape(*x.shape[:2], self.num_heads, -1)  # noqa: E731
-        layer = lambda name, x: Linear(width, dtype=self.dtype, name=name)(x)  # noqa: E731
-        latent = self.param("latent", nn.initializers.normal(0.02), (1, 1, width)).astype(x.dtype)
-        query = jnp.broadcast_to(layer("q", latent), (x.shape[0], 1, width))
-        mixed, weights = attend_with_weights(heads(query), heads(layer("k", x)), heads(layer("v", x)))
-        y = layer("proj", mixed.reshape(-1, 1, width))
-        normed = nn.LayerNorm(self.features.eps, self.dtype, name="norm")(y)
-        y = y + Mlp(self.features.mlp, self.hidden, self.dtype, name="mlp")(normed)
-        return y[:, 0], weights[:, :, 0]
-
-
-class Block(nn.Module):
-    """Applies attention and an MLP, each to normed inputs and added to its input (pre-norm)."""
-
-    num_heads: int
-    dtype: DTypeLike = jnp.float32
-    features: Features = Features()
-    hidden: int = 0
-    rotary: Rotary | None = None
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Tokens,
-        td: Tokens | None = None,
-        prompts: Float[Array, "_ P D"] | None = None,
-        depth: Depth = (0, 0.0),
-        rng: Keys | None = None,
-        num_queries: int | None = None,
-        maps: bool = True,
-    ) -> tuple[Float[Array, "B M D"], dict[str, Float[Array, "B ..."] | None]]:
-        """Compute the output of the block and its intermediates.
-
-        Args:
-          td: top-down input of this block.
-          prompts: of every example or of all; they replace the P tokens after the class token, or the first P without one.
-          depth: index of the block and its drop-path rate.
-          rng: for drop-path; None drops nothing.
-          num_queries: how many tokens of the output to compute, from the first; None computes all.
-          maps: whether to return the attention weights.
-
-        Returns:
-          the output, and `{"input": [B, N, D], "attention": [B, H, M, N] or None}`.
-        """
-        if prompts is not None:
-            prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[1:])).astype(x.dtype)
-            first = int(self.features.class_token)
-            x = jnp.concatenate([x[:, :first], prompts, x[:, first + prompts.shape[1] :]], axis=1)
-        index, rate = depth
-        keys = (None, None) if rng is None else _branch_keys(rng, index)
-        norm = lambda name: nn.LayerNorm(self.features.eps, self.dtype, name=name)  # noqa: E731
-        attend = Attention(self.num_heads, self.dtype, self.features.qkv_bias, self.rotary, name="attn")
-        mlp = Mlp(self.features.mlp, self.hidden, self.dtype, name="mlp")
-
-        attended, attention = attend(norm("norm1")(x), td, num_queries, maps)
-        y = x[:, :num_queries] + drop_path(attended, keys[0], rate)
-        y = y + drop_path(mlp(norm("norm2")(y)), keys[1], rate)
-        return BlockOutput(name="output")(y, depth, rng), {"input": x, "attention": attention}
-
-
-def _branch_keys(rng, index):
-    """Derive keys `[2, B]` from `[B]`: one per example for each of the two branches of block `index`."""
-    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, index)), out_axes=1)(rng)
 
 
 class ViT(nn.Module):
@@ -450,54 +301,3 @@ def of_side(model: ViT, params: dict, sides: tuple[int, int]) -> tuple[ViT, dict
     table = embed[:, first:].reshape(1, *model.shape, model.width)
     resized = patches.resize_grid(table, (1, rows, columns, model.width), model.features.antialias)
     return other, {**params, "pos_embed": jnp.concatenate([embed[:, :first], resized.reshape(1, -1, model.width)], axis=1)}
-
-
-def sized(arrays: Mapping[str, Array], head_width: int) -> ViT:
-    """Build the ViT that parameters belong to, from their shapes.
-
-    Args:
-      arrays: by path, stacked.
-      head_width: K of the attention, which no shape shows.
-    """
-    embedding = arrays["backbone/patch_embed/kernel"]
-    block = next(path.rpartition("norm1/")[0] for path in arrays if path.endswith("norm1/scale"))
-    last = len({path.split("/")[1] for path in arrays if path.startswith("backbone/last_")})
-    has = lambda name: f"backbone/{name}" in arrays  # noqa: E731
-    features = Features(
-        mlp="swiglu" if f"{block}mlp/gate/kernel" in arrays else "gelu",
-        class_token=has("cls_token"),
-        registers=arrays["backbone/reg_token"].shape[1] if has("reg_token") else 0,
-        rotary=0.0 if has("pos_embed") else 100.0,
-        qkv_bias="".join(name for name in "qkv" if f"{block}attn/{name}/bias" in arrays) or "none",
-        eps=1e-6 if has("pos_embed") else 1e-5,
-    )
-    patches = arrays["backbone/pos_embed"].shape[1] - features.class_token if has("pos_embed") else 0
-    hidden, width = arrays[f"{block}mlp/fc2/kernel"].shape[-2:]
-    return ViT(
-        width=width,
-        depth=last + len(arrays.get("backbone/blocks/norm1/scale", ())),
-        num_heads=width // head_width,
-        patch=round((embedding.shape[0] / 3) ** 0.5),
-        grid=round(patches**0.5),
-        last_blocks=last,
-        pool="attention" if has("attn_pool/latent") else "cls",
-        features=features,
-        hidden=0 if hidden == 4 * width else hidden,
-    )
-
-
-def shown(model: ViT) -> dict[str, Any]:
-    """Return what the shapes of a ViT's parameters show of it, by the names of `Size` and `Features`."""
-    features = model.features
-    return {
-        "width": model.width,
-        "depth": model.depth,
-        "hidden": model.hidden or 4 * model.width,
-        "patch": model.patch,
-        "gate": features.mlp == "swiglu",
-        "class_token": features.class_token,
-        "registers": features.registers,
-        "rotary": features.rotary > 0,
-        "qkv_bias": features.qkv_bias,
-        "attention pooling": model.pool == "attention",
-    }
