@@ -28,12 +28,15 @@ SMALL = {
     "roofline": "--backbone=vit_mini16 --batch=2 --methods=linear",
     "scaling": "--backbone=vit_mini16 --methods=linear",
     "start": "--backbone=vit_mini16 --batch=8",
+    "beside_timm": "--networks DINOv2_S --rounds=1 --out={folder}/beside_timm.json",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_runs_to_its_table(name, tmp_path):
+    if name == "beside_timm":
+        pytest.importorskip("timm")
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"
     command = [sys.executable, "-m", f"benchmarks.{name.split()[0]}", *SMALL[name].format(folder=tmp_path).split()]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True)

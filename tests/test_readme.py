@@ -36,9 +36,11 @@ def test_there_are_commands():
 # The `config.json` of repositories on the Hub that commands name.
 _LLAMA = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
 _LLAMA |= {"intermediate_size": 8192, "vocab_size": 128_256, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0}
+_SCALING = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_SCALING |= {"original_max_position_embeddings": 8192}
 ON_THE_HUB = {
     "google/vit-base-patch16-224-in21k": {"architecture": "vit_base_patch16_224"},
-    "meta-llama/Llama-3.2-1B": _LLAMA | {"model_type": "llama", "tie_word_embeddings": True, "rope_scaling": {"factor": 32.0}},
+    "meta-llama/Llama-3.2-1B": _LLAMA | {"model_type": "llama", "tie_word_embeddings": True, "rope_scaling": _SCALING},
 }
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from benchmarks import fsdp as benchmark
-from tests.model.backbones.llama.test_network import V, network, parameters, text
+from tests.model.backbones.llama.test_network import OF_ALL_KINDS, V, network, parameters, text
 from toast_jax import trees
 from toast_jax.config.run_fields import language
 from toast_jax.devices import fsdp, parallel
@@ -34,13 +34,14 @@ def batch():
 
 
 @functools.cache
-def steps(size):
+def steps(size, **fields):
     """Numbers, tuned parameters and state of two steps and an evaluation, on eight devices in groups of `size`."""
+    params = parameters("toast", **fields)
     devices = parallel if size == 1 else fsdp.Shared(size, llama.PARTITION)
     row = LANGUAGE_METHODS["toast"]
-    net = steered.Steered(network(remat=True), top_down=TopDown(3, 16))
-    mask = methods.tuned_mask(parameters(), row)
-    tuned, frozen = trees.split(parameters(), mask)
+    net = steered.Steered(network(remat=True, **fields), top_down=TopDown(3, 16))
+    mask = methods.tuned_mask(params, row)
+    tuned, frozen = trees.split(params, mask)
     tx = optim.optimizer(
         name="adamw", schedule=lambda _: 0.01, mask=mask, momentum=0.0, weight_decay=0.0, no_decay=(), clip=1.0
     )
@@ -54,14 +55,18 @@ def steps(size):
     return seen, trees.flat(parallel.fetch(trees.prune(state.tuned))), parallel.fetch(sums), placed, state
 
 
-@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.slow), 8])
-def test_numbers_are_those_of_devices_that_share_nothing(size):
-    (seen, tuned, sums, *_), (theirs, expected, counted, *_) = steps(size), steps(1)
+@pytest.mark.parametrize(
+    ("size", "fields"),
+    [pytest.param(4, {}, marks=pytest.mark.slow), (8, {}), pytest.param(8, OF_ALL_KINDS, marks=pytest.mark.slow)],
+    ids=["4", "8", "8 of all kinds"],
+)
+def test_numbers_are_those_of_devices_that_share_nothing(size, fields):
+    (seen, tuned, sums, *_), (theirs, expected, counted, *_) = steps(size, **fields), steps(1, **fields)
     for ours, one in [*zip(seen, theirs, strict=True), (sums, counted)]:
         for name in one:
             np.testing.assert_allclose(ours[name], one[name], rtol=1e-5, err_msg=name)
     for path, leaf in expected.items():
-        assert np.abs(leaf - trees.flat(parameters())[path]).max() > 1e-3
+        assert np.abs(leaf - trees.flat(parameters("toast", **fields))[path]).max() > 1e-3
         np.testing.assert_allclose(tuned[path], leaf, rtol=0, atol=1e-5 * np.abs(leaf).max(), err_msg=path)
 
 
@@ -85,6 +90,14 @@ def test_parameters_and_moments_are_split_and_norms_are_not():
 
 def _has_moments(part):
     return isinstance(part, optax.ScaleByAdamState)
+
+
+def test_biases_and_norms_of_the_kinds_are_whole_and_kernels_are_split():
+    shapes = trees.flat(fsdp.Shared(8, llama.PARTITION).placed_shapes(parameters("finetune", **OF_ALL_KINDS)))
+    whole = {path for path, leaf in shapes.items() if leaf.sharding.is_fully_replicated}
+    vectors = [f"blocks/attn/{name}" for name in ("q/bias", "k/bias", "v/bias", "q_norm/scale", "k_norm/scale")]
+    vectors += [f"{name}/scale" for name in ("norm", "blocks/norm1", "blocks/norm2")]
+    assert whole == {f"backbone/{name}" for name in vectors} and len(shapes) == len(whole) + 9
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ def _tuned(method, backbone, backbone_fields):
 
 
 @functools.cache
-def text_run(method):
+def text_run(method, size="stories260k"):
     config = alpaca.get_config(f"method={method},backbone=stories260k")
-    config.backbone.weights = "random"
+    config.backbone.update({"weights": "random", "size": size})
     return of_config(config, ())
 
 

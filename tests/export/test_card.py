@@ -39,6 +39,11 @@ def test_card_states_what_the_run_was():
     assert config["lora"] == {"alpha": 1.0, "rank": 4} and config["data"]["root"] == "birds"
 
 
+def test_card_names_the_kind_of_vit():
+    run = tuned("linear", "vit_ti8_dinov3", registers=2, rotary=100.0)
+    assert "A DINOv3 ViT tiny, tuned on birds" in card_of(run)
+
+
 @pytest.mark.parametrize(
     ("weights", "license", "sentence"),
     [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.backbones.llama.test_network import V, apply, parameters, steered_llama
+from tests.model.backbones.llama.test_network import OF_ALL_KINDS, V, apply, parameters, steered_llama
 from toast_jax.model import generation, steered
 from toast_jax.model.generation import Sampling
 from toast_jax.model.top_down import TopDown
@@ -42,15 +42,17 @@ def test_tokens_are_those_without_a_cache(method):
     assert len({tuple(row) for row in expected}) == 3  # else a mix-up of rows would not be seen
 
 
-def test_a_step_gives_the_logits_without_a_cache():
+@pytest.mark.parametrize("fields", [{}, pytest.param(OF_ALL_KINDS, marks=pytest.mark.slow)], ids=["LLaMA", "all kinds"])
+def test_a_step_gives_the_logits_without_a_cache(fields):
     """Of every token, not only of the likeliest; tokens that came in two parts."""
-    net, row = steered_llama("toast")
+    net, row = steered_llama("toast", **fields)
+    params = parameters("toast", **fields)
     tokens = np.array([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]], np.int32)
     run = jax.jit(functools.partial(steered.apply, net, row, call="extend"))
     caches, positions = net.caches(2, 8), np.arange(6)[None].repeat(2, axis=0)
-    _, caches = run(parameters(), tokens[:, :4], positions[:, :4], caches, np.array([3, 3]))
-    logits, _ = run(parameters(), tokens[:, 4:], positions[:, 4:], caches, np.array([1, 0]))
-    expected = apply({"tokens": tokens, "segments": np.ones_like(tokens)})
+    _, caches = run(params, tokens[:, :4], positions[:, :4], caches, np.array([3, 3]))
+    logits, _ = run(params, tokens[:, 4:], positions[:, 4:], caches, np.array([1, 0]))
+    expected = apply({"tokens": tokens, "segments": np.ones_like(tokens)}, params=params, **fields)
     np.testing.assert_allclose(logits[0], expected[0, 5], rtol=0, atol=1e-4)
     np.testing.assert_allclose(logits[1], expected[1, 4], rtol=0, atol=1e-4)
 

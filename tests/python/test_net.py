@@ -434,6 +434,15 @@ def test_every_last_part_of_a_field_but_name_is_a_keyword():
     }
 
 
+def test_a_name_that_is_short_for_several_fields_is_refused_with_all_of_them():
+    config = config_files.read_config("folder")
+    with pytest.raises(InputError) as raised:
+        keywords.changed(config, {"rank": 8})
+    sentence = "rank is short for several fields (adapter.rank, lora.rank); name one in full, as in **{'adapter.rank': 8}."
+    assert str(raised.value) == sentence
+    assert keywords.changed(config, {"lora.rank": 8}).lora.rank == 8
+
+
 def test_named_weights_of_the_release_bring_their_module_and_files_their_backbone(monkeypatch):
     configs = {
         name: loading._config_of(name, "toast", "", {}) for name in ("vit_b16_in21k", "convnext_b_in21k", "vit_s16_in1k_dino")

@@ -50,6 +50,19 @@ def test_recording_of_a_backbone_is_replayed(name):
     assert {check.name.split(" ")[0] for check in checks} == quantities
 
 
+LANGUAGE = sorted(path.stem for path in (FIXTURES / "language").glob("*.npz"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "mistral" else pytest.mark.slow) for n in LANGUAGE])
+def test_recording_of_a_language_model_is_replayed(name):
+    path = FIXTURES / "language" / f"{name}.npz"
+    checks = parity.replay(str(path))
+    assert [check for check in checks if not check.passed] == []
+    with np.load(path) as recorded:
+        quantities = {key for key in recorded.files if key.split("/")[0] in QUANTITIES}
+    assert {check.name for check in checks} == quantities - {"generate/prompt"} and path.stat().st_size < 100_000
+
+
 @pytest.mark.parametrize(
     ("method", "part"), [("bias", r"(patch_embed|blocks|norm)\..*bias|norm\.bias"), ("ln", r"(.*\.)?norm\d?\.\w+")]
 )

@@ -26,6 +26,7 @@ from tests import ROOT
 from tests.model.backbones.llama.test_network import D, G, H, L
 from tests.words import Words
 from toast_jax import trees
+from toast_jax.config.run_fields import language
 from toast_jax.data.text import token_cache, tokenizer
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
@@ -350,6 +351,30 @@ def test_relevance_needs_a_top_down_module_and_questions_that_are_text(runs, tmp
     monkeypatch.setattr(saved_run, "load", lambda *args: plain)
     with pytest.raises(InputError, match=r"tuned has no top-down module \(method toast\), so it selects no tokens"):
         looked_at(runs[0], tmp_path, prompt="a")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "count", "fits"),
+    [
+        ("qwen2_5_7b", 151_665, True),
+        ("qwen3_0_6b", 151_669, True),
+        ("qwen3_0_6b", 151_937, False),
+        ("qwen3_0_6b", 32_000, False),
+        ("llama2_7b", 31_999, False),
+        ("llama2_7b", 32_000, True),
+    ],
+)
+def test_embeddings_of_qwen_have_more_rows_than_its_tokenizer_has_tokens(backbone, count, fits, monkeypatch):
+    words = Words()
+    monkeypatch.setattr(words, "vocabulary", count, raising=False)
+    monkeypatch.setattr(tokenizer, "load", lambda place: words)
+    config = language(name="x", method="lora", backbone=backbone)
+    config.data.tokenizer = "x"
+    if fits:
+        assert text_runs.open_tokenizer(config) is words
+    else:
+        with pytest.raises(InputError, match=f"has {count} tokens, and {backbone} "):
+            text_runs.open_tokenizer(config)
 
 
 @pytest.mark.parametrize(

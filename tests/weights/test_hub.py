@@ -24,6 +24,7 @@ from toast_jax import hub
 from toast_jax.config import check
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import InputError
+from toast_jax.model.backbones.llama import config_json
 from toast_jax.model.families import FAMILIES
 from toast_jax.tasks import evaluate
 from toast_jax.train import loop, saved_run
@@ -280,13 +281,8 @@ def test_configs_of_the_paper_keep_its_normalization(server):
 @pytest.mark.parametrize("size", [name for name in FAMILIES["llama"].sizes if name != "tiny"])
 def test_a_language_model_is_read_from_its_repository(server, size):
     record = FAMILIES["llama"].sizes[size]
-    content = {
-        **{"model_type": "llama", "hidden_size": record.width, "num_hidden_layers": record.depth},
-        **{"num_attention_heads": record.num_heads, "num_key_value_heads": record.num_kv_heads},
-        **{"intermediate_size": record.hidden, "vocab_size": record.vocabulary + (size == "llama2_7b")},
-        **{"rms_norm_eps": record.norm_eps, "rope_theta": record.rope_theta, "tie_word_embeddings": record.tied},
-        **({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}} if record.rope_scaling else {}),
-    }
+    content = {**config_json.written(record), "model_type": record.kind.model_type}
+    content["vocab_size"] += size == "llama2_7b"
     server.commit("meta/llama", {"config.json": content})
     config = alpaca.get_config("backbone=hf:meta/llama@main")
     assert (config.backbone.size, config.backbone.vocabulary) == (size, 32_001 if size == "llama2_7b" else 0)

@@ -96,7 +96,9 @@ def test_a_layout_without_a_place_for_a_parameter_is_refused():
     layers = {"backbone/cls_token": np.zeros((1, 1, 8)), "backbone/attn_pool/latent": np.zeros((1, 1, 8))}
     text = refusal(lambda: rename.published(layers, "dinov3_transformers"))
     assert text == "Files of dinov3_transformers have no place for backbone/attn_pool/latent; choose another layout of names."
-    assert "must be one of dinov2_transformers, dinov2_timm" in refusal(lambda: rename.published(layers, "dino"))
+    assert "must be one of vit_timm, vit_transformers, dinov2_transformers, dinov2_timm, " in refusal(
+        lambda: rename.published(layers, "dino")
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,11 @@ from typing import Any
 
 from toast_jax import hub
 from toast_jax.errors import InputError
+from toast_jax.model.backbones.llama.kinds import SIZES
 from toast_jax.model.backbones.vit.kinds import FIELDS, KINDS
 
 RANDOM = "random"  # value of backbone.weights: random weights, no file
-LLAMAS = (
-    *("llama1_7b", "llama1_13b", "llama2_7b", "llama2_13b", "llama3_8b", "llama3_1_8b", "llama3_2_1b", "llama3_2_3b"),
-    *("tinyllama_1b", "stories15m", "stories260k"),
-)
+LLAMAS = tuple(SIZES)
 _GATED = {"backbone.mlp": "swiglu"}
 _VIT_SIZES: dict[str, dict[str, Any]] = {
     **{name.lower(): {"backbone.size": name} for name in ("Mini", "Nano", "Ti", "S", "B", "L", "H", "So400m")},
@@ -57,8 +55,8 @@ def of_images(name: str) -> dict[str, Any]:
 
 
 def of_text(name: str) -> dict[str, Any]:
-    """Parse one of `LLAMAS` and a tag, or `hf:OWNER/NAME`; return fields by dotted name."""
-    if hub.is_place(name):
+    """Parse one of `LLAMAS` and a tag, `hf:OWNER/NAME`, or a path as in `of_images`; return fields by dotted name."""
+    if hub.is_place(name) or _is_described(name):
         return _of_hub(name, "text")
     size = next((size for size in LLAMAS if re.fullmatch(rf"{size}(_\w+)?", name)), None)
     if size is None:

@@ -58,8 +58,7 @@ def fields(name: str, reads: str) -> dict[str, Any]:
     values |= {f"backbone.{key}": field.default for key, field in record.fields.items()}
     values |= {f"backbone.{key}": value for key, value in (described[family] or {}).items()}
     if reads == "text":
-        place = hub.parse(name)
-        return values | {"data.tokenizer": str(hub.Place(place.repository, place.revision))}
+        return values | {"data.tokenizer": _tokenizer_of(name)}
     multiple = record.image_multiple(ConfigDict(described[family]))
     return values | _images(content | content.get("vision_config", {}), read("preprocessor_config.json") or {}, multiple)
 
@@ -87,6 +86,15 @@ def _weights_of(name: str) -> str:
     if file := next((file for pattern in hub.WEIGHTS for file in sorted(folder.glob(pattern))), None):
         return str(file)
     raise InputError(f"{name} has no file of weights ({', '.join(hub.WEIGHTS)}); give a folder with one.")
+
+
+def _tokenizer_of(name: str) -> str:
+    """Return the repository or folder of a name, whose tokenizer is beside the weights."""
+    if hub.is_place(name):
+        place = hub.parse(name)
+        return str(hub.Place(place.repository, place.revision))
+    path = Path(name).expanduser()
+    return str(path if path.is_dir() else path.parent)
 
 
 def _images(content: Mapping, preprocessor: Mapping, multiple: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ FGVC = {
 }
 
 # The release's grid; for linear, the grid of VPT's code. No grid of SGD is published for partial, bias, ln,
-# ssf and adapter_plus, so they take that of lora.
+# ssf and adapter_plus, so they use the grid of lora.
 _RATES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.025, 0.01)
 _HIGH_RATES = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
 VTAB_LR = {
@@ -95,7 +95,7 @@ def vtab_recipe(name: str, method: str) -> Recipe:
     """Return a recipe for VTAB-1k.
 
     Args:
-      name: toast (the grid of the release, with SGD), paper (of the method's own paper) or fixed (that of Adapter+ for every
+      name: toast (the grid of the release, with SGD), paper (of the method's own paper) or fixed (Adapter+'s for every
         method: one point, AdamW).
       method: of the runs.
 
@@ -136,7 +136,7 @@ def _fgvc_of_papers(dataset: str) -> dict[str, dict[str, Any]]:
 
 
 def fgvc(dataset: str, method: str, backbone: str, recipe: str = "toast") -> ConfigDict:
-    """Return the config of one run on one set of FGVC, by the release's recipe or (paper) that of the method's own paper."""
+    """Return the config of one run on a set of FGVC, by the recipe of the release or (paper) of the method's own paper."""
     choose("The config argument recipe", recipe, dict.fromkeys(("toast", "paper")))
     of_release = choose("The config argument dataset", dataset, FGVC)
     config = base(name=f"fgvc_{dataset}_{method}_{backbone}", method=method, backbone=backbone)

@@ -132,7 +132,7 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
             f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in _front(run, result, kind, name, data)
         ),
         name=name,
-        backbone=f"{family.title} {config.backbone.size}",
+        backbone=f"{family.kind_of(run.model.backbone) if family.kind_of else family.title} {config.backbone.size}",
         data=data,
         method=config.method,
         version=result["versions"]["toast_jax"],

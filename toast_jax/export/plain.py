@@ -14,12 +14,12 @@ from toast_jax.data.text import tokenizer
 from toast_jax.errors import InputError, listed
 from toast_jax.export.folder import Files
 from toast_jax.model import families, steered
-from toast_jax.model.backbones.exports.formats import Preprocessing
+from toast_jax.model.backbones.exports.formats import Format, Preprocessing
 from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.weights import places
 from toast_jax.weights.containers import Arrays, write
-from toast_jax.weights.rename import stacked_depth, to_torch
+from toast_jax.weights.rename import published, rename_back, stacked_depth, unstack
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ def files(run: SavedRun, kind: str) -> Files:
         others = [*family.plain, *(["stablehlo"] if family.reads == "images" else []), "release"]
         raise InputError(f"as={kind} is not written for a {family.title}; write as={' or as='.join(others)}.")
     plain = family.plain[kind]
-    state = merged(run)
+    layers = merged(run)
     preprocessing = preprocessing_of(run) if family.reads == "images" else None
     config = plain.config(run.model.backbone, run.classes if preprocessing else (), preprocessing)
-    arrays = plain.arrays(state)  # after the refusals of `config`: it names the arrays of such networks alone
+    arrays = named(layers, plain, run.model.backbone)  # after the refusals of `config`: only such networks have these names
     header = {"format": "pt"}  # transformers asks for it
     out: Files = {"model.safetensors": lambda path: write(path, arrays, header)}
     if preprocessing is None:
@@ -57,8 +57,20 @@ def files(run: SavedRun, kind: str) -> Files:
     return {**out, "config.json": text_of(config)}
 
 
+def named(layers: Arrays, plain: Format, backbone: Any) -> Arrays:
+    """Return arrays by the names of a library, from a path for every layer."""
+    if plain.names is None:
+        state = rename_back(layers, families.of_backbone(backbone))
+        return plain.arrays({name.replace("head.last_layer.", "head."): array for name, array in state.items()})
+    names, layers = plain.names(backbone), dict(layers)
+    kernel, bias = layers.pop("head/kernel").T, layers.pop("head/bias")
+    parts = [kernel if part == names.part else np.zeros_like(kernel) for part in range(names.parts)]
+    state = {f"{names.prefix}{name}": array for name, array in published(layers, names.layout).items()}
+    return state | {f"{names.classifier}.weight": np.concatenate(parts, axis=1), f"{names.classifier}.bias": bias}
+
+
 def merged(run: SavedRun) -> Arrays:
-    """Return the weights of a run without its method's additions, by the names of a backbone with its own classifier.
+    """Return the weights of a run without its method's additions, with a path for every layer.
 
     Raises:
       InputError: some additions cannot be merged.
@@ -78,8 +90,7 @@ def merged(run: SavedRun) -> Arrays:
             f"The run in {run.folder} cannot be merged into plain weights, as its method {run.config.method} has {why}; write "
             f"as={other[family.reads]}."
         )
-    arrays = to_torch(flat, family, stacked_depth(flat, family))
-    return {name.replace("head.last_layer.", "head."): array for name, array in arrays.items()}
+    return unstack(flat, family, stacked_depth(flat, family))
 
 
 def preprocessing_of(run: SavedRun) -> Preprocessing:

@@ -12,6 +12,7 @@ from toast_jax.fields import Field, whole
 from toast_jax.model.backbones import convnext, convnext_torch_names
 from toast_jax.model.backbones.exports import convnext as convnext_exports
 from toast_jax.model.backbones.exports.formats import Format
+from toast_jax.model.backbones.llama import config_json as llama_config_json
 from toast_jax.model.backbones.llama import export as llama_export
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.backbones.llama import torch_names as llama_torch_names
@@ -50,6 +51,7 @@ class Family:
       of_side: of a backbone, its parameters and the sides of images: both, fitted to these sides.
       tunable_blocks: of a size: how many blocks method partial may tune.
       positions: of a backbone: how learned positions are fitted to it, as arguments of `pretrained.resize_pos_embed`.
+      kind_of: of a backbone: how to call it in a sentence, where the family has several kinds; None for `title`.
       shown: of a backbone: what the shapes of its parameters show of it, by name.
       decides: by regex of the parameters that only some of its networks have, the field of `config.backbone` that adds them.
       variational_weight: default of the field, and the release's weight.
@@ -80,6 +82,7 @@ class Family:
     of_side: Callable[[Any, dict, tuple[int, int]], tuple[Any, dict]] = lambda backbone, params, sides: (backbone, params)
     tunable_blocks: Callable[[Any], int] = lambda size: 1
     positions: Callable[[Any], dict[str, Any]] = lambda backbone: {}
+    kind_of: Callable[[Any], str] | None = None
     shown: Callable[[Any], dict[str, Any]] = lambda backbone: {}
     decides: Mapping[str, str] = dataclasses.field(default_factory=dict)
     variational_weight: float = 0.01
@@ -113,6 +116,7 @@ FAMILIES = {
         tunable_blocks=lambda size: size.depth,
         plain=vit_export.FORMATS,
         positions=lambda backbone: {"grid": backbone.shape, "antialias": backbone.features.antialias},
+        kind_of=kinds.title,
         shown=vit_shapes.shown,
         decides=kinds.DECIDES,
         variational_weight=0.1,
@@ -144,7 +148,7 @@ FAMILIES = {
         sized=llama_torch_names.sized,
         sizes=llama.SIZES,
         names=llama_torch_names.NAMES,
-        described=llama_torch_names.described,
+        described=llama_config_json.described,
         methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
         fields={"vocabulary": Field(0, whole(0), "number of tokens, for weights with added ones; 0: that of the size")},
         own_head=True,

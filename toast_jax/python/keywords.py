@@ -25,12 +25,15 @@ def changed(config: ConfigDict, keywords: Mapping[str, Any]) -> ConfigDict:
       keywords: values by dotted name, or by its last parts if no other field ends with them; a section is a dict of fields.
 
     Raises:
-      InputError: there is no such field; the sentence has the nearest names.
+      InputError: there is no such field, or the name is short for several; the sentence has the nearest names, or these.
     """
     flat, changes = flat_fields(config.to_dict()), {}
     for keyword, value in flat_fields(keywords).items():
         names = [name for name in flat if name == keyword] or [name for name in flat if name.endswith(f".{keyword}")]
-        if len(names) != 1:
+        if len(names) > 1:
+            example = f"**{{{names[0]!r}: {value!r}}}"
+            raise InputError(f"{keyword} is short for several fields ({', '.join(names)}); name one in full, as in {example}.")
+        if not names:
             raise InputError(unknown(keyword, [name if "." in keyword else short(name) for name in flat]))
         changes[names[0]] = _plain(value)
     config = copy.deepcopy(config)  # with its references: the warm-up of configs/folder.py is a share of its epochs

@@ -3,8 +3,8 @@
     python -m toast_jax.parity FILE.npz [FILE.npz ...]
 
 A recording holds inputs, parameters under their PyTorch names, outputs, intermediates, gradients and six SGD steps of one
-method, in float32 and without dropout; those of a backbone alone and of segmentation
-are described in `backbone_parity` and `segmentation_parity`. Each line shows a quantity's
+method, in float32 and without dropout; those of a backbone alone, of a language model alone and of segmentation
+are described in `backbone_parity`, `language_parity` and `segmentation_parity`. Each line shows a quantity's
 relative error `max|value - recorded| / max|recorded|`, its bound and its name. The exit status is 1 if any error exceeds its
 bound.
 """
@@ -22,7 +22,7 @@ from toast_jax.model.adapter import Bottleneck
 from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.methods import tuned_mask
 from toast_jax.model.steered import apply, merged
-from toast_jax.testing import backbone_parity, recording, segmentation_parity
+from toast_jax.testing import backbone_parity, language_parity, recording, segmentation_parity
 from toast_jax.testing.comparison import Check, relative_error
 from toast_jax.testing.one_device import on_one_device
 from toast_jax.testing.recording import Recording
@@ -40,6 +40,8 @@ def replay(path: str) -> list[Check]:
     arrays = recording.read(path)
     if backbone_parity.is_recording(arrays):
         return backbone_parity.replay(path, arrays)
+    if language_parity.is_recording(arrays):
+        return language_parity.replay(arrays)
     if segmentation_parity.is_recording(arrays):
         return segmentation_parity.replay(arrays)
     recorded = recording.load(path, arrays)

@@ -33,10 +33,11 @@ UNIT = "tokens"  # of counts and speed
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     """Open the tokenizer of a config, check it against the backbone and set the token that ends a document."""
     opened = tokenizer.load(places.tokenizer(config.data.tokenizer))
-    vocabulary = families.of_config(config).build(config, 0).vocabulary
-    # Embeddings with added tokens may be padded to a round number.
-    may_be_padded = config.backbone.get("vocabulary", 0) > 0  # earlier versions have no such field
-    if opened.vocabulary > vocabulary or (opened.vocabulary < vocabulary and not may_be_padded):
+    backbone = families.of_config(config).build(config, 0)
+    vocabulary = backbone.vocabulary
+    # Embeddings with added tokens may be padded to a round number; runs of earlier versions have no such field.
+    padding = vocabulary if config.backbone.get("vocabulary", 0) else backbone.padding
+    if not vocabulary - padding <= opened.vocabulary <= vocabulary:
         raise InputError(
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
             "give the tokenizer that came with the weights in --config.data.tokenizer."

@@ -20,7 +20,7 @@ from toast_jax.weights import described_file, llama_files, module_file, pretrain
 
 log = logging.getLogger(__name__)
 
-_FLOAT32 = r"(.*/)?norm\d?/\w+|top_down/prior|head/.*"  # always used in float32
+_FLOAT32 = r"(.*/)?([qk]_)?norm\d?/\w+|top_down/prior|head/.*"  # always used in float32
 
 
 def start(

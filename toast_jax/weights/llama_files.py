@@ -1,4 +1,4 @@
-"""Weights of a LLaMA, read tensor by tensor so that the host holds one stacked parameter at a time.
+"""Weights of a LLaMA of any kind, read tensor by tensor so that the host holds one stacked parameter at a time.
 
 Reads files of Hugging Face (`.safetensors` or PyTorch's `.bin`, single or sharded with an index, beside a `config.json`) and of
 llama2.c (`.bin`, https://github.com/karpathy/llama2.c).
@@ -17,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.errors import InputError, listed
-from toast_jax.model.backbones.llama.network import LLaMA, RopeScaling
+from toast_jax.model.backbones.llama.config_json import entries, kind_of, stated
+from toast_jax.model.backbones.llama.kinds import LLAMA
+from toast_jax.model.backbones.llama.network import LLaMA
 from toast_jax.model.backbones.llama.torch_names import NAMES
+from toast_jax.model.backbones.rename_rules import Unusable
 from toast_jax.weights.containers import TORCH, open_safetensors, read_tensors
 from toast_jax.weights.other_projects import known_names
 
@@ -56,7 +59,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
     place = Path(path).expanduser()
     if place.is_dir() or place.suffix in (".safetensors", ".json"):
         _check_config(place if place.is_dir() else place.parent, model)
-    in_file = tensors(place)
+    in_file, kind = tensors(place), f"{model.kind.title} of config.backbone.size {_of(model)}"
     needed = {name: _torch_names(name, leaf.shape) for name, leaf in shapes.items() if name.startswith("backbone/")}
     wanted = {name for names, _ in needed.values() for name in names}
     if missing := sorted(wanted - set(in_file)):
@@ -67,11 +70,11 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
         embedding, head = in_file[_EMBEDDING], in_file.pop(_HEAD)
         if embedding.shape != head.shape or not np.array_equal(embedding.read(), head.read()):
             raise InputError(
-                f"{path} has a {_HEAD} that differs from {_EMBEDDING}, but a LLaMA of config.backbone.size {_of(model)} uses "
-                "one array for both; give weights of that size, or merge what tuned them."
+                f"{path} has a {_HEAD} that differs from {_EMBEDDING}, but a {kind} uses one array "
+                "for both; give weights of that size, or merge what tuned them."
             )
     if surplus := sorted(set(in_file) - wanted):
-        raise InputError(f"{path} has {listed(surplus, 3)}, which no LLaMA of config.backbone.size {_of(model)} has.")
+        raise InputError(f"{path} has {listed(surplus, 3)}, which no {kind} has.")
     for name, (names, turned) in needed.items():
         expected = shapes[name].shape[1:] if len(names) > 1 or "/blocks/" in name else shapes[name].shape
         for tensor in names:
@@ -225,29 +228,18 @@ def _check_config(folder: Path, model: LLaMA) -> None:
     if not file.is_file():
         return
     try:
-        fields = json.loads(file.read_text())
-        if (kind := fields.get("model_type", "llama")) != "llama":
-            raise InputError(f"{file} is of a {kind}, which is not a LLaMA; give weights of one.")
-        heads = fields["num_attention_heads"]
-        rope = {**fields, **(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
-        pairs = {
-            "hidden_size": (fields["hidden_size"], model.width),
-            "num_hidden_layers": (fields["num_hidden_layers"], model.depth),
-            "num_attention_heads": (heads, model.num_heads),
-            "num_key_value_heads": (fields.get("num_key_value_heads") or heads, model.num_kv_heads),
-            "intermediate_size": (fields["intermediate_size"], model.hidden),
-            "vocab_size": (fields["vocab_size"], model.vocabulary),
-            "rms_norm_eps": (fields.get("rms_norm_eps", 1e-6), model.norm_eps),
-            "rope_theta": (rope.get("rope_theta", 10_000.0), model.rope_theta),
-            "rope_scaling": (_scaling(rope), model.rope_scaling),
-            "tie_word_embeddings": (fields.get("tie_word_embeddings", False), model.tied),
-        }
+        content = {"model_type": LLAMA.model_type, **json.loads(file.read_text())}
+        if kind_of(content) is not model.kind:
+            raise InputError(f"{file} is of a {content['model_type']}, which is not a {model.kind.title}; give weights of one.")
+        in_file, expected = stated(content, model.kind), entries(model)
+    except Unusable as error:
+        raise InputError(f"{file.parent} cannot be used: {error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file} is no config.json of a LLaMA ({error!r}); download it again.") from error
-    for name, (in_file, expected) in pairs.items():
-        if in_file != expected:
-            remedy = _with_tokens(in_file) if name == "vocab_size" else "give weights of that size."
-            raise InputError(f"{file} says {name} {in_file}, and config.backbone.size {expected}; {remedy}")
+    for name, value in in_file.items():
+        if value != expected[name]:
+            remedy = _with_tokens(value) if name == "vocab_size" else "give weights of that size."
+            raise InputError(f"{file} says {name} {value}, and config.backbone.size {expected[name]}; {remedy}")
 
 
 def _with_tokens(vocabulary: int) -> str:
@@ -256,12 +248,3 @@ def _with_tokens(vocabulary: int) -> str:
         f"give weights of that size or, if tokens were added, set --config.backbone.vocabulary={vocabulary} and give the "
         "tokenizer of these weights in --config.data.tokenizer."
     )
-
-
-def _scaling(rope: dict) -> RopeScaling | str | None:
-    """Read the scaling of rotary frequencies from a `config.json`; return the name of an unknown kind."""
-    kind = rope.get("rope_type", rope.get("type", "default" if "factor" not in rope else "linear"))
-    if kind == "llama3":
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        return RopeScaling(*(rope[name] for name in names))
-    return None if kind == "default" else kind

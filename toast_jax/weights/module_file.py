@@ -1,6 +1,7 @@
-"""Module files: what a method has pre-tuned, without the head, and the config and the backbone that it was made with.
+"""Module files: the pre-tuned parameters of a method, without the head, and a record of the run.
 
-Arrays have the release's names, so that PyTorch code can read them too; the record is in the header of the safetensors file.
+Arrays have the release's names, so that PyTorch code can read them too. The header of the safetensors file holds the config and
+a fingerprint of the backbone.
 """
 
 import json
@@ -86,7 +87,7 @@ def regexes(shapes: dict, method: Method) -> tuple[str, list[str]]:
       method: of the network.
 
     Returns:
-      one of the paths that a file must have, and those of paths that it may lack as a whole: the frozen backbone last.
+      a regex of the required paths, and regexes of optional groups of paths, the frozen backbone last.
     """
     inside = module_paths(tuned_mask(shapes, method))
     lacking = [regex for _, regex in method.starts_from]
@@ -109,7 +110,7 @@ def check_method(path: str, method: Method, config: ConfigDict) -> None:
       config: of the run.
 
     Raises:
-      InputError: the file is of another method, or of this one with other values of its `module_fields`.
+      InputError: the file was made with an unsuitable method, or with other values of this method's `module_fields`.
     """
     recorded = flat_fields(_recorded(path, "config"))
     name = recorded.get("method", config.method)

@@ -17,6 +17,7 @@ from toast_jax.errors import InputError
 
 # The names of the tokens that begin and end a document.
 _BEGINS, _ENDS = ("<s>", "<|begin_of_text|>"), ("</s>", "<|end_of_text|>")
+_END_OF_TEXT = "<|endoftext|>"  # of GPT-2's heirs, where tokenizer_config.json names no other
 # Added tokens that are special even if their file does not say so: marks of chats. The second bar is DeepSeek's.
 _CHAT_MARK = re.compile(r"<[|\uff5c].+[|\uff5c]>")
 
@@ -283,7 +284,8 @@ class _Json:
             [token.content for token in added.values() if token.content in self.special and not token.special]
         )
         self.begin = next((token for name in _BEGINS if (token := self._model.token_to_id(name)) is not None), None)
-        end = next((token for name in (*_ENDS, _named_end(file)) if (token := self._model.token_to_id(name)) is not None), None)
+        ends = (*_ENDS, _named_end(file), _END_OF_TEXT)
+        end = next((token for name in ends if (token := self._model.token_to_id(name)) is not None), None)
         if end is None:
             raise InputError(f"{file} has none of {', '.join(_ENDS)}, which end a document; give the tokenizer of a LLaMA.")
         self.end: int = end

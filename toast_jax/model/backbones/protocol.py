@@ -97,10 +97,14 @@ class LanguageBackbone(Backbone, Protocol):
 
     Attributes:
       context: the longest sequence, in tokens.
+      vocabulary: V, the number of logits.
+      padding: how many of them the tokenizer of the weights may lack.
       norm: the final norm, over the last axis.
     """
 
     context: int
+    vocabulary: int
+    padding: int
     norm: Any
 
     def logits(self, x: Float[Array, "*N D"]) -> Float32[Array, "*N V"]:

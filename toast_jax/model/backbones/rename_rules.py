@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-ADDED = "(?:(?:lora|ssf|adapter)/)?"  # a method's addition has the paths of what it is added to, under a name of its own
+# Additions of methods repeat the paths of the parameters that they adapt, below a name of their own.
+ADDED = "(?:(?:lora|ssf|adapter)/)?"
 
 
 class Unusable(ValueError):
@@ -74,7 +75,7 @@ class Names:
 
 
 def transposed(torch: str, path: str) -> Rename:
-    """Rename and transposes a matrix, which PyTorch stores as `[out, in]`."""
+    """Rename and transpose a matrix, which PyTorch stores as `[out, in]`."""
     return Rename((torch,), (path,), lambda w: (w.T,), lambda w: (w.T,))
 
 
@@ -98,7 +99,7 @@ def norm(torch: str, path: str) -> tuple[Rename, Rename]:
 
 
 def patches(torch: str, path: str, side: int | None = None) -> Rename:
-    """Rename a convolution whose stride is its kernel size, and reshapes it to a matrix for `patches.split`.
+    """Rename a convolution whose stride is its kernel size, and reshape it to a matrix for `patches.split`.
 
     Args:
       torch, path: its names.

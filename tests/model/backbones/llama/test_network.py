@@ -13,10 +13,12 @@ from toast_jax.config.run_fields import language
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.model.backbones.llama import network as llama
+from toast_jax.model.backbones.llama.kinds import Kind
 from toast_jax.model.families import FAMILIES
 from toast_jax.model.top_down import TopDown
 
 B, N, D, L, H, G, V = 3, 10, 16, 3, 4, 2, 19
+OF_ALL_KINDS = {"kind": Kind("", "", "", qkv_bias=True, qk_norm=True), "head_width": 6, "window": 3}
 SIZE = {"width": D, "depth": L, "num_heads": H, "num_kv_heads": G, "hidden": 24, "vocabulary": V}
 
 
@@ -30,9 +32,9 @@ def steered_llama(method="toast", **fields):
 
 
 @functools.cache
-def parameters(method="toast"):
+def parameters(method="toast", **fields):
     """All of them random: what starts at zero or one would hide mistakes."""
-    shapes = jax.eval_shape(lambda: steered.init(*steered_llama(method), jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: steered.init(*steered_llama(method, **fields), jax.random.key(0)))
     rng = np.random.default_rng(0)
     draw = lambda path, leaf: rng.normal(float(path.endswith("scale")), 0.3, leaf.shape).astype(np.float32)  # noqa: E731
     return trees.nested({path: draw(path, leaf) for path, leaf in trees.flat(shapes).items()})
@@ -67,10 +69,10 @@ def scaled(frequency, factor, low, high, context):
     return (1 - smooth) * frequency / factor + smooth * frequency
 
 
-def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G, scaling=None):
+def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G, scaling=None, window=N):
     """The same network without a signal, one token and one head after the other, in float64."""
     p = {path: np.asarray(leaf, np.float64) for path, leaf in trees.flat(params).items()}
-    depth, key_width = p["blocks/norm1/scale"].shape[0], p["embed"].shape[1] // heads
+    depth, key_width = p["blocks/norm1/scale"].shape[0], p["blocks/attn/q/kernel"].shape[-1] // heads
     norm = lambda x, scale: x / np.sqrt((x**2).mean() + eps) * scale  # noqa: E731
 
     def turned(x, position):
@@ -86,15 +88,19 @@ def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G, 
     for layer in range(depth):
         w = {name.removeprefix("blocks/"): leaf[layer] for name, leaf in p.items() if name.startswith("blocks/")}
         inner = [norm(one, w["norm1/scale"]) for one in x]
-        q, k, v = ([(one @ w[f"attn/{name}/kernel"]).reshape(-1, key_width) for one in inner] for name in "qkv")
+        layers = [(w[f"attn/{name}/kernel"], w.get(f"attn/{name}/bias", 0.0)) for name in "qkv"]
+        q, k, v = ([(one @ kernel + bias).reshape(-1, key_width) for one in inner] for kernel, bias in layers)
+        if "attn/q_norm/scale" in w:
+            q, k = ([[norm(y, w[f"attn/{name}_norm/scale"]) for y in one] for one in x] for name, x in (("q", q), ("k", k)))
         after = []
         for i, one in enumerate(x):
             mixed = []
             for head in range(heads):
                 group = head // (heads // kv_heads)
-                scores = [turned(q[i][head], i) @ turned(k[j][group], j) / np.sqrt(key_width) for j in range(i + 1)]
+                seen = range(max(0, i + 1 - window), i + 1)
+                scores = [turned(q[i][head], i) @ turned(k[j][group], j) / np.sqrt(key_width) for j in seen]
                 weights = np.exp(scores) / np.exp(scores).sum()
-                mixed.append(sum(weight * v[j][group] for j, weight in enumerate(weights)))
+                mixed.append(sum(weight * v[j][group] for j, weight in zip(seen, weights, strict=True)))
             y = one + np.concatenate(mixed) @ w["attn/o/kernel"]
             inside, gate = norm(y, w["norm2/scale"]) @ w["mlp/up/kernel"], norm(y, w["norm2/scale"]) @ w["mlp/gate/kernel"]
             after.append(y + (gate / (1 + np.exp(-gate)) * inside) @ w["mlp/down/kernel"])
@@ -112,6 +118,14 @@ def test_logits_are_those_of_a_slow_forward_in_numpy(tied):
     assert (logits.shape, logits.dtype) == ((B, N, V), jnp.float32)
     expected = np.stack([numpy_logits(backbone, tokens, theta=500.0, eps=1e-3) for tokens in text()["tokens"]])
     assert_close(logits, expected)
+
+
+def test_logits_with_biases_norms_wide_heads_and_a_window_are_those_in_numpy():
+    """Each kind alone is compared with transformers among the recordings."""
+    params = parameters("finetune", **OF_ALL_KINDS)
+    expected = numpy_logits(params["backbone"], text(rows=1)["tokens"][0], window=3)
+    assert_close(apply(text(rows=1), "finetune", params, **OF_ALL_KINDS)[0], expected)
+    assert np.abs(expected - numpy_logits(params["backbone"], text(rows=1)["tokens"][0])).max() > 1e-2
 
 
 def test_rotation_depends_on_distances_alone():
@@ -280,6 +294,18 @@ PUBLISHED = {
     "tinyllama_1b": 1_100_048_384,
     "stories15m": 15_191_712,
     "stories260k": 260_032,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1_7b": 1_711_376_384,
+    "mistral_7b_v0_1": 7_241_732_096,
+    "mistral_7b_v0_3": 7_248_023_552,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
 }
 
 

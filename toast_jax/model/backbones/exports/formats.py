@@ -18,6 +18,23 @@ class Preprocessing(NamedTuple):
     statistics: Statistics
 
 
+class Names(NamedTuple):
+    """Names the arrays of a network with a classifier by a published layout.
+
+    Attributes:
+      layout: name of a `rename_rules.Layout`.
+      prefix: of the names of the layout.
+      classifier: name of the classifier.
+      part, parts: which of several equal parts of its input the network pools; the others have no weight.
+    """
+
+    layout: str
+    prefix: str
+    classifier: str
+    part: int = 0
+    parts: int = 1
+
+
 class Format(NamedTuple):
     """Writes a family's plain weights for one library.
 
@@ -25,10 +42,12 @@ class Format(NamedTuple):
       arrays: converts arrays by the release's names, without `enc.` and `head.last_layer.`, to those of the library.
       config: `(backbone, classes, preprocessing) -> config.json`, the last two empty for text; raises InputError for a network
         that the library lacks.
+      names: of a backbone: the layout to name its arrays by, instead of `arrays`; None for none.
     """
 
     arrays: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     config: Callable[[Any, Sequence[str], Any], dict[str, Any]]
+    names: Callable[[Any], Names] | None = None
 
 
 def renamer(rows: Sequence[tuple[str, str]]) -> Callable:

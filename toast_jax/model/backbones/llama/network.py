@@ -1,14 +1,14 @@
-"""A steerable LLaMA (Touvron et al., arXiv 2302.13971), versions 1 to 3 and networks of the same architecture.
+"""A steerable LLaMA (Touvron et al., arXiv 2302.13971), and networks of nearly its architecture (see `kinds`).
 
 It takes one optional input, a top-down array per block, and does not depend on the method that makes it. Numbers follow Hugging
 Face's `LlamaForCausalLM`, whose rotary embedding rotates the first half of a head against the second.
 
-Letters in shapes: B batch, N tokens, D width, H query heads, G key-value heads, K = D / H, L blocks, V vocabulary, S positions
-of a cache, M tokens that a cached look adds.
+Letters in shapes: B batch, N tokens, D width, H query heads, G key-value heads, K channels of a head, L blocks, V vocabulary,
+S positions of a cache, M tokens that a cached look adds.
 """
 
 import dataclasses
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from toast_jax.errors import choose
+from toast_jax.model.backbones.llama.kinds import LLAMA, SIZES, Kind, RopeScaling, Size, head_width
 from toast_jax.model.layers import batch, dtypes, stack
 from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
 from toast_jax.model.layers.attention import attend
@@ -30,59 +31,9 @@ BlockCache: TypeAlias = dict[str, Shaped[jax.Array, "B S G K"]]
 Mask: TypeAlias = Bool[Array, "B N S"]
 
 
-class RopeScaling(NamedTuple):
-    """Describes how Llama 3.1 and later scale rotary frequencies beyond the original `context`, in tokens.
-
-    A pair that turns fewer than `low` times within the original context is slowed down by `factor`, one that turns more than
-    `high` times is unchanged, and the scale of those in between is interpolated. The values are those of the `llama3` type in
-    Hugging Face's `config.json`.
-    """
-
-    factor: float
-    low: float = 1.0
-    high: float = 4.0
-    context: int = 8192
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Holds the sizes in the authors' `config.json`; `hidden` is the width in the MLP, `context` the longest sequence."""
-
-    width: int
-    depth: int
-    num_heads: int
-    num_kv_heads: int
-    hidden: int
-    vocabulary: int
-    context: int
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-5
-    tied: bool = False
-
-
-_7B = Size(4096, 32, 32, 32, hidden=11_008, vocabulary=32_000, context=4096)
-_13B = Size(5120, 40, 40, 40, hidden=13_824, vocabulary=32_000, context=4096)
-_8B = Size(4096, 32, 32, 8, hidden=14_336, vocabulary=128_256, context=8192, rope_theta=500_000.0)
-_1B = dataclasses.replace(_8B, width=2048, depth=16, hidden=8192, context=131_072, rope_scaling=RopeScaling(32.0), tied=True)
-SIZES = {
-    "llama1_7b": dataclasses.replace(_7B, context=2048, norm_eps=1e-6),
-    "llama1_13b": dataclasses.replace(_13B, context=2048, norm_eps=1e-6),
-    "llama2_7b": _7B,
-    "llama2_13b": _13B,
-    "llama3_8b": _8B,
-    "llama3_1_8b": dataclasses.replace(_8B, context=131_072, rope_scaling=RopeScaling(8.0)),
-    "llama3_2_1b": _1B,
-    "llama3_2_3b": dataclasses.replace(_1B, width=3072, depth=28, num_heads=24),
-    "tinyllama_1b": Size(2048, 22, 32, 4, hidden=5632, vocabulary=32_000, context=2048),  # TinyLlama-1.1B
-    # https://huggingface.co/karpathy/tinyllamas
-    "stories15m": Size(288, 6, 6, 6, hidden=768, vocabulary=32_000, context=256, tied=True),
-    "stories260k": Size(64, 5, 8, 4, hidden=172, vocabulary=512, context=512, tied=True),
-}
-
 LORA_KERNELS = r"backbone/blocks/attn/[qkvo]/kernel"  # of method lora
 # How parameters are split over the devices of the axis "fsdp" (see `fsdp`), by regexes of their paths. Stacked parameters are
-# split along a width, not along layers, so that one layer at a time is gathered.
+# split along a width, not along layers, so that one layer at a time is gathered. Norms and biases are whole on every device.
 PARTITION = (
     ("backbone/embed", PartitionSpec(None, "fsdp")),
     ("backbone/head", PartitionSpec("fsdp", None)),
@@ -102,7 +53,7 @@ def build(config) -> "LLaMA":
     size = choose("config.backbone.size", config.size, SIZES)
     if vocabulary := config.get("vocabulary", 0):  # runs of earlier versions have no such field
         size = dataclasses.replace(size, vocabulary=vocabulary)
-    return LLaMA(**dataclasses.asdict(size), dtype=dtypes.named(config.dtype), remat=config.remat)
+    return LLaMA(**vars(size), dtype=dtypes.named(config.dtype), remat=config.remat)
 
 
 def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " {pairs}"]:
@@ -135,12 +86,13 @@ def rotate(
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def places(segments: Int[Array, "B N"]) -> tuple[Int[Array, "B N"], Bool[Array, "B N N"]]:
+def places(segments: Int[Array, "B N"], window: int = 0) -> tuple[Int[Array, "B N"], Bool[Array, "B N N"]]:
     """Compute positions of tokens within their documents, and the attention mask.
 
     Args:
       segments: number of each token's document; documents are contiguous. Padding has the negative of the
         number before it: it attends to that document, and no other token attends to it.
+      window: see `Size`.
 
     Returns:
       positions, from 0 in every document, and a mask, True where the first token attends to the second.
@@ -148,17 +100,20 @@ def places(segments: Int[Array, "B N"]) -> tuple[Int[Array, "B N"], Bool[Array, 
     document, index = jnp.abs(segments), jnp.arange(segments.shape[1])
     begins = jnp.concatenate([jnp.ones_like(document[:, :1], bool), document[:, 1:] != document[:, :-1]], axis=1)
     positions = index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
-    mask = (document[:, :, None] == segments[:, None, :]) & (index[:, None] >= index)
+    mask = (document[:, :, None] == segments[:, None, :]) & _in_sight(index[:, None], index, window)
     return positions, mask
+
+
+def _in_sight(position, other, window):
+    """Whether a token attends to another one at or before it, and at most `window` - 1 positions before."""
+    behind = position - other
+    return (behind >= 0) & (behind < window) if window else behind >= 0
 
 
 class Attention(nn.Module):
     """Computes grouped-query self-attention with a top-down input to the values."""
 
-    num_heads: int
-    num_kv_heads: int
-    rope_theta: float
-    rope_scaling: RopeScaling | None
+    size: Size
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -169,28 +124,32 @@ class Attention(nn.Module):
 
         Args:
           x: normed.
-          td: added to the input of the values alone, `W_v (x + td)`.
+          td: added to the input of the values alone, `W_v (x + td)`, with their bias once.
           mask: S is N without a cache.
           cache: earlier keys and values; those of x replace what it has at their positions.
 
         Returns:
           the output, and the keys `k` and values `v` of x.
         """
-        width = x.shape[-1]
-        head = width // self.num_heads
+        size, head = self.size, head_width(self.size)
 
         def project(name, heads, x):
-            x = Linear(heads * head, use_bias=False, dtype=self.dtype, name=name)(x)
+            x = Linear(heads * head, use_bias=size.kind.qkv_bias, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], heads, head)
 
-        q = rotate(project("q", self.num_heads, x), positions, self.rope_theta, self.rope_scaling)
-        k = rotate(project("k", self.num_kv_heads, x), positions, self.rope_theta, self.rope_scaling)
-        v = project("v", self.num_kv_heads, x if td is None else x + td)
+        def turned(name, heads):
+            projected = project(name, heads, x)
+            if size.kind.qk_norm:
+                projected = nn.RMSNorm(size.norm_eps, self.dtype, name=f"{name}_norm")(projected)
+            return rotate(projected, positions, size.rope_theta, size.rope_scaling)
+
+        q, k = turned("q", size.num_heads), turned("k", size.num_kv_heads)
+        v = project("v", size.num_kv_heads, x if td is None else x + td)
         new = {"k": k, "v": v}
         if cache is not None:
             k, v = (_inserted(dtypes.from_bits(cache[name], self.dtype), new[name], positions) for name in "kv")
         mixed = attend(q, k, v, mask)
-        return Linear(width, use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], width)), new
+        return Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], -1)), new
 
 
 class Mlp(nn.Module):
@@ -209,12 +168,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Applies attention and an MLP, each to normed inputs and added to its input (pre-norm)."""
 
-    num_heads: int
-    num_kv_heads: int
-    hidden: int
-    rope_theta: float
-    rope_scaling: RopeScaling | None
-    norm_eps: float
+    size: Size
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -222,12 +176,10 @@ class Block(nn.Module):
         self, x: Tokens, td: Tokens | None, cache: BlockCache | None, positions: Int[Array, "B N"], mask: Mask
     ) -> tuple[Tokens, dict]:
         """Return the output and `{"input": x, "new": {"k", "v"}}`; see `Attention`."""
-        norm = lambda name: nn.RMSNorm(self.norm_eps, self.dtype, name=name)  # noqa: E731
-        rope = self.rope_theta, self.rope_scaling
-        attention = Attention(self.num_heads, self.num_kv_heads, *rope, self.dtype, name="attn")
-        attended, new = attention(norm("norm1")(x), td, positions, mask, cache)
+        norm = lambda name: nn.RMSNorm(self.size.norm_eps, self.dtype, name=name)  # noqa: E731
+        attended, new = Attention(self.size, self.dtype, name="attn")(norm("norm1")(x), td, positions, mask, cache)
         y = x + attended
-        y = y + Mlp(self.hidden, self.dtype, name="mlp")(norm("norm2")(y))
+        y = y + Mlp(self.size.hidden, self.dtype, name="mlp")(norm("norm2")(y))
         return y, {"input": x, "new": new if cache is not None else None}
 
 
@@ -238,8 +190,7 @@ class LLaMA(nn.Module):
     depth.
 
     Attributes:
-      width, depth, num_heads, num_kv_heads, hidden, vocabulary, context, rope_theta, rope_scaling, norm_eps: see `Size`.
-      tied: whether the head is the transposed input embedding.
+      width, ..., kind: see `Size`.
       dtype: compute dtype. Softmax, norms, rotations and logits are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
     """
@@ -255,6 +206,9 @@ class LLaMA(nn.Module):
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     tied: bool = False
+    head_width: int = 0
+    window: int = 0
+    kind: Kind = LLAMA
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -269,10 +223,15 @@ class LLaMA(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=self.depth,
-        )(*self._block_fields)
+        )(self._size, self.dtype)
         self.norm = nn.RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
             self.head = self.param("head", init, (self.width, self.vocabulary))
+
+    @property
+    def padding(self) -> int:
+        """How many tokens of the vocabulary the tokenizer of the weights may lack."""
+        return self.kind.padding
 
     @property
     def example(self) -> Text:
@@ -301,17 +260,17 @@ class LLaMA(nn.Module):
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
         """
-        x, seen = self._blocks(text["tokens"], td, start, *places(text["segments"]))
+        x, seen = self._blocks(text["tokens"], td, start, *places(text["segments"], self.window))
         return self.norm(x), {"tokens": x, "fed_back": x, "hidden": _hidden(seen, x)}
 
     def pooled(self, text: Text, td: Signal | None = None, rng: Keys | None = None, start: Tokens | None = None) -> Tokens:
         """Compute the first output of `__call__` alone."""
-        x, _ = self._blocks(text["tokens"], td, start, *places(text["segments"]))
+        x, _ = self._blocks(text["tokens"], td, start, *places(text["segments"], self.window))
         return self.norm(x)
 
     def cache(self, rows: int, length: int, blocks: int = 0) -> Cache:
         """Create an empty cache of the last `blocks` blocks (0: of all) for `rows` sequences of at most `length` tokens."""
-        shape = (blocks or self.depth, rows, length, self.num_kv_heads, self.width // self.num_heads)
+        shape = (blocks or self.depth, rows, length, self.num_kv_heads, head_width(self))
         return {name: dtypes.to_bits(jnp.zeros(shape, self.dtype)) for name in "kv"}
 
     def extend(
@@ -325,14 +284,14 @@ class LLaMA(nn.Module):
         """Look at the next tokens of sequences whose earlier ones are cached.
 
         Args:
-          positions: less than S. A token attends to the cache up to its own position.
+          positions: less than S. A token attends to the cache up to its own position, and of a `window` to the last ones alone.
           cache: of this look, see `cache`.
           td, start: see `__call__`.
 
         Returns:
           `hidden` as in `__call__`, and the cache with these tokens.
         """
-        mask = jnp.arange(cache["k"].shape[2]) <= positions[..., None]
+        mask = _in_sight(positions[..., None], jnp.arange(cache["k"].shape[2]), self.window)
         x, seen = self._blocks(tokens, td, start, positions, mask, cache)
         # Written after the last block and all at once, which a program that owns the cache does in place.
         row = jnp.arange(len(tokens))[:, None]
@@ -348,9 +307,8 @@ class LLaMA(nn.Module):
         return remat(Block, everything=self.remat, scanned=True)
 
     @property
-    def _block_fields(self):
-        rope = self.rope_theta, self.rope_scaling
-        return self.num_heads, self.num_kv_heads, self.hidden, *rope, self.norm_eps, self.dtype
+    def _size(self):
+        return Size(*(getattr(self, field.name) for field in dataclasses.fields(Size)))
 
     def _blocks(self, tokens, td, start, positions, mask, cache=None):
         """Run the blocks and return the last output and the stacked intermediates."""
@@ -358,7 +316,7 @@ class LLaMA(nn.Module):
             raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
         skipped = 0 if start is None else self.depth - len(td)
         x = batch.split_by_example(self.embed[tokens].astype(self.dtype) if start is None else start)
-        layer = self._block()(*self._block_fields, parent=None)
+        layer = self._block()(self._size, self.dtype, parent=None)
         return stack.look(self.blocks, layer, skipped, x, (td, cache), (positions, mask))
 
 

@@ -1,12 +1,10 @@
-"""PyTorch's names of a LLaMA (the release's and Hugging Face's), and its sizes in their files."""
-
-from collections.abc import Mapping
-from typing import Any
+"""PyTorch's names of a LLaMA of any kind (the release's and Hugging Face's), and its sizes in their files."""
 
 import numpy as np
 
-from toast_jax.model.backbones.llama.network import SIZES, LLaMA
-from toast_jax.model.backbones.rename_rules import Names, Rename, linear, low_rank, matrix, token_feedback
+from toast_jax.model.backbones.llama.kinds import KINDS
+from toast_jax.model.backbones.llama.network import LLaMA
+from toast_jax.model.backbones.rename_rules import Names, Rename, bias, linear, low_rank, matrix, token_feedback
 
 _TORCH, _PATH = "model.layers.{i}", "backbone/blocks/{i}"
 _ATTENTION = [(f"{_TORCH}.self_attn.{name}_proj", f"{_PATH}/attn/{name}") for name in "qkvo"]
@@ -14,6 +12,10 @@ _MLP = [(f"{_TORCH}.mlp.{name}_proj", f"{_PATH}/mlp/{name}") for name in ("gate"
 _TABLE = (
     Rename(("model.embed_tokens.weight",), ("backbone/embed",)),
     *(linear(*names) for names in _ATTENTION + _MLP),
+    *(bias(*names) for names in _ATTENTION if not names[1].endswith("/o")),  # of Qwen2
+    *(
+        Rename((f"{_TORCH}.self_attn.{name}.weight",), (f"{_PATH}/attn/{name}/scale",)) for name in ("q_norm", "k_norm")
+    ),  # of Qwen3
     Rename((f"{_TORCH}.input_layernorm.weight",), (f"{_PATH}/norm1/scale",)),
     Rename((f"{_TORCH}.post_attention_layernorm.weight",), (f"{_PATH}/norm2/scale",)),
     Rename(("model.norm.weight",), ("backbone/norm/scale",)),
@@ -31,7 +33,7 @@ NAMES = Names(
 
 
 def sized(arrays: dict[str, np.ndarray], head_width: int) -> LLaMA:
-    """Build the LLaMA that parameters belong to, from their shapes.
+    """Build the LLaMA that parameters belong to, from their shapes, which do not show a window.
 
     Args:
       arrays: by path, stacked.
@@ -39,35 +41,15 @@ def sized(arrays: dict[str, np.ndarray], head_width: int) -> LLaMA:
     """
     vocabulary, width = arrays["backbone/embed"].shape
     blocks = "backbone/blocks"
+    features = f"{blocks}/attn/q/bias" in arrays, f"{blocks}/attn/q_norm/scale" in arrays
     return LLaMA(
         width=width,
         depth=len(arrays[f"{blocks}/norm1/scale"]),
-        num_heads=width // head_width,
+        num_heads=arrays[f"{blocks}/attn/q/kernel"].shape[-1] // head_width,
         num_kv_heads=arrays[f"{blocks}/attn/k/kernel"].shape[-1] // head_width,
         hidden=arrays[f"{blocks}/mlp/gate/kernel"].shape[-1],
         vocabulary=vocabulary,
         tied="backbone/head" not in arrays,
+        head_width=head_width,
+        kind=next(kind for kind in KINDS if (kind.qkv_bias, kind.qk_norm) == features),
     )
-
-
-def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Read the fields of `config.backbone` from the `config.json` of a Hugging Face repository; None for another network."""
-    if content.get("model_type") != "llama":
-        return None
-    rope = {**content, **(content.get("rope_scaling") or {}), **(content.get("rope_parameters") or {})}
-    heads, vocabulary = content["num_attention_heads"], content["vocab_size"]
-    values = {
-        "width": content["hidden_size"],
-        "depth": content["num_hidden_layers"],
-        "num_heads": heads,
-        "num_kv_heads": content.get("num_key_value_heads") or heads,
-        "hidden": content["intermediate_size"],
-        "norm_eps": content.get("rms_norm_eps", 1e-6),
-        "rope_theta": rope.get("rope_theta", 10_000.0),
-        "tied": content.get("tie_word_embeddings", False),
-    }
-    for name, size in SIZES.items():
-        is_scaled = (size.rope_scaling is not None) == ("factor" in rope)
-        if is_scaled and all(getattr(size, key) == value for key, value in values.items()):
-            return {"size": name, "vocabulary": 0 if vocabulary == size.vocabulary else vocabulary}
-    return None

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from toast_jax.errors import InputError
 from toast_jax.model.backbones.rename_rules import Layout, norm
 from toast_jax.model.backbones.vit import torch_names
-from toast_jax.model.backbones.vit.features import Kind
+from toast_jax.model.backbones.vit.features import Kind, Target
 
 _FIELDS = {"registers": 4, "rotary": 100.0, "eps": 1e-5}
 _ARCHITECTURE = r"vit_(small|small_plus|base|large|huge_plus|7b)_patch(\d+)_dinov3(_qkvb)?"
@@ -18,6 +19,8 @@ _SIZES = {
     "huge_plus": {"size": "H+", "mlp": "swiglu"},
     "7b": {"size": "7B", "mlp": "swiglu"},
 }
+
+_POOLS = {"cls": "token", "mean": "avg"}
 
 
 def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -42,6 +45,19 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     )
 
 
+def _timm(backbone: Any, size: str) -> Target | None:
+    features, named = backbone.features, {"size": size} | ({"mlp": "swiglu"} if backbone.features.mlp == "swiglu" else {})
+    name = next((name for name, own in _SIZES.items() if own == named), "")
+    biases = {"qv": "_qkvb"}.get(features.qkv_bias, "")
+    if not name or backbone.patch != 16 or backbone.pool not in _POOLS or (name, biases) == ("7b", "_qkvb"):
+        return None
+    return Target(f"vit_{name}_patch16_dinov3{biases}", "dinov3_timm", {"global_pool": _POOLS[backbone.pool]})
+
+
+def _for_transformers(backbone: Any, image_size: int) -> Target:
+    raise InputError("transformers has no classifier for the ViT of DINOv3; write as=timm or as=stablehlo.")
+
+
 _TRANSFORMERS = (
     *torch_names.of_input(
         "embeddings.patch_embeddings", "embeddings.cls_token", "embeddings.register_tokens", mask="embeddings.mask_token:3"
@@ -62,6 +78,9 @@ KIND = Kind(
     tag="dinov3",
     fields=_FIELDS | {"qkv_bias": "qv"},
     described=_described,
+    has=lambda backbone: backbone.features.rotary > 0,
+    timm=_timm,
+    transformers=_for_transformers,
     layouts=(
         Layout("dinov3_transformers", _TRANSFORMERS, sign=r"layer\.\d+\.attention\.o_proj\.weight"),
         Layout("dinov3_timm", _TIMM),

@@ -106,6 +106,25 @@ def size_name(width: int, depth: int, num_heads: int, hidden: int) -> dict[str, 
 
 
 @dataclasses.dataclass(frozen=True)
+class Target:
+    """Describes how another library stores a ViT with a classifier.
+
+    Attributes:
+      architecture: timm's name of the network, or the class in transformers.
+      layout: name of the `Layout` of its parameters.
+      fields: of the `config.json` of transformers, or arguments of timm's model.
+      prefix: before the names of the layout, such as "vit."; the classifier has none.
+      pools: the pooled outputs, as in `POOLS`, that the classifier concatenates; () if it reads a single one.
+    """
+
+    architecture: str
+    layout: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    pools: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Kind:
     """Describes one published kind of ViT; a new kind is a file with such a record, and its line in `kinds.py`.
 
@@ -114,6 +133,9 @@ class Kind:
       tag: marks it in a backbone's name, such as "dinov3" in vit_b16_dinov3; "" for none.
       fields: of `config.backbone` where its networks differ from the defaults of `FIELDS`.
       described: `config.json -> fields` of a repository of transformers or timm; None for another network.
+      has: `(ViT) -> bool`, whether the network is of this kind; later kinds of `kinds.KINDS` take precedence.
+      timm: `(ViT, name of its size) -> Target`; None for a network without a name in timm.
+      transformers: `(ViT, side of its images) -> Target`; raises InputError for a network that transformers lacks.
       layouts: names of its parameters in published files.
       examples: repositories on the Hugging Face Hub.
     """
@@ -122,5 +144,8 @@ class Kind:
     tag: str
     fields: Mapping[str, Any]
     described: Callable[[Mapping[str, Any]], dict[str, Any] | None]
+    has: Callable[[Any], bool]
+    timm: Callable[[Any, str], Target | None]
+    transformers: Callable[[Any, int], Target]
     layouts: tuple[Layout, ...] = ()
     examples: tuple[str, ...] = ()

@@ -5,9 +5,9 @@ from typing import Any
 
 from toast_jax.model.backbones.rename_rules import ADDED, Names
 from toast_jax.model.backbones.vit import dinov2, dinov3, siglip, torch_names
-from toast_jax.model.backbones.vit.features import DECIDES, FIELDS
+from toast_jax.model.backbones.vit.features import DECIDES, FIELDS, Kind
 
-__all__ = ["DECIDES", "FIELDS", "KINDS", "NAMES", "described"]
+__all__ = ["DECIDES", "FIELDS", "KINDS", "NAMES", "described", "kind_of", "title"]
 
 KINDS = (torch_names.PLAIN, dinov2.KIND, dinov3.KIND, siglip.KIND)
 NAMES = Names(
@@ -27,3 +27,14 @@ def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     fields = next((fields for kind in KINDS if (fields := kind.described(content))), None)
     # The release leaves drop-path on while it tunes a ViT.
     return fields and {"pool": "cls", "drop_path": 0.1, **fields}
+
+
+def kind_of(backbone: Any) -> Kind:
+    """Return the kind of a `ViT` by its features: the last of `KINDS` that has it, as the first has all."""
+    return next(kind for kind in reversed(KINDS) if kind.has(backbone))
+
+
+def title(backbone: Any) -> str:
+    """Return how to call a `ViT` in a sentence, such as "DINOv3 ViT"."""
+    kind = kind_of(backbone)
+    return f"{kind.title} ViT" if kind.tag else "ViT"

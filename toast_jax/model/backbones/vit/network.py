@@ -1,9 +1,9 @@
 """A steerable Vision Transformer (Dosovitskiy et al., arXiv 2010.11929).
 
-It takes two optional inputs, a top-down array per block and prompt tokens, and does not depend on the methods that make them.
-The published kinds of ViT differ in `Features`; the defaults are those of timm's `VisionTransformer`.
+It takes two optional inputs, a top-down array per block and prompt tokens, and is independent of the methods that use it.
+Published kinds of ViT differ in `Features`, whose defaults match timm's `VisionTransformer`.
 
-Letters in shapes: B batch, N tokens (class token, prompts, registers, patches, as far as there are any), D width, H heads,
+Letters in shapes: B batch, N tokens (class token, prompts, registers, patches, where present), D width, H heads,
 K = D / H, L blocks, P prompt tokens.
 """
 
@@ -91,7 +91,8 @@ class ViT(nn.Module):
       dtype: compute dtype. Softmax and LayerNorm statistics are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
       statistics: mean and standard deviation to normalize pixels with.
-      features, hidden: what distinguishes this kind of ViT, and the width inside the MLP (0: 4 * width).
+      features: of this kind of ViT.
+      hidden: width inside the MLP; 0 for 4 * width.
     """
 
     width: int
@@ -183,8 +184,8 @@ class ViT(nn.Module):
             fed_back: the same array.
             hidden: `[L + 1, B, N, D]`, the input of every block and the output of the last.
             attention: `[L, B, H, N, N]`, or None.
-            reads: `[B, H, N]`, only without a class token and with maps. It stands in for the class token's attention: that of
-              `AttentionPool`, or the mean over the patches of the last block's.
+            reads: `[B, H, N]`, only without a class token and with maps. Replaces the class token's attention: the
+              attention of `AttentionPool`, or the last block's, averaged over the patches.
         """
         x, seen = self._blocks(images, td, prompts, rng, start, num_queries=None, maps=maps)
         tokens = self.norm(x)
@@ -286,8 +287,8 @@ class ViT(nn.Module):
 def of_side(model: ViT, params: dict, sides: tuple[int, int]) -> tuple[ViT, dict]:
     """Fit a ViT to images of other sides, with position embeddings resized for another number of patches.
 
-    Interpolation is that of the segmentation code of AbSViT (Shi et al., arXiv 2303.13043): bicubic as in PyTorch, with
-    half-pixel centers. A grid of another shape with as many patches takes the embeddings as they are.
+    Interpolates as the segmentation code of AbSViT (Shi et al., arXiv 2303.13043): bicubic as in PyTorch, with half-pixel
+    centers. A grid of another shape with the same number of patches keeps the embeddings unchanged.
 
     Args:
       params: of the backbone; gradients pass through the result.

@@ -1,4 +1,4 @@
-"""What the shapes of parameters say of a ViT, and what a ViT says of them."""
+"""Build a ViT from the shapes of its parameters, and list the properties that these shapes show."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +43,7 @@ def sized(arrays: Mapping[str, Array], head_width: int) -> ViT:
 
 
 def shown(model: ViT) -> dict[str, Any]:
-    """Return what the shapes of a ViT's parameters show of it, by the names of `Size` and `Features`."""
+    """Return the properties of a ViT that show in the shapes of its parameters, by the names of `Size` and `Features`."""
     features = model.features
     return {
         "width": model.width,

@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from toast_jax.errors import InputError
 from toast_jax.model.backbones.rename_rules import Layout, Rename, Unusable, norm
 from toast_jax.model.backbones.vit import torch_names
-from toast_jax.model.backbones.vit.features import Kind
+from toast_jax.model.backbones.vit.features import Kind, Target
 
 _FIELDS = {"class_token": False, "pool": "attention"}
-_ARCHITECTURE = r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)"
+_ARCHITECTURE = r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip(_gap)?_(\d+)"
 _SIZES = {"base": "B", "large": "L", "so400m": "So400m", "giantopt": "giant-opt"}
 # timm's other networks have the exact GELU, though all were trained with the approximate one.
 _TANH = r"base_patch32.*|large_patch16_siglip_512|so400m_patch16.*|giantopt.*"
@@ -26,16 +27,42 @@ _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     if match := re.fullmatch(_ARCHITECTURE, content.get("architecture", "")):
         mlp = "gelu_tanh" if re.fullmatch(_TANH, match[0].removeprefix("vit_")) else "gelu"
-        return {**_FIELDS, "size": _SIZES[match[1]], "patch": int(match[2]), "mlp": mlp, "antialias": True}
+        mlp = content.get("model_args", {}).get("act_layer", mlp)
+        pool = "mean" if match[3] else "attention"
+        return {**_FIELDS, "pool": pool, "size": _SIZES[match[1]], "patch": int(match[2]), "mlp": mlp, "antialias": True}
     if content.get("model_type") in ("siglip2", "siglip2_vision_model"):
         raise Unusable(_NAFLEX)
     if content.get("model_type") not in ("siglip", "siglip_vision_model"):
         return None
     vision = {**_DEFAULTS, **content.get("vision_config", content)}
-    if (act := vision["hidden_act"]) not in _ACTIVATIONS or not vision.get("vision_use_head", True):
+    if (act := vision["hidden_act"]) not in _ACTIVATIONS:
         return None
-    fields = {"mlp": _ACTIVATIONS[act], "eps": vision["layer_norm_eps"]}
-    return torch_names.of_transformers(vision, vision["intermediate_size"], act, **_FIELDS, **fields)
+    pool = "attention" if vision.get("vision_use_head", True) else "mean"
+    fields = _FIELDS | {"pool": pool, "mlp": _ACTIVATIONS[act], "eps": vision["layer_norm_eps"]}
+    return torch_names.of_transformers(vision, vision["intermediate_size"], act, **fields)
+
+
+def _timm(backbone: Any, size: str) -> Target | None:
+    name = next((name for name, own in _SIZES.items() if own == size), "")
+    side = {("base", 32): 256, ("base", 16): 224, ("large", 16): 256, ("so400m", 14): 224, ("so400m", 16): 256}
+    side |= {("giantopt", 16): 256}
+    if (name, backbone.patch) not in side or backbone.features.mlp not in _ACTIVATIONS.values():
+        return None
+    pool = "_gap" if backbone.pool == "mean" else ""
+    architecture = f"vit_{name}_patch{backbone.patch}_siglip{pool}_{side[name, backbone.patch]}"
+    return Target(architecture, "siglip_timm", {"act_layer": backbone.features.mlp})
+
+
+def _for_transformers(backbone: Any, image_size: int) -> Target:
+    if backbone.pool != "mean":
+        raise InputError(
+            "The SigLIP of transformers classifies the mean of the patches, and this one what its attention pools; write "
+            "as=timm or as=stablehlo."
+        )
+    act = next((name for name, own in _ACTIVATIONS.items() if own == backbone.features.mlp), "gelu")
+    vision = torch_names.for_transformers(backbone, image_size, act, vision_use_head=False, model_type="siglip_vision_model")
+    fields = {"model_type": "siglip", "vision_config": vision}
+    return Target("SiglipForImageClassification", "siglip_transformers", fields, prefix="vision_model.")
 
 
 _POOL = "backbone/attn_pool"
@@ -61,6 +88,9 @@ KIND = Kind(
     tag="siglip",
     fields=_FIELDS | {"mlp": "gelu_tanh"},
     described=_described,
+    has=lambda backbone: not backbone.features.class_token,
+    timm=_timm,
+    transformers=_for_transformers,
     layouts=(
         Layout(
             "siglip_transformers",

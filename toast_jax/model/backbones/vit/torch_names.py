@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from toast_jax.errors import InputError
 from toast_jax.model.backbones.rename_rules import (
     STEERED,
+    Layout,
     Rename,
     bias,
     bottleneck,
@@ -20,7 +22,7 @@ from toast_jax.model.backbones.rename_rules import (
     token_feedback,
     transposed,
 )
-from toast_jax.model.backbones.vit.features import Kind, size_name
+from toast_jax.model.backbones.vit.features import Kind, Target, size_name
 
 _TORCH, _PATH = "blocks.{i}", "backbone/blocks/{i}"
 _ATTN, _MLP, _POOL = f"{_PATH}/attn", f"{_PATH}/mlp", "backbone/attn_pool"
@@ -201,10 +203,68 @@ def of_transformers(content: Mapping[str, Any], hidden: int | None, act: str = "
     return {**size, "patch": int(content["patch_size"]), **fields}
 
 
+def for_transformers(backbone: Any, image_size: int, act: str = "gelu", **fields: Any) -> dict[str, Any]:
+    """Return the fields of a `ViT` in the `config.json` of transformers; undoes `of_transformers`."""
+    return {
+        "hidden_size": backbone.width,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.num_heads,
+        "intermediate_size": backbone.hidden or 4 * backbone.width,
+        "image_size": image_size,
+        "patch_size": backbone.patch,
+        "layer_norm_eps": backbone.features.eps,
+        "hidden_act": act,
+        **fields,
+    }
+
+
+# Of timm's `VisionTransformer`, by pooling; without fc_norm=False it would pool the mean before its last norm.
+TIMM_POOLS: dict[str, dict[str, Any]] = {"cls": {}, "mean": {"global_pool": "avg", "fc_norm": False}}
+_PATCHES = {"Ti": (16,), "S": (8, 16, 32), "B": (8, 16, 32), "L": (14, 16, 32), "H": (14,)}
+
+
+def _timm(backbone: Any, size: str) -> Target | None:
+    if backbone.patch not in _PATCHES.get(size, ()) or backbone.pool not in TIMM_POOLS:
+        return None
+    name = next(name for name, own in _SIZES.items() if own == size)
+    return Target(f"vit_{name}_patch{backbone.patch}_224", "vit_timm", TIMM_POOLS[backbone.pool])
+
+
+def _transformers(backbone: Any, image_size: int) -> Target:
+    if backbone.pool == "mean":
+        raise InputError(
+            "The ViT of transformers classifies the class token, and this one the mean of the patches; write as=timm or "
+            "as=stablehlo."
+        )
+    fields = for_transformers(backbone, image_size, qkv_bias=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    fields |= {"model_type": "vit"}
+    return Target("ViTForImageClassification", "vit_transformers", fields, prefix="vit.", pools=("cls",))
+
+
+def in_transformers(*, registers: str = "", mask: str = "", **block: Any) -> tuple[Rename, ...]:
+    """Rename the parameters of transformers' ViT, and of DINOv2 there; `block` is what differs, as in `of_block`."""
+    names: dict[str, Any] = {
+        "norms": ("layernorm_before", "layernorm_after"),
+        "attention": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        "proj": "attention.output.dense",
+        "mlps": (("intermediate.dense", "output.dense"),),
+    }
+    return (
+        *of_input("embeddings.patch_embeddings.projection", "embeddings.cls_token", registers, mask),
+        Rename(("embeddings.position_embeddings",), ("backbone/pos_embed",)),
+        *of_block("encoder.layer.{i}", **names | block),
+        *norm("layernorm", "backbone/norm"),
+    )
+
+
 PLAIN = Kind(
     "plain ViT",
     tag="",
     fields={},
     described=_described,
+    has=lambda backbone: True,
+    timm=_timm,
+    transformers=_transformers,
+    layouts=(Layout("vit_timm", of_timm()), Layout("vit_transformers", in_transformers())),
     examples=("google/vit-base-patch16-224-in21k", "timm/vit_base_patch16_224.augreg_in21k"),
 )
