@@ -43,7 +43,7 @@ TASKS = {
     "demo_segment": "attention_scenes",
     "demo_language": "tales",
 }
-_FOLDERS = dict.fromkeys(("generate", "score", "relevance"), "language")  # of toast_jax/tasks, for those that are not in it
+_FOLDERS = dict.fromkeys(("generate", "score", "relevance"), "language")  # subfolders of toast_jax/tasks, by task
 _WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
 _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
 
@@ -57,7 +57,7 @@ def cli() -> None:
     """Run a task from `sys.argv`; an InputError ends the process with its sentence, status 2 and no traceback."""
     set_environment()
     _set_logging()
-    # absl's --help prints the docstring of `__main__` and the flags registered for it.
+    # --help of absl prints the docstring of `__main__` and the flags registered for it.
     sys.modules["__main__"].__doc__ = f"{__doc__}\nConfigs:\n{config_files.captions()}\n"
     for flag in (CONFIG, FIELDS, DISTRIBUTED, WORKDIR):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
@@ -82,10 +82,10 @@ def cli() -> None:
 
 
 def check_arguments(argv: list[str]) -> None:
-    """Refuse what config_flags would answer with a traceback: a missing config, no such file, an unknown field.
+    """Refuse arguments that raise in config_flags: no config, a missing file, an unknown field.
 
     Raises:
-      InputError: with the names that come nearest.
+      InputError: with the nearest names.
     """
     config = next((match[2] for match in _CONFIG.finditer("\0".join(argv))), "")
     if not config:
@@ -136,7 +136,7 @@ def _run(task, config, folder: str) -> None:
 
 
 def _devices(precision: str | None) -> str:
-    """Describe what a run computes on, as in "1 cpu device (cpu), jax 0.10.2, precision default, XLA_FLAGS=..."."""
+    """Describe devices and settings, as in "1 cpu device (cpu), jax 0.10.2, precision default, XLA_FLAGS=..."."""
     import jax
 
     count, device = jax.device_count(), jax.devices()[0]
@@ -147,7 +147,7 @@ def _devices(precision: str | None) -> str:
 
 
 def set_environment() -> None:
-    """Set the variables that JAX reads when it is imported, which reading a config may do, or when it finds its devices."""
+    """Set the variables that JAX reads when it is imported, as some configs do, or when it looks for devices."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(package_files.cache_folder("compiled")))
     xla_flags.disable_ynnpack()
 
@@ -157,18 +157,18 @@ def _set_logging() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False  # absl's handler at the root would print every line again, with a prefix
     log.addHandler(logging.StreamHandler(sys.stdout))
-    logging.raiseExceptions = False  # a line that cannot be written to a full disk is no reason for a traceback
+    logging.raiseExceptions = False  # a log line that does not fit on a full disk prints no traceback
     sys.unraisablehook = _print_unraisable
 
 
 def _print_unraisable(event) -> None:
-    """Print an exception that nothing can catch, except TensorStore's after a failed write of Orbax."""
+    """Print an uncaught exception, except that of TensorStore after a failed write of Orbax."""
     if str(event.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(event)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parse flags, the config's name replaced by its file; return the arguments that are left."""
+    """Replace the name of the config by its file, parse the flags, and return the remaining arguments."""
 
     def located(match: re.Match) -> str:
         name, colon, arguments = match[2].partition(":")
@@ -181,7 +181,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _exit(status: int, message: str) -> None:
-    """End the process; with --distributed at once, because JAX would make all processes wait minutes for one another."""
+    """End the process; with --distributed immediately, because JAX would make all processes wait for minutes."""
     print(message, file=sys.stderr)
     if flags.FLAGS.is_parsed() and DISTRIBUTED.value:
         sys.stdout.flush()

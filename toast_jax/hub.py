@@ -1,7 +1,7 @@
 """Files on the Hugging Face Hub, named `hf:OWNER/NAME[@REVISION][/FILE]`.
 
-The Hub's own client fetches them (`huggingface_hub`, the extra `hub`), so its cache, progress bar and settings apply: HF_HOME,
-HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and others. It is imported when a name is used.
+They are downloaded by the Hub's own client (`huggingface_hub`, the extra `hub`), with its cache, progress bar and settings:
+HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and others. It is imported when a name is used.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ _NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@(refs/\w+/[^/@]+|[^/@]+))?(?:/(.+))
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _INDEX = ".index.json"  # ending of the file that names the shards of large weights
 _SMALL = 2**20  # bytes; smaller downloads are not logged
-# Files of a repository by use, best first.
+# Patterns of the files of a repository by purpose, preferred first.
 WEIGHTS = (
     *("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}"),
     *("*.safetensors", "*.npz", "*.pth", "*.bin", "*.pt", "*.ckpt"),
 )
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tok*.bin")
-_BESIDE = ("config.json", "tokenizer_config.json", "chat_template.jinja")  # which come with any file
+_BESIDE = ("config.json", "tokenizer_config.json", "chat_template.jinja")  # downloaded with any other file
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A repository, or a file in it. Without a revision it is the newest commit of the main branch."""
+    """A repository or a file in it, at the newest commit of the main branch if there is no revision."""
 
     repository: str
     revision: str = ""
@@ -50,7 +50,7 @@ class Place:
 
 
 class Contents(NamedTuple):
-    """Lists the files of a repository at a commit: their sizes in bytes (None offline), and SHA-256 where the Hub has it."""
+    """The files of a repository at a commit: sizes in bytes (None offline), and SHA-256 if the Hub has it."""
 
     commit: str
     sizes: Mapping[str, int | None]
@@ -71,7 +71,7 @@ def parse(text: str) -> Place:
 
 
 def covers(text: str, pinned: str) -> bool:
-    """Return whether a name without a revision may have meant a pinned place when that was recorded."""
+    """Return whether a name without a revision fits a pinned place that was recorded earlier."""
     if not is_place(text) or not is_place(pinned):
         return False
     place, other = parse(text), parse(pinned)
@@ -79,11 +79,11 @@ def covers(text: str, pinned: str) -> bool:
 
 
 def pinned(place: Place, patterns: tuple[str, ...]) -> Place:
-    """Return the place with its commit and file, so that it always names the same bytes.
+    """Add commit and file to a place, so that it always names the same bytes.
 
     Args:
       place: on the Hub.
-      patterns: of the file to choose if the place names none, best first: `WEIGHTS` or `TOKENIZER`.
+      patterns: `WEIGHTS` or `TOKENIZER`, to choose a file if the place does not name one.
 
     Raises:
       InputError: the repository, revision or file does not exist or may not be read, or the Hub cannot be reached.
@@ -95,9 +95,9 @@ def pinned(place: Place, patterns: tuple[str, ...]) -> Place:
 
 
 def local(place: Place, patterns: tuple[str, ...] = WEIGHTS) -> Path:
-    """Return the file of a place in the client's cache, downloaded if need be; of an index, its shards too.
+    """Download the file of a place, unless it is cached, and return its path; with an index, its shards too.
 
-    Files are compared with the Hub's SHA-256 after their download. `config.json` and a chat template come with them.
+    Downloaded files are compared with the Hub's SHA-256. `config.json` and a chat template are downloaded with them.
 
     Raises:
       InputError: see `pinned`; or the disk has no room for it, or the download fails.
@@ -110,10 +110,10 @@ def local(place: Place, patterns: tuple[str, ...] = WEIGHTS) -> Path:
 
 
 def read_json(place: Place, file: str) -> dict[str, Any] | None:
-    """Read a JSON object in the repository of a place; None if it has no such file.
+    """Read a JSON object in the repository of a place; None if the file does not exist.
 
     Raises:
-      InputError: see `pinned`; or the file holds anything else.
+      InputError: see `pinned`; or the file is not a JSON object.
     """
     contents = contents_of(place.repository, place.revision)
     if file not in contents.sizes:
@@ -144,7 +144,7 @@ def provenance(place: Place) -> dict[str, Any]:
 
 @functools.cache  # one process sees one state of a repository
 def contents_of(repository: str, revision: str) -> Contents:
-    """List the files of a repository; without the Hub, those in the cache.
+    """List the files of a repository; if the Hub cannot be reached, those in the cache.
 
     Raises:
       InputError: see `pinned`.
@@ -181,7 +181,7 @@ def _cached_contents(place, cause) -> Contents:
 
 
 def _chosen(place, contents, patterns) -> str:
-    """Choose the file of a repository that the first of the patterns matches."""
+    """Choose the file of a repository that matches the first possible pattern."""
     for pattern in patterns:
         match fnmatch.filter(sorted(contents.sizes), pattern):
             case [file]:
@@ -194,7 +194,7 @@ def _chosen(place, contents, patterns) -> str:
 
 
 def _shards(index: Path) -> list[str]:
-    """List the shards that an index names; none if it is damaged, which its reader reports."""
+    """List the shards in an index; of a damaged index, which its reader reports, return none."""
     try:
         return sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -202,7 +202,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def _fetch(place: Place, files: list[str]) -> Path:
-    """Download those files of a pinned place that the cache lacks, one by one; return the first."""
+    """Download the files of a pinned place that are not cached, one by one; return the path of the first."""
     client = _client()
 
     def cached(file):
@@ -239,25 +239,25 @@ def _download(client, place, file, revision) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in the client's cache, which names large files by it."""
+    """Return the SHA-256 of a file in the client's cache, where it is the name of large files."""
     blob = path.resolve().name
     return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else package_files.digest_of(path)
 
 
 def _client():
-    """Import the client, and the modules of it that are used here, which it does not import by itself."""
+    """Import the client, with submodules that it does not import itself."""
     names = ("huggingface_hub", "huggingface_hub.constants", "huggingface_hub.errors")
     return [of_extra(name, "hub", "A name that begins with hf:") for name in names][0]
 
 
 def _is_refused(client, error) -> bool:
-    """Return whether the Hub has answered, with a refusal that no retry changes."""
+    """Return whether the Hub has refused the request for good."""
     answered = isinstance(error, client.errors.HfHubHTTPError) and error.response.status_code < 500
     return answered or isinstance(error, client.errors.HFValidationError)
 
 
 def _refusal(place: Place, error: Exception, file: str = "") -> InputError:
-    """Turn an exception of the client into the sentence for the user."""
+    """Turn an exception of the client into a message for the user."""
     client = _client()
     errors, endpoint = client.errors, client.constants.ENDPOINT
     page, log_in = f"{endpoint}/{place.repository}", "log in with `hf auth login` (or set HF_TOKEN)"

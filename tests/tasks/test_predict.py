@@ -61,7 +61,11 @@ def test_confusion_counts_what_the_evaluation_counted(tuned):
 
 @pytest.mark.parametrize("attention_too", [True, False])
 def test_predictions_are_those_of_the_evaluation(tuned, image_folder, tmp_path, attention_too):
+    (tmp_path / "attention").mkdir()
+    for name in ("00012_earlier.png", "100000_earlier.png", "notes.txt"):
+        (tmp_path / "attention" / name).touch()
     found = predicted(tuned[0], image_folder / "test", tmp_path, batch_size=4, attention=attention_too)
+    assert (tmp_path / "attention/notes.txt").exists()
     assert len(found) == 3 * COUNTS["test"] and {row["class"] for row in found} <= set(CLASSES)
     right = [row["class"] == row["image"].split("/")[-2] for row in found]
     assert np.mean(right) == pytest.approx(tuned[1]["test"]["accuracy"])

@@ -621,6 +621,7 @@ def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_pat
 def test_evaluating_nothing_is_an_error(config, tmp_path):
     with pytest.raises(InputError, match="There are no checkpoints in"):
         evaluate.run(config, str(tmp_path / "empty"))
+    assert not (tmp_path / "empty").exists()
 
 
 def test_checkpoint_of_another_network_is_explained(config, tmp_path):

@@ -1,4 +1,4 @@
-"""Images as Python programs have them: folders, tables, lists, PIL images and arrays."""
+"""Convert the images of Python programs: folders, tables, lists, PIL images and arrays."""
 
 import csv
 import io
@@ -18,21 +18,21 @@ from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
 from toast_jax.workdir import run_folder
 
-_HELD_OUT = 0.2  # share of the images for validation, where the data has no split for it
+_HELD_OUT = 0.2  # share of the images for validation, if the data has no split for it
 _DEFAULTS = {name: IMAGES[name].default for name in IMAGES if re.match(r"data\.(image_dir|held_out|splits\.)", name)}
-LISTING = "tuned_on.csv"  # in the folder of a run: the images that came as a list
+LISTING = "tuned_on.csv"  # in the folder of a run: images that were passed as a list
 
 
 def to_tune_on(data: Any, folder: Path, *, has_format: bool) -> dict[str, Any]:
-    """Return the fields of a config, by dotted name, for labeled images.
+    """Return the fields of a config that describe labeled images, by dotted name.
 
     Args:
       data: see `Net.tune`.
       folder: of the run; a list of images is written to it.
-      has_format: whether the caller sets `data.format` itself, so that a path is `data.root` and nothing more.
+      has_format: whether the caller sets `data.format` itself, so that a path sets only `data.root`.
 
     Raises:
-      InputError: there is no such folder or table, or a list holds anything but pairs.
+      InputError: there is no such folder or table, or an item of a list is not a pair.
     """
     if data is None:
         return {}
@@ -56,10 +56,10 @@ def to_tune_on(data: Any, folder: Path, *, has_format: bool) -> dict[str, Any]:
 
 
 def to_look_at(images: Any) -> Iterator[str | dict[str, Any]]:
-    """Yield images, as `Net.predict` takes them: paths, and examples of a `Source` for PIL images and arrays.
+    """Yield the images that `Net.predict` takes: paths, or examples of a `Source` for PIL images and arrays.
 
     Raises:
-      InputError: there is no image, or something else in its place.
+      InputError: there is no image, or an item is not an image.
     """
     if isinstance(images, (str, os.PathLike)):
         yield from _some(selected.each_path(os.fspath(images)), images)
@@ -73,7 +73,7 @@ def to_look_at(images: Any) -> Iterator[str | dict[str, Any]]:
 
 
 def _splits(present: set[str]) -> dict[str, Any]:
-    """Return the fields of splits, by the names of those in the data: without val and test, some images are held out."""
+    """Return the fields for the splits of the data; without val and test, some images are held out."""
     if "train" not in present:
         return {"data.held_out": _HELD_OUT}
     fields: dict[str, Any] = {f"data.splits.{name}": name if name in present else "" for name in selected.SPLITS}
@@ -91,7 +91,7 @@ def _listed(pairs: Iterable, folder: Path) -> dict[str, Any]:
                 rows.append((os.path.abspath(os.path.expanduser(path)), str(label)))
             case _:
                 raise InputError(f"Item {number} of the data is {pair!r}; give pairs of a path and a label.")
-    # Which images are held out depends on their relative paths, and so not on where the images or the run are.
+    # The held-out draw depends on these relative paths, and so not on the places of images and run.
     top = os.path.commonpath([os.path.dirname(path) for path, _ in rows])
     content = io.StringIO()
     lines = [(table.PATH, table.LABEL), *((os.path.relpath(path, top), label) for path, label in rows)]

@@ -20,7 +20,7 @@ from toast_jax.train import saved_run
 from toast_jax.train.setup import load_network
 from toast_jax.weights.named import NAMED
 
-_OF_A_RUN = ("weights", "module", "top_down")  # what `load` takes with a tuned network
+_OF_A_RUN = ("weights", "module", "top_down")  # fields that `load` accepts with a tuned network
 
 
 @keywords.named_in_errors()
@@ -36,9 +36,9 @@ def load(
     Args:
       source: `hf:OWNER/NAME[@REVISION][/FILE]`, a name of weights (docs/weights.md), or a file of weights; the folder of a run,
         or one that `Net.save` wrote; or a config of a run, see `read_config`.
-      method: of tuning, a row of `METHODS`; "" for toast, or for that of the run or config.
-      classes: their names, which are sorted as class folders are, or their number; None for those of the data.
-      backbone: kind and size of a network, such as vit_b16, if the name of its file does not begin with it.
+      method: a key of `METHODS`; "" for toast, or for the method of the run or config.
+      classes: names, which are sorted like class folders, or a number; None for the classes of the data.
+      backbone: kind and size of the network, such as vit_b16, if the name of its file does not begin with them.
       **fields: of the config, which is that of configs/folder.py unless `source` is one: by the last part of a name
         (`lr=0.01`), by its section (`optimizer={"lr": 0.01}`) or in full (`**{"optimizer.lr": 0.01}`). With a tuned network,
         only the files weights, module and top_down, if they have moved.
@@ -116,7 +116,7 @@ def _load_run(folder: str, fields: Mapping) -> net.Net:
 
 
 def _untuned(config: ConfigDict, classes: tuple[str, ...]) -> saved_run.SavedRun:
-    """Build the network of a config before its first step, with a head for one class while their number is unknown."""
+    """Build the untuned network of a config; its head has one class while their number is unknown."""
     count, built = len(classes) or config.data.num_classes, config.copy_and_resolve_references()
     if not count:
         built.head.start = "zeros"

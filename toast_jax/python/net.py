@@ -1,6 +1,6 @@
-"""A network for Python programs: tune it, predict, look where it looks, and save it.
+"""A network in Python: tune it, predict, show where it looks, and save it.
 
-Each step calls what a command of `main.py` calls, with the same config, so it computes the same numbers bit for bit.
+Each method runs the functions of a command of `main.py` with the same config, and so gives the same numbers bit for bit.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Net:
-    """A network for images with the config that tunes it, made by `load`.
+    """A network for images and the config to tune it with, made by `load`.
 
     Attributes:
       config: from `load`, every field of docs/config.md; `tune` sets more of them, in `run.config`.
@@ -72,7 +72,7 @@ class Net:
 
     @property
     def params(self) -> dict:
-        """All parameters, a nested dict of arrays. InputError while the number of classes, which the head needs, is unknown."""
+        """All parameters, a nested dict of arrays; InputError while the number of classes is unknown."""
         if not (self.is_tuned or self.classes or self.config.data.num_classes):
             raise InputError("The network has no head before its classes are known; give classes, names or a number, to load.")
         return self.run.params
@@ -81,7 +81,7 @@ class Net:
     def mask(self) -> dict:
         """A tree like `params`, True for tuned parameters; `optax.masked` and `equinox.partition` take it.
 
-        Running statistics of a probe are False: they are no parameters that a gradient could train.
+        Running statistics of a probe are False, as they have no gradient.
         """
         tuned = trees.flat(methods.tuned_mask(self.params, self.run.method))
         return trees.nested({path: value and not re.fullmatch(STATISTICS, path) for path, value in tuned.items()})
@@ -99,8 +99,8 @@ class Net:
     def tune(self, data: Any = None, workdir: str | os.PathLike | None = None, **fields: Any) -> dict:
         """Tune the network on labeled images, and return what `result.json` holds.
 
-        It starts from the pre-trained weights, also if the network is tuned already. The same call with the same `workdir`
-        resumes an interrupted run, and returns the result of a finished one.
+        Tuning starts from the pre-trained weights, even if the network is tuned already. The same call with the same `workdir`
+        resumes an interrupted run and returns the result of a finished one.
 
         Args:
           data: a folder `CLASS/IMAGE` or `SPLIT/CLASS/IMAGE`, with the splits train, val and test; a CSV, TSV or Parquet file
@@ -166,7 +166,7 @@ class Net:
 
     @keywords.named_in_errors()
     def look(self, image: Any) -> Look:
-        """Return where the network, tuned or not, looks in an image.
+        """Return where the network looks in an image, before or after tuning.
 
         Args:
           image: one image, as `predict` takes it.
@@ -192,7 +192,7 @@ class Net:
     def save(self, folder: str | os.PathLike) -> None:
         """Save the tuned network to a new folder, which `load` and the tasks of `main.py` read as a run.
 
-        It holds the tuned parameters, and names the file of the backbone, which stays where it is.
+        It holds the tuned parameters and the path of the backbone, whose weights are not copied.
 
         Raises:
           InputError: the network is not tuned, or the folder is not empty or cannot be written.
@@ -223,7 +223,7 @@ class Net:
 
 
 def checked(config: ConfigDict) -> ConfigDict:
-    """Return a config; InputError unless it is one to tune a network on images, without mistakes."""
+    """Return the config; InputError unless it is valid and tunes a network on images."""
     if "backbone" not in config or families.of_config(config).reads != "images" or config.stage != "tune":
         raise InputError("The config does not tune a network on images; give one that does, such as read_config('folder').")
     check(config)
@@ -249,7 +249,7 @@ def _readable(batches: Iterable[views.Streamed]) -> Iterator[views.Streamed]:
 
 @contextlib.contextmanager
 def _printed_log() -> Iterator[None]:
-    """Print the log of the package inside the block, unless the program has set up its logging."""
+    """Print the log of the package inside the block, unless the program has configured logging."""
     package = logging.getLogger("toast_jax")
     if package.level or (package.isEnabledFor(logging.INFO) and package.hasHandlers()):
         yield

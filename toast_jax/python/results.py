@@ -1,4 +1,4 @@
-"""What a network returns to a Python program: predictions, and where it looks."""
+"""Results of a network in Python: predictions, and where it looks."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,10 +12,10 @@ _SIDE = 160  # width of a drawn map, in pixels
 
 
 class Predictions(NamedTuple):
-    """Holds the predictions for n images, in their order.
+    """Predictions for n images, in their order.
 
     Attributes:
-      images: `[n]`, paths, or the positions of images that have none.
+      images: `[n]`, paths, or positions of images without a path.
       labels: `[n]`, the names of the likeliest classes.
       probabilities: float32 `[n, C]`, in the order of `Net.classes`.
     """
@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Holds where a network looks in an image.
+    """Maps of where a network looks in an image.
 
     Attributes:
       image: as the network sees it, uint8 `[S, S, 3]`.

@@ -31,7 +31,6 @@ def run(config: ConfigDict, folder: str) -> None:
     """
     check(config)
     config = places.pin(config, folder)
-    saved = run_folder.writable(folder) / "evaluation.json"
     reads = domain(config)
     train, evals = reads.open_sources(config, verified=True, run=folder)
     if not evals:
@@ -53,6 +52,7 @@ def run(config: ConfigDict, folder: str) -> None:
             has_start = config.head.start == "classifier"
             tuned = _between(network.tuned, tuned, share, kept="" if has_start else "(head|probe)/")
             origin = f"{origin}, {share} of the way from its start"
+    saved = run_folder.writable(folder) / "evaluation.json"  # created only for a run or a file that was read
     devices = devices_of(config)
     keeps = config.get("save_predictions", False) and config.interpolation == 1
     step = eval_step_of(config, network, devices, keeps)

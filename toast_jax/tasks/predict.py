@@ -25,8 +25,8 @@ from toast_jax.workdir import predictions, run_folder
 
 log = logging.getLogger(__name__)
 
-SHOWN = 20  # lines on the console
-SHOWN_FAULTS = 3  # in the sentence at the end
+SHOWN = 20  # predictions on the console
+SHOWN_FAULTS = 3  # images that the error at the end names
 
 
 def run(config: ConfigDict, folder: str) -> None:
@@ -52,6 +52,7 @@ def run(config: ConfigDict, folder: str) -> None:
     if families.reads(saved.config) == "masks":
         _segment(saved, itertools.chain([first], paths), folder, config.attention)
         return
+    run_folder.remove_pictures(folder / "attention")
     look = saved.compiled(maps.look if config.attention else classified)
     count, left_out, pictures, rate = 0, 0, 0, Rate()
     faults: list[str] = []
@@ -93,7 +94,7 @@ def _segment(saved: saved_run.SavedRun, paths: Iterable[str], folder: Path, pict
 
 
 class Rate:
-    """Images per second after the first batch, which waits for the compilation; as text, for the end of a sentence."""
+    """Measures images per second after the first batch, which includes compilation; `str` gives the end of a sentence."""
 
     def __init__(self):
         self._started, self._images, self._seconds = 0.0, 0, 0.0
@@ -110,7 +111,7 @@ class Rate:
 
 
 def classify(saved: saved_run.SavedRun, look: Callable, batches: Iterable[views.Streamed]) -> Iterator[tuple]:
-    """Yield each batch with its result, while the device computes the next one."""
+    """Yield each batch with its result while the device computes the next one."""
     waiting = None
     for batch in batches:
         dispatched = batch, look(saved.params, batch.image)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, folder: str) -> None:
     """Download and prepare each of `config.datasets` under `config.root`; `folder` is unused.
 
-    Datasets that are already prepared are skipped. A failure is logged, and the others continue.
+    Prepared datasets are skipped. A failure is logged, and the other datasets continue.
 
     Raises:
       InputError: TensorFlow is missing, the folder cannot be written, or some datasets failed (all are named, with reasons).

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 def run(config: ConfigDict, folder: str) -> None:
     """Train a run, write `result.json` to the folder and log the result in one line.
 
-    With `config.confusion`, also logs which classes are confused on the last evaluation split and writes `confusion.csv`.
-    With `config.show`, prints examples of text instead of training on it.
+    With `config.confusion`, log which classes are confused on test (or else val) and write `confusion.csv`.
+    With `config.show`, print examples of text instead of training.
     """
     if config.get("show"):
         check(config)
@@ -34,7 +34,7 @@ def run(config: ConfigDict, folder: str) -> None:
     log.info("%s: %s; %s; seed %d; %s/result.json", config.name, scores or "done", tuned, config.seed, folder)
     split = next((name for name in ("test", "val") if name in result), None)
     if config.get("confusion") and split:
-        run = saved_run.load(folder)  # on every process, as they open checkpoints together
+        run = saved_run.load(folder)  # in every process, as they open checkpoints together
         source, _ = selected.open_images(config.data, split, run.classes, seed=config.seed, run=folder)
         counts = confusion.matrix(run, source)
         path = Path(folder).expanduser() / "confusion.csv"

@@ -128,6 +128,7 @@ def _with_masks(run: SavedRun, images: str, most: int) -> tuple[list[str], list[
 def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], truths: list[str], looked) -> str:
     """Draw each image, and a contact sheet of all; return a line to log."""
     folder.mkdir(exist_ok=True)
+    run_folder.remove_pictures(folder)
     rows = []
     for i, image in enumerate(images):
         large = drawing.enlarged(image, _SIDE)
@@ -135,7 +136,7 @@ def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], tru
         title = f"{names[i]} by {run_name}: predicted {looked.named[i]} ({looked.confidence[i]:.0%}){truth}"
         picture = Image.fromarray(comparison.picture_of(large, title, looked, i))
         picture.save(folder / f"{i + 1:05}_{Path(names[i]).stem[:50]}.png")
-        rows.append(comparison.row_of(large, looked, i, title=f"predicted {looked.named[i]}{truth}"))
+        rows.append(comparison.row_of(large, looked, i, title=looked.named[i] + (f" (true: {truths[i]})" if truths[i] else "")))
     Image.fromarray(drawing.stacked(rows)).save(folder / "contact_sheet.png")
     if not all(truths):
         return f"{len(images)} pictures are in {folder}."

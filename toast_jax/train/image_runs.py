@@ -1,6 +1,6 @@
 """The part of a run that is specific to images: data sources, batches and augmentation.
 
-The module `text` has the same functions for text; the step and the loop work with either.
+`train.text_runs` has the same functions for text; the step and the loop work with either.
 """
 
 import functools

@@ -167,7 +167,7 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
 
 def _ends_window(run: Run, step: int, start: int) -> bool:
     """Return whether a step is the last one before a log line."""
-    return step == start + 1 or step % run.config.log_every == 0
+    return step == start + 1 or step % run.config.log_every == 0 or step % run.steps_per_epoch == 0
 
 
 def _train_batches(run: Run, start: int) -> Generator[tuple[dict, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files: records of serialized `Event` messages, in the few fields that scalars need.
+"""Write TensorBoard's event files: records of serialized `Event` messages, with only the fields of scalars.
 
 A record is the length of its data, a checksum of the length, the data, and a checksum of the data. In TensorFlow's source,
 `core/lib/io/record_writer.h` defines records, and `core/util/event.proto` and `core/framework/summary.proto` define messages.
@@ -16,7 +16,7 @@ _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types of protobuf
 
 
 def create(folder: Path, first_step: int) -> BinaryIO:
-    """Create an event file in a folder and open it; TensorBoard drops what older files say of `first_step` and later."""
+    """Create and open an event file; TensorBoard then drops steps from `first_step` on of older files."""
     folder.mkdir(exist_ok=True)
     file = (folder / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}").open("xb")
     file.write(_record(_event(0, _field(3, _BYTES, b"brain.Event:2"))))
@@ -47,7 +47,7 @@ def _field(number, wire_type, value):
 
 
 def _varint(value):
-    """Encode an integer with seven bits a byte, the lowest first; the eighth bit says that more follow."""
+    """Encode an integer with seven bits per byte, lowest first; the eighth bit marks that more bytes follow."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -61,7 +61,7 @@ def _record(data):
 
 
 def _checksum(data):
-    """Compute the CRC-32C, masked as the format demands."""
+    """Compute the CRC-32C with the mask of the format."""
     crc = crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 

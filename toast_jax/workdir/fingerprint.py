@@ -1,4 +1,4 @@
-"""Fingerprints of what a run needs but does not save: its training data, frozen parameters and start."""
+"""Fingerprints of the inputs that a run does not save: training data, frozen parameters and initial parameters."""
 
 import dataclasses
 import hashlib
@@ -14,17 +14,17 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.errors import InputError
 
-_LARGE = 2**27  # elements from which on an array is reduced on the device instead of the host, as split arrays are
-# Relative difference of moments: half precision stays below, another backbone is far above.
+_LARGE = 2**27  # elements; larger arrays are reduced on the device, as are arrays that are split over devices
+# Relative difference of moments: rounding to half precision stays below, another backbone is far above.
 _TOLERANCE = 1e-2
-_SAMPLE = 2**16  # elements of an array to project, or up to twice as many
+_SAMPLE = 2**16  # least number of elements of a large array to project; at most twice as many are
 
 
 def of_source(source) -> dict:
     """Count the examples of a source and hash its fields: file names, labels, classes, positions.
 
-    File names are relative to the folder that all are in, so that data may move. Pixels are not read. For prepared TFDS data
-    the hash covers `dataset_info.json`, where TFDS lists the files. A source with a `digest` of its own is not read.
+    File names are relative to the folder that contains all files, so that data may move. Pixels are not read. For prepared TFDS
+    data, `dataset_info.json`, in which TFDS lists the files, is hashed. A source with a `digest` of its own is not read.
     """
     content = source.digest() if hasattr(source, "digest") else _hashed(source, _relative).hexdigest()
     return {"count": len(source), "content": content}
@@ -47,7 +47,7 @@ def _hashed(source, place: Callable) -> "hashlib._Hash":
 
 
 def _relative(place: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Make paths of files relative to the folder that all are in, and a folder to itself."""
+    """Make paths of files relative to the folder that contains all of them; a folder becomes \"\"."""
     if isinstance(place, str):
         return ""
     paths = [os.path.abspath(path) for path in place]

@@ -18,10 +18,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def asked() -> Iterator[Callable[[], bool]]:
-    """Turn the first signal into a request: inside the block the yielded function returns True once it came.
+    """Turn the first signal into a request: the yielded function then returns True.
 
-    That signal, or the end of the block, restores the earlier handlers. Nested blocks (a run in a sweep) share the request.
-    Each of several processes has to call the function once a step: JAX then handles SIGTERM and agrees on the last step.
+    The signal, or the end of the block, restores the earlier handlers. Nested blocks (a run in a sweep) share the request. With
+    several processes, each has to call the function once per step: JAX then handles SIGTERM and agrees on the last step.
     """
     if jax.process_count() > 1:
         steps = itertools.count()

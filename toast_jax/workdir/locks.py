@@ -1,7 +1,7 @@
-"""Locks for folders that several processes may want at once, on one host or on many that share a disk.
+"""Locks for folders that several processes may use, on one host or on several hosts that share a disk.
 
-The kernel's lock on the file decides between processes of one machine: it holds across containers, and dies with its process.
-Other hosts may not see that lock on a shared disk, so the holder also touches the file while it lives.
+Processes of one machine are separated by the kernel's lock on the file, which works across containers and ends with its
+process. Other hosts may not see that lock on a shared disk, so the holder also touches the file regularly.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ import filelock
 from toast_jax.errors import InputError
 
 BEAT = 30.0  # seconds between two touches of the lock file
-STALE = 300.0  # seconds without a touch after which the holder on another host is taken for dead
-# Of disks whose files the kernel cannot lock; the touches alone decide there.
+STALE = 300.0  # seconds without a touch after which a holder on another host counts as dead
+# Errors of disks whose files the kernel cannot lock; only the touches count there.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-# Of disks, such as mounted buckets, that refuse an operation to everyone.
+# Errors of disks, such as mounted buckets, that do not support an operation.
 _REFUSED = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Held(Exception):
-    """Another process holds the lock and is, as far as can be seen, alive; the text names it."""
+    """Another process, which the text names, holds the lock and appears to be alive."""
 
 
 @contextlib.contextmanager
 def lock(path: str | Path) -> Iterator[None]:
     """Hold the lock file `path`, which names host and process, inside the block; its folder is created.
 
-    A lock whose holder on this machine died is free at once. The lock of another host is free once it has not been touched for
-    `STALE` seconds.
+    The lock of a dead process of this machine is free at once; that of another host when it has not been touched for `STALE`
+    seconds.
 
     Raises:
-      Held: another process has it.
+      Held: another process holds it.
       InputError: the disk has no hard links, or refuses to lock files.
     """
     path = Path(path)
@@ -55,7 +55,7 @@ def lock(path: str | Path) -> Iterator[None]:
         finally:
             done.set()
             heartbeat.join()
-            with contextlib.suppress(OSError):  # the file is gone, or its disk is
+            with contextlib.suppress(OSError):  # the file or its disk is gone
                 if _is_at(file, path):
                     path.unlink()
 
@@ -67,7 +67,7 @@ def _touch(file, done):
 
 
 def _acquired(path: Path) -> IO | None:
-    """Return the lock file, open and locked; None if the one that was there has gone meanwhile.
+    """Return the lock file, open and locked; None if an existing lock was released meanwhile.
 
     A new file is locked before it gets the name `path`. Linking and renaming are atomic on network disks too.
     """
@@ -91,7 +91,7 @@ def _acquired(path: Path) -> IO | None:
 
 
 def _taken_over(path: Path, draft: Path) -> bool:
-    """Replace a stale lock by `draft`; False if it has gone meanwhile. The kernel lets one process try at a time."""
+    """Replace a stale lock by `draft`; False if it was released meanwhile. The kernel lets one process try at a time."""
     try:
         with path.open("r+") as file:
             is_free = _lock_in_kernel(file)
@@ -111,7 +111,7 @@ def _taken_over(path: Path, draft: Path) -> bool:
 
 
 def _lock_in_kernel(file: IO) -> bool | None:
-    """Lock an open file without waiting; False if another process has locked it, None if its disk has no such locks."""
+    """Lock an open file without waiting; False if another process has locked it, None if the disk has no locks."""
     try:
         with _needed("file locks", Path(file.name)):
             return filelock.lock_descriptor(file.fileno(), blocking=False)
@@ -123,7 +123,7 @@ def _lock_in_kernel(file: IO) -> bool | None:
 
 @contextlib.contextmanager
 def _needed(operations: str, path: Path) -> Iterator[None]:
-    """Explain the error of a disk that does not have these operations."""
+    """Explain the error of a disk that lacks these operations."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Metrics of runs: losses, rates and scores in `metrics.jsonl` and for TensorBoard, and which runs have diverged."""
+"""Write the metrics of runs to `metrics.jsonl` and for TensorBoard, and note which runs have diverged."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One of the runs that train together; most train alone.
+    """A run, which trains alone or together with others.
 
     Attributes:
       config: of the run.
@@ -38,17 +38,17 @@ class Member:
 class Record(contextlib.ExitStack):
     """Writes the metrics of every member and notes which members have diverged.
 
-    Metrics come as arrays `[members]`, or as scalars if all members share them. A member ends at its first non-finite step,
+    Metrics are arrays `[members]`, or scalars if all members share them. A member has diverged at its first non-finite step,
     unless `config.skip_nonfinite` allows some in a row.
 
     Args:
       members: the runs.
       start: the step before the first one to be written.
       steps_per_epoch: for messages.
-      reads: the module of what they read, see `train.setup.domain`: its unit, and what follows from scores.
+      reads: the module for their data, see `train.setup.domain`, with its unit and its summary of scores.
 
     Attributes:
-      diverged: by the number of the member, what happened.
+      diverged: by the index of the member, how it diverged.
     """
 
     def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int, reads):
@@ -66,10 +66,10 @@ class Record(contextlib.ExitStack):
         """Write the metrics of consecutive training steps. All values are on the host.
 
         Args:
-          fetched: of each step its number, its metrics, and which examples of the training data it saw.
+          fetched: for each step its number, its metrics, and the indices of its training examples.
 
         Returns:
-          the last step, and its metrics of the member with the lowest loss.
+          the last step, and the metrics of the member with the lowest loss at that step.
         """
         for step, metrics, examples in fetched:
             rows = [self._step(i, step, row, examples) for i, row in enumerate(self._by_member(metrics))]
@@ -172,7 +172,7 @@ class Writer:
                 file.write(record)
 
     def flush(self) -> None:
-        """Hand the buffers to the operating system, without waiting for the disk."""
+        """Pass the buffers to the operating system, without waiting for the disk."""
         for file in self._files:
             with self._logged_errors():
                 file.flush()
@@ -199,7 +199,7 @@ class Writer:
 
 
 def _lines(path: Path) -> list[dict]:
-    """Return the complete lines of a file, without one that a kill cut off."""
+    """Return the complete lines of a file, without one that was cut off when the run was killed."""
     if not path.exists():
         return []
     lines = []
@@ -212,11 +212,11 @@ def _lines(path: Path) -> list[dict]:
 
 
 def described(scores: dict[str, float], unit: str) -> str:
-    """Return one line of text for a dict that `evaluate` returned, which counts in `unit`."""
+    """Format scores that `evaluate` returned, with their count in `unit`, as a line of text."""
     numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in _main(scores))
     return f"{numbers} ({scores['count']} {unit})"
 
 
 def _main(scores):
-    """Return the scores to log: not those of single classes, `iou/CLASS`, of which there may be many."""
+    """Return the scores to log, without those of single classes (`iou/CLASS`)."""
     return [(name, value) for name, value in scores.items() if name != "count" and "/" not in name]

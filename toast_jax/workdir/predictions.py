@@ -1,4 +1,4 @@
-"""Write predictions while they are computed: a CSV file, and on request an NPZ file of all probabilities."""
+"""Write predictions as they are computed: a CSV file and, on request, an NPZ file of all probabilities."""
 
 import contextlib
 import csv
@@ -64,7 +64,7 @@ def writer(
 
 @contextlib.contextmanager
 def _array(archive: zipfile.ZipFile, name: str, dtype: str, shape: Sequence[int], content) -> Iterator:
-    """Open an array of an NPZ file after its header, and rewind the file that its content comes from."""
+    """Open an array in an NPZ file for writing after its header, and rewind the file of its content."""
     content.seek(0)
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": tuple(shape)})

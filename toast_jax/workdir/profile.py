@@ -11,7 +11,7 @@ from toast_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_UNTRACED = 3  # steps of a run, in which programs are compiled and queues fill
+_UNTRACED = 3  # first steps, in which programs are compiled and queues fill
 
 
 @contextlib.contextmanager
@@ -23,7 +23,7 @@ def traced(folder: Path, steps: int) -> Iterator[Callable]:
       steps: 0 traces nothing.
 
     Yields:
-      a function to call after each step was dispatched, with its results.
+      a function to call with the results of each step after it was dispatched.
 
     Raises:
       InputError: this process is being traced already.
@@ -53,5 +53,5 @@ def traced(folder: Path, steps: int) -> Iterator[Callable]:
     try:
         yield dispatched
     finally:
-        if tracing:  # the run has ended before
+        if tracing:  # the run ended earlier
             stop()

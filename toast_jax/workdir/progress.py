@@ -16,7 +16,7 @@ log = logging.getLogger("toast_jax")
 
 @contextlib.contextmanager
 def log_to_file(path: str | Path, but: logging.Logger):
-    """Send log messages to a file inside the block; those of the logger `but` go to the console too."""
+    """Send log messages to a file inside the block; only those of the logger `but` also go to the console."""
     file = logging.FileHandler(path)
     shown = lambda record: record.name == but.name  # noqa: E731
     consoles = list(log.handlers)
@@ -63,7 +63,7 @@ class Progress:
         self._open.close()
 
     def tick(self, steps: int) -> None:
-        """Count `steps` finished steps; call it as soon as the device has finished them."""
+        """Count `steps` finished steps; call this as soon as the device has finished them."""
         now = time.perf_counter()
         if self.first_step is None:
             self.first_step = now - self._started
@@ -74,7 +74,7 @@ class Progress:
             self._bar.update(steps)
 
     def resume(self) -> None:
-        """Restart the clock; call it after an evaluation or a checkpoint."""
+        """Restart the clock; call this after an evaluation or a checkpoint."""
         self._since = time.perf_counter()
 
     def report(self, step: int, metrics: dict[str, float]) -> None:

@@ -27,8 +27,8 @@ from toast_jax.workdir import locks
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
     """Create the folder, or check that it belongs to the same config.
 
-    A folder without a checkpoint can be claimed by any config, so a failed start can be corrected. The loop saves the config,
-    after it has checked the content of data and weights that moved. Of several processes only the first one checks.
+    Any config can claim a folder without a checkpoint, so that a failed start can be corrected. The loop saves the config
+    after it has checked the content of data and weights that have moved. Only the first of several processes checks.
 
     Raises:
       InputError: the folder cannot be written, or holds checkpoints of another config (the differing fields are listed), or of
@@ -100,7 +100,7 @@ def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
 def recorded(workdir: str | Path, config: ConfigDict, name: str = "result.json") -> dict | None:
     """Read a JSON file that a run of this config wrote; InputError if another config wrote it.
 
-    Returns None without such a file, or if data or weights have moved: to resume the run checks their content.
+    Returns None if there is no such file, or if data or weights have moved: the run then has to resume to check their content.
     """
     folder = Path(workdir).expanduser()
     if not (folder / name).exists():
@@ -126,7 +126,7 @@ def _check_same(folder, config, *changeable):
 
 
 def _differing(folder, config, *changeable):
-    """List the fields that differ from the saved config; one that an older version did not have counts as its default."""
+    """List the fields that differ from the saved config; fields that it lacks have their defaults."""
     path = folder / "config.json"
     fields = schema.of_run(config)
     defaults = {name: field.default for name, field in fields.items()}
@@ -145,7 +145,7 @@ def _differing(folder, config, *changeable):
 
 
 def _is_same(before, now):
-    """Return whether two values are the same; a run records the commit of a place on the Hub that its config left open."""
+    """Return whether two values are the same, or the new one is a place on the Hub whose commit the run has recorded."""
     return before == now or (isinstance(before, str) and isinstance(now, str) and hub.covers(now, before))
 
 
@@ -224,6 +224,12 @@ def replace_file(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise InputError(unwritable(path, error)) from error
+
+
+def remove_pictures(folder: Path) -> None:
+    """Remove the numbered pictures that an earlier call wrote, `00001_NAME.png` and so on."""
+    for picture in folder.glob(f"{'[0-9]' * 5}*_*.png"):
+        picture.unlink()
 
 
 # Errors of the disk rather than of the request.

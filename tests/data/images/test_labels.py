@@ -207,6 +207,14 @@ def test_classes_of_single_images_cannot_be_held_out(tmp_path):
     assert "No class has two images" in error_of(config(folder_root(tmp_path, "a/1.png", "b/1.png"), "folder", held_out=0.5))
 
 
+def test_a_folder_whose_name_has_a_plus_is_one_folder(tmp_path):
+    folder_root(tmp_path, "a+b/1.png", "c/2.png")
+    source, _ = selected.open_images(config(tmp_path, "folder"), f"{tmp_path}/a+b")
+    assert names(source) == [f"{tmp_path}/a+b/1.png"]
+    source, root = selected.open_images(config(tmp_path, "folder"), f"{tmp_path}/a++b+{tmp_path}/c")
+    assert names(source) == [f"{tmp_path}/a+b/1.png", f"{tmp_path}/c/2.png"] and root == str(tmp_path)
+
+
 # Names of classes
 
 

@@ -312,6 +312,15 @@ def test_evaluation_images_that_are_training_images_are_logged(tmp_path, caplog)
     )
 
 
+def test_a_long_verification_logs_its_progress(damaged, caplog, monkeypatch):
+    caplog.set_level("INFO", "toast_jax")
+    monkeypatch.setattr(verifying, "_AT_ONCE", 3)
+    monkeypatch.setattr(verifying, "_INTERVAL", -1.0)
+    assert labels(verify(damaged, skip_corrupt=True)) == [0, 1]
+    progress = [record.message for record in caplog.records if "are verified" in record.message]
+    assert progress == ["3 of 4 images are verified.", "4 of 4 images are verified."]
+
+
 def test_a_long_list_of_corrupt_images_is_cut(tmp_path):
     for index in range(9):
         write(tmp_path / f"train/a/{index}.png", b"")

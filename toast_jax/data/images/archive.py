@@ -1,4 +1,4 @@
-"""Images inside a zip archive, read in place. Their paths go through the archive, as in `data/images.zip/birds/1.jpg`."""
+"""Images in a zip archive, read in place. Their paths contain that of the archive, as in `data/images.zip/birds/1.jpg`."""
 
 import functools
 import os
@@ -10,13 +10,13 @@ from toast_jax.errors import InputError
 
 
 def split(path: str) -> tuple[str, str] | None:
-    """Split the path of an image into its archive and its name there; None for an image outside of archives."""
+    """Split the path of an image into its archive and its name in it; None if it is in no archive."""
     ends = (match.end() for match in re.finditer(r"\.zip(?=/)", path, re.IGNORECASE))
     return next(((path[:end], path[end + 1 :]) for end in ends if is_archive(path[:end])), None)
 
 
 def is_archive(path: str) -> bool:
-    """Return whether a path is that of a zip file; a folder may have such a name too."""
+    """Return whether a path is that of a zip file, and not of a folder with such a name."""
     return path.lower().endswith(".zip") and os.path.isfile(path)
 
 
@@ -30,7 +30,7 @@ def names(archive: str) -> frozenset[str]:
 
 
 def read(archive: str, name: str) -> bytes:
-    """Read a file of an archive, and check it by its checksum. Threads and processes may read at the same time.
+    """Read a file of an archive and verify its checksum. Threads and processes may read at the same time.
 
     Raises:
       InputError: the archive or the file in it is missing, damaged or encrypted.
@@ -45,7 +45,7 @@ def read(archive: str, name: str) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def _opened(archive: str, process: int) -> zipfile.ZipFile:
-    """Open an archive once in each process: after a fork, two processes would move one file position."""
+    """Open an archive once in each process: after a fork, processes would share a file position."""
     try:
         return zipfile.ZipFile(archive)
     except (OSError, zipfile.BadZipFile) as error:

@@ -1,7 +1,7 @@
 """Batches of images for training and evaluation.
 
-Batch k depends on the source, the seed and k alone: not on where the run was resumed, nor on the number of threads, processes
-or hosts that load it.
+Batch k depends only on the source, the seed and k: not on where the run was resumed, nor on the number of threads, processes or
+hosts that load it.
 """
 
 from collections.abc import Generator
@@ -74,7 +74,7 @@ def train_batches(
 
 
 def fixed_views(source: Source, *, batch_size: int, seed: int, views: int, workers: int = 0, **view) -> Generator[Batch]:
-    """Iterate over all fixed views that `train_batches` cycles through: view v of example i is row i * views + v.
+    """Iterate over all fixed views that `train_batches` cycles through; row i * views + v is view v of example i.
 
     Args:
         source, seed, views, workers, view: as in `train_batches`.

@@ -4,7 +4,7 @@ They do not reproduce the images of ImageNet-C. Strengths are those published fo
 the image. Exceptions: frost is made of noise, because the original photographs of frost cannot be shipped, and has its own
 strengths; fog is noise with the spectrum of diamond-square (severity 4 is rougher than severity 3, not thicker, as published);
 elastic deformation grows steadily with severity, while the original switches between two kinds.
-A corruption uses the same random numbers at every severity, so severities differ in strength only.
+A corruption uses the same random numbers at every severity, so that severities differ only in strength.
 """
 
 import io

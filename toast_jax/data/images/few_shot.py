@@ -12,8 +12,8 @@ from toast_jax.errors import InputError
 def draw(source: Source, shots: int, seed: int) -> Source:
     """Keep `shots` random images of each class, in the order of the source.
 
-    Draws are nested: the images of four shots contain those of one shot with the same seed. A class draws independently of the
-    others, so leaving a class out does not change their images.
+    Draws are nested: the images of four shots contain those of one shot with the same seed. Each class is drawn independently,
+    so leaving one out does not change the images of the others.
 
     Args:
         source: the training images.
@@ -44,7 +44,7 @@ def draw(source: Source, shots: int, seed: int) -> Source:
 
 
 def _labels(source):
-    """Return the label of every example; without reading any image where the source knows them."""
+    """Return the label of every example, without reading images if the source lists its labels."""
     if isinstance(source, Subset):
         labels = _labels(source.source)
         return [labels[index] for index in source.indices]

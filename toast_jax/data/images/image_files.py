@@ -1,4 +1,4 @@
-"""Images in files of their own: JSON split files, class folders, and what tables share with them."""
+"""Sources of image files, named by JSON split files or found in class folders, and helpers that tables share."""
 
 import dataclasses
 import functools
@@ -16,13 +16,13 @@ from toast_jax.errors import InputError, listed
 
 log = logging.getLogger(__name__)
 
-# The only class of images without labels.
+# The class of images without labels.
 UNLABELLED = "unlabelled"
 TRAIN = "train"
 _COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
-# Formats that Pillow recognizes but does not decode, or only with another program (EPS) or system (WMF).
+# Formats that Pillow recognizes but does not decode, or decodes only with another program (EPS) or system (WMF).
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-_NAMED = 3  # files that a warning names
+_NAMED = 3  # how many files a warning names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Files:
 
     Attributes:
         paths: of the files.
-        labels: for each its index into `classes`.
+        labels: for each file an index into `classes`.
         classes: their names.
     """
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
-    # Whether images are turned upright by their EXIF orientation. Belongs to the config, not to the data's fingerprint.
+    # Whether images are turned upright by their EXIF orientation: part of the config, not of the data's fingerprint.
     orient: ClassVar[bool] = False
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class UprightFiles(Files):
 
 @functools.cache
 def suffixes() -> tuple[str, ...]:
-    """List the name endings of all formats that Pillow decodes, in lower case; common ones come first."""
+    """List the suffixes of all formats that Pillow decodes, in lower case, common ones first."""
     registered = Image.registered_extensions().items()
     decoded = {suffix for suffix, format in registered if format in Image.OPEN and format not in _NOT_DECODED}
     return (*_COMMON_SUFFIXES, *sorted(decoded - set(_COMMON_SUFFIXES)))
@@ -101,7 +101,7 @@ def unlabelled(path: str, *, orient: bool = True) -> Files:
 
 
 def in_folder(folder: str) -> Iterator[str]:
-    """Yield the images of a folder at every depth, sorted by path; at the end, log the files that are left out.
+    """Yield the images of a folder at every depth, sorted by path; then log the files that are left out.
 
     Raises:
         InputError: a folder cannot be listed, or there is no image.
@@ -123,7 +123,7 @@ def in_folder(folder: str) -> Iterator[str]:
 
 def files_of(data: ConfigDict, paths: Iterable[str], labels: Iterable[int], classes: tuple[str, ...]) -> Files:
     """Return a source of image files, turned upright by their EXIF orientation if the config asks for it."""
-    orient = data.get("exif_orientation", False)  # runs of earlier versions, which did not, have no such field
+    orient = data.get("exif_orientation", False)  # absent in runs of earlier versions
     return (UprightFiles if orient else Files)(tuple(paths), tuple(labels), classes)
 
 
@@ -314,7 +314,7 @@ def _are_numbers(names: Sequence[str]) -> bool:
 
 
 def _loose_files(folder: str) -> list[str]:
-    """Return the files beside the class folders, which belong to no class."""
+    """List the files beside the class folders, which have no class."""
     with os.scandir(folder) as entries:
         return sorted(entry.path for entry in entries if os.path.isfile(entry) and not entry.name.startswith("."))
 
@@ -322,8 +322,8 @@ def _loose_files(folder: str) -> list[str]:
 def _walk(folder: str, entered: set[str] | None = None) -> Iterator[tuple[str, bool]]:
     """Yield the files at every depth of a folder, sorted by path, and whether each is named like an image.
 
-    Links are followed, and no folder is entered twice. Hidden files and folders are left out. Only the names of the folders
-    on the way to a file, and of those beside them, are in memory.
+    Links are followed, and no folder is entered twice. Hidden files and folders are left out. Memory holds only the names in
+    the folders on the current path.
     """
     entered = {os.path.realpath(folder)} if entered is None else entered
     try:
@@ -347,7 +347,7 @@ def _walk(folder: str, entered: set[str] | None = None) -> Iterator[tuple[str, b
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Return whether an entry is a folder or a link to one, mostly without a query to the disk."""
+    """Return whether an entry is a folder or a link to one, usually without another query to the disk."""
     try:
         return entry.is_dir()
     except OSError:  # links in a circle
@@ -362,9 +362,8 @@ def _log_left_out(folder: str, examples: Sequence[str], count: int) -> None:
     if count:
         names = ", ".join(_printable(os.path.relpath(path, folder)) for path in examples)
         more = f" and {count - len(examples)} more" if count > len(examples) else ""
-        log.warning(
-            "%s: %d files are left out, not named like images or in no class folder (%s%s).", folder, count, names, more
-        )
+        files = "1 file is" if count == 1 else f"{count} files are"
+        log.warning("%s: %s left out, not named like images or in no class folder (%s%s).", folder, files, names, more)
 
 
 def _require_names(paths: Sequence[str]) -> None:

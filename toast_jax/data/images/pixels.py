@@ -27,7 +27,7 @@ _UPRIGHT = {
 _ON_ITS_SIDE = (5, 6, 7, 8)
 # TIFF tags
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-# A resized image with more pixels is never held in memory: the crop is resized from its part of the original.
+# An image that would have more pixels after resizing is cropped first.
 _MAX_RESIZED = 2**24
 
 
@@ -52,7 +52,7 @@ def decode(data: bytes | np.ndarray | Image.Image, name: str, *, orient: bool = 
     try:
         with contextlib.nullcontext(data) if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as image:
             rgb = _to_rgb(image)
-            # Read after the pixels: a PNG may store its EXIF behind them, and Pillow turns a TIFF upright while loading it.
+            # Read after the pixels: a PNG may store its EXIF after them, and Pillow turns a TIFF upright while loading it.
             return np.asarray(upright(rgb, orientation(image)) if orient else rgb)
     # A damaged file can raise nearly anything: OSError, SyntaxError, ValueError, struct.error, DecompressionBombError.
     except Exception as error:
@@ -68,7 +68,7 @@ def decode_example(example: dict[str, Any]) -> np.ndarray:
 
 
 def size_of(path: str, *, orient: bool = False) -> tuple[int, int]:
-    """Read the width and height that `decode` gives an image file from its header; raises OSError if it has none."""
+    """Read from the header of an image file the width and height that `decode` returns; OSError if it has no header."""
     with Image.open(path) as image:
         # Pillow reports the upright size of a TIFF.
         swap = orient and image.format != "TIFF" and orientation(image) in _ON_ITS_SIDE
@@ -82,7 +82,7 @@ def is_turned(path: str) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB: the only place that decides what a color mode looks like (documented in docs/data.md)."""
+    """Convert any color mode to RGB, as docs/data.md states."""
     image.load()
     tags = getattr(image, "tag_v2", {})
     # Pillow opens 16-bit PGMs as 32-bit integers; older versions do so for 16-bit PNGs.

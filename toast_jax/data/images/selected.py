@@ -25,8 +25,8 @@ def each_path(where: str) -> Iterator[str]:
     """Yield the paths of images, in constant memory, except for tables and archives, whose names are read first.
 
     Args:
-        where: a folder, searched at every depth; a table with the column path; a zip archive; an image; or `-`, for the lines
-            of standard input.
+        where: a folder, searched at every depth; a table with the column path; a zip archive; an image; or `-` for paths from
+            standard input, one per line.
 
     Raises:
         InputError: there is no image, or the folder, table or archive cannot be read.
@@ -59,7 +59,7 @@ def open_images(
         seed, run: seed and folder of the run, for images that it has held out.
 
     Returns:
-        a source, with the only class `UNLABELLED` unless it is a split, and the folder that image paths are relative to.
+        a source, whose only class is `UNLABELLED` unless it is a split, and the folder that image paths are relative to.
 
     Raises:
         InputError: there is no image, a file is not named like one, or a split has other classes.
@@ -69,7 +69,7 @@ def open_images(
         if data.get("skip_corrupt", False):
             source = flat(verify(source, skip_corrupt=True))
         return relabel(source, classes) if classes else source, image_files.image_root(data)
-    parts = joined(where)
+    parts = (where,) if os.path.exists(os.path.expanduser(where)) else joined(where)  # a path may contain a plus
     if not parts:
         raise InputError("There are no images to look at; give a split (train, val, test), a folder, or images joined by +.")
     paths = tuple(path for part in parts for path in image_files.unlabelled(part).paths)
@@ -83,7 +83,7 @@ def open_images(
 
 
 def flat(source: Source) -> Any:
-    """Return a subset of files as files, which may have annotations."""
+    """Turn a subset of files into a source of files, whose paths annotations refer to."""
     files = flat(source.source) if isinstance(source, Subset) else None
     if not (isinstance(source, Subset) and isinstance(files, Files)):
         return source
@@ -120,5 +120,5 @@ def labelled(source: Source) -> bool:
 
 
 def spread(count: int, most: int) -> tuple[int, ...]:
-    """Pick at most `most` of `count` positions at even distances, so that a list sorted by class is sampled evenly."""
+    """Pick at most `most` of `count` positions at even distances, so that all classes of a sorted list are represented."""
     return tuple(i * count // most for i in range(most)) if count > most else tuple(range(count))

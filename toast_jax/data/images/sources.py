@@ -57,7 +57,7 @@ def open_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path |
             exif_orientation: True turns images upright by their EXIF orientation (json, folder, table).
             held_out: share of the training images that are val instead, see `held_out.part` (json, folder, table).
             class_names: file of the names of classes, '' for those in the data (json, folder, table).
-            The last three may be missing, as in runs of earlier versions.
+            The last three are absent in runs of earlier versions.
         split: 'train', 'val' or 'test'.
         seed, run: of `held_out.part`.
 
@@ -68,7 +68,7 @@ def open_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path |
 
 
 def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = None) -> dict[str, Source]:
-    """Open all splits of the data of a config as `open_split` does, and read what two are parts of once."""
+    """Open all splits of a config as `open_split` does; data that two splits are parts of is read once."""
     read = functools.cache(functools.partial(_read, data))
     _log_unused_val(data, read)
     opened = {name: _checked(data, _opened(data, name, read, seed, run)) for name in split_names(data)}
@@ -82,7 +82,7 @@ def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = Non
 
 
 def read_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:
-    """Open one split as `open_split` does, whatever the number of classes in it."""
+    """Open one split as `open_split` does, without a check of the number of classes."""
     if split not in split_names(data):
         raise InputError(f"The data has no {split} split: name one with --config.data.splits.{split}.")
     return _opened(data, split, functools.partial(_read, data), seed, run)
@@ -133,7 +133,7 @@ def _has_splits(data: ConfigDict) -> bool:
 
 
 def split_names(data: ConfigDict) -> tuple[str, ...]:
-    """List the splits of the data of a config: train, val, test, or those of them that it has."""
+    """List the splits that the data of a config has, in the order train, val, test."""
     named = {name for name, place in data.splits.items() if place}
     if data.get("held_out", 0):
         named = {image_files.TRAIN, held_out.VAL} | (named if _has_splits(data) else set())

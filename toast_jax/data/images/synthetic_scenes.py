@@ -1,10 +1,10 @@
-"""Scenes for a demonstration without downloads: colored handwritten digits, among scrambled ones, and three questions.
+"""Scenes for the demo: colored handwritten digits among scrambled ones, with the labels of three tasks.
 
-A scene has 4 x 4 cells of 16 pixels; six of them hold an object, a digit or a scrambled one, whose quarters are turned and
-exchanged. The task `generic` has one digit, and asks for it. Scenes of the tasks `brightest` and `green` are the same: four
-digits of different colors. One is brighter than the others, and one is green; both are the same digit in a quarter of the
-scenes. All tasks share their classes, each a color and a digit, and one that no scene has: `background`, for patches without a
-digit.
+A scene has 4 x 4 cells of 16 pixels, six of which hold an object: a digit or a scrambled digit, whose quarters are rotated and
+permuted. Scenes of the task `generic` have one digit, whose class is the label. The tasks `brightest` and `green` share their
+scenes, with four digits of different colors: one is brighter than the others and one is green, and in a quarter of the scenes
+the green digit is the brightest. All tasks have the same classes, each a color and a digit, and `background`, for patches
+without a digit, which labels no scene.
 
 The digits are scikit-learn's `load_digits` (1,797 handwritten digits of 8 x 8 pixels, shipped inside the package). Splits use
 disjoint digits, so no stroke of a test scene occurs in training.
@@ -32,7 +32,7 @@ SPLITS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}  # fractio
 _HUES = {"red": 0.0, "orange": 0.09, "yellow": 0.17, "green": 0.33, "blue": 0.55, "purple": 0.72, "pink": 0.87}
 _GREEN = list(_HUES).index("green")
 CLASSES = (*(f"{color} {digit}" for digit in range(10) for color in _HUES), "background")
-# The quarters of a glyph in the orders of a scrambled one.
+# Orders of the quarters of a scrambled glyph.
 _ORDERS = ((1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2), (1, 0, 3, 2), (3, 2, 1, 0), (2, 0, 3, 1))
 
 
@@ -45,7 +45,7 @@ class Scene:
         classes: int [n], of its digits, in `CLASSES`.
         masks: bool [n, SIDE, SIDE], the strokes of each digit.
         boxes: bool [n, SIDE, SIDE], the cell of each digit.
-        asked: by task, which of the digits is asked for.
+        asked: by task, the index of the digit whose class is the label.
     """
 
     image: np.ndarray
@@ -55,7 +55,7 @@ class Scene:
     asked: dict[str, int]
 
     def label(self, task: str) -> int:
-        """Return the class of the digit that a task asks for."""
+        """Return the label of the scene in a task."""
         return int(self.classes[self.asked[task]])
 
 
@@ -139,7 +139,7 @@ def scene(task: str, split: str, index: int) -> Scene:
 
 @functools.cache
 def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the digits of a split, floats [n, 16, 16] from 0 to 1, and which digit each is [n]."""
+    """Return the glyphs of a split, float [n, 16, 16] from 0 to 1, and the digit of each, int [n]."""
     data = of_extra("sklearn.datasets", "demo", "Drawing the scenes of digits").load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     first, last = (round(share * len(order)) for share in SPLITS[split])
@@ -150,7 +150,7 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scrambled(glyph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turn and exchange the quarters of a glyph."""
+    """Rotate and permute the quarters of a glyph."""
     half = _DIGIT // 2
     quarters = [
         np.rot90(glyph[top : top + half, left : left + half], int(rng.integers(4))) for top in (0, half) for left in (0, half)

@@ -23,7 +23,7 @@ class Records:
         return records(self.directory, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files and cached images are not pickled; each process reads its own.
+        # Open files and cached images are not pickled; each process opens its own.
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
 
@@ -63,7 +63,7 @@ def record_of(opened: Sequence[dict[str, Any]], index: int, directory: str) -> d
     """Read a record of the dataset in `directory`; InputError if its files are damaged."""
     try:
         record = opened[index]
-        if any(value is None for value in record.values()):  # what is left of a file that was cut off
+        if any(value is None for value in record.values()):  # of a truncated file
             raise ValueError("a record is empty")
         return record
     except Exception as error:  # TFDS and array_record raise nearly anything

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from toast_jax.data.images.sources import Source
 from toast_jax.errors import InputError, listed
 
 log = logging.getLogger(__name__)
+
+_AT_ONCE = 4096  # images submitted to the threads, which need about a kilobyte for each
+_INTERVAL = 60.0  # seconds between log lines of the progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +85,15 @@ def verify_splits(splits: Mapping[str, Source], *, skip_corrupt: bool) -> dict[s
 
 def _verified(source: Source, skip_corrupt: bool) -> tuple[Source, list[_Checked]]:
     log.info("Decoding %d images once to verify them.", len(source))
+    checks: list[_Checked] = []
+    logged = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = list(pool.map(functools.partial(_check_image, source), range(len(source))))
+        for start in range(0, len(source), _AT_ONCE):
+            indices = range(start, min(start + _AT_ONCE, len(source)))
+            checks += pool.map(functools.partial(_check_image, source), indices)
+            if time.monotonic() - logged > _INTERVAL:
+                log.info("%d of %d images are verified.", len(checks), len(source))
+                logged = time.monotonic()
     outside = [f"{check.name} has {check.label}" for check in checks if not 0 <= check.label < len(source.classes)]
     if outside:
         raise InputError(

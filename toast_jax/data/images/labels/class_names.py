@@ -13,10 +13,10 @@ def read(file: str, classes: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         file: one name per line or a JSON list, in the order of `classes`; or a JSON object from class to name.
-        classes: as the data calls them: its folders, labels or class ids.
+        classes: their names in the data: folders, labels or class ids.
 
     Raises:
-        InputError: the file cannot be read, names other classes, or two classes alike.
+        InputError: the file cannot be read, names other classes, or gives two classes the same name.
     """
     file = os.path.expanduser(file)
     try:

@@ -11,14 +11,14 @@ from toast_jax.data.images.image_files import Files
 from toast_jax.errors import InputError
 
 VAL = "val"
-FOLDER = "splits"  # of the record, in the folder of a run
+FOLDER = "splits"  # for the record, in the folder of a run
 
 
 def part(source: Files, split: str, *, share: float, seed: int, root: str, run: str | Path | None = None) -> Files:
     """Return the images that remain for training, or those held out for validation, in the order of the source.
 
-    An image's draw depends on the seed and its path, so a few images more or less leave the others where they are. A class
-    keeps at least one training image, and one of two images or more is held out.
+    Whether an image is held out depends on the seed and the paths in its class, so adding or removing a few images moves few
+    others. A class keeps at least one training image; of two images or more, at least one is held out.
 
     Args:
         source: all images.
@@ -26,10 +26,10 @@ def part(source: Files, split: str, *, share: float, seed: int, root: str, run: 
         share: of each class to hold out.
         seed: of the draw.
         root: folder or archive that the paths in the record are relative to.
-        run: folder of a run that has begun; its record decides, instead of the seed.
+        run: folder of a run that has begun, whose record replaces the draw.
 
     Raises:
-        InputError: no class has two images, or the record is damaged or lists images that the source has not.
+        InputError: no class has two images, or the record is damaged or lists images that the source lacks.
     """
     names = [os.path.relpath(path, root) for path in source.paths]
     if run and (record := Path(run).expanduser() / FOLDER / f"{split}.json").exists():

@@ -17,12 +17,12 @@ PATH, LABEL, SPLIT = "path", "label", "split"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rows of a table; other columns than path, label and split are not read.
+    """The rows of a table; columns other than path, label and split are ignored.
 
     Attributes:
         file: where it is.
         columns: the names of all columns.
-        rows: for each row its number, as a spreadsheet shows it, and its cells by column.
+        rows: for each row its number, as in a spreadsheet, and its cells by column.
     """
 
     file: str
@@ -68,7 +68,7 @@ def read(data: ConfigDict, split: str) -> Files:
 
 
 def paths(file: str) -> list[str]:
-    """Return the paths in the column path of a table, relative ones from the folder of the table.
+    """List the paths in the column path of a table; relative ones start at the folder of the table.
 
     Raises:
         InputError: the table cannot be read, has no such column, or a path in it is empty or there twice.
@@ -78,7 +78,7 @@ def paths(file: str) -> list[str]:
 
 
 def has_splits(data: ConfigDict) -> bool:
-    """Return whether the data of a config says which split its images belong to."""
+    """Return whether the data of a config assigns its images to splits."""
     root = os.path.expanduser(data.root)
     return not os.path.isfile(root) or SPLIT in load(root).columns
 
@@ -87,7 +87,7 @@ def load(file: str) -> Table:
     """Read a table.
 
     Raises:
-        InputError: it cannot be read, has no column path, no rows, or an empty path, label or split, or an image twice.
+        InputError: it cannot be read, has no column path or no rows, an empty path or split, or an image twice.
     """
     try:
         columns, rows = _of_parquet(file) if file.lower().endswith(".parquet") else _of_text(file)

@@ -15,7 +15,7 @@ from toast_jax.errors import InputError, listed
 
 log = logging.getLogger(__name__)
 
-# The list's names for the parts of a split.
+# Keys of the list for the parts of a split.
 _PARTS = {"train800": ("train",), "val200": ("val",), "train800val200": ("train", "val")}
 
 
@@ -25,7 +25,7 @@ def exact(
     """Find the images of the list: a TFDS split and positions in it, None for the whole split.
 
     Args:
-        open_slice: from a TFDS split to its source, which has the method `name`.
+        open_slice: function from a TFDS split to its source, which has the method `name`.
         file: the list.
         split: 'train800', 'val200' or 'train800val200'.
         task: the task.

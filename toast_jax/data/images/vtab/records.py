@@ -45,7 +45,7 @@ class VtabImages(tfds_records.Records):
         return self._cached[index] if len(self) <= CACHED else self._read(index)
 
     def name(self, index: int) -> str:
-        """Return the name that the dataset gives to an image, or its position."""
+        """Return the name of an image in the dataset, or else its position."""
         return self._name(index, self._record(index))
 
     def _name(self, index: int, record: dict[str, Any]) -> str:
@@ -77,7 +77,7 @@ class VtabImages(tfds_records.Records):
 
 
 def read(data: ConfigDict, split: str) -> VtabImages:
-    """Open a split of the task `data.name`; every image of a training or validation split is read and checked.
+    """Open a split of the task `data.name`; all images of a training or validation split are read and checked.
 
     Raises:
         InputError: the dataset is not prepared, damaged, or too small.
@@ -140,7 +140,7 @@ def prepared(root: str, builder: str) -> str:
 
 
 def find(root: str | Path, builder: str) -> Path | None:
-    """Find the folder of a prepared dataset, or None; InputError if only TensorFlow reads its format."""
+    """Find the folder of a prepared dataset, or None; InputError if its format requires TensorFlow."""
     for version in tasks.BUILDERS[builder].versions:
         folder = Path(root) / builder / version
         if not (folder / "dataset_info.json").exists():
