@@ -56,10 +56,11 @@ OF_CLASSES = (
     *("toast_jax.train.image_runs.*", "toast_jax.weights.pretrained.*", "*._OF_IMAGES", "*._OF_EPOCHS", "*._OF_RUNS"),
     *("toast_jax.data.images.segmentation.masks.*", "toast_jax.data.images.synthetic_scenes.read"),
 )
-OF_MASKS = ("toast_jax.*.segmentation.*", "*._OF_MASKS")
+OF_MASKS = ("toast_jax.*.segmentation.*", "*._OF_MASKS", "*._AS_FILES")
 NOT_REACHED = {
     **dict.fromkeys(("predict", "attention_metrics", "corruptions", "demo"), (*OF_TEXT, *OF_MASKS)),
-    **dict.fromkeys(("visualize", "sweep"), OF_TEXT),
+    "visualize": (*OF_TEXT, "*._AS_FILES"),
+    "sweep": OF_TEXT,
     "demo_segment": (*OF_TEXT, *OF_CLASSES),
     **dict.fromkeys(("generate", "score", "demo_language"), (*OF_IMAGES, *OF_MASKS)),
     "convert": OF_MASKS,
