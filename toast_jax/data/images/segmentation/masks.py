@@ -1,4 +1,4 @@
-"""Images with a mask of labels each: decoding, and the check of all of them before the first step."""
+"""Images with masks: decoding, and the check of all files before the first step."""
 
 import concurrent.futures
 import dataclasses
@@ -45,7 +45,7 @@ class MaskedImages:
         paths, masks: files of images and, in the same order, of masks.
         classes: names of the labels 0, 1, ...
         codes: the value of each class in a mask: all indices, or all colors.
-        ignored: values of pixels that do not count.
+        ignored: values of ignored pixels.
     """
 
     paths: tuple[str, ...]
