@@ -40,7 +40,7 @@ def test_table_and_page_show_runs_of_the_shipped_network(tmp_path):
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| linear", "| toast"] and len(lines) == 4
     page = (tmp_path / "report.html").read_text()
-    assert "<th>toast: selection</th>" in page and page.count("<img") == 2 * 7 and page.count("<svg") == 2
+    assert "<th>toast: selection</th>" in page and page.count("<img") == 2 * 8 and page.count("<svg") == 2
 
 
 def test_the_mask_of_a_scene_is_the_cell_of_its_green_digit():
