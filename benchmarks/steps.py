@@ -1,7 +1,10 @@
 """Time the train and the evaluation step of every method.
 
     python -m benchmarks.steps --backbone=vit_ti16 --batch=32 --rounds=10 --out=benchmarks/results/steps_vit_ti16.json
+    python -m benchmarks.steps --backbone=vit_ti16 --batch=8 --methods linear toast --heads linear upernet
 
+With `--heads`, each method also segments images of the same size, and the last column is the share of the train step that is
+not in that of classification: the head, the loss of every pixel, and all tokens of the last block.
 Weights are random and inputs are noise (images, or sequences of 256 tokens); neither changes the time. All methods are compiled
 first, without a compilation cache. Then they take turns, one window of `--window` consecutive steps per round, so that a slow
 minute of the machine hits all of them; the table has medians. The host waits for the device at the end of a window only.
@@ -9,6 +12,7 @@ minute of the machine hits all of them; the table has medians. The host waits fo
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import time
@@ -21,13 +25,15 @@ import optax
 
 from benchmarks import machine, products
 from benchmarks.recipe import CLASSES, DECAY, MOMENTUM, RATE
-from configs import fgvc
+from configs import fgvc, segment
 from toast_jax import trees
 from toast_jax.config.run_fields import language
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.backbones.vit import network as vit
+from toast_jax.model.segmentation import losses as pixel_losses
+from toast_jax.model.segmentation import segmenter
 from toast_jax.tables import costs
 from toast_jax.train import optim
 from toast_jax.train.augment import by_token
@@ -44,6 +50,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--window", type=int, default=1, help="consecutive steps per round; 10 or more on an accelerator")
     parser.add_argument("--methods", nargs="*", help="all methods of the backbone by default")
+    parser.add_argument(
+        "--heads", nargs="*", default=[], choices=segmenter.HEADS, help="also time segmentation with these heads"
+    )
     parser.add_argument("--out", type=Path, help="JSON file with every time")
     args = parser.parse_args()
     if args.batch % jax.device_count():
@@ -51,20 +60,29 @@ def main() -> None:
 
     batch, unit = (texts(args.backbone, args.batch), "tokens") if _reads_text(args.backbone) else (images(args.batch), "images")
     cases = {name: Case(name, args.backbone, batch) for name in args.methods or _methods(args.backbone)}
+    batches = dict.fromkeys(cases, batch)
+    for name, head in itertools.product(list(cases) if args.heads else (), args.heads):
+        batches[f"{name}, {head} head"] = masked = masks(batch)
+        cases[f"{name}, {head} head"] = Case(name, args.backbone, masked, head=head)
     for _ in range(args.rounds):
-        for case in cases.values():
-            case.time_train(batch, args.window)
-            case.time_evaluation(batch, args.window)
+        for name, case in cases.items():
+            case.time_train(batches[name], args.window)
+            case.time_evaluation(batches[name], args.window)
     rows = {name: case.row(batch["label"].size) for name, case in cases.items()}
+    for name in rows.keys() - (args.methods or _methods(args.backbone)):
+        rows[name]["share_of_head"] = 1 - rows[name]["train"] / rows[name.partition(",")[0]]["train"]
     print(f"\n{args.backbone}, batch {args.batch}, medians of {args.rounds} rounds")
-    print(f"| method | tuned | train {unit}/s | evaluation {unit}/s | compiled in, s | memory, MB | GFLOP | over minimum |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        f"| method | tuned | train {unit}/s | evaluation {unit}/s | compiled in, s | memory, MB | GFLOP | over minimum | head |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
-        least = _minimum(name, args.backbone)
+        least = _minimum(name, args.backbone) if "share_of_head" not in row else None
+        head = f"{row['share_of_head']:.1%}" if "share_of_head" in row else "-"
         over = f"{row['flops'] / args.batch / least - 1:.1%}" if least else "-"
         print(
             f"| {name} | {row['tuned']:,} | {row['train']:.1f} | {row['evaluation']:.1f} | {row['compile_seconds']:.1f} "
-            f"| {row['temporary_bytes'] / 2**20:.0f} | {row['flops'] / 1e9:,.0f} | {over} |"
+            f"| {row['temporary_bytes'] / 2**20:.0f} | {row['flops'] / 1e9:,.0f} | {over} | {head} |"
         )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,12 +95,13 @@ class Case:
 
     Args:
       name, backbone, fields: see `timed`.
-      batch: of `images` or `texts`.
+      batch: of `images`, `masks` or `texts`.
     """
 
     def __init__(self, name: str, backbone: str, batch: dict, **fields):
         size = {"image_size": batch["image"].shape[-2]} if "image" in batch else {}
         network, method, mask, tx, step = timed(name, backbone, **size, **fields)
+        scores = step.keywords["scores"]
         tuned, frozen = trees.split(jax.jit(lambda: steered.init(network, method, jax.random.key(0)))(), mask)
         frozen = jax.tree.map(lambda leaf: leaf.astype(network.backbone.dtype), frozen)  # as when a run loads them
         self.tuned = trees.count(tuned)
@@ -91,7 +110,7 @@ class Case:
         self.flops = costs.traced(mapped, self.state, self.frozen, batch)
         self.train, self.compile_seconds, memory = compiled(mapped, self.state, self.frozen, batch)
         self.temporary, self.memory = memory.temp_size_in_bytes, planned_bytes(memory)
-        evaluation = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, method)), num_replicated=2)
+        evaluation = parallel.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
         self.evaluation, *_ = compiled(evaluation, self.state.tuned, self.frozen, batch)
         self.train_seconds, self.evaluation_seconds = [], []
         print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)
@@ -136,7 +155,7 @@ class Case:
         }
 
 
-def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32", **fields) -> tuple:
+def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32", head: str = "", **fields) -> tuple:
     """Build what all benchmarks time: network, method, mask of tuned parameters, optimizer and train step.
 
     Args:
@@ -144,21 +163,26 @@ def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32
       backbone: as `config.base` or `config.language` name it.
       image_size: side of the images in pixels; unused for text.
       dtype: of `config.backbone`.
+      head: of `config.segmentation`; "" to classify images.
       fields: other fields of the config, such as `steered_blocks`.
     """
-    parts, no_decay = {}, ("head/bias",)
+    parts, no_decay, build, tune = {}, ("head/bias",), steered.build, losses.tune
     if _reads_text(backbone):
         config = language(name="timed", method=name, backbone=backbone)
         parts["augment"], no_decay = by_token, ()
+    elif head:
+        config = segment.get_config(f"method={name},backbone={backbone},head={head}")
+        config.data.image_size, no_decay, build = image_size, (), segmenter.build
+        tune = functools.partial(pixel_losses.tune, auxiliary_weight=config.segmentation.auxiliary_weight)
     else:
         config = fgvc.get_config(f"method={name},backbone={backbone}")
         config.data.image_size = image_size
     config.backbone.dtype = dtype
     config.update(fields)
-    network, method = steered.build(config, CLASSES)
+    network, method = build(config, CLASSES)
     mask = methods.tuned_mask(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), method)
     tx = optimizer(mask, no_decay)
-    return network, method, mask, tx, functools.partial(train_step, scores=losses.tune(network, method), tx=tx, **parts)
+    return network, method, mask, tx, functools.partial(train_step, scores=tune(network, method), tx=tx, **parts)
 
 
 def optimizer(mask: dict, no_decay: tuple[str, ...], rate: float = RATE, decay: float = DECAY) -> optax.GradientTransformation:
@@ -209,6 +233,15 @@ def images(size: int, image_size: int = 224) -> dict:
             "mask": np.ones(size, np.float32),
         }
     )
+
+
+def masks(batch: dict) -> dict:
+    """Give the images of a batch noise masks in place of their labels."""
+    shape = batch["image"].shape[:-1]  # with an axis of devices
+    return {
+        **batch,
+        "label": jax.device_put(np.random.default_rng(1).integers(0, CLASSES, shape, np.uint8), batch["image"].sharding),
+    }
 
 
 def texts(backbone: str, size: int, length: int = TOKENS) -> dict:

@@ -66,7 +66,7 @@ def get_config(text: str | None = None):
     return config
 
 
-_WITHOUT_PROBE = tuple(name for name in METHODS if name not in ("ep", "toast_ep"))  # segmentation has none
+_WITHOUT_PROBE = tuple(name for name in METHODS if name not in ("ep", "toast_ep"))  # for segmentation, which pools no tokens
 
 
 def _segmentation(backbone: str, methods: tuple[str, ...], task: str, head: str) -> tuple[ConfigDict, dict]:

@@ -37,7 +37,7 @@ FLAG = re.compile(r"(?<![\w-])--(?!config[.=])([a-z]\w+)")
 QUOTED = re.compile(r"`((?:tfds|pip) [^`]*)`")
 # Fields that a message may mention, without advice, in tasks that read a run: its config has them.
 SAVED = ("predict", "visualize", "attention_metrics", "corruptions", "convert", "demo")
-SAVED += ("generate", "score", "relevance", "demo_language")
+SAVED += ("generate", "score", "relevance", "demo_language", "demo_segment")
 # What a run that has trained cannot have wrong, so that no task that only reads its data meets the message.
 SETTLED = {"data.labels", "data.resize", "data.name", "data.tokenizer", "task_weight", "head.start", "resume"}
 SETTLED |= {"backbone.vocabulary", "data.held_out", "data.too_long"}
@@ -47,9 +47,21 @@ OF_IMAGES = (
     *("toast_jax.data.images.*", "toast_jax.train.image_runs.*", "toast_jax.weights.pretrained.*", "*._OF_IMAGES"),
     *("toast_jax.model.backbones.vit.*", "toast_jax.model.backbones.convnext.*", "toast_jax.model.steered.build"),
 )
-OF_MASKS = ("toast_jax.*.segmentation.*", "*._OF_MASKS")
+# What a run of segmentation on scenes does not reach.
+OF_CLASSES = (
+    *(
+        f"toast_jax.data.images.{name}.*"
+        for name in ("image_files", "sources", "few_shot", "labels", "verify", "vtab", "batches")
+    ),
+    *("toast_jax.train.image_runs.*", "toast_jax.weights.pretrained.*", "*._OF_IMAGES", "*._OF_EPOCHS", "*._OF_RUNS"),
+    *("toast_jax.data.images.segmentation.masks.*", "toast_jax.data.images.synthetic_scenes.read"),
+)
+OF_MASKS = ("toast_jax.*.segmentation.*", "*._OF_MASKS", "*._AS_FILES")
 NOT_REACHED = {
-    **dict.fromkeys(("predict", "visualize", "attention_metrics", "corruptions", "demo", "sweep"), (*OF_TEXT, *OF_MASKS)),
+    **dict.fromkeys(("predict", "attention_metrics", "corruptions", "demo"), (*OF_TEXT, *OF_MASKS)),
+    "visualize": (*OF_TEXT, "*._AS_FILES"),
+    "sweep": OF_TEXT,
+    "demo_segment": (*OF_TEXT, *OF_CLASSES),
     **dict.fromkeys(("generate", "score", "relevance", "demo_language"), (*OF_IMAGES, *OF_MASKS)),
     "convert": OF_MASKS,
 }
@@ -63,6 +75,8 @@ CUT = (
     ("toast_jax.tables.few_shot_table", "*", "*.saved_run.with_defaults"),
     ("toast_jax.analysis.views", "Views", "toast_jax.data.images.*"),  # faults without their remedies
     ("toast_jax.analysis.views", "stream", "*.pixels.decode_example"),
+    ("toast_jax.data.images.segmentation.masks", "MaskedImages", "*.pixels.decode"),  # faults without their remedies
+    ("toast_jax.tasks.visualize", "_decoded", "*.pixels.decode_example"),
     ("toast_jax.data.images.batches", "*", "*.pixels.decode_example"),  # after Views, or `verify`, which the tasks reach too
     ("toast_jax.data.images.vtab.records", "*", "*.pixels.decode"),  # faults without their remedies
     ("toast_jax.data.images.verify", "*", "*.pixels.decode_example"),  # `verify` has a message of its own
@@ -202,10 +216,11 @@ def fields_of(task, module, name):
     if task in ("train", "evaluate"):
         return run_fields(module, name)
     if task == "sweep":
-        return {field for table in ("vtab", "fgvc") for field in flat(f"sweep:table={table},method=all")}
+        return {field for table in ("vtab", "fgvc", "segmentation") for field in flat(f"sweep:table={table},method=all")}
     config = {
         "demo": "demo",
         "demo_language": "demo_language",
+        "demo_segment": "demo_segment",
         **{name: f"{name}:backbone=stories15m" for name in ("generate", "score", "relevance")},
     }.get(task)
     return {*TASKS[task], *(flat(config) if config else ())}
@@ -219,7 +234,9 @@ def flat(config):
 @functools.cache
 def renamed(field, renamings):
     """The name of a field after the renamings, in the order in which an error passes them."""
-    config = config_files.read_config("sweep:table=fgvc,method=toast,task=cub")
+    of_masks = field in MASKS and field not in IMAGES
+    text = "sweep:table=segmentation,method=toast,task=voc" if of_masks else "sweep:table=fgvc,method=toast,task=cub"
+    config = config_files.read_config(text)
     unit = plan.final(config, plan.cells(config)[0], plan.points(config, plan.cells(config)[0])[0], ROOT)
     values = {"unit": unit, "units": [unit], "name": "toast", "section": "runs.toast"}
     try:

@@ -18,6 +18,7 @@ from toast_jax.model.backbones.llama import network as llama
 SMALL = {
     "accelerator": "--tiny --out={folder}",
     "steps": "--backbone=vit_mini16 --batch=8 --rounds=1 --methods toast --out={folder}/steps.json",
+    "steps of segmentation": "--backbone=vit_mini16 --batch=8 --rounds=1 --methods toast --heads linear",
     "steps on text": "--backbone=stories260k --batch=8 --rounds=1",
     "costs": "--methods=linear --rounds=1 --folder={folder}",
     "epoch": "--backbone=vit_mini16 --methods=linear --batch=8 --images=64 --epochs=2",

@@ -46,9 +46,15 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of some names."""
+    """One of some names.
+
+    Attributes:
+      options: the names.
+      remedies: what to do instead, for names that a user may expect to be among them.
+    """
 
     options: Collection[str]
+    remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return ", ".join(option or repr(option) for option in self.options)
@@ -56,6 +62,8 @@ class Choice:
     def refusal(self, value: Any) -> str:
         if isinstance(value, str) and value in self.options:
             return ""
+        if remedy := self.remedies.get(str(value)):
+            return remedy
         near = difflib.get_close_matches(str(value), list(self.options), n=1)
         return f"it must be one of {self}" + (f" (the nearest is {near[0]!r})" if near else "")
 

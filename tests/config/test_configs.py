@@ -26,7 +26,7 @@ from toast_jax.train import setup
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 LANGUAGE = ("alpaca", "demo_language", "generate", "openwebtext", "relevance", "score", "vicuna")
 LOOKING = ("attention", "corrupt", "predict", "visualize")
-OTHERS = ("segment", "convert", "demo", "prepare", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
+OTHERS = ("segment", "convert", "demo", "demo_segment", "prepare", "pretune", "sweep", "table", *LOOKING, *LANGUAGE)
 TUNING = [name for name in CONFIGS if name not in OTHERS]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import demo_segment as demo_config
+from tests import ROOT
 from toast_jax.config.check import check_fields
 from toast_jax.data.images import synthetic_scenes
 from toast_jax.data.images.segmentation import sets
@@ -39,7 +40,7 @@ def test_table_and_page_show_runs_of_the_shipped_network(tmp_path):
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| linear", "| toast"] and len(lines) == 4
     page = (tmp_path / "report.html").read_text()
-    assert "<th>toast: selection</th>" in page and page.count("<img") == 2 * 7 and page.count("<svg") == 2
+    assert "<th>toast: selection</th>" in page and page.count("<img") == 2 * 8 and page.count("<svg") == 2
 
 
 def test_the_mask_of_a_scene_is_the_cell_of_its_green_digit():
@@ -53,6 +54,12 @@ def test_the_mask_of_a_scene_is_the_cell_of_its_green_digit():
     config.data.splits.test = "test"
     with pytest.raises(InputError, match="config.data.splits.test is 'test'; write how many scenes"):
         sets.open_split(config.data, "test")
+
+
+def test_table_of_the_docs_is_one_that_the_demo_writes():
+    text = (ROOT / "docs/segmentation.md").read_text().partition("<!-- demo table -->\n")[2].partition("\n\n")[0]
+    header, _, *rows = (line.strip("| ").split(" | ") for line in text.splitlines())
+    assert tuple(header) == demo_segment.HEADER and [row[0] for row in rows] == list(demo_config.ROWS)
 
 
 def test_all_rows_have_the_same_budget():

@@ -34,6 +34,7 @@ from toast_jax.fields import (
 
 TEMPLATES = (chat.OWN, *chat.NAMED)
 MASK_FORMATS = ("folder", "voc", "ade20k", "cityscapes", "scenes")
+_AS_FILES = "write its images and masks to a folder (docs/segmentation.md has the lines), and set --config.data.format=folder"
 IMAGE_FORMATS = ("json", "folder", "tfds", "vtab", "scenes", "table")
 METHODS = (
     *("linear", "ep", "finetune", "partial", "bias", "ln", "ssf", "adapter_plus", "vpt", "lora"),
@@ -243,7 +244,11 @@ MASKS = {name: field for name, field in IMAGES.items() if name not in _NOT_OF_MA
     "segmentation.average": Field(
         "all", Choice(("all", "counted")), "pixels that the loss is averaged over; counted: not ignored"
     ),
-    "data.format": Field("folder", Choice(MASK_FORMATS), "folder: images, masks, lists; scenes: the demo; else a set's layout"),
+    "data.format": Field(
+        "folder",
+        Choice(MASK_FORMATS, {"tfds": _AS_FILES}),
+        "folder: images, masks, lists; scenes: the demo; else a set's layout",
+    ),
     "data.image_size": Field(512, whole(1, 16_384), "side of the image that position embeddings are kept for, in pixels"),
     "data.scale": Field((2048, 512), _SIDES, "longer and shorter side that images are resized to fit"),
     "data.crop": Field((512, 512), _SIDES, "height and width of a training crop"),

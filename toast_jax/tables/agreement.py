@@ -1,4 +1,4 @@
-"""How the predictions of methods agree, and what averaging two of them gains; from the logits that runs have kept."""
+"""How the predictions of methods agree, and what averaging two of them gains, from the saved logits of runs."""
 
 import itertools
 import statistics
@@ -19,26 +19,26 @@ NOTE = (
 
 
 def rows(folders: Iterable[tuple[str, Path]]) -> list[list[str]]:
-    """Compare every two methods on the tasks and seeds for which both have kept logits.
+    """Compare every two methods on the tasks and seeds for which both saved logits.
 
     Args:
       folders: labels, and folders of methods in sweeps, which hold `TASK/final/seed_N/`; a label may have several.
 
     Returns:
-      rows of HEADER, none without kept logits.
+      rows of HEADER; empty if no run saved logits.
 
     Raises:
       InputError: a file is damaged, or two runs were tested on other images.
     """
-    kept: dict[str, dict[str, dict[str, Path]]] = {}
+    saved: dict[str, dict[str, dict[str, Path]]] = {}
     for label, folder in folders:
         for path in sorted(folder.glob(f"*/final/seed_*/{run_folder.PREDICTIONS}")):
-            kept.setdefault(label, {}).setdefault(path.parts[-4], {})[path.parts[-2]] = path.parent
+            saved.setdefault(label, {}).setdefault(path.parts[-4], {})[path.parts[-2]] = path.parent
     table = []
-    for first, second in itertools.combinations_with_replacement(kept, 2):
+    for first, second in itertools.combinations_with_replacement(saved, 2):
         of_tasks = []
-        for task in sorted(kept[first].keys() & kept[second].keys()):
-            if measured := [_compared(*pair) for pair in _pairs(kept[first][task], kept[second][task], first == second)]:
+        for task in sorted(saved[first].keys() & saved[second].keys()):
+            if measured := [_compared(*pair) for pair in _pairs(saved[first][task], saved[second][task], first == second)]:
                 same, one, other, both = np.mean(measured, axis=0)
                 of_tasks.append((same, both, both - max(one, other)))
         if of_tasks:

@@ -49,7 +49,7 @@ class Cell:
     Attributes:
       measured: accuracy by seed, in percent, and costs.
       correct: by seed, for each test image whether it is classified correctly, `[n]`; without these files, the accuracy `[1]`.
-      images: how many training images one run has processed, over all epochs.
+      images: number of training images that one run processes, over all epochs.
     """
 
     measured: Measured
@@ -65,7 +65,7 @@ class Table:
       backbone: of the sweeps.
       rows: by method, then by sweep.
       cells: by name of the row, task and shots, 0 being all; those without a result are absent.
-      references: by name of a row, that of the row which it is compared with.
+      references: for each compared row, the row that it is compared with, both by name.
     """
 
     backbone: str
@@ -75,17 +75,17 @@ class Table:
 
     @property
     def columns(self) -> list[tuple[str, int]]:
-        """Lists task and shots of every result, then the mean over tasks of all shots that several tasks have."""
+        """Lists task and shots of every result, then the mean over tasks for each number of shots with several tasks."""
         pairs = sorted({(task, shots) for _, task, shots in self.cells}, key=lambda pair: (pair[0], _order(pair[1])))
         counts = {shots: len(self.tasks(shots)) for _, shots in sorted(pairs, key=lambda pair: _order(pair[1]))}
         return pairs + [(MEAN, shots) for shots, count in counts.items() if count > 1]
 
     def tasks(self, shots: int) -> list[str]:
-        """List the tasks of which some row has a result with so many shots."""
+        """List the tasks with a result for this number of shots."""
         return sorted({task for _, task, other in self.cells if other == shots})
 
     def parts(self, row: str, task: str, shots: int) -> list[Cell]:
-        """List the results in a column of a row: one, or one for each task of a mean; none while one of them is missing."""
+        """List the results behind an entry: of one task, or of every task of a mean; empty while one of them is missing."""
         cells = [self.cells.get((row, name, shots)) for name in (self.tasks(shots) if task == MEAN else [task])]
         return [cell for cell in cells if cell] if None not in cells else []
 
@@ -96,7 +96,7 @@ class Table:
         Raises:
           InputError: two rows were tested on different images.
         """
-        resampler, found = Resampler(), {}
+        resampler, summaries = Resampler(), {}
         for row, (task, shots) in itertools.product(self.rows, self.columns):
             parts = self.parts(row.name, task, shots)
             other = self.parts(self.references[row.name], task, shots) if row.name in self.references else []
@@ -104,8 +104,8 @@ class Table:
                 accuracy = resampler.interval([_stacked(cell, cell.correct) for cell in parts])
                 pairs = [_difference(cell, second, row.name, task) for cell, second in zip(parts, other, strict=bool(other))]
                 paired = bool(pairs) and all(pair is not None for pair in pairs)
-                found[row.name, task, shots] = accuracy, resampler.interval(pairs) if paired else None
-        return found
+                summaries[row.name, task, shots] = accuracy, resampler.interval(pairs) if paired else None
+        return summaries
 
 
 def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
@@ -163,8 +163,8 @@ def _references(rows, reference):
     if rows and reference not in names:
         choose("The config argument reference", reference, dict.fromkeys([*names, *(row.method for row in rows)]))
     same_sweep = {row.sweep: row.name for row in rows if row.method == reference}
-    found = {row.name: reference if reference in names else same_sweep.get(row.sweep, "") for row in rows}
-    return {name: other for name, other in found.items() if other and other != name}
+    references = {row.name: reference if reference in names else same_sweep.get(row.sweep, "") for row in rows}
+    return {name: other for name, other in references.items() if other and other != name}
 
 
 def _stacked(cell, seeds):
@@ -229,7 +229,7 @@ def _hours(table, name):
 
 
 def _by_seed(parts: Sequence[Cell]) -> list[float]:
-    """Return the mean accuracy over tasks of every seed that all of them have."""
+    """Return, for each seed that all tasks have, the mean accuracy over tasks."""
     seeds = [seed for seed in parts[0].correct if all(seed in cell.correct for cell in parts)] if parts else []
     return [statistics.fmean(100 * float(cell.correct[seed].mean()) for cell in parts) for seed in seeds]
 

@@ -71,7 +71,7 @@ class Table:
         """Return the results of a method, then its averages over tasks, by label.
 
         Returns:
-          the measured result (None for an average), the measured mean and the published one, NaN where there is none.
+          the measured result (None for an average), the measured mean and the published mean, NaN where missing.
         """
         measured = {task: self.measured[method, task].mean for task in self.tasks if (method, task) in self.measured}
         published = dict(zip(self.published["columns"], self.published["rows"].get(method, ()), strict=False))
@@ -84,7 +84,7 @@ class Table:
 
 
 def labeled(method: str, recipe: str) -> str:
-    """Name a method trained with a recipe; that of TOAST goes without saying."""
+    """Name a method with its recipe, unless that is the default, TOAST's."""
     return method if recipe == "toast" else f"{method} ({recipe} recipe)"
 
 
@@ -127,7 +127,7 @@ def opened(folders: Sequence[str | Path]) -> dict[str, str]:
     """Read the table and backbone of sweeps.
 
     Raises:
-      InputError: there is none, a folder is not a sweep, or they differ.
+      InputError: `folders` is empty, a folder is not a sweep, or they differ.
     """
     if not folders:
         raise InputError("There is no sweep to read; write --config=configs/table.py:from=FOLDER.")

@@ -146,7 +146,7 @@ def best(scores: Mapping[Point, float | None]) -> Point | None:
 
 
 def score_of(config: Mapping) -> str:
-    """Return the score of a run that its table shows, from its config: accuracy, or of segmentation the mIoU."""
+    """Return the name of the score in a table of runs with this config: accuracy, or of segmentation the mIoU."""
     return "mean_iou" if "segmentation" in config else "accuracy"
 
 
@@ -171,7 +171,7 @@ def claim(config: ConfigDict, path: str | Path) -> Path:
 
 
 def recipe_of(facts: Mapping[str, str]) -> str:
-    """Return the recipe of a sweep from what `opened` reads; sweeps of earlier versions have that of TOAST."""
+    """Return the recipe of a sweep from the facts of `opened`; TOAST's for sweeps of earlier versions."""
     return facts.get("recipe", "toast")
 
 
@@ -196,7 +196,7 @@ def _unit(config, cell, phase, point, folder, place, seeds) -> Unit:
 
 
 def _names(config, cell, phase) -> dict[str, str]:
-    """Return where the sweep has the fields that it sets for its runs."""
+    """Map fields that the sweep sets for its runs to their names in the config of the sweep."""
     recipe, grid = f"sweep.recipes.{cell.task}", f"sweep.grid.{cell.method}"
     own_splits = "splits" in config.sweep.recipes[cell.task]
     names = {"method": "sweep.methods", "seed": "sweep.seeds"}

@@ -108,7 +108,7 @@ def run(config: ConfigDict, folder: str) -> None:
 def trained(config: ConfigDict, folder: Path, log: logging.Logger) -> Iterator[tuple[str, list[dict], list[SavedRun]]]:
     """Train every row of a demo with every seed, unless finished; yield its name, and results and networks by seed.
 
-    Between rows too, only what `log` says goes to the console.
+    Until the iterator ends, only `log` writes to the console; all other messages go to `log.txt`.
     """
     log.info("%d runs; their logs are in %s.", len(config.rows) * len(config.seeds), folder / "log.txt")
     with log_to_file(folder / "log.txt", but=log):

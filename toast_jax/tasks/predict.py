@@ -90,7 +90,10 @@ def _segment(saved: saved_run.SavedRun, paths: Iterable[str], folder: Path, pict
     count, faults = predicted_masks.write(saved, paths, folder, drawn=pictures)
     log.info("%d masks are in %s.", count, folder / "masks")
     if faults:
-        raise InputError(f"{len(faults)} of {count + len(faults)} images were left out: {listed(faults, most=SHOWN_FAULTS)}")
+        listing = listed(faults, most=SHOWN_FAULTS)
+        raise InputError(
+            f"{len(faults)} of {count + len(faults)} images were left out: {listing}; download them again, or remove them."
+        )
 
 
 class Rate:

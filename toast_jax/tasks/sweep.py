@@ -69,7 +69,7 @@ def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
 
 
 def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
-    """Open the data of every task and the weights of every method, so that missing files and images show before any run."""
+    """Open the data of every task and the weights of every method, so that missing files are reported before the first run."""
     failed, num_classes, checked = {}, {}, set()
     with log_to_file(folder / "log.txt", but=log):
         for cell in work:

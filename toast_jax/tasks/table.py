@@ -50,7 +50,7 @@ def _few_shot(config: ConfigDict, folder: Path) -> None:
 
 
 def _agreement(folders) -> tuple[list[Table], list[str]]:
-    """Return the table of agreement and its note, each in a list, or empty lists if no run has kept its logits."""
+    """Return the table of agreement and its note, each in a list, or empty lists if no run saved its logits."""
     rows = agreement.rows(folders)
     return ([(agreement.TITLE, agreement.HEADER, rows)], [agreement.NOTE]) if rows else ([], [])
 

@@ -16,7 +16,7 @@ from toast_jax.errors import InputError
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.segmentation import heads
 from toast_jax.model.segmentation.segmenter import segment
-from toast_jax.tasks import evaluate, predict
+from toast_jax.tasks import evaluate, predict, visualize
 from toast_jax.train import checkpoint, saved_run
 from toast_jax.train.loop import fit
 from toast_jax.train.segmentation import mask_runs, metrics
@@ -144,6 +144,25 @@ def test_new_images_get_masks_and_pictures(done, root, tmp_path):
 
 
 @pytest.mark.slow
+def test_runs_are_shown_side_by_side_on_a_split_or_on_files(done, root, tmp_path):
+    folder, _ = done
+    visualize.run(config_of("visualize", runs=(str(folder),), images="val", most=2), str(tmp_path / "split"))
+    told = json.loads((tmp_path / "split/visualize.json").read_text())["runs"][folder.name]
+    assert [row["image"] for row in told] == ["val_0.png", "val_1.png"] and all(0 <= row["mean_iou"] <= 1 for row in told)
+    page = (tmp_path / "split/comparison.html").read_text()
+    assert page.count("<img") == 2 * 6 and "<th>first look</th>" in page  # image, mask, prediction, two looks, selection
+    assert len(list((tmp_path / "split" / folder.name).glob("0*.png"))) == 2
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/a.png").write_bytes((root / "images/val_2.png").read_bytes())
+    config = config_of("visualize", runs=(str(folder),), images=str(tmp_path / "new"))
+    visualize.run(config, str(tmp_path / "files"))
+    assert "mIoU" not in (tmp_path / "files/comparison.html").read_text().partition("<table")[2]
+    (tmp_path / "new/b.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"b.png cannot be decoded \(.*\): download it again, or remove it\.$"):
+        visualize.run(config, str(tmp_path / "files"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.endswith("ep") and name != "toast"])
 def test_every_method_without_a_probe_segments(method, root, tmp_path):
     config = tiny(root, "linear", method, steps=2, warmup_steps=1, eval_every=2)
@@ -179,6 +198,7 @@ def test_it_learns_with_both_averages_and_late_steering(root, tmp_path):
         ({"augment.factors": (2.0, 0.5)}, "put the smaller factor first"),
         ({"data.image_size": 30}, "config.data.image_size 30 is no multiple of the patch size 8"),
         ({"batch_size": 12}, "does not split over 8 devices"),
+        ({"data.format": "tfds"}, "config.data.format is 'tfds'; write its images and masks to a folder .*data.format=folder"),
         ({"data.crop": (80, 32)}, "config.data.scale, smaller than the crop even at the largest random scale"),
         ({"data.splits.val": "nowhere"}, "nowhere.txt cannot be read"),
     ],

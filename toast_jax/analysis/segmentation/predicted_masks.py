@@ -10,7 +10,7 @@ from PIL import Image
 from toast_jax.analysis import drawing
 from toast_jax.analysis.segmentation import looks, pictures
 from toast_jax.data.images import image_files, pixels
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, fault_of
 from toast_jax.train.saved_run import SavedRun
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def write(run: SavedRun, paths: Iterable[str], folder: Path, *, drawn: bool) -> 
     A picture shows the image and the panels of `pictures.panels`.
 
     Returns:
-      the number of masks, and a sentence for each image that could not be read.
+      the number of masks, and the fault of each image that could not be read.
     """
     segmented, palette = looks.compiled(run, with_maps=drawn), pictures.colors(len(run.classes))
     count, faults = 0, []
@@ -30,7 +30,7 @@ def write(run: SavedRun, paths: Iterable[str], folder: Path, *, drawn: bool) -> 
         try:
             image = pixels.decode_example(image_files.Files((path,), (0,), (image_files.UNLABELLED,))[0])
         except InputError as error:
-            faults.append(str(error))
+            faults.append(fault_of(error))
             continue
         result = segmented(image)
         count += 1

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Integer
 from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.model.layers.arrays import Array
 
-_ROWS = 64  # rows of pixels whose logits are held at once, if they divide the height
+_ROWS = 64  # rows of pixels whose logits are in memory at once, if they divide the height
 
 
 def predict_pixels(logits: Float[Array, "h w C"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]) -> Int[Array, "H W"]:

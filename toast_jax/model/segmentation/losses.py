@@ -1,4 +1,4 @@
-"""The objective of segmentation: cross-entropy of pixels, with labels `IGNORED` where none counts."""
+"""The objective of segmentation: cross-entropy of pixels, without those of the label `IGNORED`."""
 
 from collections.abc import Callable
 

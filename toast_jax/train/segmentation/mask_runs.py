@@ -53,7 +53,7 @@ def redraw(config: ConfigDict, train: MaskedSource, evals: dict[str, MaskedSourc
 
 
 def records(config: ConfigDict, train: MaskedSource, evals: dict[str, MaskedSource]) -> dict[str, dict]:
-    """Return no files: which images are held out is in the lists."""
+    """Return no files: lists on disk define the splits."""
     return {}
 
 
@@ -153,7 +153,7 @@ def evaluate(
 
 
 def timing(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int, int]:
-    """Return the steps of the unit that a run counts in, one, and its length and warm-up in this unit."""
+    """Return 1, as segmentation counts in steps instead of epochs, and the length and warm-up of a run in steps."""
     return 1, config.steps, config.warmup_steps
 
 

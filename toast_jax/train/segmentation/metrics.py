@@ -11,7 +11,7 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, num_classes: int, ign
 
     Args:
       labels, predictions: integers of one shape, below C except for ignored labels.
-      ignored: label of pixels that do not count.
+      ignored: label of ignored pixels.
     """
     counted = labels != ignored
     pairs = labels[counted].astype(np.int64) * num_classes + predictions[counted]

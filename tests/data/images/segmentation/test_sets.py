@@ -106,6 +106,8 @@ def test_every_fault_of_a_mask_is_a_sentence_before_the_first_step(root):
     assert "train_0.png has colors (RGB) where the index of a class is expected: " in refused(root)
     (root / "masks/train_0.png").write_bytes(b"no image")
     assert "Mask " in refused(root) and "train_0.png cannot be decoded" in refused(root)
+    (root / "images/train_0.png").write_bytes(b"no image")
+    assert "train_0.png cannot be decoded" in refused(root) and "replace it, or take it out of the list (2 of" in refused(root)
 
 
 def test_an_image_that_never_fills_the_crop_is_refused(root):

@@ -22,7 +22,7 @@ def train_batches(
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Generator[Batch]:
-    """Iterate over shuffled, augmented batches; each pass over the source has its own order and drops what is left over.
+    """Iterate over shuffled, augmented batches; each pass has its own order and drops the last incomplete batch.
 
     Args:
         source, batch_size, seed, start_step, workers, shard: as in `data.images.batches.train_batches`.
@@ -50,7 +50,7 @@ def train_batches(
 def eval_batches(
     source: MaskedSource, *, view: EvalView, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)
 ) -> Generator[Batch]:
-    """Iterate over every image once; images with arrays of the same shapes come together.
+    """Iterate over every image once, grouped by the shapes of their arrays.
 
     Args:
         source, workers, shard: as in `train_batches`.

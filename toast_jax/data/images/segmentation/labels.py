@@ -1,3 +1,3 @@
-"""The label of pixels that do not count: neither in a loss nor in a score."""
+"""The label of ignored pixels, which enter neither losses nor scores."""
 
 IGNORED = 255

@@ -1,4 +1,4 @@
-"""Images with a mask of labels each: decoding, and the check of all of them before the first step."""
+"""Images with masks: decoding, and the check of all files before the first step."""
 
 import concurrent.futures
 import dataclasses
@@ -14,7 +14,7 @@ from PIL import Image
 
 from toast_jax.data.images import pixels
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, fault_of
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class MaskedImages:
         paths, masks: files of images and, in the same order, of masks.
         classes: names of the labels 0, 1, ...
         codes: the value of each class in a mask: all indices, or all colors.
-        ignored: values of pixels that do not count.
+        ignored: values of ignored pixels.
     """
 
     paths: tuple[str, ...]
@@ -63,7 +63,10 @@ class MaskedImages:
         Raises:
             InputError: either cannot be decoded, or they do not fit each other or the classes.
         """
-        image = pixels.decode(_content(self.paths[index]), self.paths[index])
+        try:
+            image = pixels.decode(_content(self.paths[index]), self.paths[index])
+        except InputError as error:
+            raise InputError(f"{fault_of(error)}: replace it, or take it out of the list.") from error
         values = decode(_content(self.masks[index]), self.masks[index], colors=isinstance(self.codes[0], tuple))
         if image.shape[:2] != values.shape[:2]:
             raise InputError(

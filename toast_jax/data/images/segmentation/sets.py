@@ -75,7 +75,7 @@ def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
 
 
 def _suffix(folder: str, stem: str) -> str:
-    """Return the ending of the image with a name; that of the first kind if there is none."""
+    """Return the suffix of the image file with a name, or the first of `_SUFFIXES` if there is no such file."""
     return next((suffix for suffix in _SUFFIXES if os.path.exists(os.path.join(folder, stem + suffix))), _SUFFIXES[0])
 
 
@@ -174,7 +174,7 @@ def _listing(folder: str) -> list[str]:
 
 
 def _pairs(origin: str, root: str, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return pairs of paths under `root`; InputError if `origin`, a list or a folder, has none or files are missing."""
+    """Return pairs of paths under `root`; InputError if `origin`, a list or a folder, is empty or files are missing."""
     if not pairs:
         raise InputError(f"Folder {origin} has no images: set --config.data.root.")
     for kind, files in zip(("images", "masks"), zip(*pairs, strict=True), strict=True):
