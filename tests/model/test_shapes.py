@@ -19,7 +19,7 @@ from toast_jax.train import step
 
 FILES = [*(ROOT / "toast_jax/model").rglob("*.py"), ROOT / "toast_jax/train/step.py"]
 # Parameters that are neither arrays nor annotated.
-UNTYPED = {"self", "config"}
+UNTYPED = {"self", "cls", "config"}
 # These work on parameters of any shape, before a network is built from them, or forward what they get.
 ANY_SHAPE = {
     *("model.backbones.vit.shapes.sized", "model.backbones.llama.torch_names.sized"),
