@@ -1,4 +1,4 @@
-"""Segmentation demo: five ways to tune a small network to mark the green digit."""
+"""Segmentation demo: five ways to tune a small network to mark the green digit.
 
     python main.py --config=configs/demo_segment.py --workdir=runs/demo_segment
 

@@ -1,4 +1,4 @@
-"""Show which tokens of a question and its answer TOAST feeds back."""
+"""Show which tokens of a question and its answer TOAST feeds back.
 
     python main.py --config=configs/relevance.py:run=runs/vicuna_toast --config.prompt="How can I manage my time better?" \\
         --workdir=relevance
