@@ -1,4 +1,4 @@
-"""Segmentation demo: five ways to tune a small network to mark the green digit.
+"""Segmentation demo: five ways to learn to mark the green digit of a scene.
 
     python main.py --config=configs/demo_segment.py --workdir=runs/demo_segment
 
