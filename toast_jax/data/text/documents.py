@@ -259,7 +259,7 @@ class Part(NamedTuple):
 
 
 class NotJson(InputError):
-    """Says how many lines of a file are not JSON; raised behind its last line."""
+    """Says how many lines of a file are not JSON; raised after the last line."""
 
 
 def parts_of(file: Path, size: int) -> list[Part]:

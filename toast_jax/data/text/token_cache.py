@@ -4,8 +4,8 @@ The cache is `toast_jax/text` in $XDG_CACHE_HOME or ~/.cache. An entry is a fold
 checksums, and a hash of all arrays for fingerprints of runs. Its name is a hash of everything its arrays depend on, so an entry
 is never stale. It may be removed at any time.
 
-Neither a text nor an entry is read as a whole to open it: blocks of both, evenly spaced, stand for them, together with the size
-and the time of the last change of a text and the sizes of an entry's files.
+Opening an entry reads neither the text nor the entry as a whole. A text is identified by its size, the time of its last change
+and evenly spaced blocks; an entry is verified by the sizes of its files and evenly spaced blocks.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Tokenize a large text in parts, by several processes and hosts, and pack the tokens into files.
 
-A part is a range of a `.jsonl` or `.parquet` file (`documents.parts_of`), or all of another file. It depends on the text alone,
-so the tokens do not depend on the number of processes. Each finished part is a file, which is renamed when it is complete: work
-that was interrupted resumes with the parts that are missing. No process holds more than one part in memory.
+A part is a range of a `.jsonl` or `.parquet` file (`documents.parts_of`), or another file as a whole. The ranges depend on the
+text alone, so the tokens do not depend on the number of processes. The tokens of a part are written to a file, which is renamed
+once complete: an interrupted run resumes with the missing parts. A process holds one part in memory at a time.
 """
 
 import concurrent.futures
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 PART = 2**24  # bytes of text
 MAX_PROCESSES = 8  # by default; each takes about 150 MB
 _LOG_EVERY = 15.0  # seconds
-_SILENT = 60.0  # seconds after which a host that has shown no sign of life is not waited for
+_SILENT = 60.0  # seconds without a heartbeat after which the other hosts stop waiting for a host
 
 
 class Text(NamedTuple):
@@ -56,10 +56,10 @@ class Text(NamedTuple):
 
 
 class Hosts(NamedTuple):
-    """Hosts that share the folder of the parts, and the number of this one.
+    """The hosts that share the folder of the parts, and the number of this host.
 
-    Each touches a file of its own while it is at work. One whose file is a minute old, or that has none, as where the folder is
-    not shared, is not waited for; the others do its part.
+    Each host touches a file of its own as a heartbeat. The others stop waiting for a host whose file is a minute old, or is
+    missing because the folder is not shared, and take over its parts.
     """
 
     number: int = 0
@@ -67,17 +67,17 @@ class Hosts(NamedTuple):
 
     @contextlib.contextmanager
     def at_work(self, folder: Path) -> Iterator[None]:
-        """Show the other hosts, inside the block, that this one is at work."""
+        """Send heartbeats to the other hosts inside the block."""
         ended = threading.Event()
 
-        def show():
+        def beat():
             while self.total > 1:
                 with contextlib.suppress(OSError):  # the folder is removed when all is done
                     (folder / f"host{self.number}").touch()
                 if ended.wait(_SILENT / 6):
                     return
 
-        thread = threading.Thread(target=show, daemon=True)
+        thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
             yield
@@ -86,19 +86,19 @@ class Hosts(NamedTuple):
             thread.join()
 
     def wait(self, folder: Path, ready: Callable[[], bool], others: Iterable[int]) -> bool:
-        """Wait until `ready()`; return False as soon as none of the other hosts is at work."""
-        signs = [folder / f"host{number}" for number in others if number != self.number]
+        """Wait until `ready()`; return False once none of the other hosts has a heartbeat."""
+        heartbeats = [folder / f"host{number}" for number in others if number != self.number]
         began = time.time()
         while not ready():
-            last = max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
-            if not signs or time.time() - max(last, began) > _SILENT:
+            last = max((file.stat().st_mtime for file in heartbeats if file.exists()), default=0.0)
+            if not heartbeats or time.time() - max(last, began) > _SILENT:
                 return False
             time.sleep(0.2)
         return True
 
 
 class _Made(NamedTuple):
-    """Counts of a part: documents, records left out, and whether it has lines that are not JSON or a record that is wrong."""
+    """Counts documents and omitted records of a part, and says whether it has lines that are not JSON or an invalid record."""
 
     documents: int
     left_out: int
@@ -142,7 +142,7 @@ def tokenize(text: Text, folder: Path, processes: int, hosts: Hosts, obsolete: C
 
 
 class _Prefix:
-    """The finished parts without a gap from the first one on, up to the one with the last document to read."""
+    """Counts the finished parts from the first one on, up to a gap or the part with the last document to read."""
 
     def __init__(self, files: list[Path], most: int):
         self._files, self._most = files, most
@@ -150,7 +150,7 @@ class _Prefix:
         self._documents = 0
 
     def complete(self) -> bool:
-        """Return whether no part is missing before the last document to read, or before a record that is wrong."""
+        """Return whether no part is missing before the last document to read, or before an invalid record."""
         while not self._ended() and len(self.made) < len(self._files) and self._files[len(self.made)].exists():
             with np.load(self._files[len(self.made)]) as part:
                 self.made.append(_Made(*part["made"].tolist()))
@@ -161,7 +161,7 @@ class _Prefix:
         return bool(self.made) and (self.made[-1].wrong or bool(self._most) and self._documents >= self._most)
 
     def checked(self, text: Text) -> list[Path]:
-        """Return the files of the parts; raise InputError as reading all records in turn does."""
+        """Return the files of the parts; raise the InputError that reading all records in turn raises."""
         enough = bool(self._most) and self._documents >= self._most
         if not self._documents or not enough and any(made.wrong or made.malformed for made in self.made):
             shutil.rmtree(self._files[0].parent if self._files else "", ignore_errors=True)
@@ -174,7 +174,7 @@ class _Prefix:
 
 
 def _finished(text: Text, tasks: Iterator[tuple[Part, Path]], processes: int) -> Iterator[Part]:
-    """Make parts in processes, and yield each that is finished; the next ones are drawn from `tasks` when a process is free."""
+    """Make parts in processes, and yield each finished part; a task is drawn when a process is free."""
     if processes == 1:
         for part, file in tasks:
             _make_part(text, part, file)
@@ -203,14 +203,14 @@ def _finished(text: Text, tasks: Iterator[tuple[Part, Path]], processes: int) ->
             stop.set()  # after Ctrl-C or an error, the pool waits for its processes
 
 
-_of_process: tuple[Text, multiprocessing.synchronize.Event]  # which gets the tokenizer once
+_of_process: tuple[Text, multiprocessing.synchronize.Event]  # sent once to each worker, with the tokenizer
 
 
 def _begin(text: Text, stop: multiprocessing.synchronize.Event) -> None:
     global _of_process
     _of_process = text, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-    # A process that is killed cannot, and an idle worker would wait forever.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent sets `stop`
+    # A parent that is killed cannot set it, and its workers would wait forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -240,7 +240,7 @@ def _make_part(text: Text, part: Part, file: Path, stopped: Callable[[], bool] =
                 tokens.extend(ids)
                 answers.extend(flags)
                 sizes.append(len(ids))
-    except documents.NotJson:  # which counts only if the text is read to its end
+    except documents.NotJson:  # an error only if the text is read to its end
         malformed = True
     except InputError:
         wrong = True

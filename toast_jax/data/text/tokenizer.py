@@ -115,8 +115,8 @@ def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
     """Split the text of tokens into the shortest pieces of whole characters; special tokens are spelled by their names.
 
-    Tokens of single bytes share a piece if they share a character. Their number is limited to the bytes of a character, for a
-    model may generate bytes that are none; these are shown as U+FFFD.
+    Byte tokens of one character share a piece. A piece has at most as many of them as a character has bytes, because a model
+    may generate invalid UTF-8, which is decoded as U+FFFD.
 
     Returns:
       for each piece the number of its tokens, and its text.
