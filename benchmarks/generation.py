@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import machine
 from toast_jax.cli import set_environment
-from toast_jax.model.backbones import llama
+from toast_jax.model.backbones.llama import config_json, kinds
 
 THREADS = len(os.sched_getaffinity(0))  # XLA uses as many
 ROWS = {
@@ -81,22 +81,11 @@ def _measured(args, folder: str) -> tuple[dict[str, list], dict]:
 
 
 def _sizes(args) -> dict | None:
-    """Return the sizes of a random network by transformers' names."""
+    """Return the `config.json` of a random network."""
     if args.weights:
         return None
-    size = llama.SIZES[args.size]
-    return {
-        "hidden_size": size.width,
-        "num_hidden_layers": size.depth,
-        "num_attention_heads": size.num_heads,
-        "num_key_value_heads": size.num_kv_heads,
-        "intermediate_size": size.hidden,
-        "vocab_size": size.vocabulary,
-        "max_position_embeddings": size.context,
-        "rope_theta": size.rope_theta,
-        "rms_norm_eps": size.norm_eps,
-        "tie_word_embeddings": size.tied,
-    }
+    size = kinds.SIZES[args.size]
+    return {"model_type": size.kind.model_type, **config_json.written(size)}
 
 
 def _summary(turns: list[dict]) -> tuple[float, float]:

@@ -25,7 +25,9 @@ class Side:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         if sizes:
-            random = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).to(getattr(torch, dtype))
+            random = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**sizes)).to(
+                getattr(torch, dtype)
+            )
             random.save_pretrained(folder)
             del random
         self._network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
