@@ -1,4 +1,4 @@
-"""The demo of segmentation: five ways to tune a small network to mark the green digit of a scene.
+"""The demo of segmentation: mark the green digit of a scene, in five ways.
 
     python main.py --config=configs/demo_segment.py --workdir=runs/demo_segment
 
