@@ -1,4 +1,4 @@
-"""Segmentation demo: five ways to learn to mark the green digit of a scene.
+"""The demo of segmentation: mark the green digit of a scene, in five ways.
 
     python main.py --config=configs/demo_segment.py --workdir=runs/demo_segment
 

@@ -1,4 +1,4 @@
-"""Sweep: all runs of a table: of the paper, few-shot, or segmentation.
+"""Sweep: all runs of a table: the paper's, few-shot, or segmentation.
 
     python main.py --config=configs/sweep.py:table=vtab,method=toast,backbone=vit_b16_in1k \\
         --config.data.root=data/tfds --config.top_down=weights/vit_b16_in1k_top_down.pth --workdir=runs/vtab
