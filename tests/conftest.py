@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import folder  # noqa: E402
 from toast_jax.errors import InputError  # noqa: E402
-from toast_jax.model.backbones import convnext  # noqa: E402
+from toast_jax.model.backbones.convnext import network as convnext  # noqa: E402
 from toast_jax.model.backbones.vit import network as vit  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags

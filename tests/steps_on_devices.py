@@ -10,7 +10,7 @@ from tests.conftest import TINY_CONVNEXT, tiny_config
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.backbones import convnext
+from toast_jax.model.backbones.convnext import network as convnext
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.train import optim
 from toast_jax.train.augment import augment

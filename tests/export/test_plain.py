@@ -19,7 +19,7 @@ from toast_jax.data.images import pixels as views
 from toast_jax.errors import InputError
 from toast_jax.export import folder, plain
 from toast_jax.model import families, steered
-from toast_jax.model.backbones.exports import formats
+from toast_jax.model.backbones import export_formats as formats
 from toast_jax.model.backbones.llama import kinds as llama
 from toast_jax.model.backbones.vit import features
 from toast_jax.model.backbones.vit.features import Size

@@ -12,7 +12,7 @@ from tests.conftest import TINY_CONVNEXT, tiny_config
 from tests.model.backbones.llama import test_network as test_llama
 from toast_jax import trees
 from toast_jax.model import generation, losses, steered
-from toast_jax.model.backbones import convnext
+from toast_jax.model.backbones.convnext import network as convnext
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.families import FAMILIES
 from toast_jax.train import feature_cache

@@ -23,7 +23,7 @@ UNTYPED = {"self", "cls", "config"}
 # These work on parameters of any shape, before a network is built from them, or forward what they get.
 ANY_SHAPE = {
     *("model.backbones.vit.shapes.sized", "model.backbones.llama.torch_names.sized"),
-    *("model.backbones.convnext_torch_names.sized", "model.steered.apply"),
+    *("model.backbones.convnext.torch_names.sized", "model.steered.apply"),
 }
 BARE = {"Array", "ndarray"}
 

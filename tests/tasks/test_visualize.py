@@ -18,7 +18,7 @@ from toast_jax.analysis import comparison, localization, maps, perturbation, vie
 from toast_jax.data.images import selected
 from toast_jax.errors import InputError
 from toast_jax.model import steered
-from toast_jax.model.backbones import convnext
+from toast_jax.model.backbones.convnext import network as convnext
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.tasks import attention_metrics, corruptions, visualize
 from toast_jax.train import saved_run

@@ -9,9 +9,10 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from toast_jax.fields import Field, whole
-from toast_jax.model.backbones import convnext, convnext_torch_names
-from toast_jax.model.backbones.exports import convnext as convnext_exports
-from toast_jax.model.backbones.exports.formats import Format
+from toast_jax.model.backbones.convnext import export as convnext_export
+from toast_jax.model.backbones.convnext import network as convnext
+from toast_jax.model.backbones.convnext import torch_names as convnext_torch_names
+from toast_jax.model.backbones.export_formats import Format
 from toast_jax.model.backbones.llama import config_json as llama_config_json
 from toast_jax.model.backbones.llama import export as llama_export
 from toast_jax.model.backbones.llama import network as llama
@@ -138,7 +139,7 @@ FAMILIES = {
         top_down=lambda backbone, k: ConvTopDown((3, *backbone.widths), convnext.STRIDES, backbone.dtype, steered=k),
         image_multiple=lambda backbone: 32,
         tunable_blocks=lambda size: size.depths[-1],
-        plain=convnext_exports.FORMATS,
+        plain=convnext_export.FORMATS,
     ),
     "llama": Family(
         title="LLaMA",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from toast_jax.model.backbones.exports.formats import Format, Preprocessing, transformers_config
+from toast_jax.model.backbones.export_formats import Format, Preprocessing, transformers_config
 from toast_jax.model.backbones.llama.config_json import written
 from toast_jax.model.backbones.llama.network import LLaMA
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.exports.formats import Format, Names, Preprocessing, timm_config, transformers_config
+from toast_jax.model.backbones.export_formats import Format, Names, Preprocessing, timm_config, transformers_config
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit.features import SIZES, Size, Target, size_name
 from toast_jax.model.backbones.vit.network import ViT

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.convnext import LAYER_NORM_EPS, SIZES, ConvNeXt
-from toast_jax.model.backbones.exports.formats import Format, Preprocessing, renamer, timm_config, transformers_config
+from toast_jax.model.backbones.convnext.network import LAYER_NORM_EPS, SIZES, ConvNeXt
+from toast_jax.model.backbones.export_formats import Format, Preprocessing, renamer, timm_config, transformers_config
 
 _TIMM_SIZES = {"T": "convnext_tiny", "S": "convnext_small", "B": "convnext_base", "L": "convnext_large"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from toast_jax.model.backbones.convnext import SIZES, STRIDES, ConvNeXt
+from toast_jax.model.backbones.convnext.network import SIZES, STRIDES, ConvNeXt
 from toast_jax.model.backbones.rename_rules import (
     ADDED,
     STEERED,

@@ -10,7 +10,7 @@ import pytest
 from toast_jax import trees
 from toast_jax.config.run_fields import base
 from toast_jax.errors import InputError
-from toast_jax.model.backbones import convnext
+from toast_jax.model.backbones.convnext import network as convnext
 
 B, SIDE = 4, 32
 DEPTHS, WIDTHS = (1, 1, 2, 2), (4, 6, 8, 10)
