@@ -230,6 +230,7 @@ def test_a_family_is_one_record(method, config_of, tmp_path):
     assert len(parts.top_down) == 2 * looks_twice
 
 
+@pytest.mark.slow
 def test_the_last_block_alone_is_steered(config_of, tmp_path):
     config = config_of("toast")
     config.steered_blocks = 1

@@ -140,7 +140,7 @@ def test_explained_intermediates_are_of_the_steered_blocks(backbone, k):
     np.testing.assert_array_equal(out["look"]["hidden"][0], out["first_look"]["hidden"][-k - 1])
 
 
-@pytest.mark.parametrize(("backbone", "k"), LATE[1:])
+@pytest.mark.parametrize(("backbone", "k"), SOME_SLOW[1:])
 def test_the_second_look_needs_only_what_is_cached(backbone, k):
     """Without the inputs, and with the gradients of the network that computes its first look itself."""
     params = of_last(parameters(backbone), k, SITES[backbone])
@@ -151,7 +151,7 @@ def test_the_second_look_needs_only_what_is_cached(backbone, k):
         assert_close(apply(backbone, k, params, None, features=features), apply(backbone, k, params, inputs(backbone)))
 
 
-@pytest.mark.parametrize("backbone", ["vit_ti8", "convnext_t"])
+@pytest.mark.parametrize("backbone", ["vit_ti8", pytest.param("convnext_t", marks=pytest.mark.slow)])
 def test_paths_are_dropped_in_the_steered_blocks_of_each_look(backbone):
     params = of_last(parameters(backbone), 2, SITES[backbone])
     keys = jax.random.split(jax.random.key(0), B)

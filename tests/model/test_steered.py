@@ -65,7 +65,11 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("method", NETWORKS)
+QUICK = ("adapter_plus", "toast_lite")
+SOME_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+
+
+@pytest.mark.parametrize("method", SOME_SLOW)
 def test_explained_logits_are_the_logits(method):
     _, _, params = built(method)
     logits = apply(method, params, images())

@@ -110,7 +110,9 @@ def whole_scores(net, row, params, batch):
     return {name: (batch["weight"] * values).sum(axis=1) for name, values in (("loss", entropy), ("accuracy", hits))}
 
 
-@pytest.mark.parametrize(("method", "size"), [("toast", 4), ("finetune", 5)])  # 10 tokens, with and without padding
+@pytest.mark.parametrize(
+    ("method", "size"), [pytest.param("toast", 4, marks=pytest.mark.slow), ("finetune", 5)]
+)  # 10 tokens, with and without padding
 def test_chunks_of_tokens_score_as_all_tokens_at_once(method, size, monkeypatch):
     monkeypatch.setattr(losses, "MAX_LOGITS", size * ROWS * V)
     monkeypatch.setattr(losses, "MIN_TOKENS", 1)

@@ -242,6 +242,7 @@ def test_what_no_step_changes(method, fixed):
     assert (feature_cache.features_of(network, row) is not None) == (method in caches)
 
 
+@pytest.mark.slow
 def test_the_first_look_is_computed_once_for_all_points(fixed, tmp_path, monkeypatch):
     """Of four points the program has the work of four second looks and one first, not of eight looks."""
     run, state = setup.prepare(fixed, tmp_path / "alone")

@@ -458,8 +458,9 @@ def test_errors_before_the_first_step_leave_nothing_behind(config, tmp_path, cha
 
 
 @pytest.mark.parametrize("field", ["backbone.weights", "module", "top_down"])
-def test_a_missing_weights_file_is_reported_before_images_are_decoded(config, tmp_path, field, caplog):
+def test_a_missing_weights_file_is_reported_before_images_are_decoded(image_folder, tmp_path, field, caplog):
     caplog.set_level("INFO", "toast_jax")
+    config = tiny_config(image_folder, "toast")
     config.update_from_flattened_dict({field: "nowhere.pth", "data.verify": True})
     with pytest.raises(InputError, match=f"no weights file at nowhere.pth; correct --config.{field}"):
         loop.fit(config, tmp_path / "run")

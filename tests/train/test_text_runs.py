@@ -170,6 +170,7 @@ def test_a_file_of_questions_is_answered(runs, tmp_path):
     assert lines == [{**one, "answer": answer} for one, answer in zip(questions, expected, strict=True)]
 
 
+@pytest.mark.slow
 def test_sampled_answers_do_not_depend_on_the_batch_size_or_on_the_order(runs, tmp_path):
     root, _ = runs
     questions = [f"{i % 3}?" for i in range(5)]  # two of them twice

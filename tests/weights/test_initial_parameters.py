@@ -97,11 +97,11 @@ def warnings(logged):
     ("name", "method", "files"),
     [
         ("vit_linear", "linear", {"weights": BACKBONE}),
-        ("vit_finetune", "finetune", {"weights": BACKBONE}),
-        ("vit_linear", "partial", {"weights": BACKBONE}),
-        ("vit_linear", "linear", {"weights": TOP_DOWN}),
+        pytest.param("vit_finetune", "finetune", {"weights": BACKBONE}, marks=pytest.mark.slow),
+        pytest.param("vit_linear", "partial", {"weights": BACKBONE}, marks=pytest.mark.slow),
+        pytest.param("vit_linear", "linear", {"weights": TOP_DOWN}, marks=pytest.mark.slow),
         ("vit_toast", "toast", {"weights": BACKBONE, "top_down": TOP_DOWN}),
-        ("vit_toast", "toast", {"weights": TOP_DOWN}),
+        pytest.param("vit_toast", "toast", {"weights": TOP_DOWN}, marks=pytest.mark.slow),
         ("vit_toast", "toast", {"weights": "", "tuned": TUNED}),
     ],
 )

@@ -11,6 +11,7 @@ from toast_jax import trees
 from toast_jax.config.run_fields import base
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.vit import network as vit
+from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.linear import Linear
 
 B, D, L, H, PATCH, GRID, P = 4, 16, 3, 2, 8, 2, 3
@@ -196,7 +197,7 @@ def test_top_down_signal_of_a_block_enters_at_that_block():
 
 def test_drop_path_drops_whole_branches_and_keeps_the_expectation():
     rate, size = 0.3, 4000
-    out = np.asarray(vit.drop_path(jnp.ones((size, 2, 3)), keys(size), rate))
+    out = np.asarray(drop_path(jnp.ones((size, 2, 3)), keys(size), rate))
     kept = out[:, 0, 0] > 0
     np.testing.assert_allclose(out, np.broadcast_to(kept[:, None, None] / (1 - rate), out.shape), rtol=1e-6)
     assert abs(out.mean() - 1.0) < 4 * np.sqrt(rate / (1 - rate) / size)
@@ -204,8 +205,8 @@ def test_drop_path_drops_whole_branches_and_keeps_the_expectation():
 
 def test_drop_path_of_rate_zero_or_without_keys_does_nothing():
     x = jnp.asarray(images())[..., 0]
-    np.testing.assert_array_equal(vit.drop_path(x, keys(), 0.0), x)
-    np.testing.assert_array_equal(vit.drop_path(x, None, 0.9), x)
+    np.testing.assert_array_equal(drop_path(x, keys(), 0.0), x)
+    np.testing.assert_array_equal(drop_path(x, None, 0.9), x)
     plain = look(network(), parameters(), images())
     assert_close(look(network(drop_path=0.0), parameters(), images(), rng=keys()), plain, 1e-6)
     assert_close(look(network(drop_path=0.9), parameters(), images()), plain, 1e-6)
