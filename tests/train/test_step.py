@@ -21,9 +21,8 @@ from toast_jax.train import optim, setup
 from toast_jax.train.step import init_state, train_step
 
 EVERY = (*METHODS, "pretune")
-QUICK = (
-    "pretune",
-)  # of toast_lite, on one and eight devices: signal, deltas, drop-path, mixing and moving average in one program
+# Of toast_lite: signal, deltas, drop-path, mixing and moving average in one program; on one and eight devices.
+QUICK = ("pretune",)
 
 
 @pytest.fixture(scope="module")
