@@ -18,7 +18,7 @@ class Side:
         config = language(name="benchmark", method="finetune", backbone=size)
         config.backbone.weights, config.backbone.dtype = folder, dtype
         network = load_network(config, 0)
-        params = generation.packed(network.model, trees.merge(network.tuned, network.frozen))
+        params = generation.stored(network.model, trees.merge(network.tuned, network.frozen))
         self._network, self._prompt, self._most = (network.model, network.method, jax.block_until_ready(params)), prompt, most
         self.streamed()
         self.at_once()

@@ -86,8 +86,7 @@ class Speaker:
             config.get("top_k", 0),
             config.get("repetition_penalty", 1.0),
         )
-        if jax.default_backend() == "cpu":
-            self.network = *self.network[:2], generation.packed(self.network[0], self.network[2])
+        self.network = *self.network[:2], generation.stored(self.network[0], self.network[2])
         self.precision = functools.partial(precision.of_products, of_run)
 
     def tokens(self, question: str, before: Sequence[int] = ()) -> list[int]:
