@@ -65,7 +65,7 @@ def test_no_key_is_used_twice(plain):
 
 
 # Accuracy and loss with jax 0.10.2 on a CPU; a change of any step, view, draw or update moves them by more than is let through.
-GOLDEN = {"linear": (0.39333, 2.54764), "toast": (0.69000, 0.92754)}
+GOLDEN = {"linear": (0.51333, 2.05674), "toast": (0.69333, 0.99768)}
 
 
 @pytest.mark.slow
