@@ -24,6 +24,13 @@ def small(rows, seeds):
     return config
 
 
+def test_a_row_gets_its_line_of_the_table_and_its_pictures(tmp_path):
+    demo_segment.run(small(("toast",), (1, 2)), str(tmp_path))
+    (line,) = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert line.startswith("| toast | 110,882 | ")
+    assert "<th>toast: selection</th>" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_table_and_page_show_runs_of_the_shipped_network(tmp_path):
     demo_segment.run(small(("linear", "toast"), (1, 2)), str(tmp_path))
