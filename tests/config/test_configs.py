@@ -34,7 +34,7 @@ def shrunk(config, root):
     """The same run with a small network on the small dataset, for which split files are written."""
     config.backbone.update({"size": "tiny", "patch": 8, "weights": "random"})
     config.data.update({"root": str(root), "image_dir": "", "image_size": 16, "resize": 18, "num_classes": 0})
-    config.batch_size = 8
+    config.batch_size, config.probe.queries = 8, 4
     if config.data.format == "vtab":
         config.data.resize = 16
         return config

@@ -110,7 +110,7 @@ def test_keyword_arguments_make_the_config_that_flags_make(fresh):
 @pytest.mark.slow
 def test_two_processes_compute_the_same_numbers_bit_for_bit(tmp_path):
     """Of the demo's run, small; with the flags of XLA that each sets by itself."""
-    fields = {"epochs": 1, "eval_every": 1, "checkpoint_every": 1}
+    fields = {"epochs": 1, "warmup_epochs": 0, "eval_every": 1, "checkpoint_every": 1}
     splits = {"train": "train[:64]", "val": "val[:16]", "test": "test[:16]"}
     (tmp_path / "demo_run.py").write_text(
         "from configs import demo\ndef get_config():\n  return demo.get_config().runs.toast\n"
