@@ -593,6 +593,7 @@ def losses_and_parameters(folder, config):
     return step, [line["train/loss"] for line in lines if "train/loss" in line], trees.flat(trees.prune(tuned))
 
 
+@pytest.mark.slow
 def test_a_run_whose_state_is_split_resumes_bit_for_bit(tmp_path, monkeypatch):
     write(tmp_path, ASKED)
     config = of(alpaca, tmp_path, method="finetune")

@@ -47,6 +47,7 @@ def save_backbone(path, image_folder, seed):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_module_that_moved_is_read_where_the_field_of_the_message_says(pretuned, image_folder, tmp_path):
     folder, weights = pretuned
     module = shutil.copy(folder / "top_down.safetensors", tmp_path)
