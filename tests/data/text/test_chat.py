@@ -198,6 +198,7 @@ def test_templates_in_files(folder, tmp_path):
 
 
 def test_the_end_that_only_the_config_of_a_tokenizer_names(tmp_path):
+    pytest.importorskip("jinja2")
     json_model(tmp_path / "tokenizer.json", special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
     words, template = opened(tmp_path, "chatml")
