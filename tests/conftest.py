@@ -18,6 +18,7 @@ os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import re  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -87,6 +88,15 @@ def image_folder(tmp_path_factory):
 def config(image_folder):
     """A run of a second: two epochs of three steps, of the method that compiles fastest."""
     return tiny_config(image_folder, "linear")
+
+
+def refusal(read):
+    """The message with which a function refuses its input: one sentence."""
+    with pytest.raises(InputError) as raised:
+        read()
+    text = str(raised.value)
+    assert text.endswith(".") and "\n" not in text and not re.search(r"[a-z]\. [A-Z]", text)
+    return text
 
 
 def refusals_of_damaged_copies(path, read, times=300):

@@ -9,8 +9,8 @@ from safetensors.numpy import save_file
 
 from configs import alpaca as alpaca_config
 from tests import FIXTURES, ROOT
+from tests.conftest import refusal
 from toast_jax.config.backbone_names import LLAMAS
-from toast_jax.errors import InputError
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.llama import config_json, export, kinds
 from toast_jax.testing import language_parity, recording
@@ -62,14 +62,6 @@ def config_of(folder):
 def loaded(config):
     model, method = steered.build(config, 0)
     return model.backbone, initial_parameters.load(model, method, weights=config.backbone.weights)
-
-
-def refusal(read):
-    with pytest.raises(InputError) as raised:
-        read()
-    text = str(raised.value)
-    assert text.endswith(".") and "\n" not in text and not re.search(r"[a-z]\. [A-Z]", text)
-    return text
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from configs import convert as convert_config
 from configs import folder as folder_config
 from tests import FIXTURES, ROOT
+from tests.conftest import refusal
 from toast_jax.config import backbone_names, check
-from toast_jax.errors import InputError
 from toast_jax.model import steered
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit.features import Features
@@ -49,14 +49,6 @@ def load(config):
     """Read the parameters of a config's backbone, strictly."""
     model, method = steered.build(config, 3)
     return model.backbone, initial_parameters.load(model, method, weights=config.backbone.weights)
-
-
-def refusal(read):
-    with pytest.raises(InputError) as raised:
-        read()
-    text = str(raised.value)
-    assert text.endswith(".") and "\n" not in text and not re.search(r"[a-z]\. [A-Z]", text)
-    return text
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

@@ -86,6 +86,7 @@ def _segment(config: ConfigDict, folder: Path, runs: dict[str, SavedRun]) -> Non
     for name, run in runs.items():
         segmented, target = looks.compiled(run), folder / name.replace("/", "_")
         target.mkdir(exist_ok=True)
+        run_folder.remove_pictures(target)
         looked[name] = [segmented(image) for image in images]
         for i, image in enumerate(images):
             panels = {"image": image, **pictures.panels(image, looked[name][i], palette)}

@@ -132,6 +132,8 @@ def test_new_images_get_masks_and_pictures(done, root, tmp_path):
     for name in names:
         (tmp_path / "new" / f"{name}.png").write_bytes((root / "images" / f"{name}.png").read_bytes())
     (tmp_path / "new" / "z.png").write_bytes(b"no image")
+    (tmp_path / "out/masks").mkdir(parents=True)
+    (tmp_path / "out/masks/00009_of_an_earlier_call.png").write_bytes(b"")
     with pytest.raises(InputError, match="1 of 4 images were left out: Image .*z.png cannot be decoded"):
         predict.run(config_of("predict", run=str(folder), images=str(tmp_path / "new")), str(tmp_path / "out"))
     written, hits, counted = sorted((tmp_path / "out/masks").iterdir()), 0, 0
@@ -146,6 +148,8 @@ def test_new_images_get_masks_and_pictures(done, root, tmp_path):
 @pytest.mark.slow
 def test_runs_are_shown_side_by_side_on_a_split_or_on_files(done, root, tmp_path):
     folder, _ = done
+    (tmp_path / "split" / folder.name).mkdir(parents=True)
+    (tmp_path / "split" / folder.name / "00009_of_an_earlier_call.png").write_bytes(b"")
     visualize.run(config_of("visualize", runs=(str(folder),), images="val", most=2), str(tmp_path / "split"))
     told = json.loads((tmp_path / "split/visualize.json").read_text())["runs"][folder.name]
     assert [row["image"] for row in told] == ["val_0.png", "val_1.png"] and all(0 <= row["mean_iou"] <= 1 for row in told)

@@ -12,6 +12,7 @@ from toast_jax.analysis.segmentation import looks, pictures
 from toast_jax.data.images import image_files, pixels
 from toast_jax.errors import InputError, fault_of
 from toast_jax.train.saved_run import SavedRun
+from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ def write(run: SavedRun, paths: Iterable[str], folder: Path, *, drawn: bool) -> 
     """
     segmented, palette = looks.compiled(run, with_maps=drawn), pictures.colors(len(run.classes))
     count, faults = 0, []
+    for kind in ("masks", "pictures"):
+        run_folder.remove_pictures(folder / kind)
     for path in paths:
         try:
             image = pixels.decode_example(image_files.Files((path,), (0,), (image_files.UNLABELLED,))[0])

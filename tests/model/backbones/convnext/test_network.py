@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.model.backbones.expected import assert_close, layer_norm
 from toast_jax import trees
 from toast_jax.config.run_fields import base
 from toast_jax.errors import InputError
@@ -46,22 +47,6 @@ def look(net, params, images, td=None, rng=None, method="__call__"):
 
 def keys(size=B):
     return jax.random.split(jax.random.key(0), size)
-
-
-def assert_close(ours, theirs, tolerance=1e-5):
-    """All leaves agree relative to the largest number of their array."""
-
-    def check(a, b):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-2))
-
-    jax.tree.map(check, ours, theirs)
-
-
-def layer_norm(x, params):
-    x = np.asarray(x, np.float64)
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    return x * params["scale"] + params["bias"]
 
 
 def test_shapes_and_consistency_of_what_a_look_returns():
