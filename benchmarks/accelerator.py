@@ -175,6 +175,7 @@ def _variants(sizes: Sizes) -> dict[str, tuple[str, dict]]:
         "toast": ("toast", {}),
         **{f"toast k={k}": ("toast", {"steered_blocks": k}) for k in late},
         **{name: (name, {}) for name in ("lora", "linear", "finetune", "toast_lite")},
+        **{f"{name}, unrolled": (name, {"backbone.unroll": True}) for name in ("toast", "finetune", "lora", "linear")},
     }
 
 

@@ -26,6 +26,7 @@ class Stack:
       fused_qkv: whether queries, keys and values are one product.
       gelu: "erf" (the package's) or "erfc" (of `jax.nn.gelu`).
       unroll: blocks per iteration of the scan.
+      merged: whether the compiler may merge what the backward pass recomputes with the forward pass, where both are in sight.
       saved: what the backward pass saves: "products", "everything" (no rematerialization) or "inputs" of blocks.
     """
 
@@ -34,6 +35,7 @@ class Stack:
     fused_qkv: bool = False
     gelu: str = "erf"
     unroll: int = 1
+    merged: bool = True
     saved: str = "products"
 
 
@@ -45,6 +47,7 @@ STACKS = {
     "q, k, v in one product": Stack(fused_qkv=True),
     "scan unrolled by 2": Stack(unroll=2),
     "scan unrolled by 12": Stack(unroll=12),
+    "scan unrolled by 12, recomputing": Stack(unroll=12, merged=False),
     "no rematerialization": Stack(saved="everything"),
     "save inputs of blocks alone": Stack(saved="inputs"),
     "GELU by erfc": Stack(gelu="erfc"),
@@ -73,7 +76,7 @@ def gradient(stack: Stack, num_heads: int) -> Callable:
         return y + _GELU[stack.gelu](_norm(y) @ kernels["fc1"]) @ kernels["fc2"], None
 
     if stack.saved != "everything":
-        block = jax.checkpoint(block, policy=_POLICY[stack.saved], prevent_cse=False)
+        block = jax.checkpoint(block, policy=_POLICY[stack.saved], prevent_cse=not stack.merged)
 
     def total(kernels, x):
         return jax.lax.scan(block, x, kernels, unroll=stack.unroll)[0].astype(jnp.float32).sum()

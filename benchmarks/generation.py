@@ -1,7 +1,8 @@
-"""Time greedy generation by this package and by Hugging Face transformers, with the same weights, cores and dtype.
+"""Time greedy generation by this package and by Hugging Face transformers, with the same weights, device and dtype.
 
     python -m benchmarks.generation --size=stories15m --weights=weights/stories15m
     python -m benchmarks.generation --size=tinyllama_1b --dtype=bfloat16 --most=16 --python=VENV/bin/python
+    python -m benchmarks.generation --size=tinyllama_1b --dtype=bfloat16 --most=64 --device=cuda
 
 Needs torch and transformers, in this interpreter or in that of `--python`. Without `--weights` the network has random numbers.
 Each side is a process; they take turns while the other waits, and the table has medians. The first token includes the prompt,
@@ -37,19 +38,21 @@ def main() -> None:
     parser.add_argument("--size", default="tinyllama_1b", help="a LLaMA of this package")
     parser.add_argument("--weights", help="its folder, in the format of transformers; default: random numbers")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of both sides")
     parser.add_argument("--prompt", type=int, default=60, help="tokens to read")
     parser.add_argument("--most", type=int, default=32, help="tokens to generate")
     parser.add_argument("--rounds", type=int, default=3, help="turns per side")
     parser.add_argument("--python", default=sys.executable, help="interpreter with torch and transformers")
     parser.add_argument("--out", type=Path, help="JSON file with every time")
     args = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_PLATFORMS"] = args.device
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other side needs memory of the same card
     set_environment()
     with tempfile.TemporaryDirectory() as folder:
         results, facts = _measured(args, args.weights or folder)
     rows = {name: _summary(turns) for name, turns in results.items()}
     weights = "random" if not args.weights else "given"
-    print(f"\n{args.size} ({weights} weights), {args.dtype}, prompt of {args.prompt} tokens, {THREADS} threads")
+    print(f"\n{args.size} ({weights} weights), {args.dtype}, {args.device}, prompt of {args.prompt} tokens, {THREADS} threads")
     print("| | first token, ms | then tokens/s | times as fast: first token | then |\n|---|---|---|---|---|")
     for name, (first, rate) in rows.items():
         other = rows["transformers"]
@@ -67,17 +70,20 @@ def _measured(args, folder: str) -> tuple[dict[str, list], dict]:
     prompt = np.random.default_rng(0).integers(3, 500, args.prompt).tolist()
     facts = {"folder": folder, "dtype": args.dtype, "prompt": prompt, "most": args.most}
     # The first one writes the random weights that the other one reads.
-    torch = _Process([args.python, "-m", "benchmarks.generation_torch"], facts | {"sizes": _sizes(args), "threads": THREADS})
+    torch = _Process(
+        [args.python, "-m", "benchmarks.generation_torch"],
+        facts | {"sizes": _sizes(args), "threads": THREADS, "device": args.device},
+    )
     jax = _Process([sys.executable, "-m", "benchmarks.generation_jax"], facts | {"size": args.size})
     sides, results = {"torch": torch, "jax": jax}, {name: [] for name in ROWS}
     for _ in range(args.rounds):
         for name, (side, method) in ROWS.items():
             time.sleep(0.5)  # idle threads of the other side spin for a while
             results[name].append(sides[side].ask(method))
-    versions = torch.ask("versions") | jax.ask("versions")
+    versions, where = torch.ask("versions") | jax.ask("versions"), jax.ask("where")
     for side in sides.values():
         side.close()
-    return results, {"versions": versions, "xla_flags": os.environ.get("XLA_FLAGS", "")}
+    return results, {"versions": versions, "hardware": where, "xla_flags": os.environ.get("XLA_FLAGS", "")}
 
 
 def _sizes(args) -> dict | None:

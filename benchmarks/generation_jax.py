@@ -38,6 +38,9 @@ class Side:
     def versions(self) -> dict:
         return machine.facts()["versions"]
 
+    def where(self) -> dict:
+        return machine.facts()["device"]
+
 
 if __name__ == "__main__":
     against_release.serve(Side)

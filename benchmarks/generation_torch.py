@@ -20,7 +20,7 @@ def serve(create: Callable) -> None:
 class Side:
     """A network, and its times for one prompt."""
 
-    def __init__(self, *, folder: str, sizes: dict | None, dtype: str, threads: int, prompt: list[int], most: int):
+    def __init__(self, *, folder: str, sizes: dict | None, dtype: str, threads: int, device: str, prompt: list[int], most: int):
         """Read the network of a folder; one of random numbers with these `sizes` is written to it first."""
         torch.set_num_threads(threads)
         torch.manual_seed(0)
@@ -30,9 +30,9 @@ class Side:
             )
             random.save_pretrained(folder)
             del random
-        self._network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self._network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
         self._network.generation_config.eos_token_id = None
-        self._prompt, self._most = torch.tensor([prompt]), most
+        self._prompt, self._most = torch.tensor([prompt]).to(device), most
         self.streamed()
 
     def streamed(self) -> dict:

@@ -164,7 +164,7 @@ def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32
       image_size: side of the images in pixels; unused for text.
       dtype: of `config.backbone`.
       head: of `config.segmentation`; "" to classify images.
-      fields: other fields of the config, such as `steered_blocks`.
+      fields: other fields of the config, such as `steered_blocks` or `backbone.unroll`.
     """
     parts, no_decay, build, tune = {}, ("head/bias",), steered.build, losses.tune
     if _reads_text(backbone):
@@ -178,7 +178,7 @@ def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32
         config = fgvc.get_config(f"method={name},backbone={backbone}")
         config.data.image_size = image_size
     config.backbone.dtype = dtype
-    config.update(fields)
+    config.update_from_flattened_dict(fields)
     network, method = build(config, CLASSES)
     mask = methods.tuned_mask(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), method)
     tx = optimizer(mask, no_decay)

@@ -450,7 +450,7 @@ DRAWN += (
     "backbone.dtype",
     "lora.alpha",
 )
-DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat")
+DRAWN += ("prompts.deep", "prompts.dropout", "data.labels", "data.skip_corrupt", "backbone.remat", "backbone.unroll")
 DRAWN += tuple(
     name
     for name in schema.of_family("vit")

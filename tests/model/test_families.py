@@ -315,3 +315,22 @@ def test_nothing_else_asks_for_the_family(file):
 )
 def test_questions_are_found(source):
     assert list(questions(source))
+
+
+@pytest.mark.parametrize("backbone", ("vit_mini16", "convnext_t", "stories260k"))
+def test_unrolled_networks_have_no_loop_over_blocks(backbone):
+    """Of every family; neither is compiled."""
+
+    def loops(unroll):
+        if backbone == "stories260k":
+            config = alpaca.get_config(f"method=finetune,backbone={backbone}")
+        else:
+            config = fgvc.get_config(f"method=finetune,backbone={backbone}")
+            config.data.image_size = 32
+        config.backbone.unroll = unroll
+        net, row = steered.build(config, 2)
+        params = jax.eval_shape(lambda: steered.init(net, row, jax.random.key(0)))
+        lowered = jax.jit(functools.partial(steered.apply, net, row)).lower(params, net.backbone.example)
+        return lowered.as_text().count("stablehlo.while")
+
+    assert loops(unroll=False) > loops(unroll=True) == 0

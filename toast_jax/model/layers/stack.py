@@ -11,7 +11,13 @@ from toast_jax.model.layers.arrays import Array
 
 
 def look(
-    stack: nn.Module, layer: nn.Module, first: int, x: Float[Array, "B N D"], per_layer: tuple, shared: tuple
+    stack: nn.Module,
+    layer: nn.Module,
+    first: int,
+    x: Float[Array, "B N D"],
+    per_layer: tuple,
+    shared: tuple,
+    unroll: bool = False,
 ) -> tuple[Float[Array, "B N D"], Any]:
     """Apply the layers `first`, `first + 1`, ... of a stack.
 
@@ -22,6 +28,7 @@ def look(
       x: its input.
       per_layer: arguments after `x`, with one entry for each applied layer along a leading axis, or None.
       shared: further arguments, the same for all layers.
+      unroll: whether to compile every layer for itself instead of one for all, as `stack` does with its own field.
 
     Returns:
       the last output, and the intermediates of all applied layers along a leading axis.
@@ -36,4 +43,4 @@ def look(
         own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), params)
         return layer.apply({"params": own}, x, *arguments, *shared)
 
-    return jax.lax.scan(step, x, (jnp.arange(first, len(jax.tree.leaves(params)[0])), per_layer))
+    return jax.lax.scan(step, x, (jnp.arange(first, len(jax.tree.leaves(params)[0])), per_layer), unroll=unroll)

@@ -252,6 +252,18 @@ def test_remat_changes_neither_outputs_nor_gradients(monkeypatch):
     assert twice - fewest == 2 * 7
 
 
+@pytest.mark.parametrize("k", (0, 2))
+def test_unrolled_blocks_compute_the_same(k):
+    """From the first block, and from a later one."""
+
+    def looked(net):
+        td = inputs("td")["td"]
+        start, td = (td[0], td[-k:]) if k else (None, td)
+        return jax.jit(lambda params: net.apply({"params": params}, images(), td, start=start, method="pooled"))(parameters())
+
+    assert_close(looked(network(unroll=True)), looked(network()), 1e-6)
+
+
 def test_remat_explains_as_well():
     given = inputs("td")
     assert_close(look(network(remat=True), parameters(), images(), **given), look(network(), parameters(), images(), **given))

@@ -51,7 +51,7 @@ def build(config, last_blocks: int, statistics: Statistics = IMAGENET) -> "ConvN
     """Build the ConvNeXt of a config's `backbone` section.
 
     Args:
-      config: the section; reads `size`, `drop_path`, `dtype` and `remat`.
+      config: the section; reads `size`, `drop_path`, `dtype`, `remat` and `unroll`.
       last_blocks, statistics: see `ConvNeXt`.
 
     Raises:
@@ -64,6 +64,7 @@ def build(config, last_blocks: int, statistics: Statistics = IMAGENET) -> "ConvN
         drop_path=config.drop_path,
         dtype=dtypes.named(config.dtype),
         remat=config.remat,
+        unroll=config.unroll,
         statistics=statistics,
     )
 
@@ -115,6 +116,7 @@ class Stage(nn.Module):
     last_blocks: int = 0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    unroll: bool = False
 
     def setup(self):
         block = functools.partial(remat, Block, everything=self.remat)
@@ -126,6 +128,7 @@ class Stage(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, 0),
                 length=self.depth - self.last_blocks,
+                unroll=self.depth - self.last_blocks if self.unroll else 1,
             )(self.dtype)
         self.last = [block(scanned=False)(self.dtype) for _ in range(self.last_blocks)]
 
@@ -156,6 +159,7 @@ class ConvNeXt(nn.Module):
       drop_path: rate of the last block; rates grow linearly from 0 at the first.
       dtype: compute dtype. LayerNorm statistics are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
+      unroll: whether every block is compiled for itself instead of one for all of a stage.
       statistics: mean and standard deviation to normalize pixels with.
     """
 
@@ -165,6 +169,7 @@ class ConvNeXt(nn.Module):
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    unroll: bool = False
     statistics: Statistics = IMAGENET
 
     def setup(self):
@@ -177,6 +182,7 @@ class ConvNeXt(nn.Module):
                 last_blocks=self.last_blocks if i == len(self.depths) - 1 else 0,
                 dtype=self.dtype,
                 remat=self.remat,
+                unroll=self.unroll,
             )
             for i, (width, depth, stride) in enumerate(zip(self.widths, self.depths, STRIDES, strict=True))
         ]

@@ -45,7 +45,7 @@ PARTITION = (
 
 
 def build(config) -> "LLaMA":
-    """Build the LLaMA of a config's `backbone` section, from `size`, `vocabulary`, `dtype` and `remat`.
+    """Build the LLaMA of a config's `backbone` section, from `size`, `vocabulary`, `dtype`, `remat` and `unroll`.
 
     Raises:
       InputError: an unknown size or dtype.
@@ -53,7 +53,7 @@ def build(config) -> "LLaMA":
     size = choose("config.backbone.size", config.size, SIZES)
     if vocabulary := config.get("vocabulary", 0):  # runs of earlier versions have no such field
         size = dataclasses.replace(size, vocabulary=vocabulary)
-    return LLaMA(**vars(size), dtype=dtypes.named(config.dtype), remat=config.remat)
+    return LLaMA(**vars(size), dtype=dtypes.named(config.dtype), remat=config.remat, unroll=config.unroll)
 
 
 def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " {pairs}"]:
@@ -193,6 +193,7 @@ class LLaMA(nn.Module):
       width, ..., kind: see `Size`.
       dtype: compute dtype. Softmax, norms, rotations and logits are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
+      unroll: whether every block is compiled for itself instead of one for all.
     """
 
     width: int
@@ -211,6 +212,7 @@ class LLaMA(nn.Module):
     kind: Kind = LLAMA
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    unroll: bool = False
 
     last_blocks = 0  # all blocks are in the stack
 
@@ -223,6 +225,7 @@ class LLaMA(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=self.depth,
+            unroll=self.depth if self.unroll else 1,
         )(self._size, self.dtype)
         self.norm = nn.RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
@@ -317,7 +320,7 @@ class LLaMA(nn.Module):
         skipped = 0 if start is None else self.depth - len(td)
         x = batch.split_by_example(self.embed[tokens].astype(self.dtype) if start is None else start)
         layer = self._block()(self._size, self.dtype, parent=None)
-        return stack.look(self.blocks, layer, skipped, x, (td, cache), (positions, mask))
+        return stack.look(self.blocks, layer, skipped, x, (td, cache), (positions, mask), self.unroll)
 
 
 def _inserted(cached, new, positions):

@@ -40,7 +40,7 @@ def build(config, image_size: int, last_blocks: int, statistics: Statistics = IM
     """Build the ViT of a config's `backbone` section.
 
     Args:
-      config: the section; reads `drop_path`, `dtype`, `remat` and the fields of `features.FIELDS`.
+      config: the section; reads `drop_path`, `dtype`, `remat`, `unroll` and the fields of `features.FIELDS`.
       image_size: side of the images in pixels.
       last_blocks, statistics: see `ViT`.
 
@@ -58,6 +58,7 @@ def build(config, image_size: int, last_blocks: int, statistics: Statistics = IM
         drop_path=config.drop_path,
         dtype=dtypes.named(config.dtype),
         remat=config.remat,
+        unroll=config.unroll,
         statistics=statistics,
     )
 
@@ -90,6 +91,7 @@ class ViT(nn.Module):
       drop_path: rate of the last block; rates grow linearly from 0 at the first.
       dtype: compute dtype. Softmax and LayerNorm statistics are always float32.
       remat: whether to save nothing inside a block for the backward pass (see `remat.remat`).
+      unroll: whether every block is compiled for itself instead of one for all.
       statistics: mean and standard deviation to normalize pixels with.
       features: of this kind of ViT.
       hidden: width inside the MLP; 0 for 4 * width.
@@ -105,6 +107,7 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    unroll: bool = False
     statistics: Statistics = IMAGENET
     features: Features = Features()
     hidden: int = 0
@@ -124,6 +127,7 @@ class ViT(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=self.depth - self.last_blocks,
+                unroll=self.depth - self.last_blocks if self.unroll else 1,
             )(*self._block_fields)
         self.last = [self._block(scanned=False)(*self._block_fields) for _ in range(self.last_blocks)]
         self.norm = nn.LayerNorm(features.eps, self.dtype)
@@ -273,7 +277,7 @@ class ViT(nn.Module):
         if stacked:
             layer = self._block(scanned=True)(*self._block_fields, parent=None)
             per_layer = jax.tree.map(lambda a: a[:stacked], (td, prompts, depth))
-            x, intermediates = stack.look(self.blocks, layer, skipped, x, per_layer, (rng, None, maps))
+            x, intermediates = stack.look(self.blocks, layer, skipped, x, per_layer, (rng, None, maps), self.unroll)
             seen.append(intermediates)
         for i, block in enumerate(self.last[stacked - count :], start=stacked):
             per_layer = jax.tree.map(lambda a: a[i], (td, prompts, depth))  # noqa: B023
