@@ -19,6 +19,7 @@ from toast_jax import trees
 from toast_jax.analysis import maps
 from toast_jax.errors import InputError
 from toast_jax.model import losses, methods, steered
+from toast_jax.model.backbones.normalize import normalize
 from toast_jax.model.backbones.rename_rules import (
     STEERED,
     Names,
@@ -34,7 +35,6 @@ from toast_jax.model.families import FAMILIES, Family
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.drop_path import BlockOutput
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import METHODS, with_lora
 from toast_jax.tasks import convert, evaluate
 from toast_jax.train import loop, saved_run, setup

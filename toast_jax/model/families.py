@@ -17,12 +17,12 @@ from toast_jax.model.backbones.llama import config_json as llama_config_json
 from toast_jax.model.backbones.llama import export as llama_export
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.backbones.llama import torch_names as llama_torch_names
+from toast_jax.model.backbones.normalize import statistics_of
 from toast_jax.model.backbones.rename_rules import Names
 from toast_jax.model.backbones.vit import export as vit_export
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.backbones.vit import shapes as vit_shapes
-from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
 from toast_jax.model.top_down import ConvTopDown, TopDown
 

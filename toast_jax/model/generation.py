@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, Int32
 
 from toast_jax import trees
 from toast_jax.model.layers.arrays import Array, Keys
-from toast_jax.model.layers.linear import Table, Transposed
+from toast_jax.model.layers.packed_kernels import Table, Transposed
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 

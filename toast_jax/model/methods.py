@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
-from toast_jax.model.adapter import Adapters
-from toast_jax.model.added import Addition
-from toast_jax.model.batch_norm import without_statistics
-from toast_jax.model.lora import LowRankDeltas
-from toast_jax.model.ssf import ScaleAndShift
+from toast_jax.model.additions.adapter import Adapters
+from toast_jax.model.additions.lora import LowRankDeltas
+from toast_jax.model.additions.protocol import Addition
+from toast_jax.model.additions.ssf import ScaleAndShift
+from toast_jax.model.layers.batch_norm import without_statistics
 
 HEAD = "head/.*"
 NOTHING = "(?!)"

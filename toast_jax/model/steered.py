@@ -11,11 +11,11 @@ from jaxtyping import Float, Int, Key
 
 from toast_jax.errors import InputError, choose
 from toast_jax.model import families, methods
+from toast_jax.model.additions.probe import AttentionProbe
+from toast_jax.model.additions.prompts import Prompts
 from toast_jax.model.layers.arrays import Array, Inputs, Keys
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.methods import LAST_BLOCKS, Method
-from toast_jax.model.probe import AttentionProbe
-from toast_jax.model.prompts import Prompts
 
 # As in the release. With few classes its values are large, and the first gradients then spoil the pre-tuned module.
 _RANDOM = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -27,7 +27,7 @@ from toast_jax.config.check import check
 from toast_jax.data.images import sources
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families, methods, steered
-from toast_jax.model.batch_norm import STATISTICS
+from toast_jax.model.layers.batch_norm import STATISTICS
 from toast_jax.python import data as python_data
 from toast_jax.python import keywords
 from toast_jax.python.results import Look, Predictions

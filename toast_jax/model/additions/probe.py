@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float32
 
-from toast_jax.model.batch_norm import BatchNorm
 from toast_jax.model.layers.arrays import Array, Tokens
+from toast_jax.model.layers.batch_norm import BatchNorm
 
 
 class AttentionProbe(nn.Module):
