@@ -218,7 +218,7 @@ def stored(model: Steered, params: dict) -> dict:
 
 
 def packed(model: Steered, params: dict) -> dict:
-    """Store the matrices of a language model for generation on CPUs, see `layers.linear`; donates the parameters."""
+    """Store the matrices of a language model for generation on CPUs, see `layers.packed_kernels`; donates the parameters."""
     pack = jax.jit(lambda kind, leaf: kind.of(leaf, model.backbone.dtype), static_argnums=0, donate_argnums=1)
     kinds = {"embed": Table} | dict.fromkeys(("kernel", "head", "back", "out", "transform"), Transposed)
 

@@ -1,7 +1,8 @@
-"""The contract of what a method adds to a network: parameters of its own, attached to those of the network.
+"""The contract of an addition: parameters that a method adds, attached to those of the backbone before each call.
 
-A backbone does not depend on it. Additions change its parameters before each call: `lora` and `ssf` replace kernels by objects
-that multiply like other matrices, `adapter` hangs a function behind a block (see `layers.drop_path.BlockOutput`).
+Backbones do not depend on additions: `lora` and `ssf` replace kernels by objects that multiply like matrices, and `adapter`
+attaches a function to the output of each block (see `layers.drop_path.BlockOutput`). `prompts` and `probe` change the input or
+output of the backbone instead; they are modules of `steered.Steered` and do not follow this contract.
 """
 
 from typing import ClassVar, Protocol, runtime_checkable
@@ -14,26 +15,30 @@ from toast_jax.model.layers.arrays import Array
 
 @runtime_checkable
 class Addition(Protocol):
-    """Parameters that a method adds, as nested dicts under one name.
+    """Creates, attaches and merges the parameters that a method adds.
 
     Attributes:
-      group: this name, at the top of the tree of parameters.
+      group: their name at the top of the parameter tree.
     """
 
     group: ClassVar[str]
 
     def configured(self, config: ConfigDict) -> "Addition":
-        """Return the addition with the sizes of a run's config."""
+        """Return a copy with the sizes from a run's config."""
 
     def init(self, rng: Key[Array, ""], params: dict) -> dict:
-        """Create its parameters for a network with `params`, a nested dict of arrays or shapes.
+        """Create the added parameters of a network.
+
+        Args:
+          rng: for the initial values.
+          params: parameters of the network, a nested dict of arrays or shapes.
 
         Raises:
-          InputError: the network has no parameter that a regex of the addition names.
+          InputError: a regex of the addition matches no parameter.
         """
 
     def attach(self, params: dict, own: dict) -> dict:
-        """Return the parameters of the network with `own` in effect; differentiable with respect to `own`."""
+        """Return the network's parameters with the addition `own` in effect; differentiable with respect to `own`."""
 
     def merge(self, params: dict, own: dict) -> dict | None:
-        """Return plain parameters that have the effect of `own`, or None if none do."""
+        """Return plain parameters with the same effect, or None if the addition is more than a change of weights."""

@@ -13,12 +13,12 @@ from toast_jax.model.layers.arrays import Array
 class Linear(nn.Module):
     """Computes `x @ kernel + bias` over the last axis.
 
-    Unlike `nn.Dense` it multiplies with `@`, so the kernel may be any object with a matrix product, such as
-    `packed_kernels.Transposed` or `additions.lora.LowRank`.
+    Unlike `nn.Dense` it uses `@`, so the kernel may be any object with a matrix product, such as `packed_kernels.Transposed` or
+    `additions.lora.LowRank`.
 
     Attributes:
       features: width of the output.
-      use_bias: whether a bias is added.
+      use_bias: whether to add a bias.
       dtype: compute dtype; parameters are cast to it for the product.
     """
 

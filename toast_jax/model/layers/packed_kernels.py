@@ -1,8 +1,8 @@
-"""Kernels in the layout in which a CPU reads them once per token.
+"""Kernels packed for generation on CPUs, which read all of them for every token.
 
-XLA's CPU backend copies a layer out of a stack before it multiplies by it, converts all of a `bfloat16` stack to float32 to
-slice it, and multiplies a single row on one core. It reads a transposed matrix, as integers if it has 16 bits, in one fused
-loop over all cores.
+XLA's CPU backend copies a layer out of a stack before multiplying by it, converts a whole `bfloat16` stack to float32 to slice
+it, and multiplies a single row on one core. A transposed matrix, stored as integers if it has 16 bits, is read in one fused
+loop over all cores instead. `generation.packed` converts the parameters.
 
 Letters in shapes: D inputs, F outputs, V vocabulary.
 """
@@ -19,18 +19,18 @@ from jaxtyping import Float, Float32, Int, Shaped
 from toast_jax.model.layers import dtypes
 from toast_jax.model.layers.arrays import Array
 
-_FEW = 8  # rows that are multiplied one by one; for more, a product of matrices takes less time
-_FUSED = 2048  # XLA fuses the slice and the conversion of a matrix into its product with vectors of less than 16 KiB
+_FEW = 8  # up to this many rows are multiplied one by one; more take less time as a product of matrices
+_FUSED = 2048  # XLA fuses slice and conversion of a matrix into its product with a vector if the vector has less than 16 KiB
 
 
 @no_type_check  # maps over trees put other things than arrays in the fields
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Transposed:
-    """Multiplies like the matrix `[D, F]` that `of` was called with, in `dtype`.
+    """Multiplies like the matrix `[D, F]` that was passed to `of`.
 
     Attributes:
-      bits: the rows of the transposed matrix, see `dtypes.to_bits`, in the shape `[D, F]`, which Linen checks.
+      bits: `dtypes.to_bits` of the transposed matrix, reshaped to `[D, F]` because Linen checks the shape.
       dtype: of the matrix.
     """
 
@@ -43,7 +43,11 @@ class Transposed:
         return cls(dtypes.to_bits(jnp.swapaxes(kernel.astype(dtype), -1, -2)).reshape(kernel.shape), dtype)
 
     def astype(self, dtype: DTypeLike) -> "Transposed":
-        """Return the matrix itself, as it already has the compute dtype."""
+        """Return itself; the matrix was packed in the compute dtype.
+
+        Raises:
+          TypeError: `dtype` is another.
+        """
         if dtype != self.dtype:
             raise TypeError(f"a matrix stored for products in {self.dtype} cannot be cast to {dtype}")
         return self
@@ -52,7 +56,7 @@ class Transposed:
         return self.product(x).astype(self.dtype)
 
     def product(self, x: Float[Array, "*rows D"]) -> Float32[Array, "*rows F"]:
-        """Multiply with float32 sums."""
+        """Multiply rows by the matrix and accumulate in float32."""
         width, features = self.bits.shape
         rows = x.reshape(-1, width)
         # Without the barriers XLA converts the matrix before the loop over tokens, or undoes the order of the operands.
@@ -70,7 +74,7 @@ class Transposed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Table:
-    """Looks up rows like the array `[V, D]` that `of` was called with, and multiplies like its transpose."""
+    """Looks up rows like the array `[V, D]` that was passed to `of`; `T` multiplies like its transpose."""
 
     bits: Shaped[Array, "V D"]
     dtype: DTypeLike = dataclasses.field(metadata={"static": True})
@@ -88,12 +92,12 @@ class Table:
 
 
 def product(x: Float[Array, "*rows D"], kernel: Float[Array, "D F"] | Transposed) -> Float32[Array, "*rows F"]:
-    """Multiply with float32 sums, whatever the dtype of both."""
+    """Multiply rows by a kernel, packed or not, and accumulate in float32."""
     return kernel.product(x) if isinstance(kernel, Transposed) else jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
 
 
 def _fused(row, kernel):
-    """Multiply one row, part by part of its width, by a transposed matrix."""
+    """Multiply one row by a transposed matrix, in parts of its width that XLA fuses."""
     edges = np.linspace(0, row.shape[1], -(-row.shape[1] // _FUSED) + 1).astype(int)
     parts = ((row[:, a:b], kernel[:, a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True))
     return sum(jnp.matmul(x, part.T, preferred_element_type=jnp.float32) for x, part in parts)
