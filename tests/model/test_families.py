@@ -271,7 +271,7 @@ def test_a_file_of_another_family_is_refused(config_of, tmp_path):
 RECORDS = {"toast_jax/model/families.py"}
 # The files of weights that a LLaMA alone is read from, and the recordings of its kinds.
 OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py", "toast_jax/testing/language_parity.py"}
-_OF_ALL = {"__init__", "__pycache__", "export_formats", "protocol", "rename_rules"}
+_OF_ALL = {"__init__", "__pycache__", "export_formats", "normalize", "protocol", "rename_rules"}
 BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").iterdir()} - _OF_ALL
 ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax").rglob("*.py"))]
