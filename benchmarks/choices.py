@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from toast_jax.model.layers import depthwise
+from toast_jax.model.backbones.convnext import depthwise
 from toast_jax.model.layers.gelu import gelu
 
 

@@ -17,7 +17,7 @@ FLOORS = (
     ("data.loader",),
     ("data.images", "data.text"),
     ("model.layers",),
-    ("model.backbones",),
+    ("model.backbones", "model.additions"),
     ("model",),
     ("devices",),
     ("config",),

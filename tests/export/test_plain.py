@@ -21,9 +21,9 @@ from toast_jax.export import folder, plain
 from toast_jax.model import families, steered
 from toast_jax.model.backbones import export_formats as formats
 from toast_jax.model.backbones.llama import kinds as llama
+from toast_jax.model.backbones.normalize import normalize, statistics_of
 from toast_jax.model.backbones.vit import features
 from toast_jax.model.backbones.vit.features import Size
-from toast_jax.model.layers.normalize import normalize, statistics_of
 from toast_jax.weights import initial_parameters, pretrained, rename
 
 SMALL = Size(width=16, depth=3, num_heads=2)

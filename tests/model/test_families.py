@@ -19,6 +19,7 @@ from toast_jax import trees
 from toast_jax.analysis import maps
 from toast_jax.errors import InputError
 from toast_jax.model import losses, methods, steered
+from toast_jax.model.backbones.normalize import normalize
 from toast_jax.model.backbones.rename_rules import (
     STEERED,
     Names,
@@ -34,7 +35,6 @@ from toast_jax.model.families import FAMILIES, Family
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.drop_path import BlockOutput
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import METHODS, with_lora
 from toast_jax.tasks import convert, evaluate
 from toast_jax.train import loop, saved_run, setup
@@ -271,7 +271,7 @@ def test_a_file_of_another_family_is_refused(config_of, tmp_path):
 RECORDS = {"toast_jax/model/families.py"}
 # The files of weights that a LLaMA alone is read from, and the recordings of its kinds.
 OF_ONE_FAMILY = {"toast_jax/weights/llama_files.py", "toast_jax/testing/language_parity.py"}
-_OF_ALL = {"__init__", "__pycache__", "export_formats", "protocol", "rename_rules"}
+_OF_ALL = {"__init__", "__pycache__", "export_formats", "normalize", "protocol", "rename_rules"}
 BACKBONES = {path.stem for path in (ROOT / "toast_jax/model/backbones").iterdir()} - _OF_ALL
 ASKING = {*FAMILIES, *(family.title for family in FAMILIES.values())}
 FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "toast_jax").rglob("*.py"))]

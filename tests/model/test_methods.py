@@ -12,7 +12,7 @@ from tests.conftest import METHODS
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
-from toast_jax.model.batch_norm import without_statistics
+from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.methods import Method, tuned_mask
 
 CLASSES = 200

@@ -11,10 +11,10 @@ from jaxtyping import TypeCheckError
 
 from tests import ROOT
 from toast_jax.model import losses, top_down
+from toast_jax.model.additions.lora import LowRank
 from toast_jax.model.layers import patches
 from toast_jax.model.layers.drop_path import drop_path
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.lora import LowRank
 from toast_jax.train import step
 
 FILES = [*(ROOT / "toast_jax/model").rglob("*.py"), ROOT / "toast_jax/train/step.py"]

@@ -12,11 +12,11 @@ from tests.conftest import METHODS, tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import steered
+from toast_jax.model.additions.probe import AttentionProbe
+from toast_jax.model.additions.prompts import Prompts
+from toast_jax.model.backbones.normalize import normalize
 from toast_jax.model.backbones.vit.network import ViT
 from toast_jax.model.families import FAMILIES
-from toast_jax.model.layers.normalize import normalize
-from toast_jax.model.probe import AttentionProbe
-from toast_jax.model.prompts import Prompts
 from toast_jax.model.top_down import TopDown
 
 B, L, D, N, SIDE, CLASSES = 4, 3, 16, 5, 16, 3

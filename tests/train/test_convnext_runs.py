@@ -19,8 +19,8 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
 from toast_jax.model.backbones.convnext import network as convnext
-from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.families import FAMILIES
+from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.top_down import ConvTopDown
 from toast_jax.tasks import predict
 from toast_jax.train import loop, saved_run, setup

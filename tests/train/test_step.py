@@ -16,7 +16,7 @@ from toast_jax import trees
 from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.model import losses, methods, steered
-from toast_jax.model.batch_norm import without_statistics
+from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.train import optim, setup
 from toast_jax.train.step import init_state, train_step
 

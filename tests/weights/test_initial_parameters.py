@@ -17,11 +17,11 @@ from tests.conftest import SOME_SLOW, tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods
+from toast_jax.model.additions.probe import AttentionProbe
+from toast_jax.model.additions.prompts import Prompts
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.backbones.vit.network import ViT
 from toast_jax.model.families import FAMILIES
-from toast_jax.model.probe import AttentionProbe
-from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, apply, build, classifier, init
 from toast_jax.model.top_down import TopDown
 from toast_jax.train import setup

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from toast_jax.model.batch_norm import AXIS
+from toast_jax.model.layers.batch_norm import AXIS
 
 
 def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:

@@ -15,7 +15,7 @@ from toast_jax.errors import InputError, listed
 from toast_jax.export.folder import Files
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.export_formats import Format, Preprocessing
-from toast_jax.model.layers.normalize import statistics_of
+from toast_jax.model.backbones.normalize import statistics_of
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.weights import places
 from toast_jax.weights.containers import Arrays, write

@@ -1,4 +1,4 @@
-"""One record for each family of networks. Nothing else in the package asks which family a network belongs to."""
+"""One record per family of backbones; nothing else in the package asks which family a network belongs to."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,19 +17,19 @@ from toast_jax.model.backbones.llama import config_json as llama_config_json
 from toast_jax.model.backbones.llama import export as llama_export
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.backbones.llama import torch_names as llama_torch_names
+from toast_jax.model.backbones.normalize import statistics_of
 from toast_jax.model.backbones.rename_rules import Names
 from toast_jax.model.backbones.vit import export as vit_export
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.backbones.vit import shapes as vit_shapes
-from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.model.methods import LANGUAGE_METHODS, METHODS, Method, with_lora
 from toast_jax.model.top_down import ConvTopDown, TopDown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """All that is particular to a family.
+    """Describes everything particular to a family of backbones.
 
     Attributes:
       title: its name in sentences, such as "ViT".
@@ -37,30 +37,30 @@ class Family:
       module: class of its backbones (see `backbones.protocol`).
       build: `(config, last_blocks) -> backbone`, from a whole config.
       sized: `(arrays, head_width) -> backbone`, from the shapes of stacked parameters by path.
-      sizes: by the value of `config.backbone.size`.
-      size_of: of a config's `backbone` section: the size that it names; None for `sizes[section.size]`.
+      sizes: its sizes, by value of `config.backbone.size`.
+      size_of: `(backbone section of a config) -> size`; None for `sizes[section.size]`.
       names: PyTorch's names of its parameters, and which layers are stacked.
-      described: `config.json -> fields` of `config.backbone` for a network in a repository of the Hugging Face Hub, or None.
-      methods: the row of every method that it supports.
-      fields: of `config.backbone`, besides those that every family has.
-      refused: why other methods are refused, by name: the rest of a sentence that begins with "Method NAME".
-      sites: of a backbone or a size: how many of its parts take a top-down input.
-      width: of a backbone or a size: width of the output of its last site.
-      top_down: `(backbone, k) -> module`, its top-down module for the last k sites.
-      own_head: whether the backbone has a head of its own, `logits`.
-      image_multiple: of a config's `backbone` section: the side of an image has to be a multiple of it.
-      of_side: of a backbone, its parameters and the sides of images: both, fitted to these sides.
-      tunable_blocks: of a size: how many blocks method partial may tune.
-      positions: of a backbone: how learned positions are fitted to it, as arguments of `pretrained.resize_pos_embed`.
-      kind_of: of a backbone: how to call it in a sentence, where the family has several kinds; None for `title`.
-      shown: of a backbone: what the shapes of its parameters show of it, by name.
-      decides: by regex of the parameters that only some of its networks have, the field of `config.backbone` that adds them.
+      described: `(config.json) -> fields` of `config.backbone` for a repository of the Hugging Face Hub, or None.
+      methods: the row of every supported method, by name.
+      fields: its own fields of `config.backbone`, besides those of every family.
+      refused: reasons to refuse other methods, by name: the rest of a sentence that begins with "Method NAME".
+      sites: `(backbone or size) -> int`, the number of blocks or stages with a top-down input.
+      width: `(backbone or size) -> int`, the output width of the last site.
+      top_down: `(backbone, k) -> module`, the top-down module for the last k sites.
+      own_head: whether the backbone has its own head, `logits`.
+      image_multiple: `(backbone section) -> int`; the side of an image must be a multiple of it.
+      of_side: `(backbone, params, sides) -> (backbone, params)`, both fitted to images of these sides.
+      tunable_blocks: `(size) -> int`, the most blocks that method partial may tune.
+      positions: `(backbone) -> dict`, the arguments of `pretrained.resize_pos_embed` that fit learned positions to it.
+      kind_of: `(backbone) -> str`, its name in sentences if the family has several kinds; None for `title`.
+      shown: `(backbone) -> dict`, the sizes that the shapes of its parameters determine, by name.
+      decides: regex of parameters that only some of its networks have -> the field of `config.backbone` that adds them.
       variational_weight: default of the field, and the release's weight.
-      partition: how parameters are split over an axis "fsdp": the first regex that matches a whole path decides.
-      layer_files: whether its weights are large and come from files that are read layer by layer. Its top-down modules are
-        then stored without the backbone, and so are its runs, if they left the backbone as it was.
-      plain: formats of other libraries that its plain weights are written in, by the value of `config.format`.
-      export_key: under which an exported .pth holds the arrays; "" for the arrays alone.
+      partition: how parameters are split over an axis "fsdp"; the first regex that matches the whole path decides.
+      layer_files: whether its weights are large and read from files layer by layer. Its top-down modules are then stored
+        without the backbone, as are its runs that left the backbone unchanged.
+      plain: other libraries' formats for its plain weights, by value of `config.format`.
+      export_key: key of the arrays in an exported .pth; "" if the file holds only the arrays.
     """
 
     title: str

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, Int32
 
 from toast_jax import trees
 from toast_jax.model.layers.arrays import Array, Keys
-from toast_jax.model.layers.linear import Table, Transposed
+from toast_jax.model.layers.packed_kernels import Table, Transposed
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 
@@ -218,7 +218,7 @@ def stored(model: Steered, params: dict) -> dict:
 
 
 def packed(model: Steered, params: dict) -> dict:
-    """Store the matrices of a language model for generation on CPUs, see `layers.linear`; donates the parameters."""
+    """Store the matrices of a language model for generation on CPUs, see `layers.packed_kernels`; donates the parameters."""
     pack = jax.jit(lambda kind, leaf: kind.of(leaf, model.backbone.dtype), static_argnums=0, donate_argnums=1)
     kinds = {"embed": Table} | dict.fromkeys(("kernel", "head", "back", "out", "transform"), Transposed)
 

@@ -1,7 +1,7 @@
-"""Transfer methods, one row each: the signal that steers, what is added to the parameters, and which of them are tuned.
+"""Transfer methods, one row each: the signal, what the method adds to the backbone, and which parameters it tunes.
 
-Cells are regexes over "/"-joined parameter paths. Every parameter must match exactly one regex of `tuned` and `frozen`, and
-every regex must match a parameter; so no parameter is tuned or frozen by oversight.
+`tuned` and `frozen` are regexes over "/"-joined parameter paths. Every parameter must match exactly one of them, and every
+regex must match a parameter, so no parameter is tuned or frozen by oversight.
 """
 
 import dataclasses
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose, listed
-from toast_jax.model.adapter import Adapters
-from toast_jax.model.added import Addition
-from toast_jax.model.batch_norm import without_statistics
-from toast_jax.model.lora import LowRankDeltas
-from toast_jax.model.ssf import ScaleAndShift
+from toast_jax.model.additions.adapter import Adapters
+from toast_jax.model.additions.lora import LowRankDeltas
+from toast_jax.model.additions.protocol import Addition
+from toast_jax.model.additions.ssf import ScaleAndShift
+from toast_jax.model.layers.batch_norm import without_statistics
 
 HEAD = "head/.*"
 NOTHING = "(?!)"
@@ -22,15 +22,15 @@ PROBE = "probe/.*"  # part of the head, in front of its linear layer
 BACKBONE = "backbone/.*"
 PRIOR = "top_down/prior"
 TRANSFORM = "top_down/transform"
-# Stacked for a network whose sites have one width; numbered (`back_0`, ...) for one of stages.
+# Stacked if all sites of the network have one width, numbered (`back_0`, ...) if they are stages.
 FEEDBACK = r"top_down/(back|out)(_\d)?"
 BACK, OUT = r"top_down/back(_\d)?", r"top_down/out(_\d)?"
 LORA = "lora/.*"
-# Linear layers, convolutions and norms of the backbone, each by the parameter that its output is proportional to.
+# Linear layers, convolutions and norms of the backbone, each by the parameter that multiplies its input.
 OPERATIONS = "backbone/(.*/)?(kernel|scale)"
 NORMS = r"backbone/(.*/)?norm\d?/.*"
 LAST_BLOCKS = r"backbone/(stages_\d/)?last_\d+/.*"
-# The first norm of every block, which has its width.
+# The first norm of every block, whose size is the block's width.
 BLOCKS = r"(?P<block>backbone/(stages_\d/)?(blocks|last_\d+))/norm1?/scale"
 
 
@@ -40,12 +40,13 @@ class Method:
 
     Attributes:
       signal: "" (a single look), "prompts" or "top_down".
-      tuned: regexes of the parameters that are trained.
-      frozen: regexes of the parameters that are not.
-      added: parameters that it adds to those of the network, or None.
-      probe: whether the head reads tokens by an attentive probe instead of the backbone's pooled output.
-      module_fields: config fields that a run shares with the module file that it starts from.
-      starts_from: other methods whose module files it takes, each with a regex of the parameters that such a file lacks.
+      tuned: regexes of the tuned parameters.
+      frozen: regexes of the frozen parameters.
+      added: the `additions.protocol.Addition` attached to the backbone, or None. Prompts and the probe are not among them:
+        `signal` and `probe` ask for those.
+      probe: whether the head reads tokens through an attentive probe instead of the backbone's pooled output.
+      module_fields: config fields that must agree between a run and the module file it starts from.
+      starts_from: other methods whose module files it accepts, each with a regex of the parameters missing in such a file.
     """
 
     signal: str
@@ -58,19 +59,19 @@ class Method:
 
     @property
     def pretunes(self) -> bool:
-        """Whether it tunes more than a head, so that pre-tuning leaves a module file."""
+        """Whether it tunes more than the head and probe, so that pre-tuning writes a module file."""
         return any(regex not in (HEAD, PROBE) for regex in self.tuned)
 
     @property
     def starts_unchanged(self) -> bool:
-        """Whether it starts from the backbone as it was, of which it tunes a part or to which it adds almost nothing yet."""
+        """Whether tuning starts from the backbone's outputs, or close to them: it tunes the backbone or a small addition."""
         return not self.signal and (bool(self.added) or any(regex.startswith("backbone/") for regex in self.tuned))
 
 
 _LORA_FIELDS = ("lora.rank", "lora.alpha")
 # TOAST-Lite adds deltas to a module that was pre-tuned as toast (the paper's way) or with its deltas.
 _WITHOUT_DELTAS = (("toast", LORA),)
-# Methods of networks with a classifier. Each family names the kernels of method lora, see `with_lora`.
+# Methods of networks with a classifier. The kernels that method lora adapts depend on the family, see `with_lora`.
 METHODS = {
     "linear": Method("", tuned=(HEAD,), frozen=(BACKBONE,)),
     "ep": Method("", tuned=(HEAD, PROBE), frozen=(BACKBONE,), probe=True),
@@ -124,7 +125,7 @@ LANGUAGE_METHODS = {
 
 
 def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
-    """Complete the rows of a family with the kernels of method lora, a regex of paths."""
+    """Complete the row of method lora with a family's kernels, a regex over paths."""
     return {**rows, "lora": dataclasses.replace(rows["lora"], added=LowRankDeltas((kernels,)))}
 
 
@@ -132,8 +133,8 @@ def row(config, rows: Mapping[str, Method]) -> Method:
     """Return the row that `config.method` names, adapted to the config.
 
     The fields `lora`, `adapter`, `head.tune`, `tune_back`, `tune_transform`, `stage`, `task_weight` and `distillation_weight`
-    change it. Pre-tuning tunes the same parameters as tuning, and of toast also every A_l; with the variational loss alone, it
-    tunes A_l alone, the only ones with a gradient. Without the cross-entropy, the head is frozen.
+    change it. Pre-tuning tunes the same parameters as tuning and, for toast, also every A_l. With the variational loss alone it
+    tunes only the A_l, which alone have a gradient. The head is frozen if no loss reads the labels.
 
     Args:
       config: of a run.
@@ -160,7 +161,7 @@ def row(config, rows: Mapping[str, Method]) -> Method:
 
 
 def pretuned(method: Method) -> Method:
-    """Return the row of pre-tuning: a frozen A_l is tuned too."""
+    """Return the row for pre-tuning, which also tunes a frozen A_l."""
     return _moved(method, BACK, tuned=True) if BACK in method.frozen else method
 
 
@@ -172,7 +173,9 @@ def _moved(method, regex, *, tuned):
 
 
 def tuned_mask(params: dict, method: Method) -> dict:
-    """Mark every parameter as tuned (True) or frozen (False); the single source of truth for freezing.
+    """Mark every parameter as tuned (True) or frozen (False).
+
+    Everything that depends on freezing reads this mask.
 
     Args:
       params: nested dict of arrays or shapes.
@@ -198,7 +201,7 @@ def tuned_mask(params: dict, method: Method) -> dict:
 
 
 def module_paths(mask: dict) -> set[str]:
-    """List the parameters of a module file: all but the head, its probe and the frozen part of the backbone.
+    """List the parameters of a module file: all but the head, the probe and the frozen part of the backbone.
 
     Args:
       mask: from `tuned_mask`.

@@ -11,15 +11,15 @@ from jaxtyping import Float, Int, Key
 
 from toast_jax.errors import InputError, choose
 from toast_jax.model import families, methods
+from toast_jax.model.additions.probe import AttentionProbe
+from toast_jax.model.additions.prompts import Prompts
 from toast_jax.model.layers.arrays import Array, Inputs, Keys
 from toast_jax.model.layers.linear import Linear
 from toast_jax.model.methods import LAST_BLOCKS, Method
-from toast_jax.model.probe import AttentionProbe
-from toast_jax.model.prompts import Prompts
 
-# As in the release. With few classes its values are large, and the first gradients then spoil the pre-tuned module.
+# As in the release. With few classes these weights are large, and the first gradients can damage the pre-tuned module.
 _RANDOM = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# As in the release: every class starts near probability 0.01.
+# As in the release: the sigmoid of this bias is 0.01.
 _UNLIKELY = nn.initializers.constant(-math.log(99.0))
 
 
@@ -31,16 +31,16 @@ def classifier(num_classes: int, kernel_init: Callable = _RANDOM) -> Linear:
 class Steered(nn.Module):
     """Combines backbone, signal and head in one module.
 
-    Without a signal the network looks once; prompts are part of that look. The top-down signal is computed from a first look
-    and steers a second one with the same weights. The first look depends on no tuned parameter, so gradients stop there.
-    With `steered_blocks` the second look starts in the middle, from the hidden state of the first.
+    Without a top-down signal the network looks once, with prompts if the method has them. The top-down signal is computed from
+    a first look and steers a second one with the same weights. The first look depends on no tuned parameter, so gradients stop
+    there. With `steered_blocks` the second look starts in the middle, from the hidden state of the first.
 
     Attributes:
       backbone: a `backbones.protocol.Backbone`; it defines `inputs`.
       head: maps the output of `backbone.pooled` to logits; None for a backbone with `logits` of its own.
       top_down: a `top_down.TopDown` or `ConvTopDown`; None for a network that looks once.
-      prompts: a `prompts.Prompts`, or None.
-      probe: a `probe.AttentionProbe` that reads the tokens after the last site in place of `backbone.pooled`, or None.
+      prompts: an `additions.prompts.Prompts`, or None.
+      probe: an `additions.probe.AttentionProbe`, which reads the last site's tokens in place of `backbone.pooled`, or None.
       steered_blocks: how many of the last blocks (stages of a ConvNeXt) the second look applies; 0 for all.
     """
 
@@ -52,21 +52,20 @@ class Steered(nn.Module):
     steered_blocks: int = 0
 
     def __call__(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N C"]:
-        """Compute the logits, float32, and nothing that they do not need.
+        """Compute the logits, in float32, without the intermediates of `explain`.
 
         Args:
           inputs: images, or text as a `LLaMA` takes it.
           rng: for drop-path and prompt dropout; None at evaluation.
-          features: what `frozen_features` returned for these inputs and keys, so that it is not computed again. With `pooled`
-            or `start` among them `inputs` may be None.
+          features: cached `frozen_features` of these inputs and keys; with `pooled` or `start` in it, `inputs` may be None.
 
         Returns:
-          `[B, C]`, or of text the logits `[B, N, V]` of every next token.
+          `[B, C]`, or for text the logits `[B, N, V]` of every next token.
         """
         return self.logits(self.pooled(inputs, rng, features))
 
     def pooled(self, inputs: Inputs | None, rng: Keys | None = None, features: dict | None = None) -> Float[Array, "B *N D"]:
-        """Compute the output of the final look, `[B, D]` or of text `[B, N, D]`, which `logits` reads; see `__call__`."""
+        """Compute the input of `logits` from the final look: `[B, D]`, or `[B, N, D]` for text; see `__call__`."""
         if features and "pooled" in features:
             read = features["pooled"]
         else:
@@ -75,16 +74,16 @@ class Steered(nn.Module):
         return read if self.probe is None else self.probe(read, training=rng is not None)
 
     def logits(self, pooled: Float[Array, "*N D"]) -> Float[Array, "*N C"]:
-        """Classify outputs of `pooled`, or predict the next tokens."""
+        """Map outputs of `pooled` to logits of classes, or of next tokens."""
         return self.backbone.logits(pooled) if self.head is None else self.head(pooled)
 
     def frozen_features(self, inputs: Inputs, rng: Keys | None = None) -> dict:
-        """Compute the part of the network that depends on the frozen backbone alone; see `train.feature_cache.features_of`.
+        """Compute the intermediates that depend on the frozen backbone alone; see `train.feature_cache.features_of`.
 
         Returns:
-          `pooled` of a network that looks once, `[B, D]` or for a probe `[B, N, D]`; of one with a top-down signal `tokens`
-          of the first look, `fed_back` where that is another array, and `start` if only the last blocks are steered; nothing of
-          one with prompts.
+          for a network that looks once, `pooled`: `[B, D]`, or `[B, N, D]` with a probe; with a top-down signal, `tokens` of
+          the first look, `fed_back` if it is another array, and `start` if only the last blocks are steered; with prompts, an
+          empty dict.
         """
         if self.prompts is not None:
             return {}
@@ -100,14 +99,15 @@ class Steered(nn.Module):
         """Compute the logits of `__call__` and every named intermediate.
 
         Returns:
-          logits and a dict: `look`, the backbone's dict of the final look, and with a top-down signal also `first_look`, that
-          of the first look, `selection` and `td` (see the top-down module). `look` and `td` are of the steered blocks alone.
+          logits and a dict: `look`, the backbone's intermediates of the final look, and with a top-down signal also
+          `first_look`, those of the first look, `selection` and `td` (see the top-down module). `look` and `td` cover only the
+          steered blocks.
         """
         pooled, out = self.looks(inputs, rng)
         return self.logits(pooled), out
 
     def looks(self, inputs: Inputs, rng: Keys | None = None, maps: bool = True) -> tuple[Float[Array, "B *N D"], dict]:
-        """Compute the output of `pooled` and the intermediates of `explain`, attention weights only with `maps`."""
+        """Compute `pooled` and the intermediates of `explain`; attention weights only with `maps`."""
         extra, out = self._signal(inputs, rng, maps=maps)
         pooled, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2), maps=maps)
         if self.probe is not None:
@@ -115,13 +115,13 @@ class Steered(nn.Module):
         return pooled, {**out, "look": look}
 
     def tokens_read(self, last: Float[Array, "B *N D"]) -> Float[Array, "B _ D"]:
-        """Return the tokens that the probe reads, of the output of the last site: patches, or places of a map, or all."""
+        """Select the tokens for the probe from the last site's output: patches, positions of a map, or all tokens."""
         if not (self.probe and self.probe.every_token):
             last = jax.vmap(self.backbone.on_grid, in_axes=-1, out_axes=-1)(last)
         return last.reshape(last.shape[0], -1, last.shape[-1])
 
     def classify_map(self, last: Float[Array, "B *N D"], rng: Keys | None = None) -> Float[Array, "B C"]:
-        """Classify the output of the last site, `hidden[-1]` of a look. See `ImageBackbone.pooled_map`."""
+        """Classify the last site's output, `hidden[-1]` of a look; see `ImageBackbone.pooled_map`."""
         return self.logits(self.backbone.pooled_map(last) if self.probe is None else self.probe(self.tokens_read(last)))
 
     def extend(
@@ -134,10 +134,10 @@ class Steered(nn.Module):
         Args:
           tokens, positions: see `LanguageBackbone.extend`.
           caches: one per look, see `caches`.
-          last: index among the M tokens of the last one of each sequence.
+          last: for each sequence, the index of its last token among the M.
 
         Returns:
-          logits of the token after `last`, and the caches with these tokens.
+          logits of the token after `last`, and the updated caches.
         """
         extra, caches = {}, dict(caches)
         if self.top_down is not None:
@@ -155,14 +155,14 @@ class Steered(nn.Module):
         return {name: self.backbone.cache(rows, length, blocks) for name, blocks in looks.items()}
 
     def _look(self, inputs, rng, extra):
-        """Compute what the head or its probe reads, in the final look."""
+        """Compute the input of the head, or of its probe, in the final look."""
         if self.probe is None:
             return self.backbone.pooled(inputs, **extra, rng=_of_pass(rng, 2))
         _, look = self.backbone(inputs, **extra, rng=_of_pass(rng, 2), maps=False)
         return self.tokens_read(look["hidden"][-1])
 
     def _signal(self, inputs, rng, features=None, maps=False):
-        """The extra inputs of the final look, and what led to them."""
+        """Compute the additional inputs of the final look, and the intermediates behind them."""
         if self.prompts is not None:
             return {"prompts": self.prompts(_of_pass(rng, 0))}, {}
         if self.top_down is None:
@@ -173,7 +173,7 @@ class Steered(nn.Module):
         return {"td": td, **start}, {"first_look": first, "selection": selection, "td": td}
 
     def _first_look(self, inputs, rng, maps=False):
-        """The backbone's dict of a look, with the `start` of the second one if that begins in the middle."""
+        """Return the intermediates of the first look, with the `start` of a second look that begins in the middle."""
         _, first = self.backbone(inputs, rng=_of_pass(rng, 1), maps=maps)
         return {**first, "start": first["hidden"][-self.steered_blocks - 1]} if self.steered_blocks else first
 
@@ -183,7 +183,7 @@ def _of_pass(rng, index):
     return None if rng is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(rng)
 
 
-# Arguments of `classifier` by `config.head.start`; "classifier" is read from a file later.
+# Arguments of `classifier` by `config.head.start`; the values of "classifier" are loaded from a file later.
 HEAD_STARTS = {"random": {}, "zeros": {"kernel_init": nn.initializers.zeros_init()}, "classifier": {}}
 
 
@@ -211,7 +211,7 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
     sites = family.sites(backbone)
     steered = config.get("steered_blocks", 0)  # runs of earlier versions have no such field
     top_down = family.top_down(backbone, steered or sites)
-    # A look that starts at the first block is a whole one.
+    # Steering all blocks takes a full second look, which needs no `start`.
     return Steered(backbone, head, top_down=top_down, probe=probe, steered_blocks=steered % sites), method
 
 
@@ -227,7 +227,7 @@ def _probe(width, fields):
 def init(model: Steered, method: Method, rng: Key[Array, ""]) -> dict:
     """Create all parameters: `backbone` and, where they exist, `head`, `probe`, `top_down`, `prompts` and an addition.
 
-    Wrap it in `jax.eval_shape` to get shapes alone.
+    Wrap it in `jax.eval_shape` to get only the shapes.
     """
     network, addition = jax.random.split(rng)
     params = model.init(network, model.backbone.example)["params"]
@@ -244,17 +244,17 @@ def apply(model: Steered, method: Method, params: dict, *inputs, call=None, **kw
 
 
 def merged(method: Method, params: dict) -> dict:
-    """Merge what a method added into the weights of its network, so that they have the same effect alone.
+    """Merge a method's addition into the weights of its network.
 
     Args:
-      method: row of the network. A row that adds nothing, such as bias or toast, leaves the parameters as they are.
+      method: row of the network. Without an addition, as in bias or toast, the parameters are returned unchanged.
       params: as from `init`.
 
     Returns:
-      the tree without the group of the addition.
+      parameters with the same effect, without the group of the addition.
 
     Raises:
-      InputError: the addition is more than a change of weights, as that of adapter_plus.
+      InputError: the addition is more than a change of weights, as in adapter_plus.
     """
     if not method.added:
         return params
@@ -267,6 +267,6 @@ def merged(method: Method, params: dict) -> dict:
 
 
 def _parts(method, params):
-    """Split parameters into those of the network and those that the method added."""
+    """Split parameters into those of the network and those of the addition."""
     network = {name: tree for name, tree in params.items() if name != method.added.group}
     return network, params[method.added.group]

@@ -27,7 +27,7 @@ from toast_jax.config.check import check
 from toast_jax.data.images import sources
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families, methods, steered
-from toast_jax.model.batch_norm import STATISTICS
+from toast_jax.model.layers.batch_norm import STATISTICS
 from toast_jax.python import data as python_data
 from toast_jax.python import keywords
 from toast_jax.python.results import Look, Predictions
@@ -91,7 +91,7 @@ class Net:
         """The pure function `apply(params, images)`: uint8 or float images `[B, S, S, 3]`, from 0 to 255, to logits `[B, C]`.
 
         It normalizes the pixels. `rng=`, one key for each image `[B]`, applies drop-path and dropout; a probe then normalizes
-        by the batch and needs a mapped axis "data", as of `jax.vmap(..., axis_name="data")` (see `model.batch_norm`).
+        by the batch and needs a mapped axis "data", as of `jax.vmap(..., axis_name="data")` (see `layers.batch_norm`).
         """
         return functools.partial(steered.apply, self.run.model, self.run.method)
 

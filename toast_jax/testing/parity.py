@@ -18,8 +18,8 @@ import numpy as np
 from toast_jax import trees
 from toast_jax.devices import parallel
 from toast_jax.model import generation, losses
-from toast_jax.model.adapter import Bottleneck
-from toast_jax.model.batch_norm import without_statistics
+from toast_jax.model.additions.adapter import Bottleneck
+from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.methods import tuned_mask
 from toast_jax.model.steered import apply, merged
 from toast_jax.testing import backbone_parity, language_parity, recording, segmentation_parity

@@ -15,11 +15,11 @@ import numpy as np
 
 from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.model.batch_norm import without_statistics
+from toast_jax.model.additions.probe import AttentionProbe
+from toast_jax.model.additions.prompts import Prompts
 from toast_jax.model.families import FAMILIES, Family
+from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.methods import LAST_BLOCKS, Method, pretuned, tuned_mask
-from toast_jax.model.probe import AttentionProbe
-from toast_jax.model.prompts import Prompts
 from toast_jax.model.steered import Steered, classifier, init
 from toast_jax.weights.rename import from_torch, recognized, to_torch
 

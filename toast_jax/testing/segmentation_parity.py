@@ -15,9 +15,9 @@ import numpy as np
 
 from toast_jax import trees
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.model.batch_norm import STATISTICS
+from toast_jax.model.additions.prompts import Prompts
+from toast_jax.model.layers.batch_norm import STATISTICS
 from toast_jax.model.methods import METHODS
-from toast_jax.model.prompts import Prompts
 from toast_jax.model.segmentation import heads, losses
 from toast_jax.model.segmentation.segmenter import Segmenter, segment
 from toast_jax.testing.comparison import Check, relative_error

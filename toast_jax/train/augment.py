@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.devices import parallel
-from toast_jax.model.layers.normalize import Statistics, normalize
+from toast_jax.model.backbones.normalize import Statistics, normalize
 
 
 def augment(

@@ -18,7 +18,7 @@ from toast_jax.data.images.selected import flat
 from toast_jax.data.images.verify import Subset, verify_splits
 from toast_jax.data.loader import Batch
 from toast_jax.devices.protocol import Devices
-from toast_jax.model.layers.normalize import statistics_of
+from toast_jax.model.backbones.normalize import statistics_of
 from toast_jax.train import evaluation
 from toast_jax.train.augment import augment
 from toast_jax.train.evaluation import Evaluation

@@ -12,7 +12,7 @@ import optax
 
 from toast_jax import trees
 from toast_jax.errors import InputError, choose
-from toast_jax.model.batch_norm import STATISTICS
+from toast_jax.model.layers.batch_norm import STATISTICS
 
 
 def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:

@@ -21,7 +21,7 @@ from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
 from toast_jax.model import families, losses, methods, steered
-from toast_jax.model.batch_norm import without_statistics
+from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.segmentation import segmenter
 from toast_jax.train import image_runs, optim, text_runs
 from toast_jax.train.evaluation import mapped

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int32, UInt32
 
 from toast_jax import trees
 from toast_jax.devices.parallel import AXIS
-from toast_jax.model.batch_norm import without_statistics
 from toast_jax.model.layers.arrays import Array, Batch, Keys
+from toast_jax.model.layers.batch_norm import without_statistics
 
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
 

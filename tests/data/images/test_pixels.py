@@ -15,7 +15,7 @@ from tests.conftest import tiny_config
 from toast_jax.data.images import pixels
 from toast_jax.errors import InputError
 from toast_jax.model import steered
-from toast_jax.model.layers.normalize import normalize
+from toast_jax.model.backbones.normalize import normalize
 
 RECORDED = FIXTURES / "preprocess_fgvc.npz"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from toast_jax import trees
-from toast_jax.model.batch_norm import AXIS, BatchNorm, without_statistics
+from toast_jax.model.layers.batch_norm import AXIS, BatchNorm, without_statistics
 from toast_jax.model.segmentation import heads, losses
 
 

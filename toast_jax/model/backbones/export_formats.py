@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from toast_jax.model.layers.normalize import Statistics
+from toast_jax.model.backbones.normalize import Statistics
 
 
 class Preprocessing(NamedTuple):

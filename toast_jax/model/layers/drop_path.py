@@ -27,7 +27,7 @@ class BlockOutput(nn.Module):
     """Returns the output of a block, plus that of a branch if a method has attached one.
 
     A branch is an object among the parameters, `branch`: a pytree with the block's layer axis, and a function of the last axis
-    (see `adapter.Bottleneck`). The module creates no parameters.
+    (see `additions.adapter.Bottleneck`). The module creates no parameters.
     """
 
     @nn.compact

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from toast_jax.model.batch_norm import BatchNorm
 from toast_jax.model.layers.arrays import Array, Keys, Maps
+from toast_jax.model.layers.batch_norm import BatchNorm
 from toast_jax.model.layers.linear import Linear
 
 POOLS = (1, 2, 3, 6)  # sides of the pyramid's pooled maps

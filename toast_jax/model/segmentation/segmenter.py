@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from toast_jax.errors import choose
 from toast_jax.model import families, steered
+from toast_jax.model.backbones.normalize import normalize
 from toast_jax.model.layers.arrays import Array, Images, Inputs, Keys, Maps
-from toast_jax.model.layers.normalize import normalize
 from toast_jax.model.methods import Method
 from toast_jax.model.segmentation.heads import LinearHead, UperNet
 from toast_jax.model.steered import Steered, apply

@@ -16,7 +16,7 @@ from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.backbones.vit.features import Features
 from toast_jax.model.backbones.vit.kinds import KINDS
-from toast_jax.model.layers.rotary import Rotary
+from toast_jax.model.backbones.vit.rotary import Rotary
 from toast_jax.model.methods import METHODS
 from toast_jax.weights import pretrained
 

@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
+from toast_jax.model.backbones.convnext.depthwise import DepthwiseConv
+from toast_jax.model.backbones.normalize import Statistics, normalize
 from toast_jax.model.layers import dtypes, patches
 from toast_jax.model.layers.arrays import Array, Depth, Images, Keys, Maps
-from toast_jax.model.layers.depthwise import DepthwiseConv
 from toast_jax.model.layers.drop_path import BlockOutput, drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.layers.normalize import Statistics, normalize
 from toast_jax.model.layers.remat import product, remat
 
 LAYER_NORM_EPS = 1e-6

@@ -23,7 +23,8 @@ from toast_jax.model.backbones.llama.kinds import LLAMA, SIZES, Kind, RopeScalin
 from toast_jax.model.layers import batch, dtypes, stack
 from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
 from toast_jax.model.layers.attention import attend
-from toast_jax.model.layers.linear import Linear, product
+from toast_jax.model.layers.linear import Linear
+from toast_jax.model.layers.packed_kernels import product
 from toast_jax.model.layers.remat import remat
 
 # Keys `k` and values `v` of one block, as `dtypes.to_bits` of them.

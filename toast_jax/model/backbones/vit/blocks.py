@@ -13,12 +13,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
 from toast_jax.model.backbones.vit.features import Features
+from toast_jax.model.backbones.vit.rotary import Rotary
 from toast_jax.model.layers.arrays import Array, Depth, Keys, Tokens
 from toast_jax.model.layers.attention import attend, attend_with_weights
 from toast_jax.model.layers.drop_path import BlockOutput, drop_path
 from toast_jax.model.layers.gelu import gelu
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.layers.rotary import Rotary
 
 # Of the MLP, by `Features.mlp`, and whether it multiplies the first layer by a gate.
 ACTIVATIONS: dict[str, tuple[Callable, bool]] = {

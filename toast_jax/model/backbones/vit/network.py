@@ -19,15 +19,15 @@ from jaxtyping import Float
 
 from toast_jax.data.images.statistics import IMAGENET
 from toast_jax.errors import choose
+from toast_jax.model.backbones.normalize import Statistics, normalize
 from toast_jax.model.backbones.vit.attention_pool import AttentionPool
 from toast_jax.model.backbones.vit.blocks import Block
 from toast_jax.model.backbones.vit.features import POOLS, SIZES, Features, Size
+from toast_jax.model.backbones.vit.rotary import Rotary
 from toast_jax.model.layers import dtypes, patches, stack
 from toast_jax.model.layers.arrays import Array, Images, Keys, Maps, Signal, Tokens
 from toast_jax.model.layers.linear import Linear
-from toast_jax.model.layers.normalize import Statistics, normalize
 from toast_jax.model.layers.remat import remat
-from toast_jax.model.layers.rotary import Rotary
 
 # Of one block or all, of every example or all.
 Prompts: TypeAlias = Float[Array, "_ _ P D"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toast_jax.model.prompts import Prompts
+from toast_jax.model.additions.prompts import Prompts
 
 L, B, P, D, PATCH = 3, 4, 5, 16, 8
 TOKENS = np.random.default_rng(0).normal(size=(L, P, D)).astype(np.float32)

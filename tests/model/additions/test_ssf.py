@@ -11,8 +11,8 @@ from configs import fgvc
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import steered
+from toast_jax.model.additions.ssf import ScaleAndShift, ScaledKernel
 from toast_jax.model.families import of_config
-from toast_jax.model.ssf import ScaleAndShift, ScaledKernel
 from toast_jax.weights import rename
 
 D, F, L = 6, 5, 2

@@ -29,7 +29,7 @@ class Prompts(nn.Module):
 
     @nn.compact
     def __call__(self, rng: Keys | None = None) -> Float[Array, "{self.layers} _ {self.num} {self.width}"]:
-        """Return prompts `[L, 1, P, D]`, or `[L, B, P, D]` with dropout; keys of None drop nothing."""
+        """Return prompts `[L, 1, P, D]`, or `[L, B, P, D]` with dropout; no dropout if `rng` is None."""
         bound = math.sqrt(6.0 / (3 * self.patch**2 + self.width))
         tokens = self.param("tokens", _symmetric_uniform(bound), (self.layers, self.num, self.width))
         if rng is None or not self.dropout:

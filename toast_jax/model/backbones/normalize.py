@@ -15,7 +15,7 @@ Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and 
 def normalize(images: UInt8[Array, "*N 3"] | Float[Array, "*N 3"], statistics: Statistics = IMAGENET) -> Float[Array, "*N 3"]:
     """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation.
 
-    Floating-point images are taken as normalized and returned unchanged.
+    Floating-point images count as normalized and are returned unchanged.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
@@ -24,6 +24,6 @@ def normalize(images: UInt8[Array, "*N 3"] | Float[Array, "*N 3"], statistics: S
 
 
 def statistics_of(data: ConfigDict) -> Statistics:
-    """Return `normalize` of a config's `data` section, as tuples, which a saved config holds as lists."""
+    """Return the pixel statistics of a config's `data` section, as tuples; saved configs hold lists."""
     mean, std = data.get("normalize", IMAGENET)  # runs of earlier versions have no such field
     return tuple(map(float, mean)), tuple(map(float, std))

@@ -9,7 +9,7 @@ from tests.conftest import tiny_config
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.model import methods, steered
-from toast_jax.model.adapter import Adapters, Bottleneck
+from toast_jax.model.additions.adapter import Adapters, Bottleneck
 from toast_jax.model.layers.drop_path import BlockOutput
 from toast_jax.model.layers.gelu import gelu
 

@@ -1,6 +1,6 @@
 """The depthwise convolution of ConvNeXt, with an implementation of its own for CPUs.
 
-Accelerators use XLA's convolution. On CPUs it is 5 to 15 times slower than a sum of shifted images, and its gradient with
+Accelerators use XLA's convolution. On CPUs XLA's is 5 to 15 times slower than a sum of shifted images, and its gradient with
 respect to the kernel is slower still.
 """
 
@@ -56,7 +56,7 @@ def _forward(x, kernel):
 
 
 def _backward(saved, gradient):
-    """Compute both gradients by hand: the derived gradient of slices is a slow sum of padded maps."""
+    """Compute both gradients by hand: the automatic gradient of slices is a slow sum of padded maps."""
     x, kernel = saved
     size, (_, h, w, _) = kernel.shape[0], x.shape
     padded, gradient = _padded(x, size), jax.lax.optimization_barrier(gradient)

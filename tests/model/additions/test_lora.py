@@ -9,7 +9,8 @@ import pytest
 
 from toast_jax import trees
 from toast_jax.errors import InputError
-from toast_jax.model import lora, methods
+from toast_jax.model import methods
+from toast_jax.model.additions import lora
 from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.layers.linear import Linear
 

@@ -18,7 +18,7 @@ from toast_jax.model.layers.gelu import gelu
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Bottleneck:
-    """Computes `scaling * (gelu(x @ down + down_bias) @ up + up_bias)`, with one factor for each channel."""
+    """Computes `scaling * (gelu(x @ down + down_bias) @ up + up_bias)`, with one scale per channel."""
 
     down: Float[Array, "*layers D r"]
     down_bias: Float[Array, "*layers r"]
@@ -33,11 +33,11 @@ class Bottleneck:
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Adds a `Bottleneck` to the output of every block; an `added.Addition`.
+    """Adds a `Bottleneck` to the output of every block; an `additions.protocol.Addition`.
 
     Attributes:
-      targets: regexes of a parameter of each block whose last axis is the block's width; group `block` is the block's path.
-      rank: r, of `config.adapter`.
+      targets: regexes, each of one parameter per block whose last axis is the block's width; group `block` is the block's path.
+      rank: r, from `config.adapter`.
     """
 
     targets: tuple[str, ...]
@@ -49,7 +49,7 @@ class Adapters:
         return dataclasses.replace(self, rank=config.adapter.rank)
 
     def init(self, rng: Key[Array, ""], params: dict) -> dict:
-        """Create the fields of a `Bottleneck` for each block: matrices from N(0, 0.01) cut at 2 sigma, biases 0, scaling 1."""
+        """Create the fields of a `Bottleneck` per block: matrices from N(0, 0.01) truncated at 2 sigma, biases 0, scaling 1."""
         flat = trees.flat(params)
         own: dict[str, jax.Array] = {}
         for target in self.targets:
@@ -67,7 +67,7 @@ class Adapters:
         return trees.nested(own)
 
     def attach(self, params: dict, own: dict) -> dict:
-        """Put a `Bottleneck` where the `layers.drop_path.BlockOutput` of each block looks for it."""
+        """Put a `Bottleneck` where each block's `layers.drop_path.BlockOutput` reads it."""
         flat, own = trees.flat(params), trees.flat(own)
         for block in {path.rpartition("/")[0] for path in own}:
             fields = {field.name: own[f"{block}/{field.name}"] for field in dataclasses.fields(Bottleneck)}

@@ -1,7 +1,7 @@
 """Scale and shift after every operation (SSF, Lian et al., arXiv 2210.08823).
 
 `scale * (x @ kernel + bias) + shift` is the same operation with the kernel `scale * kernel` and the bias
-`scale * bias + shift`, and a norm likewise. So nothing in a network depends on this file.
+`scale * bias + shift`; norms likewise. Networks therefore do not depend on this file.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ class ScaledKernel:
     kernel: Float[Array, "*layers D F"]
     scale: Float[Array, "*layers F"]
 
-    __array_ufunc__ = None  # leaves the product with a NumPy array, such as images, to the method below
+    __array_ufunc__ = None  # NumPy arrays, such as images, then use the method below
 
     def __rmatmul__(self, x):
         product = x @ self.kernel
         return (product * self.scale).astype(product.dtype)
 
     def astype(self, dtype: DTypeLike) -> "ScaledKernel":
-        """Cast the kernel alone: in bfloat16 most scales, which stay near 1, would be equal."""
+        """Cast only the kernel; scales stay near 1, and most would round to the same bfloat16."""
         return dataclasses.replace(self, kernel=self.kernel.astype(dtype))
 
 
 @dataclasses.dataclass(frozen=True)
 class ScaleAndShift:
-    """Scales and shifts the outputs of operations, channel by channel; an `added.Addition`.
+    """Scales and shifts the outputs of operations, channel by channel; an `additions.protocol.Addition`.
 
-    An operation without a bias, such as the keys of some networks, has a scale alone.
+    An operation without a bias, such as the keys of some networks, has only a scale.
 
     Attributes:
       targets: regexes of the operations' parameters: kernels of linear layers and convolutions, scales of norms.
@@ -80,7 +80,7 @@ class ScaleAndShift:
         return trees.nested(own)
 
     def attach(self, params: dict, own: dict) -> dict:
-        """Scale norms and biases, which are small, and convolutions; put a `ScaledKernel` in place of each matrix."""
+        """Scale norms, biases and convolutions directly; replace each matrix by a `ScaledKernel`."""
         return self._scaled(params, own, ScaledKernel)
 
     def merge(self, params: dict, own: dict) -> dict:

@@ -1,7 +1,7 @@
-"""Batch normalization over the batch of all devices.
+"""Batch normalization over the global batch, that of all devices.
 
-Its running statistics are kept among the tuned parameters, so that states, checkpoints, moving averages and grids hold them
-without knowing them. What they need of an optimizer is one rule: subtract the gradient as it is (see `train.optim`).
+Its running statistics are stored as tuned parameters, so states, checkpoints, moving averages and grids need no case for them.
+The optimizer needs one rule: subtract their gradient as it is (see `train.optim`).
 """
 
 import re
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from toast_jax import trees
 from toast_jax.model.layers.arrays import Array
 
-AXIS = "data"  # of the devices that share a batch, see `devices.parallel`
+AXIS = "data"  # mapped over the devices that share a batch, see `devices.parallel`
 STATISTICS = r"(.*/)?running_(mean|var)"  # paths of running statistics
 _MOMENTUM = 0.1
 
@@ -22,7 +22,7 @@ _MOMENTUM = 0.1
 class BatchNorm(nn.Module):
     """Normalizes each channel over the batch in training, and by running statistics at evaluation.
 
-    Numbers are those of PyTorch's `BatchNorm1d` and `BatchNorm2d`, whose running variance is unbiased. The statistics are
+    Matches PyTorch's `BatchNorm1d` and `BatchNorm2d`, whose running variance is unbiased. The statistics are
     `running_mean [D]` and `running_var [D]`.
 
     Attributes:
@@ -35,7 +35,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*N D"], training: bool) -> Float[Array, "*N D"]:
-        """Normalize; in training on every device of the axis `AXIS`, with the statistics of the global batch."""
+        """Normalize; training needs the mapped axis `AXIS` and uses the statistics of the global batch."""
         channels, places = x.shape[-1:], tuple(range(x.ndim - 1))
         running = (
             self.param("running_mean", nn.initializers.zeros_init(), channels),
@@ -60,7 +60,7 @@ class BatchNorm(nn.Module):
 
 @jax.custom_vjp
 def _observed(y, running, batch):
-    """Return `y`. The gradient of `running` is the step of its moving average, whatever the loss."""
+    """Return `y`; whatever the loss, the gradient of `running` is the step of its moving average."""
     return y
 
 
@@ -74,5 +74,5 @@ _observed.defvjp(lambda y, running, batch: (y, (running, batch)), _observed_back
 
 
 def without_statistics(tree: dict) -> dict:
-    """Drop running statistics, which are no parameters, from a nested dict."""
+    """Drop running statistics from a nested dict of parameters."""
     return trees.nested({path: leaf for path, leaf in trees.flat(tree).items() if not re.fullmatch(STATISTICS, path)})

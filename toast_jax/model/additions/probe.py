@@ -5,21 +5,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float32
 
-from toast_jax.model.batch_norm import BatchNorm
 from toast_jax.model.layers.arrays import Array, Tokens
+from toast_jax.model.layers.batch_norm import BatchNorm
 
 
 class AttentionProbe(nn.Module):
-    """Pools tokens by learned queries and normalizes the result over the batch, for a head to read.
+    """Pools tokens by learned queries and normalizes the result over the batch.
 
-    Query q averages the q-th of Q groups of the tokens' value channels, by `softmax(query @ token / sqrt(D))`. Tokens are not
-    projected to keys. Parameters are `queries [Q, D]`, `values [D, D / reduction]` and the statistics of the norm.
+    The value channels are split into Q groups; query q averages group q over the tokens, with weights
+    `softmax(query @ token / sqrt(D))`. Tokens are not projected to keys. Parameters are `queries [Q, D]`,
+    `values [D, D / reduction]` and the running statistics of the norm.
 
     Attributes:
       width: D of the tokens.
       num_queries: Q; `Q * reduction` divides D.
       reduction: D divided by the number of value channels.
-      every_token: whether the probe reads the class token too, not only patches.
+      every_token: whether the probe also reads the class token.
     """
 
     width: int
@@ -40,10 +41,10 @@ class AttentionProbe(nn.Module):
         return self.norm(self.pool(tokens)[0], training)
 
     def pool(self, tokens: Tokens) -> tuple[Float32[Array, "B F"], Float32[Array, "B {self.num_queries} N"]]:
-        """Return pooled values before the norm, and the weight of each token for each query."""
+        """Return the pooled values before the norm, and the attention of each query to each token."""
         tokens = tokens.astype(jnp.float32)
         attention = jax.nn.softmax(jnp.einsum("qd,bnd->bqn", self.queries, tokens) / self.width**0.5)
-        # The average of projected tokens is the projection of the average, which takes N / Q of the products.
+        # Averaging before the projection to values gives the same result and projects Q vectors instead of N tokens.
         averages = jnp.einsum("bqn,bnd->bqd", attention, tokens)
         groups = self.values.reshape(self.width, self.num_queries, -1)
         pooled = jnp.einsum("bqd,dqc->bqc", averages, groups)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toast_jax.model.layers import depthwise
+from toast_jax.model.backbones.convnext import depthwise
 
 
 def draw(*shape, seed=0, dtype=jnp.float32):

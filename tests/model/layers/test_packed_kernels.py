@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from toast_jax.model.layers.linear import Table, Transposed, product
+from toast_jax.model.layers.packed_kernels import Table, Transposed, product
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -44,7 +44,7 @@ class LowRank:
 def _widened(x: Float[Array, "*rows r"], b: Float[Array, "r F"]) -> Float[Array, "*rows F"]:
     """Compute `x @ b` with a gradient of b that is fast on CPUs.
 
-    The derived gradient makes XLA transpose the cotangent, its large factor; that took half of a ConvNeXt's step.
+    The automatic gradient makes XLA transpose the cotangent, its large factor; that took half of a ConvNeXt's step.
     """
     return x @ b
 
@@ -59,11 +59,11 @@ _widened.defvjp(lambda x, b: (x @ b, (x, b)), _widened_backward)
 
 @dataclasses.dataclass(frozen=True)
 class LowRankDeltas:
-    """Adds `alpha / rank * a @ b` to kernels; an `added.Addition`.
+    """Adds `alpha / rank * a @ b` to kernels; an `additions.protocol.Addition`.
 
     Attributes:
       targets: regexes of the kernels, see `init`.
-      rank, alpha: of `config.lora`.
+      rank, alpha: from `config.lora`.
     """
 
     targets: tuple[str, ...]
@@ -87,14 +87,14 @@ class LowRankDeltas:
 
 
 def init(rng: Key[Array, ""], params: dict, targets: tuple[str, ...], rank: int) -> dict:
-    """Create a delta for every kernel whose whole path matches a regex of `targets`.
+    """Create a low-rank delta for every kernel whose whole path matches a regex.
 
     Kernels that differ only in a regex's group `shared` read the same input and share one `a`, as the release has one A and
-    three Bs on its joint qkv kernel. Leading axes of a kernel are layers, each with a delta of its own.
+    three Bs on its joint qkv kernel. Leading axes of a kernel are layers; each layer has its own delta.
 
     Args:
-      rng: `a` is drawn from uniform(+-1 / sqrt(D)), torch's kaiming_uniform_(a=sqrt(5)); `b` is zero.
-      params: nested dict of kernels, or of anything with a shape.
+      rng: to draw `a` from uniform(+-1 / sqrt(D)), torch's kaiming_uniform_(a=sqrt(5)); `b` starts at zero.
+      params: nested dict of arrays or shapes.
       targets: regexes over "/"-joined paths.
       rank: r.
 
@@ -132,7 +132,7 @@ def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -
 
 
 def _paths(target: str, name: str) -> tuple[str, str]:
-    """Return the paths of the factors a and b of kernel `name`; kernels that differ in group `shared` share one a."""
+    """Return the paths of a kernel's factors a and b; kernels that differ in group `shared` share one a."""
     match = re.fullmatch(target, name)
     own = name.removesuffix("/kernel")
     shared = match and match.groupdict().get("shared") is not None

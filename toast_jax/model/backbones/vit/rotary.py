@@ -11,16 +11,16 @@ from toast_jax.model.layers.arrays import Array
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """Turns queries or keys of patches by angles that grow with their place in the image.
+    """Rotates the queries or keys of patches by angles that depend on their position in the image.
 
     A patch's row and column are coordinates in (-1, 1), whatever the number of patches, so any resolution is valid. The first
-    K / 4 channels turn by the row and the next K / 4 by the column, at wavelengths from 1 to about `base`. Channel m is paired
-    with channel m + K / 2.
+    K / 4 channels rotate by the row and the next K / 4 by the column, at wavelengths from 1 to about `base`. Channel m is
+    paired with channel m + K / 2.
 
     Attributes:
       shape: rows and columns of patches.
       channels: K of a head, a multiple of 4.
-      base: ratio that the wavelengths approach.
+      base: ratio of the longest wavelength to the shortest, approached as K grows.
     """
 
     shape: tuple[int, int]
@@ -39,11 +39,11 @@ class Rotary:
         return np.concatenate(angles * 2, axis=1).astype(np.float32)
 
     def __call__(self, x: Float[Array, "B M H K"], special: int) -> Float[Array, "B M H K"]:
-        """Turn queries or keys, in float32.
+        """Rotate queries or keys, in float32.
 
         Args:
-          x: of the first M tokens of an image.
-          special: how many tokens precede the patches; they have no place.
+          x: queries or keys of the first M tokens of an image.
+          special: how many tokens precede the patches; they have no position and stay as they are.
         """
         patches = x[:, special:].astype(jnp.float32)
         angles = self.angles()[: patches.shape[1], None]
