@@ -186,13 +186,24 @@ def test_tokens_of_prompt_and_answer_are_penalized_and_those_of_padding_are_not(
     ]
 
 
-def test_kernels_for_generation_change_no_token():
-    """The parameters are copied, as `packed` takes their memory."""
-    for method in ("lora", "toast"):
-        net, row = steered_llama(method)
-        packed = generation.packed(net, jax.tree.map(jnp.copy, parameters(method)))
-        parts = generation.generate(net, row, packed, PROMPTS, most=MOST, sampling=GREEDY, at_once=3)
-        np.testing.assert_array_equal(np.concatenate(list(parts), axis=1), generated(method))
+def packed(net, params):
+    return generation.packed(net, params)
+
+
+def unstacked(net, params):
+    params = generation.unstacked(params)
+    assert all(leaf.ndim < 3 for leaf in jax.tree.leaves(params["backbone"]))
+    return params
+
+
+@pytest.mark.parametrize("store", (packed, unstacked))
+@pytest.mark.parametrize("method", ("lora", "toast"))
+def test_parameters_stored_for_generation_change_no_token(method, store):
+    """They are copied, as the stored ones take their memory."""
+    net, row = steered_llama(method)
+    stored = store(net, jax.tree.map(jnp.copy, parameters(method)))
+    parts = generation.generate(net, row, stored, PROMPTS, most=MOST, sampling=GREEDY, at_once=3)
+    np.testing.assert_array_equal(np.concatenate(list(parts), axis=1), generated(method))
 
 
 def test_tokens_are_added_to_the_caches_in_place():

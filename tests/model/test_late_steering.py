@@ -5,6 +5,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -185,11 +186,12 @@ def test_generated_tokens_are_those_without_caches():
         "look": 1,
     }
     prompt, most = [3, 1, 4, 1, 5], 5
-    parts = generation.generate(model, row, params, [prompt], most=most, sampling=generation.Sampling(), at_once=2)
     tokens = list(prompt)
     for _ in range(most):
         padded = np.array([tokens + [0] * (16 - len(tokens))], np.int32)
         segments = np.where(np.arange(16) < len(tokens), 1, -1)[None].astype(np.int32)
         logits = apply("llama", 1, params, {"tokens": padded, "segments": segments})
         tokens.append(int(logits[0, len(tokens) - 1].argmax()))
-    np.testing.assert_array_equal(np.concatenate(list(parts), axis=1)[0], tokens[len(prompt) :])
+    for stored in (params, generation.unstacked(jax.tree.map(jnp.copy, params))):
+        parts = generation.generate(model, row, stored, [prompt], most=most, sampling=generation.Sampling(), at_once=2)
+        np.testing.assert_array_equal(np.concatenate(list(parts), axis=1)[0], tokens[len(prompt) :])

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Int32
 from toast_jax import trees
 from toast_jax.model.layers.arrays import Array, Keys
 from toast_jax.model.layers.packed_kernels import Table, Transposed
+from toast_jax.model.layers.stack import Unstacked
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
 
@@ -211,10 +212,17 @@ def generate(
 def stored(model: Steered, params: dict) -> dict:
     """Store parameters as the devices read them fastest, token by token; may donate them.
 
-    Only CPUs and 16 bits need another layout; with float32, plain kernels take less time for models of a billion parameters.
+    Only CPUs need another layout: `packed` for 16 bits, which they multiply in float32, and `unstacked` for float32.
     """
-    half = jnp.dtype(model.backbone.dtype).itemsize == 2
-    return packed(model, params) if half and jax.default_backend() == "cpu" else params
+    if jax.default_backend() != "cpu":
+        return params
+    return packed(model, params) if jnp.dtype(model.backbone.dtype).itemsize == 2 else unstacked(params)
+
+
+def unstacked(params: dict) -> dict:
+    """Store every layer of the backbone of a language model in arrays of its own; deletes the stacked parameters."""
+    blocks = jax.tree.map(Unstacked.of, params["backbone"]["blocks"])
+    return {**params, "backbone": {**params["backbone"], "blocks": blocks}}
 
 
 def packed(model: Steered, params: dict) -> dict:

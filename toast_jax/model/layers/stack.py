@@ -1,6 +1,8 @@
-"""Looks through a scanned stack of layers, from its first layer or from a later one."""
+"""Looks through a stack of layers, scanned or layer by layer, from its first layer or from a later one."""
 
-from typing import Any
+import dataclasses
+import functools
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,25 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from toast_jax.model.layers.arrays import Array
+
+
+@no_type_check  # maps over trees put other things than arrays in the field
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Unstacked:
+    """Holds one array per layer in place of a stacked parameter.
+
+    XLA's CPU backend copies a layer out of a stack before it multiplies by it.
+    """
+
+    layers: tuple[Array, ...]
+
+    @classmethod
+    def of(cls, leaf: jax.Array) -> "Unstacked":
+        """Split a parameter along its leading axis, that of layers, and delete it."""
+        layers = tuple(leaf)
+        leaf.delete()
+        return cls(layers)
 
 
 def look(
@@ -33,10 +54,12 @@ def look(
     Returns:
       the last output, and the intermediates of all applied layers along a leading axis.
     """
+    params = stack.variables.get("params", {})  # empty while they are created
+    if any(_is_unstacked(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_unstacked)):
+        return _one_by_one(params, layer, first, x, per_layer, shared)
     if not first:
         return stack(x, *per_layer, *shared)
     # Each step reads its layer from the whole stack, as in `nn.scan`; a slice of the stack would be copied in every call.
-    params = stack.variables["params"]
 
     def step(x, arguments):
         index, arguments = arguments
@@ -44,3 +67,22 @@ def look(
         return layer.apply({"params": own}, x, *arguments, *shared)
 
     return jax.lax.scan(step, x, (jnp.arange(first, len(jax.tree.leaves(params)[0])), per_layer), unroll=unroll)
+
+
+def _one_by_one(params, layer, first, x, per_layer, shared):
+    depth = next(len(leaf.layers) for leaf in jax.tree.leaves(params, is_leaf=_is_unstacked) if _is_unstacked(leaf))
+    seen = []
+    for index in range(first, depth):
+        own = jax.tree.map(functools.partial(_of_layer, index), params, is_leaf=_is_unstacked)
+        arguments = jax.tree.map(functools.partial(_of_layer, index - first), per_layer)
+        x, intermediates = layer.apply({"params": own}, x, *arguments, *shared)
+        seen.append(intermediates)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen)
+
+
+def _of_layer(index, leaf):
+    return leaf.layers[index] if _is_unstacked(leaf) else leaf[index]
+
+
+def _is_unstacked(leaf):
+    return isinstance(leaf, Unstacked)

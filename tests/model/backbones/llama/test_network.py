@@ -318,7 +318,7 @@ def test_the_config_knows_every_size():
     assert set(LLAMAS) == set(llama.SIZES) == set(PUBLISHED)
     assert configured("llama2_7b_chat").backbone.to_dict() == {
         **{"family": "llama", "size": "llama2_7b", "weights": "weights/llama2_7b_chat"},
-        **{"dtype": "float32", "remat": False, "vocabulary": 0},
+        **{"dtype": "float32", "remat": False, "unroll": False, "vocabulary": 0},
     }
     with pytest.raises(InputError, match="'llama2_8b' is not known; write one of llama1_7b"):
         configured("llama2_8b")
