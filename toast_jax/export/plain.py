@@ -19,7 +19,7 @@ from toast_jax.model.layers.normalize import statistics_of
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.weights import places
 from toast_jax.weights.containers import Arrays, write
-from toast_jax.weights.rename import published, rename_back, stacked_depth, unstack
+from toast_jax.weights.rename import in_layout, stacked_depth, unstack
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +59,15 @@ def files(run: SavedRun, kind: str) -> Files:
 
 def named(layers: Arrays, plain: Format, backbone: Any) -> Arrays:
     """Return arrays by the names of a library, from a path for every layer."""
-    if plain.names is None:
-        state = rename_back(layers, families.of_backbone(backbone))
-        return plain.arrays({name.replace("head.last_layer.", "head."): array for name, array in state.items()})
-    names, layers = plain.names(backbone), dict(layers)
-    kernel, bias = layers.pop("head/kernel").T, layers.pop("head/bias")
-    parts = [kernel if part == names.part else np.zeros_like(kernel) for part in range(names.parts)]
-    state = {f"{names.prefix}{name}": array for name, array in published(layers, names.layout).items()}
-    return state | {f"{names.classifier}.weight": np.concatenate(parts, axis=1), f"{names.classifier}.bias": bias}
+    naming, layers = plain.naming(backbone), dict(layers)
+    head = {name: layers.pop(f"head/{name}") for name in ("kernel", "bias") if f"head/{name}" in layers}
+    layout, state = in_layout(layers, naming.layout)
+    state = {f"{naming.prefix}{name}": array for name, array in state.items()}
+    if not head:  # of a language model
+        return state
+    kernel = head["kernel"].T
+    parts = [kernel if part == naming.part else np.zeros_like(kernel) for part in range(naming.parts)]
+    return state | {f"{layout.classifier}.weight": np.concatenate(parts, axis=1), f"{layout.classifier}.bias": head["bias"]}
 
 
 def merged(run: SavedRun) -> Arrays:

@@ -1,18 +1,22 @@
-"""Formats of other frameworks: conversion to the PyTorch names and layouts that `rename` reads.
+"""Files of other projects: conversion to the PyTorch names and layouts that `rename` reads.
 
-These are timm's for a ViT, the authors' for a ConvNeXt and Hugging Face's for a LLaMA.
+These are timm's for a ViT, the authors' for a ConvNeXt and Hugging Face's for a LLaMA. Names of published layouts are stated
+beside the backbones (`rename_rules.Layout`), and all others here.
 """
 
+import itertools
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from toast_jax.errors import listed
+from toast_jax.model.backbones.rename_rules import Layout, Names, bias, linear
+from toast_jax.model.families import FAMILIES
 from toast_jax.weights.containers import Arrays
 
 log = logging.getLogger(__name__)
@@ -28,25 +32,7 @@ class Row(NamedTuple):
 
 _KEEP = Row(r"(?s:.*)", r"\g<0>")
 
-# Hugging Face transformers: ViTModel, models that contain one, and Dinov2Model. Version 5 renamed layers (`layers.0`, `q_proj`,
-# `mlp.fc1`): https://github.com/huggingface/transformers/pull/41693.
-_LAYER, _PARAM = r"(?:encoder\.layer|layers)\.(\d+)\.", r"\.(weight|bias)"
-_HUGGING_FACE = (
-    Row(r"embeddings\.cls_token", "cls_token"),
-    Row(r"embeddings\.position_embeddings", "pos_embed"),
-    Row(rf"embeddings\.patch_embeddings\.projection{_PARAM}", r"patch_embed.proj.\1"),
-    Row(rf"{_LAYER}(?:layernorm_before|norm1){_PARAM}", r"blocks.\1.norm1.\2"),
-    Row(rf"{_LAYER}attention\.attention\.([qkv])(?:uery|ey|alue){_PARAM}", r"blocks.\1.attn.\2.\3"),
-    Row(rf"{_LAYER}attention\.([qkv])_proj{_PARAM}", r"blocks.\1.attn.\2.\3"),
-    Row(rf"{_LAYER}attention\.(?:output\.dense|o_proj){_PARAM}", r"blocks.\1.attn.proj.\2"),
-    Row(rf"{_LAYER}(?:layernorm_after|norm2){_PARAM}", r"blocks.\1.norm2.\2"),
-    Row(rf"{_LAYER}(?:intermediate\.dense|mlp\.fc1){_PARAM}", r"blocks.\1.mlp.fc1.\2"),
-    Row(rf"{_LAYER}(?:output\.dense|mlp\.fc2){_PARAM}", r"blocks.\1.mlp.fc2.\2"),
-    Row(rf"{_LAYER}layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
-    Row(rf"layernorm{_PARAM}", r"norm.\1"),
-    Row(rf"classifier{_PARAM}", r"head.\1"),
-    Row(r"pooler\.dense\..*|embeddings\.mask_token|decoder\..*", None),
-)
+_PARAM = r"\.(weight|bias)"
 
 
 def _dense(name: str, timm: str) -> tuple[Row, Row]:
@@ -107,34 +93,37 @@ _TIMM = (
     Row(r"mask_token|decoder_.*|(?:dino|ibot)_head\..*", None),
 )
 
-_STAGE = r"(?:encoder\.)?stages\.(\d+)\."
-_CONVNEXT_BLOCK = (
-    ("dwconv|conv_dw", "dwconv"),
-    ("layernorm|norm", "norm"),
-    (r"mlp\.fc1|pwconv1", "pwconv1"),
-    (r"mlp\.fc2|pwconv2", "pwconv2"),
-)
-# ConvNeXt of timm and of Hugging Face transformers (ConvNextModel).
-_CONVNEXT = (
-    Row(rf"(?:stem\.0|embeddings\.patch_embeddings){_PARAM}", r"downsample_layers.0.0.\1"),
-    Row(rf"(?:stem\.1|embeddings\.layernorm){_PARAM}", r"downsample_layers.0.1.\1"),
-    Row(rf"{_STAGE}downsampl(?:e|ing_layer)\.([01]){_PARAM}", r"downsample_layers.\1.\2.\3"),
-    *(
-        Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:{names}){_PARAM}", rf"stages.\1.\2.{known}.\3")
-        for names, known in _CONVNEXT_BLOCK
-    ),
-    Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:gamma|layer_scale_parameter)", r"stages.\1.\2.gamma"),
-    Row(rf"(?:head\.norm|layernorm){_PARAM}", r"norm.\1"),
-    Row(rf"(?:head\.fc|classifier){_PARAM}", r"head.\1"),
-)
+
+def _of_layouts() -> dict[str, list[Row]]:
+    """Collect the rows of layouts whose names are converted one by one, by the sign of their files."""
+    formats: dict[str, list[Row]] = {}
+    for family in FAMILIES.values():
+        for layout in family.names.layouts:
+            if layout.loose_sign:
+                formats.setdefault(layout.loose_sign, []).extend(_of_layout(layout, family.names))
+    return formats
+
+
+def _of_layout(layout: Layout, names: Names) -> Iterator[Row]:
+    """Rename to the names that the family's table, or its rows for separate layers, have for the same paths."""
+    known = {row.paths: row.torch for row in (*names.table, *names.apart)}
+    classifier = (linear(layout.classifier, "classifier"), bias(layout.classifier, "classifier"))
+    for row in (*layout.table, *classifier):
+        # A mask token, which a layout writes beside the class token, has no known name.
+        for name, new in itertools.zip_longest(row.torch, known[row.paths]):
+            regex = re.escape(name).replace(r"\{i\}", r"(\d+)")
+            for old, other in layout.respelled.items():
+                regex = regex.replace(re.escape(old), f"(?:{re.escape(old)}|{re.escape(other)})")
+            yield Row(regex, new and new.replace("{i}", r"\1"))
+    yield Row(layout.unused, None)
+
 
 # A name that identifies a format, and the rows for it. All formats that match are applied, in this order.
 _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     # A classifier on top of a representation layer, which no network here has.
     (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
     (r"Transformer/.*", _AUGREG),
-    (r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*", _CONVNEXT),
-    (r"embeddings\.patch_embeddings\..*", _HUGGING_FACE),
+    *_of_layouts().items(),
     (r"(?:model\.)?layers\.\d+\.self_attn\..*", _LLAMA),
     # DINO's projection head, whose last layer has the same name as the classifier in files of the TOAST release, and MoCo v3's.
     (r"head\.(?:mlp|\d+)\..*", [Row(r"head\..*", None)]),

@@ -192,7 +192,8 @@ def _renamed(state):
     family, layout = match
     if reason := layout.refusal(state):
         raise ValueError(reason)
-    if dropped := sorted({*dropped, *(name for name in state if re.fullmatch(layout.unused, name))}):
+    unused = rf"{layout.unused}|{re.escape(layout.classifier)}\..+"
+    if dropped := sorted({*dropped, *(name for name in state if re.fullmatch(unused, name))}):
         log.info("The weights file also holds %s, not used here.", listed(dropped))
     return family, *rename({name: array for name, array in state.items() if name not in dropped}, layout.table)
 

@@ -102,6 +102,11 @@ def published(layers: Arrays, name: str) -> Arrays:
     Raises:
       InputError: there is no such layout, or it lacks names for some of the parameters.
     """
+    return in_layout(layers, name)[1]
+
+
+def in_layout(layers: Arrays, name: str) -> tuple[Layout, Arrays]:
+    """Return the layout of a name that has a place for all of `layers`, and the arrays as `published` does."""
     options: dict[str, list[Layout]] = {}
     for layout in kind(layers).names.layouts:
         options.setdefault(layout.name, []).append(layout)
@@ -109,7 +114,7 @@ def published(layers: Arrays, name: str) -> Arrays:
         left = dict(layers)
         state = _back(layout.table, left)
         if not left:
-            return state
+            return layout, state
     raise InputError(f"Files of {name} have no place for {listed(sorted(left))}; choose another layout of names.")
 
 

@@ -35,19 +35,27 @@ class Rename:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names the parameters of a network as a library publishes them, where the family's own table differs.
+    """Names the parameters of a network as a library publishes them; files are read and written by it.
 
     Attributes:
       name: network and library, such as "dinov3_timm". Layouts of one name are tried in turn.
-      table: rename table; the first matching row applies.
-      sign: regex of a name that only files of this layout have; "" if their names are converted to the family's table instead.
+      table: rename table of the backbone; the first matching row applies.
+      classifier: name of the classifier, which stands beside the backbone; "" if the library has none, or in the table.
+      sign: regex of a name that only files of this layout have: they are read by the table, strictly.
+      loose_sign: regex of a name of other files that have names of this layout. Each of these is converted by itself to a name
+        of the family's table, whatever the other names are: files of a library differ by its version and by the model that
+        contains the network. Without either sign, the layout is written alone, or has the names of the family's table.
+      respelled: parts of names that other versions of the library spell differently; read where `loose_sign` matches.
       unused: regex of names that no network needs.
       refusal: of arrays by name: why their network cannot be used, or "".
     """
 
     name: str
     table: tuple[Rename, ...]
+    classifier: str = ""
     sign: str = ""
+    loose_sign: str = ""
+    respelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused: str = ""
     refusal: Callable[[Mapping[str, np.ndarray]], str] = lambda arrays: ""
 
@@ -58,7 +66,8 @@ class Names:
 
     Attributes:
       table: rename table; the first matching row applies.
-      layouts: other names of the same parameters.
+      layouts: names of the same parameters in published files.
+      apart: rows for layers that the table joins or folds, by the names that `weights.other_projects` joins and folds.
       own_paths: regex that matches the start of some of its paths and of no other family's.
       has_name: `(name, array) -> bool`, whether a PyTorch array can only be of this family.
       stacks: regex of paths with layers stacked along a leading axis, up to the layer number. A group `stage` marks stages,
@@ -70,6 +79,7 @@ class Names:
     own_paths: str
     has_name: Callable[[str, np.ndarray], bool]
     layouts: tuple[Layout, ...] = ()
+    apart: tuple[Rename, ...] = ()
     stacks: str = rf"{ADDED}(?:backbone/blocks|top_down/(?:back|out))"
     last_stack: str = rf"{ADDED}backbone/blocks"
 
