@@ -113,6 +113,7 @@ def _has_name(name: str, array: np.ndarray) -> bool:
     return name.startswith(("stages.", "downsample_layers.")) or (name.startswith("decoders.") and array.ndim == 4)
 
 
+_LOOSE_SIGN = r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*"
 NAMES = Names(
     (
         *_backbone(_AUTHORS, "norm"),
@@ -123,8 +124,8 @@ NAMES = Names(
     own_paths=rf"{ADDED}(backbone/stages_|top_down/(back|out)_)",
     has_name=_has_name,
     layouts=(
-        Layout("convnext_timm", _backbone(_TIMM, "head.norm"), "head.fc", loose_sign=r"stages\.\d+\.blocks\.\d+\.conv_dw\..*"),
-        Layout("convnext_transformers", _backbone(_TRANSFORMERS, "layernorm"), "classifier", loose_sign=r"encoder\.stages\..*"),
+        Layout("convnext_timm", _backbone(_TIMM, "head.norm"), "head.fc", loose_sign=_LOOSE_SIGN),
+        Layout("convnext_transformers", _backbone(_TRANSFORMERS, "layernorm"), "classifier", loose_sign=_LOOSE_SIGN),
     ),
     stacks=rf"{ADDED}backbone/(?P<stage>stages_\d)/blocks",
     last_stack=rf"{ADDED}backbone/stages_3/blocks",
