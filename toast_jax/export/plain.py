@@ -1,4 +1,4 @@
-"""A tuned network as plain weights of another library: timm's or transformers'."""
+"""Export a tuned network as plain weights for timm or transformers."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from toast_jax.weights.rename import in_layout, stacked_depth, unstack
 
 log = logging.getLogger(__name__)
 
-# Why parameters outside of the backbone and the head remain, by the first part of their paths.
+# Reasons why parameters cannot be merged, by the first part of their paths.
 _REASONS = {
     "top_down": "a signal that depends on the input",
     "prompts": "prompts, which are added tokens",
@@ -58,7 +58,7 @@ def files(run: SavedRun, kind: str) -> Files:
 
 
 def named(layers: Arrays, plain: Format, backbone: Any) -> Arrays:
-    """Return arrays by the names of a library, from a path for every layer."""
+    """Return arrays by the names of a library, from a path for every layer of backbone and head."""
     naming, layers = plain.naming(backbone), dict(layers)
     head = {name: layers.pop(f"head/{name}") for name in ("kernel", "bias") if f"head/{name}" in layers}
     layout, state = in_layout(layers, naming.layout)
@@ -81,7 +81,7 @@ def merged(run: SavedRun) -> Arrays:
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), run.params)
     try:
         params = steered.merged(run.method, params)
-    except InputError:  # a method's additions are more than a change of weights; they are named below
+    except InputError:  # the additions cannot be merged; the error below names them
         pass
     flat = trees.flat(params)
     if rest := dict.fromkeys(path.split("/")[0] for path in flat if not path.startswith(("backbone/", "head/"))):
@@ -105,7 +105,7 @@ def text_of(content: dict[str, Any]) -> str:
 
 
 def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The `preprocessor_config.json`; of transformers' processors, BiT's resizes the shorter side and crops."""
+    """Build `preprocessor_config.json` for the processor of BiT, which resizes the shorter side and crops."""
     mean, std = preprocessing.statistics
     return {
         "image_processor_type": "BitImageProcessor",
@@ -124,7 +124,7 @@ def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
-    """Return the files of the tokenizer, and note its first and last token in `config`; without one, log why."""
+    """Return the files of the tokenizer and add its begin and end tokens to `config`; log why there is none."""
     try:
         place = places.tokenizer(run.config.data.tokenizer)
         file, words = tokenizer.file_of(place), tokenizer.load(place)

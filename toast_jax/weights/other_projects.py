@@ -70,16 +70,16 @@ _LLAMA = (
     Row(r"((?:embed_tokens|layers|norm|decoders)\..*|prompt|top_down_transform)", r"model.\1"),
 )
 
-# The array that every network of a format has, whose name shows the modules around the network.
+# Name of an array that every network has; the text before it is the prefix of the modules that wrap the network.
 _FIRST = re.compile(
     r"((?:[^./]+[./])*?)(?:patch_embed\.proj\.weight|embeddings\.patch_embeddings?(?:\.projection)?\.weight|"
     r"downsample_layers\.0\.0\.weight|stem\.0\.weight|embedding/kernel|(?:model\.)?embed_tokens\.weight)"
 )
-# Of several networks in one file (self-supervised training), the one that its authors evaluate: the average, or MoCo's encoder.
+# Which of several networks in a file of self-supervised training is used: the one that its authors evaluate.
 _EVALUATED = re.compile(r"(?:\w*ema|teacher|base_encoder)[./]")
-# Parts of a detector or of a segmentation network, which may have a stem too; their backbone is the network.
+# Parts of a detector or a segmentation network that may have a stem too; only the backbone is used.
 _BESIDE_BACKBONE = re.compile(r"(?:.*[./])?(?:neck|\w*head|decoder)[./]")
-# What stands beside a wrapped network and belongs to it.
+# Names outside the prefix of a wrapped network that still belong to it.
 _BESIDE = re.compile(r"(?:head|classifier|lm_head|decoders?)[./].*|top_down_transform|(?:deep_)?prompt(?:_embeddings)?")
 
 # Files with timm's names and more: FSDP's chunks of blocks (DINOv2), and mask tokens, decoders and heads of pre-training.
@@ -95,7 +95,7 @@ _TIMM = (
 
 
 def _of_layouts() -> dict[str, list[Row]]:
-    """Collect the rows of layouts whose names are converted one by one, by the sign of their files."""
+    """Collect the rows of all layouts by their `loose_sign`."""
     formats: dict[str, list[Row]] = {}
     for family in FAMILIES.values():
         for layout in family.names.layouts:
@@ -105,11 +105,11 @@ def _of_layouts() -> dict[str, list[Row]]:
 
 
 def _of_layout(layout: Layout, names: Names) -> Iterator[Row]:
-    """Rename to the names that the family's table, or its rows for separate layers, have for the same paths."""
+    """Make a row of every name in a layout, from the names that the family has for the same paths."""
     known = {row.paths: row.torch for row in (*names.table, *names.apart)}
     classifier = (linear(layout.classifier, "classifier"), bias(layout.classifier, "classifier"))
     for row in (*layout.table, *classifier):
-        # A mask token, which a layout writes beside the class token, has no known name.
+        # The mask token beside a class token has no known name, and is dropped.
         for name, new in itertools.zip_longest(row.torch, known[row.paths]):
             regex = re.escape(name).replace(r"\{i\}", r"(\d+)")
             for old, other in layout.respelled.items():
@@ -118,7 +118,7 @@ def _of_layout(layout: Layout, names: Names) -> Iterator[Row]:
     yield Row(layout.unused, None)
 
 
-# A name that identifies a format, and the rows for it. All formats that match are applied, in this order.
+# Regex of a name that identifies a format, and its rows. All formats that match are applied, in this order.
 _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     # A classifier on top of a representation layer, which no network here has.
     (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
@@ -147,14 +147,14 @@ _OTHER_NETWORKS = {
 def known_names(state: dict[str, Any]) -> dict[str, Any]:
     """Convert the arrays of another framework to names and layouts that `rename` reads.
 
-    Modules around the network are taken off. The LayerScale of a ViT is folded into the layer before it; position embeddings
+    Prefixes of wrapping modules are removed. LayerScale of a ViT is folded into the layer before it; position embeddings
     without a class token (DeiT III) get a zero for it.
 
     Args:
       state: arrays by name, from `containers.read`. For a LLaMA only names are converted, so the values may be anything.
 
     Returns:
-      arrays by known name. Arrays that are known to be unused are dropped and logged; unknown names are kept.
+      arrays by known name; unused arrays are dropped and logged, unknown names are kept.
 
     Raises:
       ValueError: an array has other axes than its name implies, or two names mean the same array.
@@ -164,7 +164,7 @@ def known_names(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def converted(state: Arrays, dropped: list[str]) -> Arrays:
-    """Convert names as `known_names` does, without modules around the network; `dropped` are names to log as unused."""
+    """Convert names without prefixes of wrapping modules; `dropped` are further names to log as unused."""
     for sign, rows in _FORMATS:
         if any(re.fullmatch(sign, name) for name in state):
             state = _renamed(state, rows, dropped)
@@ -174,7 +174,7 @@ def converted(state: Arrays, dropped: list[str]) -> Arrays:
 
 
 def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Return the kind of network that has these unexpected names, and the names that identify it."""
+    """Return the kind of network that unexpected names belong to, and the names that identify it."""
     for regex, kind in _OTHER_NETWORKS.items():
         if telling := [name for name in unexpected if re.fullmatch(regex, name)]:
             return kind, telling
@@ -182,7 +182,7 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
-    """Take off the modules around the network, such as `model.` or `teacher.backbone.`, and move other names to `dropped`."""
+    """Remove the prefix of wrapping modules, such as `teacher.backbone.`, and move names without it to `dropped`."""
     wrappers = sorted({match[1] for name in state if (match := _FIRST.fullmatch(name))})
     if len(wrappers) > 1:
         wrappers = [wrapper for wrapper in wrappers if not _BESIDE_BACKBONE.fullmatch(wrapper)] or wrappers
@@ -239,7 +239,7 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
 
 
 def _with_gates(state: Arrays) -> Arrays:
-    """Separate the gate of a gated MLP, which DINOv2 stacks on its first layer; the second has half as many inputs then."""
+    """Split the gate of a gated MLP from its first layer, as DINOv2 stacks both; the second has half as many inputs."""
     out = dict(state)
     for name, second in state.items():
         if match := re.fullmatch(r"(blocks\.\d+\.mlp)\.fc2\.weight", name):

@@ -1,6 +1,6 @@
 """Rename tables between PyTorch's parameter names and our paths: their rows, and helpers that make them.
 
-Each family has its table beside its backbone (`*_names.py`); `weights.rename` applies the tables in both directions.
+Each family has its table and its layouts beside its backbone; `weights.rename` applies them in both directions.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ class Rename:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names the parameters of a network as a library publishes them; files are read and written by it.
+    """Names the parameters of a network as a library publishes them, to read and to write.
 
     Attributes:
       name: network and library, such as "dinov3_timm". Layouts of one name are tried in turn.
       table: rename table of the backbone; the first matching row applies.
-      classifier: name of the classifier, which stands beside the backbone; "" if the library has none, or in the table.
-      sign: regex of a name that only files of this layout have: they are read by the table, strictly.
-      loose_sign: regex of a name of other files that have names of this layout. Each of these is converted by itself to a name
-        of the family's table, whatever the other names are: files of a library differ by its version and by the model that
-        contains the network. Without either sign, the layout is written alone, or has the names of the family's table.
-      respelled: parts of names that other versions of the library spell differently; read where `loose_sign` matches.
+      classifier: name of the classifier beside the backbone; "" if there is none.
+      sign: regex of a name that only files of this layout have; they are read by the table, strictly. Without `sign` and
+        `loose_sign`, files have the names of the family's table, or are converted to them by `weights.other_projects`.
+      loose_sign: regex of a name in files whose other names depend on the version of the library and on the model around the
+        network; every name of this layout is then converted by itself to a name of the family's table.
+      respelled: parts of names, and how other versions of the library spell them; read by `loose_sign` alone.
       unused: regex of names that no network needs.
       refusal: of arrays by name: why their network cannot be used, or "".
     """
@@ -67,7 +67,7 @@ class Names:
     Attributes:
       table: rename table; the first matching row applies.
       layouts: names of the same parameters in published files.
-      apart: rows for layers that the table joins or folds, by the names that `weights.other_projects` joins and folds.
+      apart: rows of layers that are joined or folded before the table applies (`weights.other_projects`).
       own_paths: regex that matches the start of some of its paths and of no other family's.
       has_name: `(name, array) -> bool`, whether a PyTorch array can only be of this family.
       stacks: regex of paths with layers stacked along a leading axis, up to the layer number. A group `stage` marks stages,

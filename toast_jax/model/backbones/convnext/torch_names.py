@@ -45,7 +45,7 @@ def _depthwise(torch: str, path: str) -> Rename:
 
 
 _BLOCK = ("dwconv", "norm", "pwconv1", "pwconv2", "gamma")
-# Names that differ between libraries, as in `_layers`; those of the authors are the release's too.
+# Names that differ between libraries, see `_layers`. The release has those of the authors.
 _AUTHORS: dict[str, Any] = {
     "stem": ("downsample_layers.0.0", "downsample_layers.0.1"),
     "downsample": "downsample_layers.{s}",
@@ -69,12 +69,12 @@ _TRANSFORMERS: dict[str, Any] = {
 def _layers(
     stage: int, *, stem: tuple[str, str], downsample: str, block: str, layers: tuple[str, ...]
 ) -> list[tuple[str, str]]:
-    """Return PyTorch's names and our paths of the convolution and the norm before a stage, and of the layers of a block.
+    """Return PyTorch's names and our paths of a stage's convolution and norm, and of the layers in its blocks.
 
     Args:
-      stage: its number, `{s}` in names.
-      stem: the convolution and the norm before the first stage.
-      downsample: the norm and the convolution before another stage, layers 0 and 1.
+      stage: number of the stage, `{s}` in names.
+      stem: convolution and norm of the first stage.
+      downsample: layers 0 (norm) and 1 (convolution) of any other stage.
       block: a block; `{i}` stands for its number.
       layers: names inside a block, in the order of `_BLOCK`.
     """

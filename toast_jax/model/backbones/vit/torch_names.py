@@ -243,8 +243,8 @@ def _transformers(backbone: Any, image_size: int) -> Target:
     return Target("ViTForImageClassification", "vit_transformers", fields, prefix="vit.", pools=("cls",))
 
 
-# Of files of transformers with ViTs and DINOv2 without registers and gates, which may also have names of version 5
-# (https://github.com/huggingface/transformers/pull/41693). Its names of the MLP are those of DINOv2.
+# How files of transformers with a plain ViT, or a DINOv2 without registers and gate, are read. Version 5 renamed layers
+# (https://github.com/huggingface/transformers/pull/41693); its names of the MLP are those of DINOv2.
 LOOSE: dict[str, Any] = {
     "loose_sign": r"embeddings\.patch_embeddings\.projection\..*",
     "respelled": {
