@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from safetensors import safe_open
 from configs import folder as folder_config
 from tests.conftest import CLASSES
 from tests.export.runs import logits, of_config, pixels, text_run, tuned
+from tests.weights import test_convnext_files as convnext_files
+from tests.weights.test_pretrained import assert_same
 from toast_jax import trees
 from toast_jax.config import backbone_names, hub_backbones
 from toast_jax.data.images import pixels as views
@@ -52,6 +55,46 @@ def test_names_are_those_that_are_read(family, kind, tmp_path, monkeypatch):
     assert layers.keys() == expected.keys()
     for name in layers:
         np.testing.assert_array_equal(layers[name], expected[name])
+
+
+CONVNEXT = {
+    "timm": """
+        stem.{0,1}.{weight,bias} stages.{1,2,3}.downsample.{0,1}.{weight,bias} head.{norm,fc}.{weight,bias}
+        stages.{0,1}.blocks.0.{conv_dw,norm,mlp.fc1,mlp.fc2}.{weight,bias} stages.{0,1}.blocks.0.gamma
+        stages.{2,3}.blocks.{0,1}.{conv_dw,norm,mlp.fc1,mlp.fc2}.{weight,bias} stages.{2,3}.blocks.{0,1}.gamma
+    """,
+    "hf": """
+        convnext.embeddings.{patch_embeddings,layernorm}.{weight,bias} {convnext.layernorm,classifier}.{weight,bias}
+        convnext.encoder.stages.{1,2,3}.downsampling_layer.{0,1}.{weight,bias}
+        convnext.encoder.stages.{0,1}.layers.0.{dwconv,layernorm,pwconv1,pwconv2}.{weight,bias}
+        convnext.encoder.stages.{2,3}.layers.{0,1}.{dwconv,layernorm,pwconv1,pwconv2}.{weight,bias}
+        convnext.encoder.stages.{0,1}.layers.0.layer_scale_parameter
+        convnext.encoder.stages.{2,3}.layers.{0,1}.layer_scale_parameter
+    """,
+}
+
+
+def expanded(patterns):
+    """Expand braces as a shell does."""
+    for pattern in patterns.split():
+        yield from map("".join, itertools.product(*(part.split(",") for part in re.split("[{}]", pattern))))
+
+
+@pytest.mark.parametrize(("kind", "form"), [("timm", convnext_files.timm), ("hf", convnext_files.hugging_face)])
+def test_a_convnext_has_the_names_of_the_library(kind, form):
+    """Each array is the one of the release that `form` gives this name."""
+    run = tuned("lora", TINY["convnext"])
+    layers, family = plain.merged(run), families.FAMILIES["convnext"]
+    arrays = plain.named(layers, family.plain[kind], run.model.backbone)
+    assert sorted(arrays) == sorted(expanded(CONVNEXT[kind]))
+    release = rename.rename_back(layers, family)
+    assert_same(arrays, form({name.replace("head.last_layer.", "head."): array for name, array in release.items()}))
+
+
+def test_a_language_model_keeps_the_names_of_the_release():
+    run = text_run("lora")
+    layers, family = plain.merged(run), families.FAMILIES["llama"]
+    assert_same(plain.named(layers, family.plain["hf"], run.model.backbone), rename.rename_back(layers, family))
 
 
 KINDS = {

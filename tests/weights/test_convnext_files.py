@@ -130,6 +130,18 @@ def test_names_of_other_frameworks_give_the_same_network(form, tmp_path):
     assert len(form(state)) == len(state)
 
 
+@pytest.mark.parametrize(("layout", "form"), [("timm", timm), ("transformers", lambda state: hugging_face(state, ""))])
+def test_a_backbone_is_written_with_the_names_of_a_library(layout, form):
+    assert_same(rename.published(rename.rename(backbone())[0], f"convnext_{layout}"), form(backbone()))
+
+
+def test_names_of_two_libraries_in_one_file_are_read():
+    state, named = backbone() | classifier(), timm(backbone() | classifier())
+    named |= {name: array for name, array in hugging_face(state, "").items() if "stages.3" in name or "classifier" in name}
+    mixed = {name: array for name, array in named.items() if not name.startswith(("stages.3", "head.fc"))}
+    assert_same(other_projects.known_names(mixed), state)
+
+
 def test_file_of_the_release_is_the_recorded_network():
     pytest.importorskip("torch")
     expected, _ = rename.from_torch(recorded("convnext_toast"), 1)

@@ -89,6 +89,12 @@ def hugging_face_dinov2(state, prefix=""):
     return renamed(hugging_face(state, prefix), pairs)
 
 
+def hugging_face_dinov2_5(state, prefix=""):
+    """The same of transformers 5, which renamed fewer layers of it."""
+    pairs = [(f"attention.attention.{word}.", f"attention.{word[0]}_proj.") for word in ("query", "key", "value")]
+    return renamed(hugging_face_dinov2(state, prefix), [*pairs, ("attention.output.dense", "attention.o_proj")])
+
+
 def augreg(state):
     """google-research/vision_transformer: other names, and Flax's layouts."""
     out = {}
@@ -336,6 +342,7 @@ FORMS = {
         | zeros("dino_head.mlp.0.weight", "dino_head.last_layer.weight_g", "ibot_head.mlp.0.bias")
     ),
     "Hugging Face": hugging_face_dinov2,
+    "Hugging Face 5": hugging_face_dinov2_5,
     "Hugging Face with a classifier": lambda state: hugging_face_dinov2(state, "dinov2."),
 }
 

@@ -12,7 +12,7 @@ from configs import folder as folder_config
 from tests import FIXTURES, ROOT
 from tests.conftest import refusal
 from toast_jax.config import backbone_names, check
-from toast_jax.model import steered
+from toast_jax.model import families, steered
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit.features import Features
 from toast_jax.tasks import convert
@@ -197,7 +197,7 @@ def test_the_pages_list_every_kind():
         for name in re.findall("`([^`]+)`", names):
             assert kind.tag in name and backbone_names.of_images(name)["backbone.family"] == "vit"
         assert kind.title in readme or not kind.tag
-    assert all(f"`{layout.name}`" in page for kind in kinds.KINDS for layout in kind.layouts)
+    assert all(f"`{layout.name}`" in page for family in families.FAMILIES.values() for layout in family.names.layouts)
 
 
 def test_a_file_is_converted_to_the_names_of_another_library(tmp_path):

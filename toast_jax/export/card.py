@@ -25,7 +25,7 @@ _FILES = {
     "network.json": "labels, and size, crop and normalization of images",
     "predict.py": "loads the network and classifies images, without the package that tuned it",
 }
-_ROWS = {"count": "examples"}  # of the table, where the name is not that in result.json
+_ROWS = {"count": "examples"}  # titles of rows that differ from the names in result.json
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "stablehlo": "jax"}
 _USE = {
     ("timm", "images"): """```python
@@ -116,8 +116,8 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
     """Return the text of the card.
 
     Args:
-      run: the exported one.
-      result: its `result.json`, whose config names the files as they were then.
+      run: the exported run.
+      result: its `result.json`; paths in its config are those of the time of tuning.
       kind: "timm", "hf" or "stablehlo".
       name: of the folder.
       files: names of the other files in the folder.
@@ -148,7 +148,7 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
 
 
 def _front(run, result, kind, name, data) -> Iterator[tuple[str, Any]]:
-    """Yield the Hub's fields; a value in JSON is one in YAML, too."""
+    """Yield the metadata of the Hub; JSON values are valid YAML."""
     config = run.config
     task = {"images": "image-classification", "text": "text-generation"}[families.of_config(config).reads]
     licence, _ = _licence(result)
@@ -173,7 +173,7 @@ def upload(name: str, folder: str | Path) -> str:
 
 
 def _results(run, result) -> list[str]:
-    """A table of the metrics of each split, and the mean over the seeds of a sweep."""
+    """Format the metrics of each split as a table, and the mean over the seeds of a sweep."""
     splits = [split for split in ("val", "test") if isinstance(result.get(split), dict)]
     if not splits:
         return ["Not evaluated."]
@@ -198,7 +198,7 @@ def _of_seeds(folder, result) -> dict[int, float]:
     """Read the test accuracy by seed of the runs `seed_*` beside this one, which differ from it in the seed alone."""
     accuracies, own = {}, _without_seed(result["config"])
     for file in Path(folder).expanduser().resolve().parent.glob("seed_*/result.json"):
-        # A run may not have finished, or not be tested.
+        # Runs without a test result are skipped.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             other = json.loads(file.read_text())
             if _without_seed(other["config"]) == own:
@@ -217,7 +217,7 @@ def _licence(result: Mapping[str, Any]) -> tuple[str, str]:
     if hub.is_place(weights):
         return recorded.get("licence", ""), f"[{weights}](https://huggingface.co/{hub.parse(weights).repository})"
     file = Path(weights).name
-    # A file of another name may be anything.
+    # Only these files are known to have this licence.
     name = next((name for name, entry in NAMED.items() if weights == name or file == Path(entry.address).name), None)
     if name is None:
         return "", file
@@ -225,7 +225,7 @@ def _licence(result: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _public(tree: Any) -> Any:
-    """Return a config with paths shortened to their last part: where files were on one machine is nobody's business."""
+    """Shorten the paths in a config to their last part, to keep those of a private machine out of the card."""
     if isinstance(tree, dict):
         return {key: _public(value) for key, value in tree.items()}
     is_path = isinstance(tree, str) and "/" in tree and not places.is_remote(tree)

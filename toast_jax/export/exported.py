@@ -1,4 +1,4 @@
-"""A tuned network as a program of its own: StableHLO by `jax.export`, which runs without this package."""
+"""Export a tuned network as StableHLO (`jax.export`), which runs without this package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Write a folder whole or not at all."""
+"""Write a folder atomically."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import TypeAlias
 from toast_jax.errors import InputError
 from toast_jax.weights.containers import can_create
 
-# By file name, its text, or a function that writes it.
+# The text of a file, or a function that writes it, by name.
 Files: TypeAlias = dict[str, str | Callable[[Path], object]]
 
 
@@ -29,7 +29,7 @@ def check_new(path: str | Path) -> Path:
 
 
 def write(folder: Path, files: Mapping[str, str | Callable[[Path], object]]) -> None:
-    """Write files into a new folder, which appears once all of them are written.
+    """Write files into a new folder, which appears once all are complete.
 
     Raises:
       InputError: the disk is full or fails.

@@ -1,4 +1,4 @@
-"""A tuned network as plain weights of another library: timm's or transformers'."""
+"""Export a tuned network as plain weights for timm or transformers."""
 
 import json
 import logging
@@ -19,11 +19,11 @@ from toast_jax.model.backbones.normalize import statistics_of
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.weights import places
 from toast_jax.weights.containers import Arrays, write
-from toast_jax.weights.rename import published, rename_back, stacked_depth, unstack
+from toast_jax.weights.rename import in_layout, stacked_depth, unstack
 
 log = logging.getLogger(__name__)
 
-# Why parameters outside of the backbone and the head remain, by the first part of their paths.
+# Reasons why parameters cannot be merged, by the first part of their paths.
 _REASONS = {
     "top_down": "a signal that depends on the input",
     "prompts": "prompts, which are added tokens",
@@ -58,15 +58,16 @@ def files(run: SavedRun, kind: str) -> Files:
 
 
 def named(layers: Arrays, plain: Format, backbone: Any) -> Arrays:
-    """Return arrays by the names of a library, from a path for every layer."""
-    if plain.names is None:
-        state = rename_back(layers, families.of_backbone(backbone))
-        return plain.arrays({name.replace("head.last_layer.", "head."): array for name, array in state.items()})
-    names, layers = plain.names(backbone), dict(layers)
-    kernel, bias = layers.pop("head/kernel").T, layers.pop("head/bias")
-    parts = [kernel if part == names.part else np.zeros_like(kernel) for part in range(names.parts)]
-    state = {f"{names.prefix}{name}": array for name, array in published(layers, names.layout).items()}
-    return state | {f"{names.classifier}.weight": np.concatenate(parts, axis=1), f"{names.classifier}.bias": bias}
+    """Return arrays by the names of a library, from a path for every layer of backbone and head."""
+    naming, layers = plain.naming(backbone), dict(layers)
+    head = {name: layers.pop(f"head/{name}") for name in ("kernel", "bias") if f"head/{name}" in layers}
+    layout, state = in_layout(layers, naming.layout)
+    state = {f"{naming.prefix}{name}": array for name, array in state.items()}
+    if not head:  # of a language model
+        return state
+    kernel = head["kernel"].T
+    parts = [kernel if part == naming.part else np.zeros_like(kernel) for part in range(naming.parts)]
+    return state | {f"{layout.classifier}.weight": np.concatenate(parts, axis=1), f"{layout.classifier}.bias": head["bias"]}
 
 
 def merged(run: SavedRun) -> Arrays:
@@ -80,7 +81,7 @@ def merged(run: SavedRun) -> Arrays:
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), run.params)
     try:
         params = steered.merged(run.method, params)
-    except InputError:  # a method's additions are more than a change of weights; they are named below
+    except InputError:  # the additions cannot be merged; the error below names them
         pass
     flat = trees.flat(params)
     if rest := dict.fromkeys(path.split("/")[0] for path in flat if not path.startswith(("backbone/", "head/"))):
@@ -104,7 +105,7 @@ def text_of(content: dict[str, Any]) -> str:
 
 
 def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The `preprocessor_config.json`; of transformers' processors, BiT's resizes the shorter side and crops."""
+    """Build `preprocessor_config.json` for the processor of BiT, which resizes the shorter side and crops."""
     mean, std = preprocessing.statistics
     return {
         "image_processor_type": "BitImageProcessor",
@@ -123,7 +124,7 @@ def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
-    """Return the files of the tokenizer, and note its first and last token in `config`; without one, log why."""
+    """Return the files of the tokenizer and add its begin and end tokens to `config`; log why there is none."""
     try:
         place = places.tokenizer(run.config.data.tokenizer)
         file, words = tokenizer.file_of(place), tokenizer.load(place)

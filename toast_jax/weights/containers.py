@@ -1,4 +1,4 @@
-"""Safe reading and writing of weights files: a flat dict of arrays by PyTorch name."""
+"""Read and write weights files safely, as a flat dict of arrays by PyTorch name."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
 
-# Endings of PyTorch's files.
+# Suffixes of PyTorch files.
 TORCH = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 # Keys of the dicts of tensors in PyTorch's files. Averaged weights come first, as in timm.
 _KEYS = ("state_dict_ema", "model_ema", "model", "model_state_dict", "state_dict", "teacher")
@@ -31,13 +31,13 @@ def check_exists(file: str | os.PathLike, field: str) -> None:
 def read(path: str, field: str = "backbone.weights") -> Arrays:
     """Read a file of PyTorch (see `TORCH`), .safetensors or .npz as a flat dict of float32 arrays.
 
-    Dicts around the arrays (`model`, `state_dict`, ...) and the prefixes of modules around a backbone are removed. Of raw and
-    averaged weights (`model_ema`, `state_dict_ema`), the averaged ones are read, which is logged. Pickles are read with
-    `torch.load(weights_only=True)` alone, which cannot run code.
+    Wrapping dicts (`model`, `state_dict`, ...) and prefixes of wrapping modules are removed. If a file has raw and averaged
+    weights (`model_ema`, `state_dict_ema`), the averaged ones are read and the choice is logged. Pickles are read with
+    `torch.load(weights_only=True)`, which cannot run code.
 
     Args:
       path: of the file.
-      field: of the config that names the file, for the message if there is none.
+      field: of the config that names the file, for the error if the file is missing.
 
     Raises:
       InputError: the file is missing, unreadable, of an unknown format or names an array twice, or PyTorch is not installed.
@@ -161,7 +161,7 @@ def read_tensors(file: Path, mmap: bool = False) -> dict:
 
 
 def _chosen(file, state, tensor_type):
-    """Take the weights out of a training checkpoint, and log the choice where it holds several."""
+    """Return the weights in a training checkpoint, and log the choice if it has several sets."""
     key = next((key for key in _KEYS if state.get(key) is not None), None) if isinstance(state, dict) else None
     if key is None:
         return state
@@ -172,7 +172,7 @@ def _chosen(file, state, tensor_type):
 
 
 def _torch(purpose: str):
-    """Import PyTorch, which only .pth files need."""
+    """Import PyTorch; InputError names the `purpose` if it is missing or too old."""
     try:
         import torch
     except ImportError as error:
@@ -191,11 +191,7 @@ def read_header(path: str) -> dict[str, str]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Check that `write` can write a file: its ending, its folder, and PyTorch if needed.
-
-    Raises:
-      InputError: it cannot.
-    """
+    """Raise InputError unless `write` can write a file: its suffix, its folder, and PyTorch if needed."""
     path = Path(path).expanduser()
     if path.suffix not in (".pth", ".safetensors"):
         raise InputError(f"{path} has an ending that is not written here; name it .pth or .safetensors.")

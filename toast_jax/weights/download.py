@@ -1,4 +1,4 @@
-"""Remote files: copied to a cache once and verified by their hash."""
+"""Copy remote files to a cache, once, and verify their hash."""
 
 import hashlib
 import http.client
@@ -40,7 +40,7 @@ def local(address: str, sha256: str = "") -> Path:
 
 
 def fetch(address: str, path: Path, check: Callable[[str], None]) -> None:
-    """Download a file over HTTPS; it appears at `path` once it is complete and `check` has accepted its SHA-256.
+    """Download a file over HTTPS, atomically, after `check` has accepted its SHA-256.
 
     Raises:
       InputError: there is no room for it, or the download fails.
@@ -68,7 +68,7 @@ def fetch(address: str, path: Path, check: Callable[[str], None]) -> None:
 
 
 def _copied(address: str) -> Path:
-    """Copy a remote file to the cache, unless it is there already."""
+    """Copy a remote file to the cache, unless it is cached already."""
     if address.startswith(("http://", "https://")):
         raise InputError(f"{address} is not fetched from here; download it with curl or a browser, and give the file.")
     cache = package_files.cache_folder("downloads")
@@ -83,7 +83,7 @@ def _copied(address: str) -> Path:
         except ImportError as error:
             extra = address.split("://")[0].replace("gs", "gcs")
             raise InputError(f'Reading {address} needs a package ({error}); pip install "etils[epath-{extra}]".') from error
-        except Exception as error:  # the storage library may raise anything
+        except Exception as error:  # storage libraries raise errors of many types
             raise InputError(f"{address} cannot be read ({error}); check it, or download the file yourself.") from error
         partial.replace(path)
     return path

@@ -1,4 +1,4 @@
-"""Initial parameters of a run: pre-trained ones from files, new ones from a seed."""
+"""Initialize the parameters of a run: from files, and at random from a seed."""
 
 import functools
 import logging
@@ -38,19 +38,18 @@ def start(
 ) -> dict:
     """Load or create all parameters of a network.
 
-    Frozen parameters are stored in the compute dtype, so that no step casts them; tuned ones, and those used in float32, are
-    float32.
+    Frozen parameters have the compute dtype, so that no step casts them; tuned ones, and those used in float32, are float32.
 
     Args:
       model, method: from `steered.build`.
-      seed: of all parameters that are created.
+      seed: of the random parameters.
       weights: file of the backbone, or "random". A top-down module in it is used if the network has one.
       classifier: whether to start the head from the classifier of the backbone's own task in `weights`.
-      module: file of what the method has pre-tuned, see `module_file`, or "". It takes precedence over `weights`.
-      top_down: the same for a method with a top-down module; others ignore it.
-      tuned: a PyTorch file of a whole network tuned by this method, or ""; the other files are then ignored.
+      module: file of the method's pre-tuned parameters, see `module_file`, or "". It takes precedence over `weights`.
+      top_down: file of a pre-tuned top-down module, or ""; methods without a top-down module ignore it.
+      tuned: file of a whole network tuned by this method, or ""; it replaces all other files.
       put: `(path, array) -> array`, places the weights of a language model on their devices as they are read.
-      loaded: what `load` returned for these files, so that they are not read again.
+      loaded: result of `load` for these files, to avoid reading them again.
 
     Returns:
       a tree as from `steered.init`.
@@ -86,7 +85,7 @@ def load(
     tuned: str = "",
     put: Callable = parallel.put,
 ) -> Mapping[str, ArrayLike]:
-    """Read the parameters that are in files, by path; arguments and errors are those of `start`."""
+    """Read parameters by path from files; arguments and errors as in `start`."""
     shapes, dtypes = _described(model, method)
     if tuned:
         options = {"last_blocks": model.backbone.last_blocks, "field": "checkpoint", "resize": _resize(model.backbone, tuned)}
@@ -100,13 +99,13 @@ def _described(model, method):
     return trees.flat(shapes), _dtypes(model, method, shapes)
 
 
-# One program for all seeds of a network.
+# Compiled once for all seeds of a network.
 _init = jax.jit(init, static_argnums=(0, 1))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _create(model, method, key, dtypes):
-    """Create the leaves of `init` at some paths; jit skips the others."""
+    """Create the leaves of `init` at some paths; XLA removes the computation of the others."""
     leaves = trees.flat(_init(model, method, key))
     return {path: leaves[path].astype(dtype) for path, dtype in dtypes}
 
@@ -148,10 +147,10 @@ def _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, mo
         top_down = ""
     if file := module or top_down:
         wanted, (*optional, backbone) = module_file.regexes(trees.nested(shapes), method)
-        # Released modules of language models come with embeddings that have one extra token.
+        # Embeddings in released modules of language models have one extra token.
         optional += [] if layer_files else [backbone]
         arrays = load(file, wanted=wanted, optional=optional, field="module" if module else "top_down")
-        # Released files hold the backbone too, to half precision.
+        # Released modules also have the backbone, rounded to half precision.
         frozen = module_file.outside(arrays, tuned_mask(trees.nested(shapes), method))
         for path in [path for path in frozen if path in loaded]:
             if not np.allclose(arrays[path], loaded[path], rtol=1e-2, atol=1e-2):

@@ -34,7 +34,7 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 class Tensor(NamedTuple):
-    """Describes an array in a file and reads it on demand."""
+    """Holds the shape of an array in a file, and reads it on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
@@ -243,7 +243,7 @@ def _check_config(folder: Path, model: LLaMA) -> None:
 
 
 def _with_tokens(vocabulary: int) -> str:
-    """The remedy for another vocabulary, mostly of tokens that tuning added."""
+    """Return the remedy for a vocabulary of another size, often due to tokens that tuning added."""
     return (
         f"give weights of that size or, if tokens were added, set --config.backbone.vocabulary={vocabulary} and give the "
         "tokenizer of these weights in --config.data.tokenizer."

@@ -93,7 +93,7 @@ def regexes(shapes: dict, method: Method) -> tuple[str, list[str]]:
     lacking = [regex for _, regex in method.starts_from]
     added = {f"{path.split('/')[0]}/.*" for path in inside if not path.startswith("backbone/")}
     backbone = [regex for regex in method.tuned if regex.startswith("backbone/")]
-    # Blocks that stand alone have other paths than the layers of a file, which are therefore named one by one.
+    # Blocks outside the stack have other paths than the layers of a file, so each layer is named.
     marked = {path: np.broadcast_to(np.bool_(path in inside), leaf.shape) for path, leaf in trees.flat(shapes).items()}
     layers = [path for path, mark in unstack(marked).items() if mark.any() and path.startswith("backbone/")]
     backbone += [re.escape(path) for path in layers if not any(re.fullmatch(regex, path) for regex in backbone)]
@@ -102,7 +102,7 @@ def regexes(shapes: dict, method: Method) -> tuple[str, list[str]]:
 
 
 def check_method(path: str, method: Method, config: ConfigDict) -> None:
-    """Check that a run may start from a module file, by the config in its header; a file without one passes.
+    """Check by the config in its header that a run may start from a module file; without a header it may.
 
     Args:
       path: of the file.
@@ -132,7 +132,7 @@ def check_method(path: str, method: Method, config: ConfigDict) -> None:
 
 
 def check_backbone(path: str, params: Mapping[str, ArrayLike]) -> None:
-    """Check the backbone that a module file records against the one in `params`, see `outside`.
+    """Compare the backbone that a module file records with `params`, see `outside`.
 
     Raises:
       InputError: they differ, or the header is damaged.
@@ -151,7 +151,7 @@ def check_backbone(path: str, params: Mapping[str, ArrayLike]) -> None:
 def _recorded(path, part):
     """Read a part of the header; {} for a file without one or that does not exist."""
     if not package_files.find(path).is_file():
-        return {}  # reading its arrays says so
+        return {}  # the error is raised when its arrays are read
     try:
         recorded = json.loads(read_header(path).get("toast_jax", "{}")).get(part, {})
     except (ValueError, AttributeError) as error:
@@ -166,7 +166,7 @@ def _damaged(path):
 
 
 def other_backbone(path: str, name: str) -> InputError:
-    """Return the error for a module whose backbone differs in the parameter `name` from the one it is used with."""
+    """Return the error for a module that was made for a backbone with another parameter `name`."""
     return InputError(
         f"The module in {path} was made for another backbone ({name} differs); give the one it belongs to in "
         "--config.backbone.weights."

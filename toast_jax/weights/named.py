@@ -1,4 +1,4 @@
-"""Weights by name: where they are, under which licence their authors publish them, and their download."""
+"""Weights by name: address, licence and download."""
 
 import json
 import logging
@@ -14,10 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Named(NamedTuple):
-    """Describes a file of weights: its https:// address, its licence, and what is known of its SHA-256.
-
-    `sha256` may be the first digits alone, which PyTorch's hub puts at the end of a file's name.
-    """
+    """Describes a file of weights: its https:// address, licence and SHA-256, or the first digits of it."""
 
     address: str
     licence: str
@@ -52,9 +49,9 @@ NAMED = {
 
 
 def local(name: str) -> Path:
-    """Return the file of a name, downloaded if the cache lacks it.
+    """Return the cached file of a name, downloaded if necessary.
 
-    The first download leaves a record; the file must be the same from then on.
+    The first download is recorded; a file that differs from the record later is refused.
 
     Raises:
       InputError: it cannot be downloaded, or is another file.
@@ -82,7 +79,7 @@ def record(name: str) -> dict[str, str]:
 
 
 def _record_of(name: str) -> Path:
-    """Return the path of the record that the first download of a name leaves in the cache."""
+    """Return the path of the record of the first download of a name."""
     return package_files.cache_folder("downloads") / f"{name}.json"
 
 

@@ -1,18 +1,22 @@
-"""Formats of other frameworks: conversion to the PyTorch names and layouts that `rename` reads.
+"""Files of other projects: conversion to the PyTorch names and layouts that `rename` reads.
 
-These are timm's for a ViT, the authors' for a ConvNeXt and Hugging Face's for a LLaMA.
+These are timm's for a ViT, the authors' for a ConvNeXt and Hugging Face's for a LLaMA. Names of published layouts are stated
+beside the backbones (`rename_rules.Layout`), and all others here.
 """
 
+import itertools
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from toast_jax.errors import listed
+from toast_jax.model.backbones.rename_rules import Layout, Names, bias, linear
+from toast_jax.model.families import FAMILIES
 from toast_jax.weights.containers import Arrays
 
 log = logging.getLogger(__name__)
@@ -28,25 +32,7 @@ class Row(NamedTuple):
 
 _KEEP = Row(r"(?s:.*)", r"\g<0>")
 
-# Hugging Face transformers: ViTModel, models that contain one, and Dinov2Model. Version 5 renamed layers (`layers.0`, `q_proj`,
-# `mlp.fc1`): https://github.com/huggingface/transformers/pull/41693.
-_LAYER, _PARAM = r"(?:encoder\.layer|layers)\.(\d+)\.", r"\.(weight|bias)"
-_HUGGING_FACE = (
-    Row(r"embeddings\.cls_token", "cls_token"),
-    Row(r"embeddings\.position_embeddings", "pos_embed"),
-    Row(rf"embeddings\.patch_embeddings\.projection{_PARAM}", r"patch_embed.proj.\1"),
-    Row(rf"{_LAYER}(?:layernorm_before|norm1){_PARAM}", r"blocks.\1.norm1.\2"),
-    Row(rf"{_LAYER}attention\.attention\.([qkv])(?:uery|ey|alue){_PARAM}", r"blocks.\1.attn.\2.\3"),
-    Row(rf"{_LAYER}attention\.([qkv])_proj{_PARAM}", r"blocks.\1.attn.\2.\3"),
-    Row(rf"{_LAYER}attention\.(?:output\.dense|o_proj){_PARAM}", r"blocks.\1.attn.proj.\2"),
-    Row(rf"{_LAYER}(?:layernorm_after|norm2){_PARAM}", r"blocks.\1.norm2.\2"),
-    Row(rf"{_LAYER}(?:intermediate\.dense|mlp\.fc1){_PARAM}", r"blocks.\1.mlp.fc1.\2"),
-    Row(rf"{_LAYER}(?:output\.dense|mlp\.fc2){_PARAM}", r"blocks.\1.mlp.fc2.\2"),
-    Row(rf"{_LAYER}layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
-    Row(rf"layernorm{_PARAM}", r"norm.\1"),
-    Row(rf"classifier{_PARAM}", r"head.\1"),
-    Row(r"pooler\.dense\..*|embeddings\.mask_token|decoder\..*", None),
-)
+_PARAM = r"\.(weight|bias)"
 
 
 def _dense(name: str, timm: str) -> tuple[Row, Row]:
@@ -84,16 +70,16 @@ _LLAMA = (
     Row(r"((?:embed_tokens|layers|norm|decoders)\..*|prompt|top_down_transform)", r"model.\1"),
 )
 
-# The array that every network of a format has, whose name shows the modules around the network.
+# Name of an array that every network has; the text before it is the prefix of the modules that wrap the network.
 _FIRST = re.compile(
     r"((?:[^./]+[./])*?)(?:patch_embed\.proj\.weight|embeddings\.patch_embeddings?(?:\.projection)?\.weight|"
     r"downsample_layers\.0\.0\.weight|stem\.0\.weight|embedding/kernel|(?:model\.)?embed_tokens\.weight)"
 )
-# Of several networks in one file (self-supervised training), the one that its authors evaluate: the average, or MoCo's encoder.
+# Which of several networks in a file of self-supervised training is used: the one that its authors evaluate.
 _EVALUATED = re.compile(r"(?:\w*ema|teacher|base_encoder)[./]")
-# Parts of a detector or of a segmentation network, which may have a stem too; their backbone is the network.
+# Parts of a detector or a segmentation network that may have a stem too; only the backbone is used.
 _BESIDE_BACKBONE = re.compile(r"(?:.*[./])?(?:neck|\w*head|decoder)[./]")
-# What stands beside a wrapped network and belongs to it.
+# Names outside the prefix of a wrapped network that still belong to it.
 _BESIDE = re.compile(r"(?:head|classifier|lm_head|decoders?)[./].*|top_down_transform|(?:deep_)?prompt(?:_embeddings)?")
 
 # Files with timm's names and more: FSDP's chunks of blocks (DINOv2), and mask tokens, decoders and heads of pre-training.
@@ -107,34 +93,37 @@ _TIMM = (
     Row(r"mask_token|decoder_.*|(?:dino|ibot)_head\..*", None),
 )
 
-_STAGE = r"(?:encoder\.)?stages\.(\d+)\."
-_CONVNEXT_BLOCK = (
-    ("dwconv|conv_dw", "dwconv"),
-    ("layernorm|norm", "norm"),
-    (r"mlp\.fc1|pwconv1", "pwconv1"),
-    (r"mlp\.fc2|pwconv2", "pwconv2"),
-)
-# ConvNeXt of timm and of Hugging Face transformers (ConvNextModel).
-_CONVNEXT = (
-    Row(rf"(?:stem\.0|embeddings\.patch_embeddings){_PARAM}", r"downsample_layers.0.0.\1"),
-    Row(rf"(?:stem\.1|embeddings\.layernorm){_PARAM}", r"downsample_layers.0.1.\1"),
-    Row(rf"{_STAGE}downsampl(?:e|ing_layer)\.([01]){_PARAM}", r"downsample_layers.\1.\2.\3"),
-    *(
-        Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:{names}){_PARAM}", rf"stages.\1.\2.{known}.\3")
-        for names, known in _CONVNEXT_BLOCK
-    ),
-    Row(rf"{_STAGE}(?:blocks|layers)\.(\d+)\.(?:gamma|layer_scale_parameter)", r"stages.\1.\2.gamma"),
-    Row(rf"(?:head\.norm|layernorm){_PARAM}", r"norm.\1"),
-    Row(rf"(?:head\.fc|classifier){_PARAM}", r"head.\1"),
-)
 
-# A name that identifies a format, and the rows for it. All formats that match are applied, in this order.
+def _of_layouts() -> dict[str, list[Row]]:
+    """Collect the rows of all layouts by their `loose_sign`."""
+    formats: dict[str, list[Row]] = {}
+    for family in FAMILIES.values():
+        for layout in family.names.layouts:
+            if layout.loose_sign:
+                formats.setdefault(layout.loose_sign, []).extend(_of_layout(layout, family.names))
+    return formats
+
+
+def _of_layout(layout: Layout, names: Names) -> Iterator[Row]:
+    """Make a row of every name in a layout, from the names that the family has for the same paths."""
+    known = {row.paths: row.torch for row in (*names.table, *names.apart)}
+    classifier = (linear(layout.classifier, "classifier"), bias(layout.classifier, "classifier"))
+    for row in (*layout.table, *classifier):
+        # The mask token beside a class token has no known name, and is dropped.
+        for name, new in itertools.zip_longest(row.torch, known[row.paths]):
+            regex = re.escape(name).replace(r"\{i\}", r"(\d+)")
+            for old, other in layout.respelled.items():
+                regex = regex.replace(re.escape(old), f"(?:{re.escape(old)}|{re.escape(other)})")
+            yield Row(regex, new and new.replace("{i}", r"\1"))
+    yield Row(layout.unused, None)
+
+
+# Regex of a name that identifies a format, and its rows. All formats that match are applied, in this order.
 _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     # A classifier on top of a representation layer, which no network here has.
     (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
     (r"Transformer/.*", _AUGREG),
-    (r"stages\.\d+\.blocks\.\d+\.conv_dw\..*|encoder\.stages\..*", _CONVNEXT),
-    (r"embeddings\.patch_embeddings\..*", _HUGGING_FACE),
+    *_of_layouts().items(),
     (r"(?:model\.)?layers\.\d+\.self_attn\..*", _LLAMA),
     # DINO's projection head, whose last layer has the same name as the classifier in files of the TOAST release, and MoCo v3's.
     (r"head\.(?:mlp|\d+)\..*", [Row(r"head\..*", None)]),
@@ -158,14 +147,14 @@ _OTHER_NETWORKS = {
 def known_names(state: dict[str, Any]) -> dict[str, Any]:
     """Convert the arrays of another framework to names and layouts that `rename` reads.
 
-    Modules around the network are taken off. The LayerScale of a ViT is folded into the layer before it; position embeddings
+    Prefixes of wrapping modules are removed. LayerScale of a ViT is folded into the layer before it; position embeddings
     without a class token (DeiT III) get a zero for it.
 
     Args:
       state: arrays by name, from `containers.read`. For a LLaMA only names are converted, so the values may be anything.
 
     Returns:
-      arrays by known name. Arrays that are known to be unused are dropped and logged; unknown names are kept.
+      arrays by known name; unused arrays are dropped and logged, unknown names are kept.
 
     Raises:
       ValueError: an array has other axes than its name implies, or two names mean the same array.
@@ -175,7 +164,7 @@ def known_names(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def converted(state: Arrays, dropped: list[str]) -> Arrays:
-    """Convert names as `known_names` does, without modules around the network; `dropped` are names to log as unused."""
+    """Convert names without prefixes of wrapping modules; `dropped` are further names to log as unused."""
     for sign, rows in _FORMATS:
         if any(re.fullmatch(sign, name) for name in state):
             state = _renamed(state, rows, dropped)
@@ -185,7 +174,7 @@ def converted(state: Arrays, dropped: list[str]) -> Arrays:
 
 
 def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Return the kind of network that has these unexpected names, and the names that identify it."""
+    """Return the kind of network that unexpected names belong to, and the names that identify it."""
     for regex, kind in _OTHER_NETWORKS.items():
         if telling := [name for name in unexpected if re.fullmatch(regex, name)]:
             return kind, telling
@@ -193,7 +182,7 @@ def other_network(unexpected: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
-    """Take off the modules around the network, such as `model.` or `teacher.backbone.`, and move other names to `dropped`."""
+    """Remove the prefix of wrapping modules, such as `teacher.backbone.`, and move names without it to `dropped`."""
     wrappers = sorted({match[1] for name in state if (match := _FIRST.fullmatch(name))})
     if len(wrappers) > 1:
         wrappers = [wrapper for wrapper in wrappers if not _BESIDE_BACKBONE.fullmatch(wrapper)] or wrappers
@@ -250,7 +239,7 @@ def _with_joint_qkv(state: Arrays) -> Arrays:
 
 
 def _with_gates(state: Arrays) -> Arrays:
-    """Separate the gate of a gated MLP, which DINOv2 stacks on its first layer; the second has half as many inputs then."""
+    """Split the gate of a gated MLP from its first layer, as DINOv2 stacks both; the second has half as many inputs."""
     out = dict(state)
     for name, second in state.items():
         if match := re.fullmatch(r"(blocks\.\d+\.mlp)\.fc2\.weight", name):

@@ -1,4 +1,4 @@
-"""Places of weights in a config that are not paths: names of `named.NAMED`, and places on the Hugging Face Hub."""
+"""Find weights that a config gives by name (`named.NAMED`) or by place on the Hugging Face Hub."""
 
 import contextlib
 import difflib
@@ -23,11 +23,11 @@ _FIELDS = {"backbone.weights": hub.WEIGHTS, "module": hub.WEIGHTS, "top_down": h
 
 
 def located(text: str, field: str = "backbone.weights") -> str:
-    """Return the path that a field of a config stands for; the file of a name or of a place on the Hub is downloaded.
+    """Return the path for the value of a config field; named weights and those on the Hub are downloaded.
 
     Args:
-      text: the value of the field, which comes back unless it is a row of `NAMED` or begins with hf:.
-      field: for the message about a word that is neither a name nor a file.
+      text: value of the field: a path, a name in `NAMED`, or hf:...
+      field: for the error about a word that is neither a name nor a file.
 
     Raises:
       InputError: the file cannot be downloaded or is another one, or there is no such name.
@@ -46,7 +46,7 @@ def located(text: str, field: str = "backbone.weights") -> str:
 
 
 def check_files(config: ConfigDict, fields: Iterable[str]) -> None:
-    """Raise InputError unless every file that these fields of a config name exists; downloads are not checked."""
+    """Raise InputError if a file that one of the fields names is missing; remote files are not checked."""
     flat = flat_fields(config.to_dict())
     for field in fields:
         if (text := flat[field]) not in ("", RANDOM) and not is_remote(text):
@@ -54,20 +54,20 @@ def check_files(config: ConfigDict, fields: Iterable[str]) -> None:
 
 
 def tokenizer(text: str) -> str:
-    """Return the path that `config.data.tokenizer` stands for; that of a place on the Hub is downloaded."""
+    """Return the path for `config.data.tokenizer`; a tokenizer on the Hub is downloaded."""
     return str(hub.local(hub.parse(text), hub.TOKENIZER)) if hub.is_place(text) else text
 
 
 def is_remote(text: str) -> bool:
-    """Return whether a text names weights, well or badly, rather than a path: a file of that name comes first."""
+    """Return whether a text is a name or place of weights, known or not; paths of existing files are none."""
     is_word = re.fullmatch(r"\w+", text) and text != RANDOM and not Path(text).exists()
     return hub.is_place(text) or bool(is_word)
 
 
 def pin(config: ConfigDict, folder: str | Path) -> ConfigDict:
-    """Return the config with the commit of every place on the Hub.
+    """Return the config with a commit in every place on the Hub.
 
-    A run that resumes takes the commit in the saved config of its folder, unless its config names a revision.
+    A resumed run takes the commit from the saved config of its folder, unless its config names a revision.
 
     Raises:
       InputError: see `hub.pinned`.
@@ -87,13 +87,13 @@ def pin(config: ConfigDict, folder: str | Path) -> ConfigDict:
 
 
 def _saved(folder) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):  # which the run reports
+    with contextlib.suppress(OSError, ValueError):  # reported by the run
         return flat_fields(json.loads((Path(folder).expanduser() / "config.json").read_text()))
     return {}
 
 
 def provenance(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Describe the weights of a pinned config that were downloaded, by field: address or repository, revision, SHA-256."""
+    """Describe downloaded weights of a pinned config, by field: address or repository, revision, SHA-256."""
     flat, facts = flat_fields(config.to_dict()), {}
     for field in _FIELDS:
         text = flat.get(field, "")

@@ -1,4 +1,4 @@
-"""Loading of the parameters that a network needs from a weights file, with checks of names and shapes."""
+"""Load the parameters of a network from a weights file, and check names and shapes."""
 
 import logging
 import re
@@ -16,10 +16,10 @@ from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, lay
 
 log = logging.getLogger(__name__)
 
-# Other classifiers of the backbone's own task, which are always dropped.
+# Further heads for the pre-training task; always dropped.
 _OTHER_HEADS = r"head_dist\.(weight|bias)|pre_logits\..*"
 
-# What the user should check if a shape differs, by group of parameters.
+# Fields for the user to check if a shape differs, by group of parameters.
 _SIZED_BY = {
     "backbone": "config.backbone.size, and config.backbone.patch of a ViT",
     "head": "the number of classes of the data",
@@ -43,15 +43,15 @@ def load(
     field: str = "backbone.weights",
     resize: Callable[[np.ndarray, int], np.ndarray] | None = None,
 ) -> Arrays:
-    """Read the parameters that a network needs from a file, and log unused ones.
+    """Read the parameters of a network from a file, and log unused ones.
 
     Args:
       path: see `read`.
       shapes: parameters of the network by path, anything with a shape.
       last_blocks: see `from_torch`.
       wanted: regex of the paths to read; the file must have all of them.
-      optional: regexes of further paths; those of a regex are read if the file has any, and it must then have all of them.
-      identity: path of a matrix that is the identity if the file lacks it; "" for none.
+      optional: regexes of further paths; if the file has any match of a regex, it must have all.
+      identity: path of a matrix that is set to the identity if the file lacks it; "" for none.
       field: of the config that names the file.
       resize: fits position embeddings to a number of tokens; None: `resize_pos_embed`.
 
@@ -116,7 +116,7 @@ def load(
 
 
 def _deciding(network, names, before):
-    """Return the fields of the config that add parameters which only some networks have, after a text; "" for none."""
+    """Name the config fields that add these parameters, after the text `before`; "" if there are none."""
     rows = kind(network).decides.items()
     fields = dict.fromkeys(field for name in names for regex, field in rows if re.fullmatch(regex, name))
     return before + ", ".join(f"config.backbone.{field}" for field in fields) if fields else ""
@@ -140,7 +140,7 @@ def _no_classifier(path):
 
 
 def _cut(path, present, needed):
-    """Return the names that are present without the layers of a top-down module below the steered blocks of the network."""
+    """Drop the layers of a top-down module in the file that belong to blocks which the network does not steer."""
     in_file, steered = ({_site(name) for name in names} - {None} for names in (present, needed))
     if in_file and in_file == {site for site in steered if site >= min(in_file)} < steered:
         raise InputError(
@@ -154,13 +154,13 @@ def _cut(path, present, needed):
 
 
 def _site(name) -> int | None:
-    """Return the number of the block or stage that a layer of a top-down module, or a delta of one, belongs to."""
+    """Return the block or stage of a layer of a top-down module, or of its low-rank delta; None for other paths."""
     match = re.fullmatch(r"(?:lora/)?top_down/(?:back|out)[/_](\d+)(?:/.*)?", name)
     return int(match[1]) if match else None
 
 
 def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, list[str]]:
-    """Read a weights file of any known format, with a path for every layer (see `rename`); `field` as in `load`.
+    """Read a weights file of any supported format, with a path for every layer (see `rename`); `field` as in `load`.
 
     Returns:
       the family (see `kind`), arrays by path, and the names of unusable classifiers of other tasks.
@@ -183,7 +183,7 @@ def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, 
 
 
 def _renamed(state):
-    """Rename by the layout that a file is in, or else convert other projects' names and rename by the table of the family."""
+    """Rename by the layout of a file, or else convert other projects' names and rename by the family's table."""
     dropped: list[str] = []
     state = unwrapped(state, dropped)
     if (match := layout_of(state)) is None:
@@ -192,7 +192,8 @@ def _renamed(state):
     family, layout = match
     if reason := layout.refusal(state):
         raise ValueError(reason)
-    if dropped := sorted({*dropped, *(name for name in state if re.fullmatch(layout.unused, name))}):
+    unused = rf"{layout.unused}|{re.escape(layout.classifier)}\..+"
+    if dropped := sorted({*dropped, *(name for name in state if re.fullmatch(unused, name))}):
         log.info("The weights file also holds %s, not used here.", listed(dropped))
     return family, *rename({name: array for name, array in state.items() if name not in dropped}, layout.table)
 

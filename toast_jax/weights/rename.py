@@ -1,4 +1,4 @@
-"""Convert between PyTorch's names and paths of parameters, by the tables of the families (`model.backbones.renaming`)."""
+"""Convert between PyTorch's names and paths of parameters by rename tables (`model.backbones.rename_rules`)."""
 
 import os
 import re
@@ -13,18 +13,18 @@ from toast_jax.weights.containers import Arrays
 
 
 def kind(paths: Iterable[str]) -> Family:
-    """Return the family that paths belong to; the first one where it is unclear (a `TopDown` module alone)."""
+    """Return the family that paths belong to; the first family if it is unclear (a `TopDown` module alone)."""
     owners = (family for path in paths for family in FAMILIES.values() if re.match(family.names.own_paths, path))
     return next(owners, next(iter(FAMILIES.values())))
 
 
 def kind_of_torch(state: Arrays) -> Family:
-    """Return the family that arrays by PyTorch's names belong to; the first one where it is unclear."""
+    """Return the family that arrays by PyTorch's names belong to; the first family if it is unclear."""
     return recognized(state) or next(iter(FAMILIES.values()))
 
 
 def recognized(state: Arrays) -> Family | None:
-    """Return the family that an array's PyTorch name gives away, or None."""
+    """Return the family that PyTorch's names identify, or None."""
     return next((family for item in state.items() for family in FAMILIES.values() if family.names.has_name(*item)), None)
 
 
@@ -76,7 +76,7 @@ def to_torch(arrays: Arrays, family: Family | None = None, depth: int = 0) -> Ar
 
 
 def layout_of(state: Arrays) -> tuple[Family, Layout] | None:
-    """Return the family and the layout that names in a file are a sign of, or None; of several, one that names most of them."""
+    """Return family and layout by the signs of layouts, or None; of several, the layout with the most names of the file."""
     pairs = [
         (family, layout)
         for family in FAMILIES.values()
@@ -102,6 +102,11 @@ def published(layers: Arrays, name: str) -> Arrays:
     Raises:
       InputError: there is no such layout, or it lacks names for some of the parameters.
     """
+    return in_layout(layers, name)[1]
+
+
+def in_layout(layers: Arrays, name: str) -> tuple[Layout, Arrays]:
+    """Return the layout of a name that has a place for all of `layers`, and the arrays as `published` does."""
     options: dict[str, list[Layout]] = {}
     for layout in kind(layers).names.layouts:
         options.setdefault(layout.name, []).append(layout)
@@ -109,7 +114,7 @@ def published(layers: Arrays, name: str) -> Arrays:
         left = dict(layers)
         state = _back(layout.table, left)
         if not left:
-            return state
+            return layout, state
     raise InputError(f"Files of {name} have no place for {listed(sorted(left))}; choose another layout of names.")
 
 
@@ -123,7 +128,7 @@ def rename_back(layers: Arrays, family: Family | None = None) -> Arrays:
 
 
 def _back(table, left):
-    """Undo `rename` by a table, and take the arrays that it names out of `left`."""
+    """Undo `rename` by a table, and remove its arrays from `left`."""
     state: Arrays = {}
     for row, i, arrays in taken(table, "paths", left):
         torch_arrays = row.backward(*map(np.asarray, arrays))
@@ -154,7 +159,7 @@ def _abbreviated(paths: tuple[str, ...]) -> str:
 
 
 def taken(table: Iterable[Rename], side: str, left: Arrays) -> Iterator[tuple[Rename, int, list[np.ndarray]]]:
-    """Yield the rows, for each layer, whose arrays are all in `left`, and take them out; `side` is "torch" or "paths"."""
+    """Yield each row and layer whose arrays are all in `left`, and remove these; `side` is "torch" or "paths"."""
     for row in table:
         patterns = getattr(row, side)
         for i in _layers(patterns[0], left):
@@ -234,13 +239,13 @@ def stacked_depth(arrays: Arrays, family: Family) -> int:
 
 
 def _blocks(arrays, names):
-    """Count the blocks in the stack whose last ones may stand alone, and those that do."""
+    """Count the blocks in `last_stack`, and those outside of it."""
     stacked = max((len(array) for path, array in arrays.items() if re.match(f"{names.last_stack}/", path)), default=0)
     return stacked, len({match[0] for path in arrays if (match := re.search(r"/last_\d+/", path))})
 
 
 def uneven_layers(layers: Arrays) -> list[str]:
-    """List the paths, with `{i}` for the layer, that some layers of their stage lack."""
+    """List the paths, with `{i}` for the layer, that are missing in some layers of their stage."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for _, stage, pattern, i in _numbered(layers):
         numbers.setdefault((stage, pattern), []).append(i)
@@ -249,7 +254,7 @@ def uneven_layers(layers: Arrays) -> list[str]:
 
 
 def _first(path, numbers):
-    """Return the number that the layers of a path begin with: a top-down module may be of the last blocks alone."""
+    """Return the first layer number of a path: a top-down module may cover only the last blocks."""
     return min(numbers) if "top_down/" in path else 0
 
 

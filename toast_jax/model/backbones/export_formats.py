@@ -1,11 +1,8 @@
-"""How a family writes plain weights for another library: names of its arrays, and its `config.json`."""
+"""How a family writes plain weights for another library: the layout of its arrays, and its `config.json`."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from toast_jax.model.backbones.normalize import Statistics
 
@@ -18,19 +15,17 @@ class Preprocessing(NamedTuple):
     statistics: Statistics
 
 
-class Names(NamedTuple):
-    """Names the arrays of a network with a classifier by a published layout.
+class Naming(NamedTuple):
+    """Names the arrays of a network by a published layout.
 
     Attributes:
       layout: name of a `rename_rules.Layout`.
-      prefix: of the names of the layout.
-      classifier: name of the classifier.
-      part, parts: which of several equal parts of its input the network pools; the others have no weight.
+      prefix: of the names of the backbone.
+      part, parts: which of several equal parts of the classifier's input the network pools; the others have no weight.
     """
 
     layout: str
-    prefix: str
-    classifier: str
+    prefix: str = ""
     part: int = 0
     parts: int = 1
 
@@ -39,25 +34,13 @@ class Format(NamedTuple):
     """Writes a family's plain weights for one library.
 
     Attributes:
-      arrays: converts arrays by the release's names, without `enc.` and `head.last_layer.`, to those of the library.
       config: `(backbone, classes, preprocessing) -> config.json`, the last two empty for text; raises InputError for a network
         that the library lacks.
-      names: of a backbone: the layout to name its arrays by, instead of `arrays`; None for none.
+      naming: of a backbone: how the library names its arrays.
     """
 
-    arrays: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
     config: Callable[[Any, Sequence[str], Any], dict[str, Any]]
-    names: Callable[[Any], Names] | None = None
-
-
-def renamer(rows: Sequence[tuple[str, str]]) -> Callable:
-    """Return a `Format.arrays` that renames by the first of `rows`, regex and replacement, that matches a whole name."""
-
-    def renamed(state):
-        names = (next(match.expand(to) for regex, to in rows if (match := re.fullmatch(regex, name))) for name in state)
-        return dict(zip(names, state.values(), strict=True))
-
-    return renamed
+    naming: Callable[[Any], Naming]
 
 
 def timm_config(

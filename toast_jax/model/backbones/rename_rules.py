@@ -1,6 +1,6 @@
 """Rename tables between PyTorch's parameter names and our paths: their rows, and helpers that make them.
 
-Each family has its table beside its backbone (`*_names.py`); `weights.rename` applies the tables in both directions.
+Each family has its table and its layouts beside its backbone; `weights.rename` applies them in both directions.
 """
 
 import dataclasses
@@ -35,19 +35,27 @@ class Rename:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names the parameters of a network as a library publishes them, where the family's own table differs.
+    """Names the parameters of a network as a library publishes them, to read and to write.
 
     Attributes:
       name: network and library, such as "dinov3_timm". Layouts of one name are tried in turn.
-      table: rename table; the first matching row applies.
-      sign: regex of a name that only files of this layout have; "" if their names are converted to the family's table instead.
+      table: rename table of the backbone; the first matching row applies.
+      classifier: name of the classifier beside the backbone; "" if there is none.
+      sign: regex of a name that only files of this layout have; they are read by the table, strictly. Without `sign` and
+        `loose_sign`, files have the names of the family's table, or are converted to them by `weights.other_projects`.
+      loose_sign: regex of a name in files whose other names depend on the version of the library and on the model around the
+        network; every name of this layout is then converted by itself to a name of the family's table.
+      respelled: parts of names, and how other versions of the library spell them; read by `loose_sign` alone.
       unused: regex of names that no network needs.
       refusal: of arrays by name: why their network cannot be used, or "".
     """
 
     name: str
     table: tuple[Rename, ...]
+    classifier: str = ""
     sign: str = ""
+    loose_sign: str = ""
+    respelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused: str = ""
     refusal: Callable[[Mapping[str, np.ndarray]], str] = lambda arrays: ""
 
@@ -58,7 +66,8 @@ class Names:
 
     Attributes:
       table: rename table; the first matching row applies.
-      layouts: other names of the same parameters.
+      layouts: names of the same parameters in published files.
+      apart: rows of layers that are joined or folded before the table applies (`weights.other_projects`).
       own_paths: regex that matches the start of some of its paths and of no other family's.
       has_name: `(name, array) -> bool`, whether a PyTorch array can only be of this family.
       stacks: regex of paths with layers stacked along a leading axis, up to the layer number. A group `stage` marks stages,
@@ -70,6 +79,7 @@ class Names:
     own_paths: str
     has_name: Callable[[str, np.ndarray], bool]
     layouts: tuple[Layout, ...] = ()
+    apart: tuple[Rename, ...] = ()
     stacks: str = rf"{ADDED}(?:backbone/blocks|top_down/(?:back|out))"
     last_stack: str = rf"{ADDED}backbone/blocks"
 

@@ -18,6 +18,7 @@ from toast_jax.model.backbones.vit.features import Features
 from toast_jax.model.backbones.vit.kinds import KINDS
 from toast_jax.model.backbones.vit.rotary import Rotary
 from toast_jax.model.methods import METHODS
+from toast_jax.model.top_down import TopDown
 from toast_jax.weights import pretrained
 
 ROWS, COLUMNS = 2, 3
@@ -88,6 +89,26 @@ def test_every_token_takes_a_top_down_input(steered_look):
         changed[-1, :, token] += 1.0
         _, other = look(network(kind), parameters(kind), images(), changed, prompts)
         assert np.abs(other["hidden"][-1] - out["hidden"][-1]).max() > 1e-3, token
+
+
+def test_a_register_takes_a_top_down_input_as_far_as_it_is_selected():
+    """As the class token: all of it where the prior has its direction, and none where the prior has the opposite one."""
+    model = steered.Steered(network("dinov3"), top_down=TopDown(L, D))
+    draw = functools.partial(np.random.default_rng(3).normal, 0.0, 0.3)
+    module = {"prior": draw(size=D), "transform": draw(size=(D, D)), "back": draw(size=(L, D, D)), "out": draw(size=(L, D, D))}
+
+    @jax.jit
+    def look_twice(prior):
+        params = {"backbone": parameters("dinov3"), "top_down": module | {"prior": prior}}
+        return model.apply({"params": params}, images(), method="looks")[1]
+
+    tokens = look_twice(module["prior"])["first_look"]["tokens"]
+    for token in range(SPECIAL["dinov3"]):
+        out = look_twice(tokens[0, token])
+        assert_close(out["selection"][0, token], 1.0)
+        assert np.abs(out["td"][:, 0, token]).max(axis=-1).min() > 1e-2
+        out = look_twice(-tokens[0, token])
+        assert not np.asarray(out["selection"])[0, token].any() and not np.asarray(out["td"])[:, 0, token].any()
 
 
 def test_registers_have_no_position_and_no_place():

@@ -4,22 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.convnext.network import LAYER_NORM_EPS, SIZES, ConvNeXt
-from toast_jax.model.backbones.export_formats import Format, Preprocessing, renamer, timm_config, transformers_config
-
-_TIMM_SIZES = {"T": "convnext_tiny", "S": "convnext_small", "B": "convnext_base", "L": "convnext_large"}
+from toast_jax.model.backbones.convnext.network import LAYER_NORM_EPS, ConvNeXt
+from toast_jax.model.backbones.convnext.torch_names import TIMM_SIZES, size_name
+from toast_jax.model.backbones.export_formats import Format, Naming, Preprocessing, timm_config, transformers_config
 
 
 def _of_timm(backbone: ConvNeXt, classes: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
-    sides = (tuple(backbone.depths), tuple(backbone.widths))
-    size = next((name for name, size in SIZES.items() if (size.depths, size.widths) == sides), "")
-    if size not in _TIMM_SIZES:
+    size = size_name(backbone.depths, backbone.widths)
+    name = next((name for name, own in TIMM_SIZES.items() if own == size), "")
+    if not name:
         raise InputError(
-            f"timm has no name for a ConvNeXt with {', '.join(map(str, sides[0]))} blocks of width "
-            f"{', '.join(map(str, sides[1]))}; write as=hf or as=stablehlo."
+            f"timm has no name for a ConvNeXt with {', '.join(map(str, backbone.depths))} blocks of width "
+            f"{', '.join(map(str, backbone.widths))}; write as=hf or as=stablehlo."
         )
     names: dict[str, Any] = {"layers": ("stem.0", "head.fc"), "pool": "avg", "fixed_size": False}
-    return timm_config(_TIMM_SIZES[size], sides[1][-1], classes, preprocessing, **names)
+    return timm_config(name, backbone.widths[-1], classes, preprocessing, **names)
 
 
 def _of_transformers(backbone: ConvNeXt, classes: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -38,30 +37,7 @@ def _of_transformers(backbone: ConvNeXt, classes: Sequence[str], preprocessing: 
     )
 
 
-# The release's names, which are the authors', and those of timm and of the files of transformers.
-_BLOCK = r"stages\.(\d+)\.(\d+)\."
-_TIMM_NAMES = (
-    (r"downsample_layers\.0\.(\d)\.(\w+)", r"stem.\1.\2"),
-    (r"downsample_layers\.(\d)\.(\d)\.(\w+)", r"stages.\1.downsample.\2.\3"),
-    (rf"{_BLOCK}dwconv\.(\w+)", r"stages.\1.blocks.\2.conv_dw.\3"),
-    (rf"{_BLOCK}pwconv([12])\.(\w+)", r"stages.\1.blocks.\2.mlp.fc\3.\4"),
-    (rf"{_BLOCK}(norm\.\w+|gamma)", r"stages.\1.blocks.\2.\3"),
-    (r"norm\.(\w+)", r"head.norm.\1"),
-    (r"head\.(\w+)", r"head.fc.\1"),
-)
-_TRANSFORMERS_NAMES = (
-    (r"downsample_layers\.0\.0\.(\w+)", r"convnext.embeddings.patch_embeddings.\1"),
-    (r"downsample_layers\.0\.1\.(\w+)", r"convnext.embeddings.layernorm.\1"),
-    (r"downsample_layers\.(\d)\.(\d)\.(\w+)", r"convnext.encoder.stages.\1.downsampling_layer.\2.\3"),
-    (rf"{_BLOCK}gamma", r"convnext.encoder.stages.\1.layers.\2.layer_scale_parameter"),
-    (rf"{_BLOCK}norm\.(\w+)", r"convnext.encoder.stages.\1.layers.\2.layernorm.\3"),
-    (rf"{_BLOCK}((?:dw|pw)conv.*)", r"convnext.encoder.stages.\1.layers.\2.\3"),
-    (r"norm\.(\w+)", r"convnext.layernorm.\1"),
-    (r"head\.(\w+)", r"classifier.\1"),
-)
-
-
 FORMATS = {
-    "timm": Format(renamer(_TIMM_NAMES), _of_timm),
-    "hf": Format(renamer(_TRANSFORMERS_NAMES), _of_transformers),
+    "timm": Format(_of_timm, lambda backbone: Naming("convnext_timm")),
+    "hf": Format(_of_transformers, lambda backbone: Naming("convnext_transformers", "convnext.")),
 }

@@ -1,9 +1,9 @@
-"""A plain LLaMA, of any kind, for transformers, whose names the release has too."""
+"""A plain LLaMA, of any kind, for transformers."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from toast_jax.model.backbones.export_formats import Format, Preprocessing, transformers_config
+from toast_jax.model.backbones.export_formats import Format, Naming, Preprocessing, transformers_config
 from toast_jax.model.backbones.llama.config_json import written
 from toast_jax.model.backbones.llama.network import LLaMA
 
@@ -12,4 +12,4 @@ def _of_transformers(backbone: LLaMA, classes: Sequence[str], preprocessing: Pre
     return transformers_config(backbone.kind.architecture, backbone.kind.model_type, (), **written(backbone))
 
 
-FORMATS = {"hf": Format(dict, _of_transformers)}
+FORMATS = {"hf": Format(_of_transformers, lambda backbone: Naming("llama_transformers"))}

@@ -4,7 +4,7 @@ import numpy as np
 
 from toast_jax.model.backbones.llama.kinds import KINDS
 from toast_jax.model.backbones.llama.network import LLaMA
-from toast_jax.model.backbones.rename_rules import Names, Rename, bias, linear, low_rank, matrix, token_feedback
+from toast_jax.model.backbones.rename_rules import Layout, Names, Rename, bias, linear, low_rank, matrix, token_feedback
 
 _TORCH, _PATH = "model.layers.{i}", "backbone/blocks/{i}"
 _ATTENTION = [(f"{_TORCH}.self_attn.{name}_proj", f"{_PATH}/attn/{name}") for name in "qkvo"]
@@ -29,6 +29,7 @@ NAMES = Names(
     _TABLE,
     own_paths=r"backbone/(embed|head)$|(lora/)?backbone/blocks/(\d+/)?(attn/o|mlp/up)/",
     has_name=lambda name, array: name.startswith(("model.", "lm_head.")),
+    layouts=(Layout("llama_transformers", _TABLE),),  # the release has the same names
 )
 
 

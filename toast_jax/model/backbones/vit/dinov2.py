@@ -73,7 +73,7 @@ def _with_class_row(cls, registers, pos):
     return cls, registers, pos[:, np.maximum(rows, 0)] * (rows >= 0)[:, None]
 
 
-def _transformers(*mlp: str) -> Layout:
+def _transformers(*mlp: str, **loose: Any) -> Layout:
     table = torch_names.in_transformers(
         registers="embeddings.register_tokens",
         mask="embeddings.mask_token:2",
@@ -81,9 +81,8 @@ def _transformers(*mlp: str) -> Layout:
         mlps=(mlp,),
         scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
     )
-    # Files without registers and gates are read by the names that DINOv2 shares with transformers' plain ViT.
     sign = r"embeddings\.register_tokens|encoder\.layer\.\d+\.mlp\.weights_in\.weight"
-    return Layout("dinov2_transformers", table, sign, unused=r"classifier\..*")
+    return Layout("dinov2_transformers", table, "classifier", sign, **loose)
 
 
 # Where there are registers, timm adds the position of the class token to it.
@@ -93,7 +92,7 @@ _FOLDED = Rename(
     _with_class_row,
     lambda cls, registers, pos: (cls + pos[:, :1], registers, pos[:, 1:]),
 )
-_SCALES = ("ls1.gamma", "ls2.gamma")
+_SCALES, _STACKED = ("ls1.gamma", "ls2.gamma"), (("mlp.fc1", "mlp.fc1", "mlp.fc2"),)
 KIND = Kind(
     "DINOv2",
     tag="dinov2",
@@ -103,10 +102,10 @@ KIND = Kind(
     timm=_timm,
     transformers=_for_transformers,
     layouts=(
-        _transformers("mlp.fc1", "mlp.fc2"),
+        _transformers("mlp.fc1", "mlp.fc2", **torch_names.LOOSE),
         _transformers("mlp.weights_in", "mlp.weights_in", "mlp.weights_out"),
-        Layout("dinov2_timm", (_FOLDED, *torch_names.of_timm(scales=_SCALES))),
-        Layout("dinov2_timm", (_FOLDED, *torch_names.of_timm(scales=_SCALES, mlps=(("mlp.fc1", "mlp.fc1", "mlp.fc2"),)))),
+        Layout("dinov2_timm", (_FOLDED, *torch_names.of_timm(scales=_SCALES)), "head"),
+        Layout("dinov2_timm", (_FOLDED, *torch_names.of_timm(scales=_SCALES, mlps=_STACKED)), "head"),
     ),
     examples=("facebook/dinov2-base", "facebook/dinov2-with-registers-base", "timm/vit_base_patch14_reg4_dinov2.lvd142m"),
 )

@@ -83,7 +83,7 @@ KIND = Kind(
     transformers=_for_transformers,
     layouts=(
         Layout("dinov3_transformers", _TRANSFORMERS, sign=r"layer\.\d+\.attention\.o_proj\.weight"),
-        Layout("dinov3_timm", _TIMM),
+        Layout("dinov3_timm", _TIMM, "head"),
     ),
     examples=("facebook/dinov3-vitb16-pretrain-lvd1689m", "timm/vit_base_patch16_dinov3.lvd1689m"),
 )

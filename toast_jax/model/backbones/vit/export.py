@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.export_formats import Format, Names, Preprocessing, timm_config, transformers_config
+from toast_jax.model.backbones.export_formats import Format, Naming, Preprocessing, timm_config, transformers_config
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit.features import SIZES, Size, Target, size_name
 from toast_jax.model.backbones.vit.network import ViT
@@ -61,16 +61,12 @@ def _size_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return sides | {"hidden": sides["hidden"] or 4 * sides["width"]}
 
 
-def _names(target: Target, pool: str, classifier: str) -> Names:
+def _naming(target: Target, pool: str) -> Naming:
     pools = target.pools or (pool,)
-    return Names(target.layout, target.prefix, classifier, pools.index(pool), len(pools))
+    return Naming(target.layout, target.prefix, pools.index(pool), len(pools))
 
 
 FORMATS = {
-    "timm": Format(dict, _of_timm, lambda backbone: _names(_for_timm(backbone), backbone.pool, "head")),
-    "hf": Format(
-        dict,
-        _of_transformers,
-        lambda backbone: _names(kinds.kind_of(backbone).transformers(backbone, 0), backbone.pool, "classifier"),
-    ),
+    "timm": Format(_of_timm, lambda backbone: _naming(_for_timm(backbone), backbone.pool)),
+    "hf": Format(_of_transformers, lambda backbone: _naming(kinds.kind_of(backbone).transformers(backbone, 0), backbone.pool)),
 }

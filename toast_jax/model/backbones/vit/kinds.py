@@ -15,6 +15,7 @@ NAMES = Names(
     own_paths=rf"backbone/(cls_token|patch_embed/)|{ADDED}backbone/(blocks/(\d+/)?|last_\d+/)(attn/proj|mlp/fc1)/",
     has_name=lambda name, array: name.startswith(("cls_token", "patch_embed.", "blocks.")),
     layouts=tuple(layout for kind in KINDS for layout in kind.layouts),
+    apart=torch_names.APART,
 )
 
 

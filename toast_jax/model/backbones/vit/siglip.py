@@ -95,11 +95,12 @@ KIND = Kind(
         Layout(
             "siglip_transformers",
             _TRANSFORMERS,
+            "classifier",
             sign=r"embeddings\.patch_embedding\.weight",
-            unused=r"text_model\..*|logit_(scale|bias)|embeddings\.position_ids|classifier\..*",
+            unused=r"text_model\..*|logit_(scale|bias)|embeddings\.position_ids",
             refusal=lambda arrays: _NAFLEX if arrays["embeddings.patch_embedding.weight"].ndim == 2 else "",
         ),
-        Layout("siglip_timm", torch_names.of_timm()),
+        Layout("siglip_timm", torch_names.of_timm(), "head"),
     ),
     examples=("google/siglip-base-patch16-224", "google/siglip2-base-patch16-224", "timm/vit_base_patch16_siglip_224.webli"),
 )

@@ -138,6 +138,8 @@ def of_timm(**block: Any) -> tuple[Rename, ...]:
     return (*_TIMM_INPUT, _POSITIONS, *of_block(_TORCH, **_BLOCK | block), *_TIMM_ALONE, *_NORM)
 
 
+# A block whose queries, keys and values are separate layers, and whose LayerScale is not folded.
+APART = of_block(_TORCH, **_BLOCK | {"attention": ("attn.q", "attn.k", "attn.v"), "scales": ("ls1.gamma", "ls2.gamma")})
 GATED = ("mlp.fc1_g", "mlp.fc1_x", "mlp.fc2")  # the gate in an array of its own
 TABLE = (
     *of_timm(mlps=(GATED, ("mlp.fc1", "mlp.fc2"))),
@@ -241,6 +243,20 @@ def _transformers(backbone: Any, image_size: int) -> Target:
     return Target("ViTForImageClassification", "vit_transformers", fields, prefix="vit.", pools=("cls",))
 
 
+# How files of transformers with a plain ViT, or a DINOv2 without registers and gate, are read. Version 5 renamed layers
+# (https://github.com/huggingface/transformers/pull/41693); its names of the MLP are those of DINOv2.
+LOOSE: dict[str, Any] = {
+    "loose_sign": r"embeddings\.patch_embeddings\.projection\..*",
+    "respelled": {
+        "encoder.layer.": "layers.",
+        "attention.attention.query": "attention.q_proj",
+        "attention.attention.key": "attention.k_proj",
+        "attention.attention.value": "attention.v_proj",
+        "attention.output.dense": "attention.o_proj",
+    },
+}
+
+
 def in_transformers(*, registers: str = "", mask: str = "", **block: Any) -> tuple[Rename, ...]:
     """Rename the parameters of transformers' ViT, and of DINOv2 there; `block` is what differs, as in `of_block`."""
     names: dict[str, Any] = {
@@ -265,6 +281,15 @@ PLAIN = Kind(
     has=lambda backbone: True,
     timm=_timm,
     transformers=_transformers,
-    layouts=(Layout("vit_timm", of_timm()), Layout("vit_transformers", in_transformers())),
+    layouts=(
+        Layout("vit_timm", of_timm(), "head"),
+        Layout(
+            "vit_transformers",
+            in_transformers(),
+            "classifier",
+            **LOOSE,
+            unused=r"pooler\.dense\..*|embeddings\.mask_token|decoder\..*",
+        ),
+    ),
     examples=("google/vit-base-patch16-224-in21k", "timm/vit_base_patch16_224.augreg_in21k"),
 )
