@@ -164,7 +164,8 @@ def test_a_run_that_was_killed_before_its_result_has_no_number_twice(config, tmp
     assert lines(tmp_path) == seen
 
 
-def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(config, tmp_path, monkeypatch):
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(config, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "toast_jax")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     loop.fit(config, whole)
     with monkeypatch.context() as patch:
@@ -173,7 +174,10 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(confi
         with pytest.raises(Interrupted, match="Stopped after step 2 of 6, which is saved in"):
             loop.fit(config, parts)
     assert final_state(parts, config).step == 2 and len(losses(parts)) == 2
+    assert "Created at random" in caplog.text
+    caplog.clear()
     loop.fit(config, parts)
+    assert "at random" not in caplog.text  # what is created is replaced by the checkpoint
     jax.tree.map(np.testing.assert_array_equal, final_state(parts, config), final_state(whole, config))
     assert losses(parts) == losses(whole)
 
@@ -344,8 +348,11 @@ def test_unfinished_checkpoint_is_not_read(config, tmp_path):
 def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog):
     caplog.set_level("INFO", "toast_jax")
     result = loop.fit(config, tmp_path)
+    assert "Created at random" in caplog.text
+    caplog.clear()
     config.task = "evaluate"
     evaluate.run(config, str(tmp_path))
+    assert "at random" not in caplog.text  # what is created is replaced by the checkpoint
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["test"] == result["test"] and saved["val"] == result["val"]
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
