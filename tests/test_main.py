@@ -95,6 +95,8 @@ def test_captions_fit_a_narrow_terminal():
         (["--config=configs/fgvc.py", "--config.metod=lora"], "no field metod; the nearest are method"),
         (["--config=configs/fgvc.py", "--config.learning_rate=1"], "no field learning_rate; the nearest are optimizer.lr, "),
         (["--config=configs/fgvc.py", "--config.data.foo.bar=1"], "no field data.foo.bar"),
+        (["--config=configs/fgvc.py", "--config.lr=1"], "no field lr; the nearest are optimizer.lr."),
+        (["--config=configs/fgvc.py", "--config.root=x"], "no field root; the nearest are data.root"),
         (["--config=configs/fgvc.py", "--noconfig.resum"], "no field resum; the nearest are resume"),
     ],
 )

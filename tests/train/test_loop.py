@@ -394,7 +394,7 @@ def test_padding_of_the_last_batch_does_not_count(config, tmp_path):
     assert again["loss"] == pytest.approx(nine["loss"], rel=1e-5)
 
 
-def test_pretuning_is_tuning_with_another_loss(image_folder, tmp_path):
+def test_pretuning_is_tuning_with_another_loss(image_folder, tmp_path, caplog):
     config = tiny_config(image_folder, "toast_lite")
     config.stage, config.task_weight = "pretune", 0.5
     result = loop.fit(config, tmp_path)
@@ -402,6 +402,7 @@ def test_pretuning_is_tuning_with_another_loss(image_folder, tmp_path):
     total = 0.5 * last["train/task_loss"] + config.variational_weight * last["train/variational_loss"]
     assert last["train/loss"] == pytest.approx(total, rel=1e-5)
     assert set(result["val"]) == {"accuracy", "count", "loss", "task_loss", "variational_loss"}
+    assert "starts at random" not in caplog.text  # as a module that is pre-tuned should
 
 
 @pytest.mark.slow

@@ -207,7 +207,7 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     if loaded is None:
         if (module := files["module"] or (network.top_down and files["top_down"])) and not files["tuned"]:
             module_file.check_method(module, method, config)
-        loaded = initial_parameters.load(network, method, **files)
+        loaded = initial_parameters.load(network, method, **files, pretunes=config.stage == "pretune")
     params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)
     mask = methods.tuned_mask(params, method)
     tuned, frozen = trees.split(params, mask)

@@ -49,8 +49,14 @@ def check_files(config: ConfigDict, fields: Iterable[str]) -> None:
     """Raise InputError unless every file that these fields of a config name exists; downloads are not checked."""
     flat = flat_fields(config.to_dict())
     for field in fields:
-        if (text := flat[field]) not in ("", RANDOM) and not is_remote(text):
-            containers.check_exists(package_files.find(text), field)
+        if (text := flat[field]) in ("", RANDOM) or is_remote(text):
+            continue
+        file = package_files.find(text)
+        if file.stem in NAMED and not file.exists():
+            raise InputError(
+                f"There is no weights file at {file}; correct --config.{field}, or set it to {file.stem} to download that file."
+            )
+        containers.check_exists(file, field)
 
 
 def tokenizer(text: str) -> str:

@@ -263,6 +263,17 @@ def test_one_class_is_refused_unless_labels_are_not_read(tmp_path):
     assert len(sources.open_splits(config(tmp_path, "folder", splits=splits, labels=False))["train"]) == 1
 
 
+def test_classes_whose_names_look_the_same_are_logged(tmp_path, caplog):
+    composed, decomposed = "f\u00e9e", "fe\u0301e"
+    folder_root(tmp_path, *(f"train/{name}/1.png" for name in ("Cat", "cat", composed, decomposed, "cats")))
+    opened = sources.open_splits(config(tmp_path, "folder", splits={"train": "train", "val": "", "test": ""}))
+    assert len(opened["train"].classes) == 5
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "'Cat' and 'cat' are two classes",
+        f"'{decomposed}' and '{composed}' are two classes",
+    ]
+
+
 def test_verify_returns_a_sound_source_as_it_is(tmp_path):
     source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png"), "folder"), "train")
     assert verifying.verify(source, skip_corrupt=False) is source
