@@ -65,6 +65,7 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
         (["--config=convert"], "Nothing to convert; write --config=configs/convert.py:from=SOURCE,to=FILE"),
         ([], "No config was given; add --config=FILE, FILE being one of\n  configs/alpaca.py +Tune a language model"),
         (["--config=configs/fgcv.py"], "There is no config configs/fgcv.py under .* has\n  configs/alpaca.py"),
+        (["--config=CITATION.cff"], "CITATION.cff is no config of its own; use one of\n  configs/alpaca.py"),
         (["--config=configs/fgvc.py", "--config.optimizer.l=1"], "The config has no field optimizer.l; the nearest are"),
         (["--config=configs/fgvc.py", "config.seed=1"], "'config.seed=1' is not understood; fields are set with --config"),
         (["--config=configs/fgvc.py", "--config.epochs=x"], "flag --config.epochs=x: .*int.*"),
