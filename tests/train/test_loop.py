@@ -472,6 +472,9 @@ def test_a_missing_weights_file_is_reported_before_images_are_decoded(image_fold
     config.update_from_flattened_dict({field: "nowhere.pth", "data.verify": True})
     with pytest.raises(InputError, match=f"no weights file at nowhere.pth; correct --config.{field}"):
         loop.fit(config, tmp_path / "run")
+    config.update_from_flattened_dict({field: str(tmp_path)})
+    with pytest.raises(InputError, match=f"{tmp_path} is a folder; give the weights file itself in --config.{field}"):
+        loop.fit(config, tmp_path / "run")
     assert not [record for record in caplog.records if "Decoding" in record.message]
 
 

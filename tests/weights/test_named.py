@@ -106,7 +106,7 @@ def test_an_unknown_name_is_answered_by_the_nearest(tmp_path, monkeypatch):
 
 def test_a_missing_file_with_the_name_of_weights_is_answered_by_its_download(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = ConfigDict({"top_down": "weights/vit_b16_in1k_top_down.pth"})
+    config = ConfigDict({"top_down": "weights/vit_b16_in1k_top_down.pth", "backbone": {"family": "vit"}})
     with pytest.raises(InputError, match="correct --config.top_down, or set it to vit_b16_in1k_top_down to download that file"):
         places.check_files(config, ["top_down"])
     config.top_down = "vit_b16_in1k_top_down"
