@@ -69,6 +69,7 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
         (["--config=configs/fgvc.py", "--config.optimizer.l=1"], "The config has no field optimizer.l; the nearest are"),
         (["--config=configs/fgvc.py", "config.seed=1"], "'config.seed=1' is not understood; fields are set with --config"),
         (["--config=configs/fgvc.py", "--config.epochs=x"], "flag --config.epochs=x: .*int.*"),
+        (["--config=configs/fgvc.py", "--config.resume=no"], "flag --config.resume=no: 'no' is neither True nor False."),
         (["--config=configs/fgvc.py", "--config.task=convert"], "This config is not for the task convert; see the captions"),
         (["--config=configs/convert.py", "--config.task=train"], "This config is not for the task train"),
         (["--config=configs/fgvc.py:datset=cub"], "The config argument is 'datset'; .*nearest is 'dataset'"),
