@@ -177,7 +177,8 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(_CONFIG.sub(located, "\0".join(argv)).split("\0"))
     except flags.Error as error:
-        raise InputError(f"{error}.") from error
+        text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither True nor False", str(error))
+        raise InputError(f"{text}.") from error
 
 
 def _exit(status: int, message: str) -> None:

@@ -179,8 +179,10 @@ class Field:
 
 def unknown(name: str, fields: Collection[str]) -> str:
     """Return the sentence for a field that a config does not have, with the fields whose names come nearest."""
-    initials = "".join(word[:1] for word in name.rpartition(".")[2].split("_"))
-    near = [field for field in fields if len(initials) > 1 and field.rpartition(".")[2] == initials]  # learning_rate -> lr
+    last = name.rpartition(".")[2]
+    initials = "".join(word[:1] for word in last.split("_"))
+    alike = {last, initials} if len(initials) > 1 else {last}  # lr -> optimizer.lr, learning_rate -> optimizer.lr
+    near = [field for field in fields if field.rpartition(".")[2] in alike]
     near = list(dict.fromkeys([*near, *difflib.get_close_matches(name, list(fields), n=3, cutoff=0.4)]))[:3]
     return f"The config has no field {name}; the nearest are {', '.join(near or fields)}."
 

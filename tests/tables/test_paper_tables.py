@@ -91,13 +91,14 @@ def test_partial_vtab(tmp_path):
     assert "Fewer seeds than the others: lora on patch_camelyon, lora on resisc45, lora on diabetic_retinopathy." in told
 
 
-def test_nothing_is_run_or_published(tmp_path):
+def test_nothing_is_run_or_published(tmp_path, caplog):
     table = paper_tables.collect([sweep_of(tmp_path / "sweep", "fgvc", "vit_s16")])
     assert (
         paper_tables.cells(table)[1] == []
         and paper_tables.notes(table)[-1] == "Nothing is published here for fgvc with vit_s16."
     )
     task.run(config_of.get_config(f"from={tmp_path}/sweep"), str(tmp_path / "tables"))
+    assert caplog.messages[0] == f"No final run of {tmp_path}/sweep is finished, so the table has no numbers of its own."
 
 
 def test_selection_alone_is_no_result(tmp_path):

@@ -9,6 +9,7 @@ import socket
 
 import jax
 import pytest
+from PIL import Image
 
 from configs import fgvc, segment, vtab
 from configs import sweep as config_of
@@ -685,6 +686,20 @@ def test_what_another_process_is_at_is_not_in_the_group(grids, runs, folder):
 def test_hosts_of_one_run_are_refused(folder, monkeypatch):
     monkeypatch.setattr(task.jax, "process_count", lambda: 2)
     assert "leave out --distributed" in failure(small(), folder)
+
+
+def test_a_batch_larger_than_a_task_is_reported_before_the_first_run(folder, tmp_path, monkeypatch):
+    made_up = Runs()
+    monkeypatch.setattr(task, "fit_seeds", made_up)
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            (tmp_path / f"birds/{split}/{name}").mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / f"birds/{split}/{name}/1.png")
+    config = config_of.get_config("table=fewshot,method=linear,task=birds,shots=1,backbone=vit_ti16")
+    config.data.root, config.data.format = str(tmp_path), "folder"
+    error = failure(config, folder)
+    assert "birds_1shot: The training data has 2 examples, fewer than one batch of 8: set" in error
+    assert "--config.sweep.recipes.birds_1shot.batch_size=2 or less." in error and not made_up.made
 
 
 def test_tasks_that_cannot_be_read_are_named_before_the_first_run(folder, tmp_path, monkeypatch):

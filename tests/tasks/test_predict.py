@@ -74,6 +74,7 @@ def test_predictions_are_those_of_the_evaluation(tuned, image_folder, tmp_path, 
     assert len(pictures) == (len(found) if attention_too else 0)
     if pictures:  # the image, the first look, the selection and the last look
         assert np.asarray(Image.open(pictures[0])).shape == (16, 4 * 16 + 3 * 4, 3)
+        assert pictures[0].read_bytes().partition(b"IDAT")[2][:2] == b"\x78\x01"  # the header of fast compression
 
 
 def test_one_image_will_do(tuned, image_folder, tmp_path):

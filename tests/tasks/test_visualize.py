@@ -114,6 +114,17 @@ def test_unknown_run(tmp_path):
         visualize.run(configured(visualize_config, runs=(str(tmp_path),)), str(tmp_path / "out"))
 
 
+def test_a_split_that_the_data_lacks_is_refused_before_the_runs_are_looked_at(runs, tmp_path, monkeypatch):
+    """As of a folder whose validation images are held out."""
+    config = runs["vpt"].config.copy_and_resolve_references()
+    config.data.splits.test = ""
+    without = dataclasses.replace(runs["vpt"], config=config)
+    monkeypatch.setattr(saved_run, "load_compared", lambda *_: {"vpt": without})
+    for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics), (corrupt_config, corruptions)):
+        with pytest.raises(InputError, match="runs/vpt has no test split, only train and val: write --config.images=val, or"):
+            task.run(configured(module, "runs=runs/vpt"), str(tmp_path))
+
+
 # Pictures.
 
 

@@ -164,7 +164,8 @@ def test_a_run_that_was_killed_before_its_result_has_no_number_twice(config, tmp
     assert lines(tmp_path) == seen
 
 
-def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(config, tmp_path, monkeypatch):
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(config, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "toast_jax")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     loop.fit(config, whole)
     with monkeypatch.context() as patch:
@@ -173,7 +174,10 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(confi
         with pytest.raises(Interrupted, match="Stopped after step 2 of 6, which is saved in"):
             loop.fit(config, parts)
     assert final_state(parts, config).step == 2 and len(losses(parts)) == 2
+    assert "Created at random" in caplog.text
+    caplog.clear()
     loop.fit(config, parts)
+    assert "at random" not in caplog.text  # what is created is replaced by the checkpoint
     jax.tree.map(np.testing.assert_array_equal, final_state(parts, config), final_state(whole, config))
     assert losses(parts) == losses(whole)
 
@@ -344,8 +348,11 @@ def test_unfinished_checkpoint_is_not_read(config, tmp_path):
 def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog):
     caplog.set_level("INFO", "toast_jax")
     result = loop.fit(config, tmp_path)
+    assert "Created at random" in caplog.text
+    caplog.clear()
     config.task = "evaluate"
     evaluate.run(config, str(tmp_path))
+    assert "at random" not in caplog.text  # what is created is replaced by the checkpoint
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["test"] == result["test"] and saved["val"] == result["val"]
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
@@ -387,7 +394,7 @@ def test_padding_of_the_last_batch_does_not_count(config, tmp_path):
     assert again["loss"] == pytest.approx(nine["loss"], rel=1e-5)
 
 
-def test_pretuning_is_tuning_with_another_loss(image_folder, tmp_path):
+def test_pretuning_is_tuning_with_another_loss(image_folder, tmp_path, caplog):
     config = tiny_config(image_folder, "toast_lite")
     config.stage, config.task_weight = "pretune", 0.5
     result = loop.fit(config, tmp_path)
@@ -395,6 +402,7 @@ def test_pretuning_is_tuning_with_another_loss(image_folder, tmp_path):
     total = 0.5 * last["train/task_loss"] + config.variational_weight * last["train/variational_loss"]
     assert last["train/loss"] == pytest.approx(total, rel=1e-5)
     assert set(result["val"]) == {"accuracy", "count", "loss", "task_loss", "variational_loss"}
+    assert "starts at random" not in caplog.text  # as a module that is pre-tuned should
 
 
 @pytest.mark.slow
@@ -463,6 +471,9 @@ def test_a_missing_weights_file_is_reported_before_images_are_decoded(image_fold
     config = tiny_config(image_folder, "toast")
     config.update_from_flattened_dict({field: "nowhere.pth", "data.verify": True})
     with pytest.raises(InputError, match=f"no weights file at nowhere.pth; correct --config.{field}"):
+        loop.fit(config, tmp_path / "run")
+    config.update_from_flattened_dict({field: str(tmp_path)})
+    with pytest.raises(InputError, match=f"{tmp_path} is a folder; give the weights file itself in --config.{field}"):
         loop.fit(config, tmp_path / "run")
     assert not [record for record in caplog.records if "Decoding" in record.message]
 

@@ -640,34 +640,56 @@ def test_the_backbone_of_a_pretuned_module_stays_on_its_devices(tmp_path, monkey
     assert moments == pytest.approx(whole, rel=1e-5)
 
 
+def on_hosts(folder, stage, method, size):
+    """Trains by two processes and by one, which must give the same numbers; returns how many lines of them there are."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    outputs = []
+    for hosts in (2, 1):
+        command = [sys.executable, "tests/text_on_hosts.py", str(folder), str(port), str(hosts), stage, method, str(size)]
+        flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={4 // hosts}"
+        env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": f"{folder}/cache{hosts}"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, env=env, **pipes) for i in range(hosts)]
+        outputs += [process.communicate(timeout=300)[0] for process in processes]
+        assert not any(process.returncode for process in processes), outputs
+    several, alone = (
+        [json.loads(line) for line in (folder / str(hosts) / "metrics.jsonl").read_text().splitlines()] for hosts in (2, 1)
+    )
+    for row, expected in zip(several, alone, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    return len(alone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "method", "size"), [("tune", "toast", 2), ("tune", "toast", 4), ("tune", "finetune", 4), ("pretune", "toast", 4)]
 )
 def test_hosts_that_share_parameters_equal_one(stage, method, size, tmp_path):
     """Two processes of two devices, and one of four; a group of four spans both processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     write(tmp_path, ASKED)
-    outputs = []
-    for hosts in (2, 1):
-        command = [sys.executable, "tests/text_on_hosts.py", str(tmp_path), str(port), str(hosts), stage, method, str(size)]
-        flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={4 // hosts}"
-        env = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes = [subprocess.Popen([*command, str(i)], cwd=ROOT, env=env, **pipes) for i in range(hosts)]
-        outputs += [process.communicate(timeout=300)[0] for process in processes]
-        assert not any(process.returncode for process in processes), outputs
-    several, alone = (
-        [json.loads(line) for line in (tmp_path / str(hosts) / "metrics.jsonl").read_text().splitlines()] for hosts in (2, 1)
-    )
-    assert len(several) == len(alone) == 6
-    for row, expected in zip(several, alone, strict=True):
-        assert row == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert on_hosts(tmp_path, stage, method, size) == 6
     if stage == "pretune":
         files = (load_file(tmp_path / str(hosts) / "top_down.safetensors") for hosts in (2, 1))
         jax.tree.map(lambda array, expected: np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5), *files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "count"), [("pretune", 300), ("tune", 40)])
+def test_hosts_that_read_one_large_text_equal_one(stage, count, tmp_path):
+    """A plain text is packed in parts that the hosts share, and instructions are encoded by each."""
+    words = np.random.default_rng(0).integers(100, 1000, size=count).tolist()
+    plain = [{"text": f"the {word} sat on {i}"} for i, word in enumerate(words)]
+    asked = [{"prompt": f"{i}?", "response": f"{word}!"} for i, word in enumerate(words)]
+    records = {"pretune": plain, "tune": asked}[stage]
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert on_hosts(tmp_path, stage, "toast", "large") >= 6
+    entries = [sorted((tmp_path / f"cache{hosts}/toast_jax/text").iterdir()) for hosts in (2, 1)]
+    assert [[path.name for path in entry] for entry in entries] == [[entries[0][0].name]] * 2  # one, and nothing beside it
+    for file in entries[0][0].iterdir():
+        assert file.read_bytes() == (entries[1][0] / file.name).read_bytes()
 
 
 def test_tokens_of_a_large_text_are_cached_and_give_the_same_run(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests import ROOT
 from tests.conftest import tiny_config
@@ -101,6 +102,15 @@ def test_an_unknown_name_is_answered_by_the_nearest(tmp_path, monkeypatch):
         assert places.located(text) == text
     (tmp_path / "vit_b16_in1k").mkdir()  # a file or folder comes before a name
     assert places.located("vit_b16_in1k") == "vit_b16_in1k"
+
+
+def test_a_missing_file_with_the_name_of_weights_is_answered_by_its_download(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ConfigDict({"top_down": "weights/vit_b16_in1k_top_down.pth", "backbone": {"family": "vit"}})
+    with pytest.raises(InputError, match="correct --config.top_down, or set it to vit_b16_in1k_top_down to download that file"):
+        places.check_files(config, ["top_down"])
+    config.top_down = "vit_b16_in1k_top_down"
+    places.check_files(config, ["top_down"])
 
 
 def test_a_run_starts_from_a_name_and_records_it(server, image_folder, tmp_path):

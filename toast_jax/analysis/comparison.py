@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from toast_jax.analysis import drawing, maps, report
 from toast_jax.analysis.maps import Parts
 from toast_jax.config.task_fields import OF_SAVED
-from toast_jax.errors import renaming
+from toast_jax.data.images import selected, sources
+from toast_jax.errors import InputError, renaming
 from toast_jax.fields import flat_fields, nested
 from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
@@ -52,11 +53,20 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger, masks: bool
     """Load `config.runs` as `saved_run.load_compared`, with data that has moved where `config.data` says.
 
     The dozen lines that each network logs go to `log.txt` alone.
+
+    Raises:
+      InputError: as of `saved_run.load_compared`; or `config.images` is a split that the data of the first run does not have.
     """
     with log_to_file(folder / "log.txt", but=log), renaming(OF_SAVED):
         runs = saved_run.load_compared(config.runs, config.weights, config.top_down, config.module, masks)
     moved = {name: place for name, place in flat_fields(config.data.to_dict()).items() if place}
-    next(iter(runs.values())).config.data.update(nested(moved))
+    data = next(iter(runs.values())).config.data
+    data.update(nested(moved))
+    if config.images in selected.SPLITS and config.images not in (splits := sources.split_names(data)):
+        raise InputError(
+            f"The data of {config.runs[0]} has no {config.images} split, only {' and '.join(splits)}: write "
+            f"--config.images={splits[-1]}, or give another split in --config.data.splits.{config.images}."
+        )
     return runs
 
 

@@ -30,8 +30,9 @@ def read_config(text: str) -> ConfigDict:
       InputError: there is no such config, or it does not take these arguments.
     """
     name, _, arguments = text.partition(":")
-    module = ModuleType("config")
-    SourceFileLoader("config", str(find(name))).exec_module(module)
+    module, file = ModuleType("config"), find(name)
+    if file.suffix == ".py":  # not the README or a run's config.json
+        SourceFileLoader("config", str(file)).exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"{name} is no config of its own; use one of\n{captions()}")
     return module.get_config(arguments) if arguments else module.get_config()

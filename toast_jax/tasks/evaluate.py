@@ -15,7 +15,7 @@ from toast_jax.data.images import selected
 from toast_jax.devices import precision
 from toast_jax.errors import InputError
 from toast_jax.train import checkpoint
-from toast_jax.train.setup import devices_of, domain, eval_step_of, load_network
+from toast_jax.train.setup import devices_of, domain, eval_step_of, load_network, reload_network
 from toast_jax.weights import places
 from toast_jax.workdir import fingerprint, run_folder
 from toast_jax.workdir.metrics import described
@@ -41,13 +41,13 @@ def run(config: ConfigDict, folder: str) -> None:
     else:
         with checkpoint.manager(folder) as checkpoints:
             run_folder.check_evaluates(folder, config)
-            network = load_network(config, len(train.classes))
+            share = config.get("interpolation", 1.0)
+            network = (reload_network if share == 1 else load_network)(config, len(train.classes))
             meta = checkpoint.read_meta(checkpoints)
             fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
             evals = {name: selected.relabel(source, meta["classes"]) for name, source in evals.items()}
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
-        share = config.get("interpolation", 1.0)
         if share < 1:
             has_start = config.head.start == "classifier"
             tuned = _between(network.tuned, tuned, share, kept="" if has_start else "(head|probe)/")

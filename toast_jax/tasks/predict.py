@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from toast_jax.analysis import drawing, maps, views
 from toast_jax.analysis.segmentation import predicted_masks
@@ -133,4 +132,4 @@ def classified(model: Steered, method: Method, params: dict, images: jax.Array) 
 def _draw(folder: Path, number: int, name: str, image: np.ndarray, by_map: list[np.ndarray]) -> None:
     folder.mkdir(exist_ok=True)
     picture = drawing.side_by_side([image, *(drawing.overlay(image, values) for values in by_map)])
-    Image.fromarray(picture).save(folder / f"{number:05}_{Path(name).stem[:50]}.png")
+    drawing.save(picture, folder / f"{number:05}_{Path(name).stem[:50]}.png")

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.config.check import check
+from toast_jax.data import loader
 from toast_jax.data.images import few_shot, sources
 from toast_jax.data.images.segmentation import sets
 from toast_jax.data.images.segmentation.masks import MaskedSource
@@ -69,7 +70,7 @@ def _is_done(config: ConfigDict, cell: Cell, folder: Path) -> bool:
 
 
 def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
-    """Open the data of every task and the weights of every method, so that missing files are reported before the first run."""
+    """Open the data of every task and the weights of every method, so that faults in them are reported before the first run."""
     failed, num_classes, checked = {}, {}, set()
     with log_to_file(folder / "log.txt", but=log):
         for cell in work:
@@ -80,7 +81,9 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
             try:
                 if cell.task not in num_classes and cell.task not in failed:
                     with renaming(unit.names):
-                        num_classes[cell.task] = len(_training(unit.config).classes)
+                        train = _training(unit.config)
+                        loader.steps_per_epoch(train, unit.config.batch_size)
+                    num_classes[cell.task] = len(train.classes)
             except InputError as error:
                 failed[cell.task] = str(error)
             if cell.method not in checked and cell.task in num_classes:

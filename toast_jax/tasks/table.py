@@ -1,7 +1,7 @@
 """Make a table of one sweep or several: `--config=configs/table.py:from=FOLDER`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -32,6 +32,7 @@ def run(config: ConfigDict, folder: str) -> None:
 
 def _of_paper(config: ConfigDict, folder: Path) -> None:
     table = paper_tables.collect(config.sweeps)
+    _log_if_empty(config, table.measured)
     values = paper_tables.HEADER, paper_tables.values(table)
     compared, note = _agreement(paper_tables.method_folders(config.sweeps))
     tables = [("", *paper_tables.cells(table)), *compared]
@@ -41,12 +42,18 @@ def _of_paper(config: ConfigDict, folder: Path) -> None:
 
 def _few_shot(config: ConfigDict, folder: Path) -> None:
     table = few_shot_table.collect(config.sweeps, config.reference)
+    _log_if_empty(config, table.cells)
     curves = few_shot_table.picture(table)
     (folder / "curves.svg").write_text(curves)
     values = few_shot_table.HEADER, few_shot_table.values(table)
     compared, note = _agreement(few_shot_table.method_folders(config.sweeps))
     tables = [*few_shot_table.cells(table), *compared]
     _write(folder, f"Few-shot, {table.backbone}", tables, few_shot_table.notes(table) + note, values, curves)
+
+
+def _log_if_empty(config: ConfigDict, results: Mapping) -> None:
+    if not results:
+        log.warning("No final run of %s is finished, so the table has no numbers of its own.", " or ".join(config.sweeps))
 
 
 def _agreement(folders) -> tuple[list[Table], list[str]]:

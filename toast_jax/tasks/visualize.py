@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from toast_jax.analysis import comparison, drawing, maps, report, views
 from toast_jax.analysis.segmentation import looks, pictures
@@ -91,7 +90,7 @@ def _segment(config: ConfigDict, folder: Path, runs: dict[str, SavedRun]) -> Non
         for i, image in enumerate(images):
             panels = {"image": image, **pictures.panels(image, looked[name][i], palette)}
             picture = drawing.side_by_side([drawing.titled(panel, title, 1) for title, panel in panels.items()])
-            Image.fromarray(picture).save(target / f"{i + 1:05}_{Path(names[i]).stem[:50]}.png")
+            drawing.save(picture, target / f"{i + 1:05}_{Path(names[i]).stem[:50]}.png")
         log.info("%s: %d pictures are in %s.", name, len(images), target)
     sources = "; ".join(f"{name} is {place}" for name, place in zip(looked, config.runs, strict=True))
     page = report.page(
@@ -142,10 +141,10 @@ def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], tru
         large = drawing.enlarged(image, _SIDE)
         truth = f", true class {truths[i]}" if truths[i] else ""
         title = f"{names[i]} by {run_name}: predicted {looked.named[i]} ({looked.confidence[i]:.0%}){truth}"
-        picture = Image.fromarray(comparison.picture_of(large, title, looked, i))
-        picture.save(folder / f"{i + 1:05}_{Path(names[i]).stem[:50]}.png")
+        picture = comparison.picture_of(large, title, looked, i)
+        drawing.save(picture, folder / f"{i + 1:05}_{Path(names[i]).stem[:50]}.png")
         rows.append(comparison.row_of(large, looked, i, title=looked.named[i] + (f" (true: {truths[i]})" if truths[i] else "")))
-    Image.fromarray(drawing.stacked(rows)).save(folder / "contact_sheet.png")
+    drawing.save(drawing.stacked(rows), folder / "contact_sheet.png")
     if not all(truths):
         return f"{len(images)} pictures are in {folder}."
     correct = sum(named == truth for named, truth in zip(looked.named, truths, strict=True))

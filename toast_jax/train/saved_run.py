@@ -1,9 +1,7 @@
 """Read a run from its folder: its config, and its network at the latest checkpoint."""
 
-import contextlib
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -18,9 +16,9 @@ from toast_jax.fields import flat_fields, nested
 from toast_jax.model import families
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered
-from toast_jax.train import checkpoint, setup
-from toast_jax.train.setup import load_network
-from toast_jax.weights import initial_parameters, places, pretrained
+from toast_jax.train import checkpoint
+from toast_jax.train.setup import reload_network
+from toast_jax.weights import places
 from toast_jax.workdir import fingerprint
 
 
@@ -92,24 +90,11 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
             config.fsdp = 1  # tasks that read a run use one device
         built = config.copy_and_resolve_references()
         built.backbone.dtype = dtype or config.backbone.dtype
-        # The run has logged what it loads, creates and tunes.
-        with _silenced(setup.log, initial_parameters.log, pretrained.log):
-            network = load_network(built, len(meta["classes"]))
+        network = reload_network(built, len(meta["classes"]))
         fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
     params = trees.merge(tuned, network.frozen)
     return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params, folder)
-
-
-@contextlib.contextmanager
-def _silenced(*logs: logging.Logger) -> Iterator[None]:
-    for log in logs:
-        log.disabled = True
-    try:
-        yield
-    finally:
-        for log in logs:
-            log.disabled = False
 
 
 def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "", masks: bool = False) -> SavedRun:

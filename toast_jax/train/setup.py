@@ -1,9 +1,10 @@
 """Prepare a run from a config, and fail before the first step if anything is wrong."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     resumes = run_folder.has_checkpoint(folder)
     train, evals = reads.open_sources(config, verified=resumes, run=folder if resumes else None)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
-    network = load_network(config, len(train.classes))
+    network = (reload_network if resumes else load_network)(config, len(train.classes))
     log.info("%s", methods.table(trees.merge(network.tuned, network.frozen), network.method))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
@@ -206,11 +207,28 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
     if loaded is None:
         if (module := files["module"] or (network.top_down and files["top_down"])) and not files["tuned"]:
             module_file.check_method(module, method, config)
-        loaded = initial_parameters.load(network, method, **files)
+        loaded = initial_parameters.load(network, method, **files, pretunes=config.stage == "pretune")
     params = initial_parameters.start(network, method, seed=config.seed, loaded=loaded, **files)
     mask = methods.tuned_mask(params, method)
     tuned, frozen = trees.split(params, mask)
     return Network(network, method, mask, tuned, frozen, frozenset(loaded))
+
+
+def reload_network(config: ConfigDict, num_classes: int) -> Network:
+    """Load a network whose tuned parameters a checkpoint is about to replace; its run has logged what it loads and creates."""
+    with _silenced(log, initial_parameters.log, pretrained.log):
+        return load_network(config, num_classes)
+
+
+@contextlib.contextmanager
+def _silenced(*logs: logging.Logger) -> Iterator[None]:
+    for silent in logs:
+        silent.disabled = True
+    try:
+        yield
+    finally:
+        for silent in logs:
+            silent.disabled = False
 
 
 def optimizer(

@@ -28,6 +28,13 @@ def check_exists(file: str | os.PathLike, field: str) -> None:
         raise InputError(f"There is no weights file at {file}; correct --config.{field}.")
 
 
+def check_is_file(file: str | os.PathLike, field: str) -> None:
+    """Raise InputError, which names the field of the config, unless there is such a file."""
+    if os.path.isdir(file):
+        raise InputError(f"{file} is a folder; give the weights file itself in --config.{field}.")
+    check_exists(file, field)
+
+
 def read(path: str, field: str = "backbone.weights") -> Arrays:
     """Read a file of PyTorch (see `TORCH`), .safetensors or .npz as a flat dict of float32 arrays.
 
@@ -43,9 +50,7 @@ def read(path: str, field: str = "backbone.weights") -> Arrays:
       InputError: the file is missing, unreadable, of an unknown format or names an array twice, or PyTorch is not installed.
     """
     file = package_files.find(path)
-    if os.path.isdir(file):
-        raise InputError(f"{file} is a folder; give the weights file itself in the config.")
-    check_exists(file, field)
+    check_is_file(file, field)
     if file.suffix == ".safetensors":
         state = _read_safetensors(file)
     elif file.name.endswith(TORCH):

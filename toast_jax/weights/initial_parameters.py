@@ -84,13 +84,22 @@ def load(
     top_down: str = "",
     tuned: str = "",
     put: Callable = parallel.put,
+    pretunes: bool = False,
 ) -> Mapping[str, ArrayLike]:
-    """Read parameters by path from files; arguments and errors as in `start`."""
+    """Read parameters by path from files; arguments and errors as in `start`.
+
+    Unless the run `pretunes`, a top-down module that is in no file is a warning.
+    """
     shapes, dtypes = _described(model, method)
     if tuned:
         options = {"last_blocks": model.backbone.last_blocks, "field": "checkpoint", "resize": _resize(model.backbone, tuned)}
         return pretrained.load(tuned, shapes, wanted=".*", **options)
-    return _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down)
+    loaded = _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, module, top_down)
+    if model.top_down and "top_down/prior" not in loaded and not pretunes:
+        log.warning(
+            "The top-down module starts at random; tuned like that it falls far behind a pre-tuned one (config.top_down)."
+        )
+    return loaded
 
 
 def _described(model, method):
@@ -156,8 +165,4 @@ def _load_pretrained(model, method, shapes, dtypes, put, weights, classifier, mo
             if not np.allclose(arrays[path], loaded[path], rtol=1e-2, atol=1e-2):
                 raise module_file.other_backbone(file, path)
         loaded |= {path: array for path, array in arrays.items() if path not in frozen}
-    if model.top_down and "top_down/prior" not in loaded:
-        log.warning(
-            "The top-down module starts at random; tuned like that it falls far behind a pre-tuned one (config.top_down)."
-        )
     return loaded

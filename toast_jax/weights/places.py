@@ -14,6 +14,7 @@ from toast_jax import hub, package_files
 from toast_jax.config.backbone_names import RANDOM
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
+from toast_jax.model import families
 from toast_jax.weights import containers, named
 from toast_jax.weights.named import NAMED
 from toast_jax.workdir import run_folder
@@ -49,8 +50,15 @@ def check_files(config: ConfigDict, fields: Iterable[str]) -> None:
     """Raise InputError if a file that one of the fields names is missing; remote files are not checked."""
     flat = flat_fields(config.to_dict())
     for field in fields:
-        if (text := flat[field]) not in ("", RANDOM) and not is_remote(text):
-            containers.check_exists(package_files.find(text), field)
+        if (text := flat[field]) in ("", RANDOM) or is_remote(text):
+            continue
+        file = package_files.find(text)
+        if file.stem in NAMED and not file.exists():
+            raise InputError(
+                f"There is no weights file at {file}; correct --config.{field}, or set it to {file.stem} to download that file."
+            )
+        may_be_folder = field == "backbone.weights" and families.of_config(config).layer_files
+        (containers.check_exists if may_be_folder else containers.check_is_file)(file, field)
 
 
 def tokenizer(text: str) -> str:

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +263,17 @@ def test_one_class_is_refused_unless_labels_are_not_read(tmp_path):
     assert len(sources.open_splits(config(tmp_path, "folder", splits=splits, labels=False))["train"]) == 1
 
 
+def test_classes_whose_names_look_the_same_are_logged(tmp_path, caplog):
+    composed, decomposed = "f\u00e9e", "fe\u0301e"
+    folder_root(tmp_path, *(f"train/{name}/1.png" for name in ("Cat", "cat", composed, decomposed, "cats")))
+    opened = sources.open_splits(config(tmp_path, "folder", splits={"train": "train", "val": "", "test": ""}))
+    assert len(opened["train"].classes) == 5
+    assert [message.partition(";")[0] for message in caplog.messages] == [
+        "'Cat' and 'cat' are two classes",
+        f"'{decomposed}' and '{composed}' are two classes",
+    ]
+
+
 def test_verify_returns_a_sound_source_as_it_is(tmp_path):
     source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png"), "folder"), "train")
     assert verifying.verify(source, skip_corrupt=False) is source
@@ -327,6 +339,24 @@ def test_a_long_list_of_corrupt_images_is_cut(tmp_path):
     with pytest.raises(InputError, match="9 of 9 images") as raised:
         verify(tmp_path)
     assert str(raised.value).count(".png") == 3
+
+
+def test_corrupt_images_of_all_splits_are_reported_together(tmp_path, caplog):
+    paths = ("train/a/1.png", "train/b/2.png", "val/a/3.png", "val/b/4.png", "test/a/5.png", "test/b/6.png")
+    opened = sources.open_splits(config(folder_root(tmp_path, *paths), "folder"))
+    corrupt = [str(tmp_path / path) for path in paths[::2]]
+    for path in corrupt:
+        write(Path(path), b"")
+    with pytest.raises(InputError, match=f"^3 of 6 images cannot be decoded .{', '.join(corrupt)}.: download"):
+        verifying.verify_splits(opened, skip_corrupt=False)
+    with pytest.raises(InputError, match="^3 of 6 images .* and class a has no other image"):
+        verifying.verify_splits(opened, skip_corrupt=True)
+    write(tmp_path / paths[1], b"")
+    caplog.clear()
+    with pytest.raises(InputError, match="and 1 more"):
+        verifying.verify_splits(opened, skip_corrupt=False)
+    (logged,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert logged.count(".png") == 4  # all of them, where the sentence is cut
 
 
 def test_file_sources_are_picklable(tmp_path):

@@ -124,6 +124,15 @@ def test_a_checkpoint_is_evaluated_with_a_sliding_window(done, root):
     assert slid["count"] == 3 and 0 < slid["pixel_accuracy"] < 1 and slid["loss"] != result["val"]["loss"]
 
 
+def test_faults_of_all_splits_are_reported_together(tmp_path, caplog):
+    root = small_set.write(tmp_path, {"train": 2, "val": 1})
+    for name in ("train_0", "train_1", "val_0"):
+        (root / f"masks/{name}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="train_0.png cannot be decoded .* .2 of 2 images .*val_0.png cannot be decoded"):
+        mask_runs.open_sources(tiny(root), verified=False)
+    assert any("train_0.png" in message and "train_1.png" in message for message in caplog.messages)
+
+
 @pytest.mark.slow
 def test_new_images_get_masks_and_pictures(done, root, tmp_path):
     folder, result = done

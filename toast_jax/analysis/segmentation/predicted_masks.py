@@ -38,19 +38,15 @@ def write(run: SavedRun, paths: Iterable[str], folder: Path, *, drawn: bool) -> 
         result = segmented(image)
         count += 1
         name = f"{count:05}_{Path(path).stem[:50]}.png"
-        _save(folder / "masks" / name, result.mask, palette)
+        (folder / "masks").mkdir(exist_ok=True)
+        labels = Image.fromarray(result.mask)
+        labels.putpalette(palette.ravel().tolist())
+        labels.save(folder / "masks" / name)
         if drawn:
             panels = pictures.panels(image, result, palette)
-            _save(folder / "pictures" / name, drawing.side_by_side([image, *panels.values()]))
+            (folder / "pictures").mkdir(exist_ok=True)
+            drawing.save(drawing.side_by_side([image, *panels.values()]), folder / "pictures" / name)
         shares = np.bincount(result.mask.ravel(), minlength=len(run.classes)) / result.mask.size
         parts = (f"{run.classes[label]} {shares[label]:.0%}" for label in shares.argsort()[::-1][:3] if shares[label])
         log.info("%s: %s", path, ", ".join(parts))
     return count, faults
-
-
-def _save(path: Path, values: np.ndarray, palette: np.ndarray | None = None) -> None:
-    path.parent.mkdir(exist_ok=True)
-    image = Image.fromarray(values)
-    if palette is not None:
-        image.putpalette(palette.ravel().tolist())
-    image.save(path)

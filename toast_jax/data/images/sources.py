@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +79,17 @@ def open_splits(data: ConfigDict, *, seed: int = 0, run: str | Path | None = Non
             f"The data in {data.root} has one class, {classes[0]}, so there is nothing to tell apart: add images of other "
             "classes, or set --config.data.root to the folder that holds the class folders."
         )
+    _log_twins(classes)
     return opened
+
+
+def _log_twins(classes: Sequence[str]) -> None:
+    """Log two classes whose names look the same: they differ in case, or in how Unicode composes a character."""
+    names: dict[str, str] = {}
+    for name in classes:
+        alike = names.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if alike is not name:
+            log.warning("%r and %r are two classes; if they are one, give them the same name.", alike, name)
 
 
 def read_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from toast_jax.data.images import pixels
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 4096  # images submitted to the threads, which need about a kilobyte for each
 _INTERVAL = 60.0  # seconds between log lines of the progress
+_LISTED = 3  # corrupt images that an error names; all of them are logged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +62,67 @@ def verify(source: Source, *, skip_corrupt: bool) -> Source:
     Raises:
         InputError: a label is outside the classes, an image cannot be decoded, or a class would lose all of its images.
     """
-    return _verified(source, skip_corrupt)[0]
+    return verify_splits({TRAIN: source}, skip_corrupt=skip_corrupt)[TRAIN]
 
 
 def verify_splits(splits: Mapping[str, Source], *, skip_corrupt: bool) -> dict[str, Source]:
-    """Verify all splits as `verify` does, and log evaluation images that are training images too, byte for byte."""
-    verified, checks = {}, {}
-    for name, source in splits.items():
-        verified[name], checks[name] = _verified(source, skip_corrupt)
-    training = {check.content: check.name for check in checks.get(TRAIN, ()) if check.content}
-    for name in [name for name in splits if name != TRAIN]:
-        shared = [f"{check.name} is {training[check.content]}" for check in checks[name] if check.content in training]
+    """Verify splits as `verify` does, and log evaluation images that are training images too, byte for byte.
+
+    All splits are decoded before an error is raised, so that it counts the faults of all of them.
+    """
+    checks = {name: _checks(source) for name, source in splits.items()}
+    total = sum(map(len, checks.values()))
+    outside = [
+        (f"{check.name} has {check.label}", len(source.classes))
+        for name, source in splits.items()
+        for check in checks[name]
+        if not 0 <= check.label < len(source.classes)
+    ]
+    if outside:
+        first, classes = outside[0]
+        raise InputError(
+            f"{len(outside)} of {total} images have a label outside the {classes} classes ({first}): "
+            "choose a split with labels in --config.data.splits."
+        )
+    if corrupt := [check.name for split in checks.values() for check in split if not check.readable]:
+        if len(corrupt) > _LISTED:
+            log.warning("Images that cannot be decoded:\n%s", "\n".join(corrupt))
+        summary = f"{len(corrupt)} of {total} images cannot be decoded ({listed(corrupt, most=_LISTED)})"
+        if not skip_corrupt:
+            raise InputError(f"{summary}: download them again, or leave them out with --config.data.skip_corrupt=True.")
+        for name, source in splits.items():
+            lost = {check.label for check in checks[name]} - {check.label for check in checks[name] if check.readable}
+            if lost:
+                raise InputError(f"{summary} and class {source.classes[min(lost)]} has no other image: download them again.")
+        log.warning("%s and are left out.", summary)
+    _log_shared(checks)
+    return {name: _readable(source, checks[name]) for name, source in splits.items()}
+
+
+def _log_shared(checks: Mapping[str, Sequence[_Checked]]) -> None:
+    """Log readable evaluation images with the content of a training image."""
+    training = {check.content: check.name for check in checks.get(TRAIN, ()) if check.content and check.readable}
+    for name in [name for name in checks if name != TRAIN]:
+        readable = [check for check in checks[name] if check.readable]
+        shared = [f"{check.name} is {training[check.content]}" for check in readable if check.content in training]
         if shared:
             log.warning(
                 "%d of the %d images of %s are training images too (%s): scores on them say little about new images.",
                 len(shared),
-                len(splits[name]),
+                len(checks[name]),
                 name,
                 listed(shared, most=1),
             )
-    return verified
 
 
-def _verified(source: Source, skip_corrupt: bool) -> tuple[Source, list[_Checked]]:
+def _readable(source: Source, checks: Sequence[_Checked]) -> Source:
+    if all(check.readable for check in checks):
+        return source
+    return Subset(source, tuple(index for index, check in enumerate(checks) if check.readable))
+
+
+def _checks(source: Source) -> list[_Checked]:
+    """Decode every image of a source once, in threads."""
     log.info("Decoding %d images once to verify them.", len(source))
     checks: list[_Checked] = []
     logged = time.monotonic()
@@ -94,24 +133,7 @@ def _verified(source: Source, skip_corrupt: bool) -> tuple[Source, list[_Checked
             if time.monotonic() - logged > _INTERVAL:
                 log.info("%d of %d images are verified.", len(checks), len(source))
                 logged = time.monotonic()
-    outside = [f"{check.name} has {check.label}" for check in checks if not 0 <= check.label < len(source.classes)]
-    if outside:
-        raise InputError(
-            f"{len(outside)} of {len(source)} images have a label outside the {len(source.classes)} classes ({outside[0]}): "
-            "choose a split with labels in --config.data.splits."
-        )
-    corrupt = [check.name for check in checks if not check.readable]
-    if not corrupt:
-        return source, checks
-    summary = f"{len(corrupt)} of {len(source)} images cannot be decoded ({listed(corrupt, most=3)})"
-    if not skip_corrupt:
-        raise InputError(f"{summary}: download them again, or leave them out with --config.data.skip_corrupt=True.")
-    lost = {check.label for check in checks} - {check.label for check in checks if check.readable}
-    if lost:
-        raise InputError(f"{summary} and class {source.classes[min(lost)]} has no other image: download them again.")
-    log.warning("%s and are left out.", summary)
-    readable = tuple(index for index, check in enumerate(checks) if check.readable)
-    return Subset(source, readable), [checks[index] for index in readable]
+    return checks
 
 
 def _check_image(source: Source, index: int) -> _Checked:

@@ -20,6 +20,7 @@ from toast_jax.data.images.segmentation.views import EvalView, TrainView
 from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
 from toast_jax.devices.protocol import Devices
+from toast_jax.errors import InputError
 from toast_jax.model import families
 from toast_jax.model.layers.arrays import Keys
 from toast_jax.model.methods import Method
@@ -41,8 +42,14 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
     opened = {name: sets.open_split(data, name) for name in ("train", "val", "test") if data.splits[name]}
     if data.verify and not verified:
         least = tuple(side / config.augment.factors[1] for side in data.crop)
+        faults = []
         for name, source in opened.items():
-            masks.verify(source, **({"least": least, "box": tuple(data.scale)} if name == "train" else {}))
+            try:
+                masks.verify(source, **({"least": least, "box": tuple(data.scale)} if name == "train" else {}))
+            except InputError as error:
+                faults.append(str(error))
+        if faults:  # of all splits at once
+            raise InputError(" ".join(faults))
     log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
     return opened.pop("train"), opened
 

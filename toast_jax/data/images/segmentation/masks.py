@@ -162,6 +162,8 @@ def verify(source: MaskedSource, *, least: tuple[float, float] = (0, 0), box: tu
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         reasons = list(pool.map(functools.partial(_refusal, source, least, box), range(len(source))))
     if refused := [reason for reason in reasons if reason]:
+        if len(refused) > 1:
+            log.warning("Images that cannot be used:\n%s", "\n".join(refused))
         more = f" ({len(refused)} of {len(source)} images cannot be used)" if len(refused) > 1 else ""
         raise InputError(f"{refused[0].rstrip('.')}{more}.")
 
