@@ -31,7 +31,7 @@ def read_config(text: str) -> ConfigDict:
     """
     name, _, arguments = text.partition(":")
     module, file = ModuleType("config"), find(name)
-    if file.suffix == ".py":  # not the README or a run's config.json
+    if file.suffix in ("", ".py"):  # not the README or the config.json of a run
         SourceFileLoader("config", str(file)).exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"{name} is no config of its own; use one of\n{captions()}")

@@ -60,8 +60,9 @@ def start(
     key = jax.random.key(seed)
     shapes, dtypes = _described(model, method)
     if loaded is None:
-        files = {"weights": weights, "module": module, "top_down": top_down, "tuned": tuned}
-        loaded = load(model, method, classifier=classifier, put=put, **files)
+        loaded = load(
+            model, method, weights=weights, module=module, top_down=top_down, tuned=tuned, classifier=classifier, put=put
+        )
     missing = [path for path in shapes if path not in loaded]
     if missing:
         groups = sorted({path.split("/")[0] for path in missing})
