@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def start(
     key = jax.random.key(seed)
     shapes, dtypes = _described(model, method)
     if loaded is None:
-        files = {"weights": weights, "module": module, "top_down": top_down, "tuned": tuned}
+        files: dict[str, Any] = {"weights": weights, "module": module, "top_down": top_down, "tuned": tuned}
         loaded = load(model, method, classifier=classifier, put=put, **files)
     missing = [path for path in shapes if path not in loaded]
     if missing:
