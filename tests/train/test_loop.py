@@ -23,7 +23,7 @@ from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.tasks import evaluate, train
-from toast_jax.train import checkpoint, evaluation, image_runs, loop, setup
+from toast_jax.train import checkpoint, evaluation, image_runs, loop, saved_run, setup
 from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import containers, pretrained, rename
 from toast_jax.workdir import interrupt, run_folder
@@ -356,6 +356,13 @@ def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog):
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["test"] == result["test"] and saved["val"] == result["val"]
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
+
+
+def test_a_run_without_a_module_is_read_where_its_top_down_file_is_not(config, tmp_path):
+    """Of a sweep over all methods, say, whose commands name one file."""
+    config.top_down = "not_there.pth"
+    loop.fit(config, tmp_path)
+    assert saved_run.load_tuned(tmp_path).step == 6
 
 
 def test_checkpoint_is_not_evaluated_with_another_config(config, tmp_path):

@@ -80,7 +80,9 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
         config.backbone.weights = weights or config.backbone.weights
         config.top_down = config.top_down and (top_down or config.top_down)
         config.module = config.module and (module or config.module)
-        files = {"backbone.weights": config.backbone.weights, "top_down": config.top_down, "module": config.module}
+        files = {"backbone.weights": config.backbone.weights, "module": config.module}
+        if families.of_config(config).methods[config.method].signal == "top_down":  # others do not read it
+            files["top_down"] = config.top_down
         for field, file in files.items():
             if file not in ("", RANDOM) and not places.is_remote(file) and not package_files.find(file).exists():
                 raise InputError(
