@@ -20,8 +20,8 @@ from toast_jax.model.methods import Method
 from toast_jax.model.segmentation.pixels import at_pixels, compare, predict
 from toast_jax.model.segmentation.segmenter import Segmenter, segment
 
-# How many logits of pixels are in memory at once, by platform, but at least one row of every image: what fits the cache of a
-# CPU's core; elsewhere, enough to outweigh the launches of kernels.
+# Limit of the logits of pixels in memory at once, by platform, except that a row of every image is always computed together: on
+# CPUs a few cache sizes; elsewhere large enough that launching kernels costs little.
 MAX_LOGITS = {"cpu": 2**20, "default": 2**24}
 
 
@@ -45,51 +45,54 @@ def _of_places(logits, labels):
 
 
 def _forward(logits, labels):
-    """Return the results of `of_pixels`, and the gradient of each example's cross-entropy."""
-    of_row = labels[:, 0].size * logits.shape[-1]  # logits, of all images
-    of_image = {name: functools.partial(_of_image, rows_at_once=max(1, most // of_row)) for name, most in MAX_LOGITS.items()}
-    return jax.lax.platform_dependent(logits, labels, **jax.tree.map(jax.vmap, of_image))
+    """Return the results of `of_pixels`, and the gradient `[B, h, w, C]` of each example's cross-entropy."""
+    per_row = labels[:, 0].size * logits.shape[-1]  # logits of pixels in a row of every image
+    limits = {platform: max(1, limit // per_row) for platform, limit in MAX_LOGITS.items()}
+    by_platform = {platform: jax.vmap(functools.partial(_of_image, max_rows=rows)) for platform, rows in limits.items()}
+    return jax.lax.platform_dependent(logits, labels, **by_platform)
 
 
-def _backward(gradient, of_results):
-    return of_results[0][:, None, None, None] * gradient, None
+def _backward(gradient, cotangents):
+    return cotangents[0][:, None, None, None] * gradient, None
 
 
 _of_places.defvjp(_forward, _backward)
 
 
-def _of_image(logits, labels, rows_at_once):
-    """Return `((loss, accuracy), gradient of the loss)` of logits `[h, w, C]`."""
-    starts, rows = _in_chunks(interpolation(len(logits), len(labels)).astype(np.float32), rows_at_once)
+def _of_image(logits, labels, max_rows):
+    """Return `(loss, accuracy), gradient` of one image, from `max_rows` rows of pixels at a time."""
+    starts, rows = _chunks(interpolation(len(logits), len(labels)).astype(np.float32), max_rows)
     columns = interpolation(logits.shape[1], labels.shape[1]).astype(np.float32)
-    padded = jnp.pad(labels, ((0, rows[..., 0].size - len(labels)), (0, 0)), constant_values=IGNORED)
+    count, size, places = rows.shape
+    padded = jnp.pad(labels, ((0, count * size - len(labels)), (0, 0)), constant_values=IGNORED)
 
-    def of_rows(gradient, part):
-        start, rows, labels = part
-        used = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=rows.shape[1])
-        upsampled, pull_back = jax.vjp(lambda logits: at_pixels(logits, rows, columns), used(logits))
+    def of_rows(gradient, chunk):
+        start, rows, labels = chunk
+        used = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=places)
+        upsampled, transposed = jax.vjp(lambda logits: at_pixels(logits, rows, columns), used(logits))
         entropy, of_upsampled = compare(upsampled, labels)
-        gradient = jax.lax.dynamic_update_slice_in_dim(gradient, used(gradient) + pull_back(of_upsampled)[0], start, axis=0)
+        gradient = jax.lax.dynamic_update_slice_in_dim(gradient, used(gradient) + transposed(of_upsampled)[0], start, axis=0)
         return gradient, (entropy.sum(), ((predict(upsampled) == labels) & (labels != IGNORED)).sum())
 
-    parts = (starts, rows, padded.reshape(*rows.shape[:2], -1))
-    gradient, (entropy, correct) = jax.lax.scan(of_rows, jnp.zeros_like(logits), parts)
+    chunks = (starts, rows, padded.reshape(count, size, -1))
+    gradient, (entropy, correct) = jax.lax.scan(of_rows, jnp.zeros_like(logits), chunks)
     accuracy = correct.sum() / jnp.maximum((labels != IGNORED).sum(), 1)
     return (entropy.sum() / labels.size, accuracy), gradient / labels.size
 
 
-def _in_chunks(matrix, size):
-    """Split the rows of `matrix [H, h]` into chunks, padded with zeros, and leave out columns that a chunk does not use.
+def _chunks(matrix, max_rows):
+    """Split `matrix [H, h]` into chunks of rows, without the columns that are zero in a chunk.
 
     Returns:
-      the first column `[N]` and the values `[N, size, k]` of every chunk.
+      the first column `[N]` and the values `[N, rows, columns]` of every chunk; the last one is padded with zeros.
     """
+    size = -(-len(matrix) // -(-len(matrix) // max_rows))
     chunks = np.pad(matrix, ((0, -len(matrix) % size), (0, 0))).reshape(-1, size, matrix.shape[1])
     used = chunks.any(axis=1)
     starts, ends = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
     width = (ends - starts).max()
     starts = np.minimum(starts, used.shape[1] - width)
-    return starts, np.stack([chunk[:, start : start + width] for chunk, start in zip(chunks, starts, strict=True)])
+    return starts, np.stack([chunk[:, start : start + width] for start, chunk in zip(starts, chunks, strict=True)])
 
 
 def tune(model: Segmenter, method: Method, auxiliary_weight: float) -> Callable:
