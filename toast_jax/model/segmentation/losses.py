@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
+from toast_jax.data.images.segmentation.bilinear import interpolation
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.data.images.segmentation.views import interpolation
 from toast_jax.model.layers.arrays import Array, Batch, Keys, Scores
 from toast_jax.model.layers.batch import split_by_example
 from toast_jax.model.methods import Method
