@@ -9,13 +9,14 @@ from jaxtyping import Float, Int, Integer
 
 from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.model.layers.arrays import Array
+from toast_jax.model.segmentation.pixels import at_pixels, compare, predict
 
-_ROWS = 64  # rows of pixels whose logits are in memory at once, if they divide the height
+_ROWS = 16  # rows of pixels whose logits are in memory at once, if they divide the height
 
 
 def predict_pixels(logits: Float[Array, "h w C"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]) -> Int[Array, "H W"]:
     """Return the class of every pixel; arguments as of `count_pixels`."""
-    return _by_rows(lambda x: jnp.argmax(x, axis=-1), logits, rows, columns).reshape(len(rows), len(columns))
+    return _by_rows(predict, logits, rows, columns).reshape(len(rows), len(columns))
 
 
 def count_pixels(
@@ -38,23 +39,20 @@ def count_pixels(
 
     def of_rows(x, label):
         counted = label != IGNORED
-        expected = jnp.where(counted, label, 0).astype(jnp.int32)
-        places = (expected * classes + jnp.argmax(x, axis=-1)).ravel()
-        confusion = jnp.zeros(classes * classes, jnp.int32).at[places].add(counted.ravel().astype(jnp.int32))
-        entropy = jax.nn.logsumexp(x, axis=-1) - jnp.take_along_axis(x, expected[..., None], axis=-1)[..., 0]
-        return confusion, jnp.sum(entropy * counted)
+        places = jnp.where(counted, label, 0).astype(jnp.int32) * classes + predict(x)
+        confusion = jnp.zeros(classes * classes, jnp.int32).at[places.ravel()].add(counted.ravel().astype(jnp.int32))
+        return confusion, compare(x, label)[0].sum()
 
     confusion, entropy = jax.tree.map(lambda x: x.sum(axis=0), _by_rows(of_rows, logits, rows, columns, label))
     return confusion.reshape(classes, classes), entropy
 
 
 def _by_rows(function: Callable, logits, rows, columns, *others) -> Any:
-    """Map a function over the logits `[chunk, W, C]` of some rows of pixels at a time, and over the same rows of `others`."""
+    """Map a function over the logits `[chunk, C, W]` of some rows of pixels at a time, and over the same rows of `others`."""
     chunk = _ROWS if len(rows) % _ROWS == 0 else len(rows)
 
     def of_chunk(part):
         rows, *others = part
-        with jax.default_matmul_precision("highest"):
-            return function(jnp.einsum("xw,ywc->yxc", columns, jnp.einsum("yh,hwc->ywc", rows, logits)), *others)
+        return function(at_pixels(logits, rows, columns), *others)
 
     return jax.lax.map(of_chunk, tuple(x.reshape(-1, chunk, *x.shape[1:]) for x in (rows, *others)))

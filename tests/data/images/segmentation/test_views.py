@@ -5,6 +5,7 @@ import pytest
 
 from tests.data.images.segmentation import small_set
 from toast_jax.data.images.segmentation import batches, masks, views
+from toast_jax.data.images.segmentation.bilinear import interpolation
 
 CLASSES = small_set.CLASSES
 
@@ -42,7 +43,7 @@ def test_resizing_has_the_places_of_opencv():
     np.testing.assert_array_equal(views.resize_labels(np.array([[0, 1, 2, 3, 4]]), (1, 3)), [[0, 1, 3]])
     image = np.array([[[0] * 3, [100] * 3]], np.uint8)
     np.testing.assert_array_equal(views.resize(image, (1, 4))[0, :, 0], [0, 25, 75, 100])
-    np.testing.assert_allclose(views.interpolation(2, 4), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+    np.testing.assert_allclose(interpolation(2, 4), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
 
 
 @pytest.mark.parametrize(("window", "count"), [((0, 0), (1, 1)), ((16, 16), (2, 3))])
@@ -60,11 +61,11 @@ def test_logits_of_pixels_are_those_of_the_reference_computed_in_steps(window, c
     for i in range(rows):
         for j in range(columns):
             top, left = min(i * 10, height - side[0]), min(j * 10, width - side[1])
-            up, along = (views.interpolation(n, m) for n, m in zip(logits.shape[2:], side, strict=True))
+            up, along = (interpolation(n, m) for n, m in zip(logits.shape[2:], side, strict=True))
             total[top : top + side[0], left : left + side[1]] += up @ logits[i, j] @ along.T
             covered[top : top + side[0], left : left + side[1]] += 1
     assert covered.min() > 0
-    expected = views.interpolation(height, 20) @ (total / covered) @ views.interpolation(width, 27).T
+    expected = interpolation(height, 20) @ (total / covered) @ interpolation(width, 27).T
     joined = logits.transpose(0, 2, 1, 3).reshape(logits.shape[0] * logits.shape[2], -1)
     result = arrays["rows"] @ joined @ arrays["columns"].T
     np.testing.assert_allclose(result[:20, :27], expected, atol=1e-5)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
+from toast_jax.data.images.segmentation.bilinear import interpolation, neighbors
 from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.data.images.segmentation.masks import fitted
 
@@ -96,7 +97,7 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resize uint8 [H, W, 3] to height and width `shape`, bilinearly and without antialiasing, as OpenCV does."""
     for axis, length in enumerate(shape):
-        before, after, share = _neighbors(image.shape[axis], length)
+        before, after, share = neighbors(image.shape[axis], length)
         share = share.astype(np.float32).reshape(-1, *(1,) * (2 - axis))
         first, second = (image.take(places, axis).astype(np.float32) for places in (before, after))
         image = first + share * (second - first)
@@ -107,22 +108,6 @@ def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resize [H, W] to `shape` by the nearest pixel above and to the left, as OpenCV does."""
     rows, columns = (np.arange(new) * old // new for old, new in zip(labels.shape, shape, strict=True))
     return labels[rows[:, None], columns]
-
-
-def interpolation(length: int, size: int) -> np.ndarray:
-    """Return the matrix float64 [size, length] that resizes `length` values bilinearly to `size` (`align_corners=False`)."""
-    before, after, share = _neighbors(length, size)
-    matrix = np.zeros((size, length))
-    np.add.at(matrix, (np.arange(size), before), 1 - share)
-    np.add.at(matrix, (np.arange(size), after), share)
-    return matrix
-
-
-def _neighbors(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the value before and after each of `size` places along `length` values, and the distance from the first."""
-    centers = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
-    before = np.floor(centers).astype(int)
-    return before, np.minimum(before + 1, length - 1), centers - before
 
 
 @dataclasses.dataclass(frozen=True)
