@@ -141,7 +141,7 @@ def test_weights_are_read_once_for_all_seeds(image_folder, tmp_path, monkeypatch
 def test_it_learns(image_folder, tmp_path):
     """Three colours are told apart; nothing else in this file would notice a loss that goes up."""
     config = tiny_config(image_folder, "finetune")
-    config.epochs, config.checkpoint_every = 30, 30
+    config.epochs, config.checkpoint_every = 20, 20
     config.optimizer.lr = 0.05
     assert loop.fit(config, tmp_path)["test"]["accuracy"] == 1.0
     seen = losses(tmp_path)
