@@ -10,10 +10,11 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 # Most programs run once or twice, so their time is compilation; `make test-all` sets the level that users get. XLA's older
 # generator of loops, which jaxlib 0.10 still has, compiles them in half the time.
+_HAS_OLDER = version("jaxlib").startswith("0.10.")
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    if version("jaxlib").startswith("0.10."):
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0" + _HAS_OLDER * " --xla_cpu_use_fusion_emitters=false"
+# Compiler options for the generator that users get, where a comparison leaves no room for another order of sums.
+LOOPS_OF_USERS = {"xla_cpu_use_fusion_emitters": True} if _HAS_OLDER else {}
 
 # On a busy machine the threads of so many devices may wait for each other longer than the 40 s after which XLA gives up.
 os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
