@@ -36,8 +36,7 @@ def main(images, folder, method, trials):
         killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         kills += killed
         seconds *= 1.0 if killed else 0.9  # a run that ended before its instant ran on a machine that had become faster
-        forked(run, config, parts)
-        forked(same, config, parts, folder / "whole")
+        forked(resumed, config, parts, folder / "whole")
     print(json.dumps({"trials": int(trials), "killed": kills}))
 
 
@@ -45,8 +44,9 @@ def run(config, folder):
     loop.fit(config, folder)
 
 
-def same(config, parts, whole):
-    """Asserts that metrics, scores, final parameters and optimizer state are equal bit for bit."""
+def resumed(config, parts, whole):
+    """Goes on with a run and asserts that metrics, scores, final parameters and optimizer state are equal bit for bit."""
+    run(config, parts)
     metrics = [(path / "metrics.jsonl").read_text().splitlines() for path in (parts, whole)]
     assert metrics[0] == metrics[1]
     results = [json.loads((path / "result.json").read_text()) for path in (parts, whole)]

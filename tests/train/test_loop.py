@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -22,11 +23,29 @@ from toast_jax import trees
 from toast_jax.data.images import batches
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, Interrupted
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.tasks import evaluate, train
 from toast_jax.train import checkpoint, evaluation, image_runs, loop, saved_run, setup
 from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import containers, pretrained, rename
 from toast_jax.workdir import interrupt, run_folder
+
+
+@pytest.fixture(scope="module")
+def fitted(image_folder, tmp_path_factory):
+    """The folder of a run of `config`, and the result of the run."""
+    folder = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+        return folder, loop.fit(tiny_config(image_folder, "linear"), folder)
+
+
+@pytest.fixture
+def result(fitted, tmp_path):
+    """The result of a run of `config`, whose folder was copied to `tmp_path`."""
+    folder, result = fitted
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return result
 
 
 class Killed(Exception):
@@ -122,7 +141,7 @@ def test_weights_are_read_once_for_all_seeds(image_folder, tmp_path, monkeypatch
 def test_it_learns(image_folder, tmp_path):
     """Three colours are told apart; nothing else in this file would notice a loss that goes up."""
     config = tiny_config(image_folder, "finetune")
-    config.epochs, config.checkpoint_every = 30, 30
+    config.epochs, config.checkpoint_every = 20, 20
     config.optimizer.lr = 0.05
     assert loop.fit(config, tmp_path)["test"]["accuracy"] == 1.0
     seen = losses(tmp_path)
@@ -156,8 +175,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, image_folder, tmp_path
     assert len(losses(parts)) == 3 * (24 // config.batch_size)
 
 
-def test_a_run_that_was_killed_before_its_result_has_no_number_twice(config, tmp_path):
-    result = loop.fit(config, tmp_path)
+def test_a_run_that_was_killed_before_its_result_has_no_number_twice(config, tmp_path, result):
     seen = lines(tmp_path)
     (tmp_path / "result.json").unlink()
     assert loop.fit(config, tmp_path)["test"] == result["test"]
@@ -316,27 +334,24 @@ def test_which_examples_a_step_saw_is_noted_on_the_host(config, tmp_path, monkey
     assert all(isinstance(examples, np.ndarray) and len(examples) == 8 for *_, examples in steps)
 
 
-def test_a_finished_run_is_only_reported(config, tmp_path, monkeypatch):
-    first = loop.fit(config, tmp_path)
+def test_a_finished_run_is_only_reported(config, tmp_path, monkeypatch, result):
     before = final_state(tmp_path, config)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "prepare", None)  # nothing is loaded for it
-        assert loop.fit(config, tmp_path)["test"] == first["test"]
+        assert loop.fit(config, tmp_path)["test"] == result["test"]
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path, config), before)
     assert len(losses(tmp_path)) == 6
 
 
-def test_checkpoint_holds_no_backbone(image_folder, tmp_path):
+def test_checkpoint_holds_no_backbone(image_folder, tmp_path, result):
     config = tiny_config(image_folder, "linear")
     run_, state = setup.prepare(config, tmp_path)
     assert trees.count(state.tuned) < 100 < trees.count(run_.frozen)
-    loop.fit(config, tmp_path)
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 100_000
 
 
-def test_unfinished_checkpoint_is_not_read(config, tmp_path):
-    loop.fit(config, tmp_path)
+def test_unfinished_checkpoint_is_not_read(config, tmp_path, result):
     step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     finished = tmp_path / "checkpoints" / str(step)
     finished.rename(finished.with_name(f"{step}.orbax-checkpoint-tmp"))
@@ -345,11 +360,8 @@ def test_unfinished_checkpoint_is_not_read(config, tmp_path):
         assert checkpoint.restore(checkpoints, state).step == step - run.steps_per_epoch
 
 
-def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog):
+def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog, result):
     caplog.set_level("INFO", "toast_jax")
-    result = loop.fit(config, tmp_path)
-    assert "Created at random" in caplog.text
-    caplog.clear()
     config.task = "evaluate"
     evaluate.run(config, str(tmp_path))
     assert "at random" not in caplog.text  # what is created is replaced by the checkpoint
@@ -358,16 +370,17 @@ def test_evaluate_task_gives_the_numbers_of_training(config, tmp_path, caplog):
     assert f"test accuracy {result['test']['accuracy']:.4f}" in caplog.text
 
 
-def test_a_run_without_a_module_is_read_where_its_top_down_file_is_not(config, tmp_path):
+def test_a_run_without_a_module_is_read_where_its_top_down_file_is_not(config, tmp_path, caplog):
     """Of a sweep over all methods, say, whose commands name one file."""
+    caplog.set_level("INFO", "toast_jax")
     config.top_down = "not_there.pth"
     loop.fit(config, tmp_path)
+    assert "Created at random" in caplog.text
     assert saved_run.load_tuned(tmp_path).step == 6
 
 
-def test_checkpoint_is_not_evaluated_with_another_config(config, tmp_path):
+def test_checkpoint_is_not_evaluated_with_another_config(config, tmp_path, result):
     """Frozen parameters that were created at random are in no file: with another seed they would be others."""
-    loop.fit(config, tmp_path)
     config.task, config.seed = "evaluate", 7
     with pytest.raises(InputError, match=r"another config \(seed 42 -> 7\)"):
         evaluate.run(config, str(tmp_path))
@@ -389,14 +402,13 @@ def test_loss_of_an_evaluation_that_is_not_finite_stops_before_the_checkpoint(co
         assert checkpoints.all_steps() == []
 
 
-def test_padding_of_the_last_batch_does_not_count(config, tmp_path):
-    config.batch_size = 8
-    nine = loop.fit(config, tmp_path / "a")["test"]
+def test_padding_of_the_last_batch_does_not_count(config, tmp_path, result):
+    nine = result["test"]
     assert nine["count"] == 9
-    config.batch_size = 16
+    config.batch_size = 24  # as many rows of padding would hide that they count
     config.task = "evaluate"
-    evaluate.run(config, str(tmp_path / "a"))
-    again = json.loads((tmp_path / "a" / "evaluation.json").read_text())["test"]
+    evaluate.run(config, str(tmp_path))
+    again = json.loads((tmp_path / "evaluation.json").read_text())["test"]
     assert again["accuracy"] == nine["accuracy"]
     assert again["loss"] == pytest.approx(nine["loss"], rel=1e-5)
 
@@ -501,8 +513,7 @@ def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     assert len(train_source) == 31
 
 
-def test_workdir_of_another_config_is_refused(config, tmp_path):
-    loop.fit(config, tmp_path)
+def test_workdir_of_another_config_is_refused(config, tmp_path, result):
     config.optimizer.lr = 0.01
     config.data.workers = 3  # this may change
     message = r"holds a run of another config \(optimizer.lr 0.05 -> 0.01\); give another --workdir"
@@ -521,8 +532,7 @@ def test_a_start_that_failed_does_not_keep_the_folder(config, tmp_path, monkeypa
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
 
 
-def test_a_run_is_not_overwritten(config, tmp_path):
-    loop.fit(config, tmp_path)
+def test_a_run_is_not_overwritten(config, tmp_path, result):
     config.resume = False
     with pytest.raises(InputError, match="already holds a run; set --config.resume=True or give another --workdir"):
         setup.prepare(config, tmp_path)
@@ -629,8 +639,7 @@ def test_a_folder_that_a_run_is_at_is_refused(image_folder, tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["running"]
 
 
-def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_path):
-    loop.fit(config, tmp_path)
+def test_checkpoint_of_another_method_is_explained(config, image_folder, tmp_path, result):
     other = tiny_config(image_folder, "toast_lite")
     other.task = "evaluate"
     with pytest.raises(InputError, match="holds a run of another config .method 'linear' -> 'toast_lite'"):
@@ -643,9 +652,8 @@ def test_evaluating_nothing_is_an_error(config, tmp_path):
     assert not (tmp_path / "empty").exists()
 
 
-def test_checkpoint_of_another_network_is_explained(config, tmp_path):
+def test_checkpoint_of_another_network_is_explained(config, tmp_path, result):
     """As when the folder's config.json was replaced."""
-    loop.fit(config, tmp_path)
     config.lora.rank = 8
     config.method = "lora"
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))

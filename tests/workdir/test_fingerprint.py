@@ -22,6 +22,7 @@ from toast_jax.data.images.vtab import tasks
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.errors import InputError, Interrupted
 from toast_jax.model import steered
+from toast_jax.model.backbones.vit import network as vit
 from toast_jax.tasks import evaluate, predict
 from toast_jax.train import checkpoint, loop, saved_run
 from toast_jax.weights import containers as weight_files
@@ -36,53 +37,69 @@ def write_backbone(path, config, seed):
     weight_files.write(path, rename.to_torch(backbone), {})
 
 
-@pytest.fixture
-def begun(image_folder, tmp_path, monkeypatch):
-    """The config of a run that was stopped after its first epoch, in `tmp_path / "run"`."""
-    config = tiny_config(shutil.copytree(image_folder, tmp_path / "images"), "linear")
-    config.backbone.weights = str(tmp_path / "weights.safetensors")
-    write_backbone(config.backbone.weights, config, seed=0)
+@pytest.fixture(scope="module")
+def template(image_folder, tmp_path_factory):
+    """The place of a run that was stopped after its first epoch, a copy of all that is to be there, and the run's config."""
+    place = tmp_path_factory.mktemp("begun") / "here"
+    config = tiny_config(shutil.copytree(image_folder, place / "images"), "linear")
+    config.backbone.weights = str(place / "weights.safetensors")
     save = checkpoint.save
 
     def save_and_stop(*args):
         save(*args)
         raise Interrupted("Stopped.")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
+        write_backbone(config.backbone.weights, config, seed=0)
         patch.setattr(checkpoint, "save", save_and_stop)
         with pytest.raises(Interrupted):
-            loop.fit(config, tmp_path / "run")
-    return config
+            loop.fit(config, place / "run")
+    return place, place.rename(place.with_name("copied")), config
 
 
-def test_data_that_changed_is_refused_and_data_that_is_back_is_not(begun, tmp_path):
-    added = tmp_path / "images/train/owl/more.jpg"
-    shutil.copy(tmp_path / "images/train/owl/0.jpg", added)
-    told = rf"The training data has changed since the run in {tmp_path}/run began \(24 examples then, 25 now, or others\)"
+@pytest.fixture
+def begun(template):
+    """The config of a run that was stopped after its first epoch, in `here / "run"`."""
+    place, copied, config = template
+    shutil.copytree(copied, place)
+    yield config.copy_and_resolve_references()
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def here(template):
+    return template[0]
+
+
+def test_data_that_changed_is_refused_and_data_that_is_back_is_not(begun, here):
+    added = here / "images/train/owl/more.jpg"
+    shutil.copy(here / "images/train/owl/0.jpg", added)
+    told = rf"The training data has changed since the run in {here}/run began \(24 examples then, 25 now, or others\)"
     with pytest.raises(InputError, match=told):
-        loop.fit(begun, tmp_path / "run")
+        loop.fit(begun, here / "run")
     added.unlink()
-    loop.fit(begun, tmp_path / "run")
+    loop.fit(begun, here / "run")
 
 
-def test_weights_that_changed_are_refused(begun, tmp_path):
-    loop.fit(begun, tmp_path / "run")
+def test_weights_that_changed_are_refused(begun, here):
+    loop.fit(begun, here / "run")
     evaluated = begun.copy_and_resolve_references()
     evaluated.task = "evaluate"
-    evaluate.run(evaluated, str(tmp_path / "run"))
-    saved_run.load(tmp_path / "run")
+    evaluate.run(evaluated, str(here / "run"))
+    saved_run.load(here / "run")
     write_backbone(begun.backbone.weights, begun, seed=1)
-    told = f"The run in {tmp_path}/run was tuned on another backbone than {begun.backbone.weights} holds now .backbone/"
+    told = f"The run in {here}/run was tuned on another backbone than {begun.backbone.weights} holds now .backbone/"
     with pytest.raises(InputError, match=told):
-        evaluate.run(evaluated, str(tmp_path / "run"))
+        evaluate.run(evaluated, str(here / "run"))
     with pytest.raises(InputError, match=told):
-        saved_run.load(tmp_path / "run")
+        saved_run.load(here / "run")
 
 
-def test_weights_that_changed_are_refused_when_a_run_goes_on(begun, tmp_path):
+def test_weights_that_changed_are_refused_when_a_run_goes_on(begun, here):
     write_backbone(begun.backbone.weights, begun, seed=1)
     with pytest.raises(InputError, match="was tuned on another backbone than"):
-        loop.fit(begun, tmp_path / "run")
+        loop.fit(begun, here / "run")
 
 
 def test_rounding_is_no_other_backbone():
@@ -150,38 +167,38 @@ def test_a_run_resumes_wherever_its_data_weights_and_folder_are_moved(begun, dat
 
 
 @pytest.mark.parametrize("done", [False, True])
-def test_other_content_at_another_place_is_refused_each_time(done, begun, tmp_path):
+def test_other_content_at_another_place_is_refused_each_time(done, begun, here):
     if done:
-        loop.fit(begun, tmp_path / "run")
-    shutil.copytree(tmp_path / "images", tmp_path / "fewer")
-    (tmp_path / "fewer/train/owl/0.jpg").unlink()
-    write_backbone(tmp_path / "other.safetensors", begun, seed=1)
+        loop.fit(begun, here / "run")
+    shutil.copytree(here / "images", here / "fewer")
+    (here / "fewer/train/owl/0.jpg").unlink()
+    write_backbone(here / "other.safetensors", begun, seed=1)
     for changes, message in (
-        ({"data.root": str(tmp_path / "fewer")}, "The training data has changed"),
-        ({"backbone.weights": str(tmp_path / "other.safetensors")}, "was tuned on another backbone"),
+        ({"data.root": str(here / "fewer")}, "The training data has changed"),
+        ({"backbone.weights": str(here / "other.safetensors")}, "was tuned on another backbone"),
         ({"backbone.weights": "random"}, "was tuned on another backbone"),
     ):
         for _ in range(2):  # a refusal leaves nothing behind that would let the second one pass
             with pytest.raises(InputError, match=message):
-                loop.fit(anew(begun, **changes), tmp_path / "run")
-    loop.fit(begun, tmp_path / "run")
+                loop.fit(anew(begun, **changes), here / "run")
+    loop.fit(begun, here / "run")
 
 
-def test_a_finished_run_whose_places_moved_is_checked_and_gives_its_result(begun, tmp_path):
-    result = loop.fit(begun, tmp_path / "run")
-    (tmp_path / "images").rename(tmp_path / "moved")
-    config = anew(begun, **{"data.root": str(tmp_path / "moved")})
-    again = loop.fit(config, tmp_path / "run")
+def test_a_finished_run_whose_places_moved_is_checked_and_gives_its_result(begun, here):
+    result = loop.fit(begun, here / "run")
+    (here / "images").rename(here / "moved")
+    config = anew(begun, **{"data.root": str(here / "moved")})
+    again = loop.fit(config, here / "run")
     assert {name: again[name] for name in ("steps", "test")} == {name: result[name] for name in ("steps", "test")}
-    assert json.loads((tmp_path / "run/config.json").read_text())["data"]["root"] == str(tmp_path / "moved")
+    assert json.loads((here / "run/config.json").read_text())["data"]["root"] == str(here / "moved")
 
 
-def test_a_task_names_its_own_field_for_a_backbone_that_moved(begun, tmp_path):
-    (tmp_path / "weights.safetensors").rename(tmp_path / "moved.safetensors")
-    config = task_fields.config_of("predict", run=str(tmp_path / "run"), images=str(tmp_path / "images"))
+def test_a_task_names_its_own_field_for_a_backbone_that_moved(begun, here):
+    (here / "weights.safetensors").rename(here / "moved.safetensors")
+    config = task_fields.config_of("predict", run=str(here / "run"), images=str(here / "images"))
     with pytest.raises(InputError, match=r"no weights file at .*, which the run in .* needs; correct --config.weights\."):
-        predict.run(config, str(tmp_path / "predictions"))
-    assert saved_run.load(tmp_path / "run", str(tmp_path / "moved.safetensors")).step == 3
+        predict.run(config, str(here / "predictions"))
+    assert saved_run.load(here / "run", str(here / "moved.safetensors")).step == 3
     for name in ("predict", "visualize", "generate", "corruptions", "attention_metrics", "convert"):
         assert "weights" in task_fields.TASKS[name]
 
