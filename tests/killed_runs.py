@@ -26,18 +26,34 @@ def main(images, folder, method, trials):
     config.epochs, config.backbone.drop_path, config.data.verify = 4, 0.3, False
     forked(run, config, folder / "warm")  # fills the compilation cache
     started = time.monotonic()
-    forked(run, config, folder / "whole")
-    seconds, rng, kills = time.monotonic() - started, random.Random(0), 0
+    pid = fork(run, config, folder / "whole")
+    wait_for_a_checkpoint(folder / "whole")
+    saved = time.monotonic()
+    assert not os.waitpid(pid, 0)[1]
+    # Most of a short run is its start, so every other run is killed after its first checkpoint.
+    seconds, rng, kills, saves = [(time.monotonic() - saved) / 2, time.monotonic() - started], random.Random(0), 0, 0
     for i in range(int(trials)):
         parts = folder / f"parts_{i}"
         pid = fork(run, config, parts)
-        time.sleep(rng.uniform(0.0, seconds))
+        if i % 2 == 0:
+            wait_for_a_checkpoint(parts)
+        time.sleep(rng.uniform(0.0, seconds[i % 2]))
         os.kill(pid, signal.SIGKILL)
         killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         kills += killed
-        seconds *= 1.0 if killed else 0.9  # a run that ended before its instant ran on a machine that had become faster
+        saves += killed and has_checkpoint(parts)
+        seconds[i % 2] *= 1.0 if killed else 0.9  # a run that ended before its instant ran on a machine that had become faster
         forked(resumed, config, parts, folder / "whole")
-    print(json.dumps({"trials": int(trials), "killed": kills}))
+    print(json.dumps({"trials": int(trials), "killed": kills, "resumed": saves}))
+
+
+def has_checkpoint(folder):
+    return any(path.name.isdigit() for path in folder.glob("checkpoints/*"))
+
+
+def wait_for_a_checkpoint(folder):
+    while not has_checkpoint(folder):
+        time.sleep(0.002)
 
 
 def run(config, folder):

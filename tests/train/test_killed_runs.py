@@ -20,3 +20,4 @@ def test_killed_at_any_instant(method, trials, image_folder, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["trials"] == trials and told["killed"] >= int(0.6 * trials)
+    assert told["resumed"] >= 0.3 * trials  # from a checkpoint, the others from the start
