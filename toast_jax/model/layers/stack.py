@@ -7,7 +7,7 @@ from typing import Any, no_type_check
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from toast_jax.model.layers.arrays import Array
 
@@ -21,10 +21,10 @@ class Unstacked:
     XLA's CPU backend copies a layer out of a stack before it multiplies by it.
     """
 
-    layers: tuple[Array, ...]
+    layers: tuple[Shaped[Array, "*shape"], ...]
 
     @classmethod
-    def of(cls, leaf: jax.Array) -> "Unstacked":
+    def of(cls, leaf: Shaped[jax.Array, "*shape"]) -> "Unstacked":
         """Split a parameter along its leading axis, that of layers, and delete it."""
         layers = tuple(leaf)
         leaf.delete()
