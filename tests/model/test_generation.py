@@ -186,17 +186,13 @@ def test_tokens_of_prompt_and_answer_are_penalized_and_those_of_padding_are_not(
     ]
 
 
-def packed(net, params):
-    return generation.packed(net, params)
-
-
 def unstacked(net, params):
     params = generation.unstacked(params)
     assert all(leaf.ndim < 3 for leaf in jax.tree.leaves(params["backbone"]))
     return params
 
 
-@pytest.mark.parametrize("store", (packed, unstacked))
+@pytest.mark.parametrize("store", (generation.packed, unstacked))
 @pytest.mark.parametrize("method", ("lora", "toast"))
 def test_parameters_stored_for_generation_change_no_token(method, store):
     """They are copied, as the stored ones take their memory."""

@@ -61,7 +61,9 @@ _RUN = {
         "float32", Choice(("float32", "bfloat16")), "dtype to compute in and, for a LLaMA, to store frozen weights in"
     ),
     "backbone.remat": Field(False, FLAG, "recompute activations in the backward pass, which saves memory"),
-    "backbone.unroll": Field(False, FLAG, "compile every block for itself: faster steps on GPUs, more memory, slower start"),
+    "backbone.unroll": Field(
+        False, FLAG, "compile every block for itself: faster steps on GPUs, slower start; on CPUs more memory"
+    ),
     # Every device has these; JAX's names of algorithms, such as TF32_TF32_F32, fail on some when the step is compiled.
     "precision": Field(
         "default",

@@ -19,7 +19,9 @@ def product(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return checkpoint_name(x, "product")
 
 
-def remat(block: Callable, *, everything: bool, scanned: bool, static_argnums: tuple[int, ...] = ()) -> Callable:
+def remat(
+    block: Callable, *, everything: bool, scanned: bool, unrolled: bool = False, static_argnums: tuple[int, ...] = ()
+) -> Callable:
     """Wrap a block so that it saves little for its backward pass.
 
     Products with kernels are saved. Norms, activations and attention weights are recomputed, which takes less time than to
@@ -29,7 +31,9 @@ def remat(block: Callable, *, everything: bool, scanned: bool, static_argnums: t
       block: a module.
       everything: whether to save nothing inside the block and recompute all of it.
       scanned: whether the block is part of a scan, where the compiler cannot merge both computations anyway.
+      unrolled: whether that scan is. The compiler may then merge both, which is faster, unless `everything` asks for memory; on
+        CPUs XLA merges them all the same.
       static_argnums: indices of arguments that are not arrays.
     """
     policy = None if everything else _PRODUCTS
-    return nn.remat(block, policy=policy, prevent_cse=not scanned, static_argnums=static_argnums)
+    return nn.remat(block, policy=policy, prevent_cse=not scanned or (everything and unrolled), static_argnums=static_argnums)

@@ -265,6 +265,18 @@ def test_unrolled_blocks_compute_the_same(k):
     assert_close(looked(network(unroll=True)), looked(network()), 1e-6)
 
 
+def test_unrolled_blocks_are_recomputed_if_remat_is_set():
+    """A barrier for each block keeps the compiler from undoing it, as it could without a loop."""
+
+    def barriers(**fields):
+        loss = jax.grad(lambda params: jnp.sum(network(**fields).apply({"params": params}, images(), method="pooled") ** 2))
+        return jax.jit(loss).lower(parameters()).as_text().count("stablehlo.optimization_barrier")
+
+    last = barriers()
+    assert last > 0 and barriers(unroll=True) == last
+    assert barriers(unroll=True, remat=True) == last + 1  # the blocks of the stack share a function
+
+
 def test_remat_explains_as_well():
     given = inputs("td")
     assert_close(look(network(remat=True), parameters(), images(), **given), look(network(), parameters(), images(), **given))

@@ -119,7 +119,7 @@ class Stage(nn.Module):
     unroll: bool = False
 
     def setup(self):
-        block = functools.partial(remat, Block, everything=self.remat)
+        block = functools.partial(remat, Block, everything=self.remat, unrolled=self.unroll)
         self.downsample = Downsample(self.width, self.stride, self.norm_first, self.dtype)
         if self.depth > self.last_blocks:
             self.blocks = nn.scan(
@@ -128,7 +128,7 @@ class Stage(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, 0),
                 length=self.depth - self.last_blocks,
-                unroll=self.depth - self.last_blocks if self.unroll else 1,
+                unroll=self.unroll,
             )(self.dtype)
         self.last = [block(scanned=False)(self.dtype) for _ in range(self.last_blocks)]
 

@@ -226,7 +226,7 @@ class LLaMA(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=self.depth,
-            unroll=self.depth if self.unroll else 1,
+            unroll=self.unroll,
         )(self._size, self.dtype)
         self.norm = nn.RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
@@ -308,7 +308,7 @@ class LLaMA(nn.Module):
         return product(x, kernel.astype(self.dtype))
 
     def _block(self):
-        return remat(Block, everything=self.remat, scanned=True)
+        return remat(Block, everything=self.remat, scanned=True, unrolled=self.unroll)
 
     @property
     def _size(self):

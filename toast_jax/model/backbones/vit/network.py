@@ -127,7 +127,7 @@ class ViT(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=self.depth - self.last_blocks,
-                unroll=self.depth - self.last_blocks if self.unroll else 1,
+                unroll=self.unroll,
             )(*self._block_fields)
         self.last = [self._block(scanned=False)(*self._block_fields) for _ in range(self.last_blocks)]
         self.norm = nn.LayerNorm(features.eps, self.dtype)
@@ -229,7 +229,7 @@ class ViT(nn.Module):
         return tuple(x[:, -self.num_patches :].reshape(len(x), *self.shape, self.width) for x in outputs)
 
     def _block(self, *, scanned):
-        return remat(Block, everything=self.remat, scanned=scanned, static_argnums=(6, 7))
+        return remat(Block, everything=self.remat, scanned=scanned, unrolled=self.unroll, static_argnums=(6, 7))
 
     def _pool(self, tokens):
         """Pool the tokens after the final norm; also return the attention of `AttentionPool`, or None."""
