@@ -226,10 +226,11 @@ def _torch(sizes: Sizes, release: str) -> Iterator[Row]:
             row = json.loads(done.stdout.splitlines()[-1])
             if logits is not None:
                 row["logits_differ_by"] = parity.relative_error(np.load(f"{folder}/release.npy"), logits)
-        here = parts.get("steps", {}).get(f"{sizes.backbone}, batch {sizes.batches[0]}, {method}", {})
-        for step in ("train", "evaluation"):
-            if step in here:
-                row[f"times_as_fast_{step}"] = here[step] / row[step] / jax.device_count()
+        for name, ours in ((method, ""), (f"{method}, unrolled", "unrolled_")):
+            here = parts.get("steps", {}).get(f"{sizes.backbone}, batch {sizes.batches[0]}, {name}", {})
+            for step in ("train", "evaluation"):
+                if step in here:
+                    row[f"{ours}times_as_fast_{step}"] = here[step] / row[step] / jax.device_count()
         return row
 
     if release:

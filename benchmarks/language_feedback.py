@@ -138,7 +138,7 @@ def _measured(row: Row, seed: int, args, folder: Path) -> tuple[int, list[float]
     config.backbone.weights = config.data.tokenizer = args.weights
     network, method = steered.build(config, 0)
     if row.kernels:
-        method = dataclasses.replace(method, lora=(row.kernels,))
+        method = dataclasses.replace(method, added=dataclasses.replace(method.added, targets=(row.kernels,)))
     params = trees.flat(initial_parameters.start(network, method, seed=seed, weights=args.weights))
     if row.top_down is not TopDown or row.network is not steered.Steered:
         module = row.top_down(sites=network.top_down.sites, width=network.top_down.width)

@@ -159,6 +159,17 @@ def test_a_prompt_is_answered_on_the_terminal(runs, capsys):
     assert capsys.readouterr().out == expected + "\n"
 
 
+def test_a_network_whose_layers_are_all_tuned_answers(tmp_path, capsys):
+    """On CPUs, generation takes its stacked layers apart, which come from a checkpoint then."""
+    write(tmp_path, ASKED)
+    config = of(alpaca, tmp_path, method="finetune")
+    config.data.format, config.epochs = "prompts", 1
+    loop.fit(config, tmp_path / "tuned")
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(saved_run.load(tmp_path / "tuned").params))
+    generate.run(spoken(tmp_path, prompt="1?"), "unused")
+    assert capsys.readouterr().out
+
+
 def test_a_file_of_questions_is_answered(runs, tmp_path):
     root, _ = runs
     questions = [{"question": f"{i}?", "id": i} for i in range(3)]

@@ -54,7 +54,7 @@ def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> str:
+def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: str = "step") -> str:
     """Draw a chart of `{name: (x, y)}`; `label` is the title of the y axis."""
     every_x, every_y = (np.concatenate([line[axis] for line in lines.values()]) for axis in (0, 1))
     x_ticks, y_ticks = ticks(0, every_x.max()), ticks(min(0, every_y.min()), every_y.max())
@@ -69,7 +69,7 @@ def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{to_y(y) + 4:.1f}" text-anchor="end">{y:g}</text>')
     for x in x_ticks:
         parts.append(f'<text x="{to_x(x):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text x="{(WIDTH + _LEFT - _RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">step</text>')
+    parts.append(f'<text x="{(WIDTH + _LEFT - _RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">{escape(label)}</text>')
     for i, (name, (steps, values)) in enumerate(lines.items()):
         colour = COLOURS[i % len(COLOURS)]

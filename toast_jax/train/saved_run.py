@@ -95,7 +95,8 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
         network = reload_network(built, len(meta["classes"]))
         fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
-    params = trees.merge(tuned, network.frozen)
+    # Restored arrays are NumPy's, which every call of a program would copy to the device again.
+    params = trees.merge(jax.device_put(tuned), network.frozen)
     return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params, folder)
 
 
