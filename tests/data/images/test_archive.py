@@ -64,6 +64,23 @@ def test_the_images_may_be_in_a_folder_of_the_archive(data, tmp_path, folder):
         sources.open_split(data, "train")
 
 
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_a_folder_too_high_or_too_deep_is_answered_by_the_right_one(data, tmp_path, unpacked):
+    name = "images.zip"
+    if unpacked:
+        name = "unpacked"
+        with zipfile.ZipFile(tmp_path / "images.zip") as packed:
+            packed.extractall(tmp_path / name)
+    (tmp_path / "train.json").write_text(json.dumps({path: 0 for path in NAMES}))
+    data.image_dir = f"{name}/images"
+    with pytest.raises(InputError, match=f"16 of 16 images .*{name}/images/images/heron/0.JPEG: it is in .*/{name}; set "):
+        sources.open_split(data, "train")
+    (tmp_path / "train.json").write_text(json.dumps({path.removeprefix("images/"): 0 for path in NAMES}))
+    data.image_dir = name
+    with pytest.raises(InputError, match=f"16 of 16 images .*{name}/heron/0.JPEG: it is in .*/{name}/images; set "):
+        sources.open_split(data, "train")
+
+
 def test_threads_and_other_processes_read_it(data):
     source = sources.open_split(data, "train")
     order = np.random.default_rng(0).integers(0, len(NAMES), 200).tolist()

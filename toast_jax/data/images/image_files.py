@@ -222,10 +222,23 @@ def _unique(path: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _require_files(images: str, listing: Collection[str]) -> None:
     """Raise InputError unless all files of a listing are in a folder, an archive, or a folder in one."""
     if missing := absent(images, listing):
+        remedy = "unpack all of them, or set --config.data.root and --config.data.image_dir."
+        if len(missing) == len(listing) and (folder := _folder_with(images, missing[0])):
+            remedy = f"it is in {folder}; set --config.data.root and --config.data.image_dir to that."
         raise InputError(
-            f"{len(missing)} of {len(listing)} images do not exist, the first is {os.path.join(images, missing[0])}: "
-            "unpack all of them, or set --config.data.root and --config.data.image_dir."
+            f"{len(missing)} of {len(listing)} images do not exist, the first is {os.path.join(images, missing[0])}: {remedy}"
         )
+
+
+def _folder_with(images: str, name: str) -> str | None:
+    """Return the folder one level below or above `images` that has a file."""
+    above = os.path.dirname(os.path.normpath(images))
+    if inside := archive.split(os.path.join(images, "")):
+        file, folder = inside
+        below = sorted({f"{file}/{entry.split('/')[0]}" for entry in archive.names(file) if "/" in entry and not folder})
+    else:
+        below = sorted(entry.path for entry in os.scandir(images) if entry.is_dir())
+    return next((folder for folder in (*below, above) if not absent(folder, [name])), None)
 
 
 def absent(images: str, listing: Iterable[str]) -> list[str]:
