@@ -191,9 +191,7 @@ def test_nothing_to_score_is_refused(tmp_path):
         InputError, match="Nothing to score with; write --config=configs/score.py:run=RUN, or :backbone=BACKBONE"
     ):
         score.run(config, str(tmp_path))
-    with pytest.raises(
-        InputError, match="config.length is 65, but this network reads 64 tokens; set --config.length=64 or less"
-    ):
+    with pytest.raises(InputError, match="config.length is 65, but this network reads 64 tokens; set --config.length=64"):
         score.run(of(tmp_path, text=TEXTS, length=65), str(tmp_path))
     for field in ("choices", "questions", "text"):
         with pytest.raises(InputError, match=f"The text nowhere.jsonl cannot be read .*; correct --config.{field}."):
