@@ -4,14 +4,18 @@ import ast
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import demo as demo_config
 from tests import ROOT
 from toast_jax import cli, hub
 from toast_jax.analysis import report
+from toast_jax.config import check
 from toast_jax.tasks import demo
 
 FOLDERS = ("benchmarks", "assets")
@@ -44,6 +48,20 @@ ON_THE_HUB = {
 }
 
 
+def refuse_no_field(args, monkeypatch):
+    """Read the config of a command and check all of its fields, as its task does before it reads any data."""
+    args = args[: args.index("<")] if "<" in args else args
+    cli.check_arguments(args)
+    monkeypatch.setattr(sys, "argv", ["main.py", *args])  # which config_flags reads
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_bool("fields", False, "", flag_values=values)
+    values(sys.argv)
+    config = values.config
+    (check.check if config.task in ("train", "evaluate") else check.check_fields)(config)
+
+
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_command_is_understood(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -54,9 +72,9 @@ def test_command_is_understood(page, command, monkeypatch):
     elif program == "pip":
         assert "-r" not in args or Path(args[args.index("-r") + 1]).exists()
     elif program == "toast":
-        cli.check_arguments(args)
+        refuse_no_field(args, monkeypatch)
     elif args[0] == "main.py":
-        cli.check_arguments(args[1:])
+        refuse_no_field(args[1:], monkeypatch)
     elif args[0].startswith("tests/"):
         assert Path(args[0]).exists()
     else:
@@ -146,7 +164,7 @@ def test_configs_captions_are_understood(monkeypatch):
     for path in sorted((ROOT / "configs").glob("*.py")):
         text = path.read_text().split('"""')[1].replace("\\\\\n", " ")
         for line in re.findall(r"^ +python main.py (.*)$", text, flags=re.M):
-            cli.check_arguments(shlex.split(line))
+            refuse_no_field(shlex.split(line), monkeypatch)
 
 
 def test_promises_name_tests_that_are_there():

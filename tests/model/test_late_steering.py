@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import TINY_CONVNEXT, tiny_config
 from tests.model.backbones.llama import test_network as test_llama
 from toast_jax import trees
+from toast_jax.errors import InputError
 from toast_jax.model import generation, losses, steered
 from toast_jax.model.backbones.convnext import network as convnext
 from toast_jax.model.backbones.vit import network as vit
@@ -44,6 +45,13 @@ def network(backbone, k, method="toast", drop_path=0.0):
     config = tiny_config("", method, backbone)
     config.steered_blocks, config.backbone.drop_path = k, drop_path
     return steered.build(config, CLASSES)
+
+
+@pytest.mark.parametrize("k", [-1, 4])
+def test_a_number_of_blocks_that_the_network_does_not_have_is_refused(k):
+    """As of a language model that was not tuned, whose config no run has checked."""
+    with pytest.raises(InputError, match=f"config.steered_blocks is {k}; this network has 3 blocks to steer"):
+        network("vit_ti8", k)
 
 
 @functools.cache

@@ -86,7 +86,7 @@ def scored(tmp_path_factory):
         speaker = greedy(of(folder))
         generated = [speaker.answers([speaker.tokens(f"{i}")])[0] for i in range(9)]
         questions = [{"question": f"{i}", "answer": [text, "x"] if i % 3 else f"{text} y"} for i, text in enumerate(generated)]
-        score.run(of(folder, choices=CHOICES, questions=questions, text=TEXTS, length=64), str(folder))
+        score.run(of(folder, choices=CHOICES, questions=questions, text=TEXTS), str(folder))  # of context 64, not 512
     return folder, speaker, generated
 
 
@@ -191,6 +191,8 @@ def test_nothing_to_score_is_refused(tmp_path):
         InputError, match="Nothing to score with; write --config=configs/score.py:run=RUN, or :backbone=BACKBONE"
     ):
         score.run(config, str(tmp_path))
+    with pytest.raises(InputError, match="config.length is 65, but this network reads 64 tokens; set --config.length=64"):
+        score.run(of(tmp_path, text=TEXTS, length=65), str(tmp_path))
     for field in ("choices", "questions", "text"):
         with pytest.raises(InputError, match=f"The text nowhere.jsonl cannot be read .*; correct --config.{field}."):
             score.run(of(tmp_path, **{field: "nowhere.jsonl"}), str(tmp_path))

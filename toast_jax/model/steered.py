@@ -196,7 +196,8 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
       num_classes: C; unused for a language model, which predicts its own vocabulary.
 
     Raises:
-      InputError: an unknown method, family, size or pooling; `config.check` reports everything else.
+      InputError: an unknown method, family, size or pooling, or more blocks to steer than there are; `config.check` reports
+        everything else.
     """
     family = choose("config.backbone.family", config.backbone.family, families.FAMILIES)
     method = methods.row(config, family.methods)
@@ -210,6 +211,8 @@ def build(config, num_classes: int) -> tuple[Steered, Method]:
         return Steered(backbone, head, prompts=prompts, probe=probe), method
     sites = family.sites(backbone)
     steered = config.get("steered_blocks", 0)  # runs of earlier versions have no such field
+    if not 0 <= steered <= sites:  # of a network that no run tunes, which `config.check` does not see
+        raise InputError(f"config.steered_blocks is {steered}; this network has {sites} blocks to steer, stages in a ConvNeXt.")
     top_down = family.top_down(backbone, steered or sites)
     # Steering all blocks takes a full second look, which needs no `start`.
     return Steered(backbone, head, top_down=top_down, probe=probe, steered_blocks=steered % sites), method

@@ -87,7 +87,14 @@ def _batch_size(config) -> int:
 
 def _perplexity(config, speaker, folder) -> dict[str, Any]:
     of_run = speaker.config
-    of_run.data.length, of_run.data.too_long = config.length or of_run.data.length, "cut"
+    # A network that was not tuned has the default length, which its context may not hold.
+    length = config.length or min(of_run.data.length, speaker.context)
+    if length > speaker.context:
+        raise InputError(
+            f"config.length is {length}, but this network reads {speaker.context} tokens; set "
+            f"--config.length={speaker.context} or less."
+        )
+    of_run.data.length, of_run.data.too_long = length, "cut"
     with renaming(OF_SAVED | {"data.splits": "text", "data.format": "format", "data.length": "length"}):
         source = text_runs.open_file(of_run, config.text, speaker.tokenizer, speaker.template)
     model, method, params = speaker.network
