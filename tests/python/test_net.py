@@ -64,7 +64,10 @@ def run_page(page, mine, image_folder, folder):
 
 @pytest.fixture(scope="module")
 def readme(image_folder, tmp_path_factory):
-    return run_page("README.md", image_folder, image_folder, tmp_path_factory.mktemp("readme"))
+    folder = tmp_path_factory.mktemp("readme")
+    scope = run_page("README.md", image_folder, image_folder, folder)
+    assert scope["result"] == json.loads((folder / "runs/mine/result.json").read_text())
+    return scope
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import logging
 import os
 import re
@@ -138,7 +139,7 @@ class Net:
                         folder.rmdir()
             raise
         self.run = saved_run.load_tuned(folder.absolute())  # the program may change its folder
-        return result
+        return json.loads(json.dumps(result))  # with lists for tuples, as it is read by the same call later
 
     @keywords.named_in_errors()
     def predict(self, images: Any, batch_size: int = 32) -> Predictions:
