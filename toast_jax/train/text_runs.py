@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def open_template(config: ConfigDict, words: tokenizer.Tokenizer) -> chat.Templa
     return chat.Template(config.data.template, tokenizer.file_of(places.tokenizer(config.data.tokenizer)), words)
 
 
-def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[Sequences, dict[str, Sequences]]:
-    """Open the training source and, by name, the evaluation sources; `verified` and `run` are of images, and ignored."""
+def open_splits(config: ConfigDict, run: object = None) -> dict[str, Sequences]:
+    """Open all splits of a config; `run` is of images, and ignored."""
     data, words = config.data, open_tokenizer(config)
     template = open_template(config, words)
     opened = {}
@@ -71,6 +71,17 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
         packing = _packing(data, file, words, data.documents if name == "train" else 0)
         opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make, packing)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
+    return opened
+
+
+def open_sources(
+    config: ConfigDict, *, verified: bool, run: object = None, opened: Mapping[str, Sequences] | None = None
+) -> tuple[Sequences, dict[str, Sequences]]:
+    """Return the training source and, by name, the evaluation sources, of splits that may be `opened` already.
+
+    `verified` and `run` are of images, and ignored.
+    """
+    opened = dict(opened or open_splits(config))
     return opened.pop("train"), opened
 
 
