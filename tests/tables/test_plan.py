@@ -275,7 +275,7 @@ def test_a_sweep_and_a_run_need_folders_of_their_own(runs, folder):
     assert not (folder.parent / "run" / plan.FILE).exists()
     plan.claim(small(), folder)
     plan.claim(small(), folder)
-    with pytest.raises(InputError, match=r"/sweep is the folder of a sweep, and a run needs one of its own; give another --work"):
+    with pytest.raises(InputError, match=r"/sweep is the folder of a sweep, and a run needs one of its own; give another"):
         loop.fit(fgvc.get_config("dataset=cub"), folder)
 
 
