@@ -217,12 +217,13 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
 
 def reload_network(config: ConfigDict, num_classes: int) -> Network:
     """Load a network whose tuned parameters a checkpoint is about to replace; its run has logged what it loads and creates."""
-    with _silenced(log, initial_parameters.log, pretrained.log):
+    with silenced(log, initial_parameters.log, pretrained.log):
         return load_network(config, num_classes)
 
 
 @contextlib.contextmanager
-def _silenced(*logs: logging.Logger) -> Iterator[None]:
+def silenced(*logs: logging.Logger) -> Iterator[None]:
+    """Disable some loggers inside the block, which would repeat what they have logged."""
     for silent in logs:
         silent.disabled = True
     try:
