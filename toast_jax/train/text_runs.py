@@ -20,11 +20,11 @@ from toast_jax.data.text import batches, chat, documents, sequences, token_cache
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices.protocol import Devices
 from toast_jax.errors import InputError
-from toast_jax.model import families
+from toast_jax.model import families, steered
 from toast_jax.train import evaluation
 from toast_jax.train.augment import by_token
 from toast_jax.train.evaluation import Evaluation
-from toast_jax.weights import places
+from toast_jax.weights import initial_parameters, places
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ def open_splits(config: ConfigDict, run: object = None) -> dict[str, Sequences]:
     """Open all splits of a config; `run` is of images, and ignored."""
     data, words = config.data, open_tokenizer(config)
     template = open_template(config, words)
+    if not places.is_remote(config.backbone.weights):  # before all text is tokenized, which may take long
+        initial_parameters.check_header(*steered.build(config, 0), config.backbone.weights)
     opened = {}
     # Training text is the largest; it comes last so that errors in the other files are reported at once.
     for name, (file, read) in reversed(_texts(data, template).items()):
