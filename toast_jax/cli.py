@@ -45,6 +45,7 @@ TASKS = {
 }
 _FOLDERS = dict.fromkeys(("generate", "score", "relevance"), "language")  # subfolders of toast_jax/tasks, by task
 _WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
+_NO_NUMBER = {r"invalid literal for int\(\)": "whole number", "could not convert string to float": "number"}  # errors of absl
 _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Name or file of the config, with its arguments after a colon.")
@@ -178,6 +179,8 @@ def _parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(_CONFIG.sub(located, "\0".join(argv)).split("\0"))
     except flags.Error as error:
         text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither True nor False", str(error))
+        for fault, rule in _NO_NUMBER.items():
+            text = re.sub(rf"flag --(config\.[\w.]+)=(.*): {fault}.*", rf"\1 is \2; it has to be a {rule}", text)
         raise InputError(f"{text}.") from error
 
 

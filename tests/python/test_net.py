@@ -320,6 +320,8 @@ def test_the_readme_has_five_lines_and_the_package_has_the_same():
         (["random"], TINY | {"batch_size": "8"}, "^batch_size is '8'; it has to be a whole number, 1 or more"),
         (["random"], TINY | {"classes": "cat"}, "classes is 'cat'; give a list of names, a number, or None"),
         (["random"], TINY | {"classes": []}, r"classes is \[\]; give a list of names"),
+        (["random"], TINY | {"classes": ["b", 1, "a", "1"]}, "classes has '1' 2 times; name each class once"),
+        (["random"], TINY | {"epochs": 1.5}, r"^epochs is 1.5; it has to be a whole number, 1 or more"),
         (["random"], TINY | {"warmup_epochs": 9}, "warmup_epochs is 9 and epochs 2: the run would never leave its warm-up"),
         (["{tmp}"], {}, "There are no checkpoints in {tmp}; give the workdir of a run"),
         (

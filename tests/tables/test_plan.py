@@ -23,6 +23,7 @@ from toast_jax.model import methods, steered
 from toast_jax.tables import paper_tables, plan
 from toast_jax.tables.plan import Cell, Point
 from toast_jax.tasks import sweep as task
+from toast_jax.train import loop
 
 
 class Runs:
@@ -264,6 +265,18 @@ def test_a_sweep_with_another_recipe_needs_another_folder(folder):
     assert plan.opened(folder) == {"table": "vtab", "backbone": "vit_b16_in1k", "recipe": "toast"}
     with pytest.raises(InputError, match="is a sweep with recipe=toast, not fixed; give another --workdir"):
         plan.claim(config_of.get_config("table=vtab,recipe=fixed"), folder)
+
+
+def test_a_sweep_and_a_run_need_folders_of_their_own(runs, folder):
+    (folder.parent / "run").mkdir()
+    (folder.parent / "run" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"/run is the folder of a run, and a sweep needs one of its own; give another --work"):
+        plan.claim(small(), folder.parent / "run")
+    assert not (folder.parent / "run" / plan.FILE).exists()
+    plan.claim(small(), folder)
+    plan.claim(small(), folder)
+    with pytest.raises(InputError, match=r"/sweep is the folder of a sweep, and a run needs one of its own; give another"):
+        loop.fit(fgvc.get_config("dataset=cub"), folder)
 
 
 def test_names_can_be_read(folder):

@@ -15,12 +15,12 @@ from PIL import Image
 
 from configs import predict as predict_config
 from tests.conftest import CLASSES, COUNTS, tiny_config
-from toast_jax.analysis import views
+from toast_jax.analysis import confusion, views
 from toast_jax.data.images import image_files, selected
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate, predict, train
-from toast_jax.train import loop, saved_run
+from toast_jax.train import image_runs, loop, saved_run
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,18 @@ def test_confusion_counts_what_the_evaluation_counted(tuned):
         counts = np.array([[int(row[name]) for name in sorted(CLASSES)] for row in csv.DictReader(file)])
     np.testing.assert_array_equal(counts.sum(axis=1), [COUNTS["test"]] * 3)
     assert np.diag(counts).sum() / counts.sum() == pytest.approx(tuned[1]["test"]["accuracy"])
+
+
+def test_files_that_are_left_out_are_logged_once(tuned, image_folder, tmp_path, monkeypatch, caplog):
+    shutil.copytree(image_folder, tmp_path / "data")
+    (tmp_path / "data/test/notes.txt").touch()
+    config = tiny_config(tmp_path / "data", "toast")
+    config.confusion = True
+    monkeypatch.setattr(train, "fit", lambda config, _: image_runs.open_sources(config, verified=True) and tuned[1])
+    monkeypatch.setattr(confusion, "matrix", lambda run, source: np.eye(len(source.classes), dtype=int))
+    monkeypatch.setattr(confusion, "write", lambda *_: None)
+    train.run(config, str(tuned[0]))
+    assert sum("1 file is left out" in message for message in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("attention_too", [True, False])

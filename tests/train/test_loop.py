@@ -497,6 +497,18 @@ def test_a_missing_weights_file_is_reported_before_images_are_decoded(image_fold
     assert not [record for record in caplog.records if "Decoding" in record.message]
 
 
+@pytest.mark.parametrize("field", ["backbone.weights", "module", "top_down"])
+def test_weights_of_another_network_are_refused_before_images_are_decoded(image_folder, tmp_path, field, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    config, file = tiny_config(image_folder, "toast"), str(tmp_path / "other.safetensors")
+    containers.write(file, {f"norm.{name}": np.zeros(24, np.float32) for name in ("weight", "bias")}, {})
+    for skip_corrupt in (False, True):
+        config.update_from_flattened_dict({field: file, "data.verify": True, "data.skip_corrupt": skip_corrupt})
+        with pytest.raises(InputError, match="other.safetensors lacks"):
+            loop.fit(config, tmp_path / "run")
+    assert not [record for record in caplog.records if "Decoding" in record.message]
+
+
 def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     for split, count in COUNTS.items():
         for name in ("a", "b"):

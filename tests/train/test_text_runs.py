@@ -107,6 +107,16 @@ def test_pretuning_leaves_a_module_by_the_names_of_the_release(runs):
     assert result(root / "pretuned")["tuned_parameters"]["all"] == 2 * L * D * D + D
 
 
+def test_weights_of_another_size_are_refused_before_the_text_is_tokenized(tmp_path, monkeypatch):
+    write(tmp_path, ASKED)
+    save_file({"model.norm.weight": np.ones(D, "f4")}, tmp_path / "other.safetensors")
+    config = of(alpaca, tmp_path, method="lora")
+    config.backbone.weights = str(tmp_path / "other.safetensors")
+    monkeypatch.setattr(token_cache, "cached", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(InputError, match="other.safetensors lacks .* of another kind or size of network than config.backbone"):
+        loop.fit(config, tmp_path / "run")
+
+
 def test_tuning_starts_from_the_module_and_tells_the_perplexity(runs):
     root, config = runs
     ours, before = (load_file(path) for path in (export(root), root / "pretuned" / "top_down.safetensors"))

@@ -1,5 +1,6 @@
 """Load a network by a name, from a file, or from a run: `toast_jax.load`."""
 
+import collections
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +66,10 @@ def load(
     elif classes is not None:
         if isinstance(classes, str) or not isinstance(classes, Iterable) or not (names := tuple(map(str, classes))):
             raise InputError(f"classes is {classes!r}; give a list of names, a number, or None for the classes of the data.")
-        names, _ = image_files.ranked(set(names), 0)
+        name, count = collections.Counter(names).most_common(1)[0]
+        if count > 1:
+            raise InputError(f"classes has {name!r} {count} times; name each class once.")
+        names, _ = image_files.ranked(names, 0)
         fields = {"data.num_classes": len(names), **fields}
     config = net.checked(keywords.changed(source, fields))
     return net.Net(config, _untuned(config, names))

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.analysis import maps, views
 from toast_jax.config.check import check
-from toast_jax.data.images import sources
+from toast_jax.data.images import image_files, sources
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families, methods, steered
 from toast_jax.model.layers.batch_norm import STATISTICS
@@ -33,7 +33,7 @@ from toast_jax.python import data as python_data
 from toast_jax.python import keywords
 from toast_jax.python.results import Look, Predictions
 from toast_jax.tasks import predict
-from toast_jax.train import loop, saved_run
+from toast_jax.train import loop, saved_run, setup
 from toast_jax.workdir import run_folder
 
 log = logging.getLogger(__name__)
@@ -232,7 +232,8 @@ def checked(config: ConfigDict) -> ConfigDict:
 
 
 def _check_classes(config: ConfigDict, expected: tuple[str, ...]) -> None:
-    classes = sources.read_split(config.data, "train", seed=config.seed).classes
+    with setup.silenced(image_files.log):  # tuning logs which files are left out
+        classes = sources.read_split(config.data, "train", seed=config.seed).classes
     if sorted(classes) != sorted(expected):
         raise InputError(
             f"The data has the classes {listed(classes, most=6)}, and the network was loaded for {listed(expected, most=6)}; "

@@ -18,7 +18,7 @@ from toast_jax.fields import flat_fields
 from toast_jax.model.methods import METHODS
 from toast_jax.workdir import run_folder
 
-FILE = "sweep.json"  # in the folder of every sweep
+FILE = run_folder.SWEEP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +154,11 @@ def claim(config: ConfigDict, path: str | Path) -> Path:
     """Create the folder of a sweep; an existing sweep there must have the same table and backbone.
 
     Raises:
-      InputError: the folder cannot be written or belongs to another sweep.
+      InputError: the folder cannot be written, or belongs to another sweep or to a run.
     """
     folder = run_folder.writable(path)
+    if (folder / "config.json").exists() and not (folder / FILE).exists():
+        raise InputError(f"{folder} is the folder of a run, and a sweep needs one of its own; give another --workdir.")
     facts = {name: config.sweep[name] for name in ("table", "backbone", "recipe") if name in config.sweep}
     saved = opened(folder) if (folder / FILE).exists() else facts
     if any(saved[name] != facts[name] for name in ("table", "backbone")):

@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 
 from toast_jax.analysis import confusion
 from toast_jax.config.check import check
-from toast_jax.data.images import selected
+from toast_jax.data.images import image_files, selected, verify
 from toast_jax.train import saved_run
 from toast_jax.train.loop import fit
-from toast_jax.train.setup import domain
+from toast_jax.train.setup import domain, silenced
 from toast_jax.workdir.metrics import described
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ def run(config: ConfigDict, folder: str) -> None:
     split = next((name for name in ("test", "val") if name in result), None)
     if config.get("confusion") and split:
         run = saved_run.load(folder)  # in every process, as they open checkpoints together
-        source, _ = selected.open_images(config.data, split, run.classes, seed=config.seed, run=folder)
+        with silenced(image_files.log, verify.log):  # the run has logged which images are left out
+            source, _ = selected.open_images(config.data, split, run.classes, seed=config.seed, run=folder)
         counts = confusion.matrix(run, source)
         path = Path(folder).expanduser() / "confusion.csv"
         if not jax.process_index():

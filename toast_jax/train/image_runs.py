@@ -5,7 +5,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import jax
@@ -28,15 +28,20 @@ log = logging.getLogger(__name__)
 UNIT = "images"  # of counts and speed
 
 
+def open_splits(config: ConfigDict, run: str | Path | None = None) -> dict[str, sources.Source]:
+    """Open all splits of a config, decoding no image; the folder of a `run` that has begun says which images it holds out."""
+    return sources.open_splits(config.data, seed=config.seed, run=run)
+
+
 def open_sources(
-    config: ConfigDict, *, verified: bool, run: str | Path | None = None
+    config: ConfigDict, *, verified: bool, run: str | Path | None = None, opened: Mapping[str, sources.Source] | None = None
 ) -> tuple[sources.Source, dict[str, sources.Source]]:
     """Open the training source and, by name, the evaluation sources of a config.
 
-    If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already. The folder of
-    a `run` that has begun says which images it holds out.
+    If the config asks for it, every image is decoded once as a check, unless the sources are `verified` already. Splits that
+    `open_splits` has `opened` are not opened again; `run` is as there.
     """
-    opened = sources.open_splits(config.data, seed=config.seed, run=run)
+    opened = dict(opened or open_splits(config, run))
     if config.data.skip_corrupt:  # before shots are drawn, so that a class keeps its number of images
         opened = verify_splits(opened, skip_corrupt=True)
     opened["train"] = few_shot.draw(opened["train"], config.data.get("shots", 0), config.seed)

@@ -102,7 +102,7 @@ class Run:
 
 
 def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = False) -> tuple[Run, State]:
-    """Check the config, open and check the data, load the network and claim the folder, in this order.
+    """Check the config, open the data, load the network, decode all images as a check and claim the folder, in this order.
 
     With `several_seeds`, keep the parameters that are from files, so that `reseed` need not read them again.
 
@@ -111,14 +111,15 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     """
     check(config)
     steers = families.of_config(config).methods[config.method].signal == "top_down"
-    # Before all images are decoded as a check, which may take long.
     places.check_files(config, ["backbone.weights", "module", *(["top_down"] if steers else [])])
     reads, devices = domain(config), devices_of(config)
     # A run that resumes has verified its images already, and has recorded which it holds out.
     resumes = run_folder.has_checkpoint(folder)
-    train, evals = reads.open_sources(config, verified=resumes, run=folder if resumes else None)
+    opened = reads.open_splits(config, folder if resumes else None)
+    # Before all images are decoded, which may take long.
+    network = (reload_network if resumes else load_network)(config, len(opened["train"].classes))
+    train, evals = reads.open_sources(config, verified=resumes, opened=opened)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
-    network = (reload_network if resumes else load_network)(config, len(train.classes))
     log.info("%s", methods.table(trees.merge(network.tuned, network.frozen), network.method))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
@@ -216,12 +217,13 @@ def load_network(config: ConfigDict, num_classes: int, loaded: Mapping | None = 
 
 def reload_network(config: ConfigDict, num_classes: int) -> Network:
     """Load a network whose tuned parameters a checkpoint is about to replace; its run has logged what it loads and creates."""
-    with _silenced(log, initial_parameters.log, pretrained.log):
+    with silenced(log, initial_parameters.log, pretrained.log):
         return load_network(config, num_classes)
 
 
 @contextlib.contextmanager
-def _silenced(*logs: logging.Logger) -> Iterator[None]:
+def silenced(*logs: logging.Logger) -> Iterator[None]:
+    """Disable some loggers inside the block, which would repeat what they have logged."""
     for silent in logs:
         silent.disabled = True
     try:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from toast_jax.data.text import batches, chat, documents, sequences, token_cache
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices.protocol import Devices
 from toast_jax.errors import InputError
-from toast_jax.model import families
+from toast_jax.model import families, steered
 from toast_jax.train import evaluation
 from toast_jax.train.augment import by_token
 from toast_jax.train.evaluation import Evaluation
-from toast_jax.weights import places
+from toast_jax.weights import initial_parameters, places
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,12 @@ def open_template(config: ConfigDict, words: tokenizer.Tokenizer) -> chat.Templa
     return chat.Template(config.data.template, tokenizer.file_of(places.tokenizer(config.data.tokenizer)), words)
 
 
-def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[Sequences, dict[str, Sequences]]:
-    """Open the training source and, by name, the evaluation sources; `verified` and `run` are of images, and ignored."""
+def open_splits(config: ConfigDict, run: object = None) -> dict[str, Sequences]:
+    """Open all splits of a config; `run` is of images, and ignored."""
     data, words = config.data, open_tokenizer(config)
     template = open_template(config, words)
+    if not places.is_remote(config.backbone.weights):  # before all text is tokenized, which may take long
+        initial_parameters.check_header(*steered.build(config, 0), config.backbone.weights)
     opened = {}
     # Training text is the largest; it comes last so that errors in the other files are reported at once.
     for name, (file, read) in reversed(_texts(data, template).items()):
@@ -71,6 +73,17 @@ def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> t
         packing = _packing(data, file, words, data.documents if name == "train" else 0)
         opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make, packing)
     log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
+    return opened
+
+
+def open_sources(
+    config: ConfigDict, *, verified: bool, run: object = None, opened: Mapping[str, Sequences] | None = None
+) -> tuple[Sequences, dict[str, Sequences]]:
+    """Return the training source and, by name, the evaluation sources, of splits that may be `opened` already.
+
+    `verified` and `run` are of images, and ignored.
+    """
+    opened = dict(opened or open_splits(config))
     return opened.pop("train"), opened
 
 

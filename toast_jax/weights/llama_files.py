@@ -56,6 +56,25 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
     Raises:
       InputError: a file is missing, damaged or of another network; names or shapes are listed.
     """
+    in_file, needed = fitting(path, shapes, model)
+    loaded = {}
+    for name, (names, turned) in needed.items():
+        array = np.empty((len(names), *in_file[names[0]].shape[:: -1 if turned else 1]), dtypes[name])
+        for layer, tensor in zip(array, names, strict=True):
+            values = in_file[tensor].read()
+            layer[...] = values.T if turned else values
+        loaded[name] = put(name, array.reshape(shapes[name].shape))
+        if not jnp.isfinite(loaded[name]).all():
+            raise InputError(f"{path} has numbers that are not finite in {names[0]} or its like; copy or download it again.")
+    return loaded
+
+
+def fitting(path: str, shapes: dict, model: LLaMA) -> tuple[dict[str, Tensor], dict[str, tuple[list[str], bool]]]:
+    """Check the names and shapes in a file by its header; arguments and errors as in `load`.
+
+    Returns:
+      the tensors of the file by name; and for each parameter the names of its layers' tensors, and whether they are transposed.
+    """
     place = Path(path).expanduser()
     if place.is_dir() or place.suffix in (".safetensors", ".json"):
         _check_config(place if place.is_dir() else place.parent, model)
@@ -84,16 +103,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
                     f"{path} does not fit config.backbone.size {_of(model)}: {tensor} is {in_file[tensor].shape} in the file, "
                     f"and {name} {tuple(shapes[name].shape)} in the network{remedy}"
                 )
-    loaded = {}
-    for name, (names, turned) in needed.items():
-        array = np.empty((len(names), *in_file[names[0]].shape[:: -1 if turned else 1]), dtypes[name])
-        for layer, tensor in zip(array, names, strict=True):
-            values = in_file[tensor].read()
-            layer[...] = values.T if turned else values
-        loaded[name] = put(name, array.reshape(shapes[name].shape))
-        if not jnp.isfinite(loaded[name]).all():
-            raise InputError(f"{path} has numbers that are not finite in {names[0]} or its like; copy or download it again.")
-    return loaded
+    return in_file, needed
 
 
 def tensors(path: Path) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ from toast_jax.errors import InputError
 from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields
 from toast_jax.workdir import locks
 
+SWEEP = "sweep.json"  # in the folder of every sweep
+
 
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
     """Create the folder, or check that it belongs to the same config.
@@ -63,10 +65,12 @@ def used_alone(workdir: str | Path) -> Iterator[None]:
     """Lock a folder against other runs inside the block; a new folder that stays empty is removed.
 
     Raises:
-      InputError: the folder cannot be written, or another run has locked it.
+      InputError: the folder cannot be written, another run has locked it, or it is that of a sweep.
     """
     is_new = not Path(workdir).expanduser().exists()
     folder = writable(workdir)
+    if (folder / SWEEP).exists() and not has_checkpoint(folder):
+        raise InputError(f"{folder} is the folder of a sweep, and a run needs one of its own; give another --workdir.")
     if jax.process_index():
         yield
         return

@@ -274,6 +274,16 @@ def test_classes_whose_names_look_the_same_are_logged(tmp_path, caplog):
     ]
 
 
+def test_class_folders_of_the_same_number_are_two_classes(tmp_path, caplog):
+    folder_root(tmp_path, *(f"train/{name}/1.png" for name in ("1", "01", "10", "2")))
+    for num_classes in (0, 4):
+        of = config(tmp_path, "folder", splits={"train": "train", "val": "", "test": ""}, num_classes=num_classes)
+        source = sources.open_splits(of)["train"]
+        assert source.classes == ("01", "1", "2", "10") and source.labels == (0, 1, 2, 3)
+        assert [path.split("/")[-2] for path in source.paths] == list(source.classes)
+    assert not caplog.messages
+
+
 def test_verify_returns_a_sound_source_as_it_is(tmp_path):
     source = sources.open_split(config(folder_root(tmp_path, "train/a/1.png"), "folder"), "train")
     assert verifying.verify(source, skip_corrupt=False) is source

@@ -5,7 +5,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,19 @@ UNIT = "images"  # of counts and speed
 _CANVAS = 512  # pixels; see `EvalView.canvas`
 
 
-def open_sources(config: ConfigDict, *, verified: bool, run: object = None) -> tuple[MaskedSource, dict[str, MaskedSource]]:
-    """Open the training source and, by name, the evaluation sources; decode all of them once as a check unless `verified`."""
-    data = config.data
-    opened = {name: sets.open_split(data, name) for name in ("train", "val", "test") if data.splits[name]}
+def open_splits(config: ConfigDict, run: object = None) -> dict[str, MaskedSource]:
+    """Open all splits of a config, decoding no image."""
+    return {name: sets.open_split(config.data, name) for name in ("train", "val", "test") if config.data.splits[name]}
+
+
+def open_sources(
+    config: ConfigDict, *, verified: bool, run: object = None, opened: Mapping[str, MaskedSource] | None = None
+) -> tuple[MaskedSource, dict[str, MaskedSource]]:
+    """Open the training source and, by name, the evaluation sources; decode all of them once as a check unless `verified`.
+
+    Splits that `open_splits` has `opened` are not opened again.
+    """
+    data, opened = config.data, dict(opened or open_splits(config))
     if data.verify and not verified:
         least = tuple(side / config.augment.factors[1] for side in data.crop)
         faults = []
