@@ -337,7 +337,7 @@ def _grid_row(sizes, at_once, parts):
         seconds.append((time.perf_counter() - started) / window / sizes.points)
     each = 1e3 * statistics.median(seconds[1:])
     cells = {"step_of_a_point_ms": each, "memory_bytes": steps.planned_bytes(memory), "compile_seconds": compile_seconds}
-    before = next(iter(parts.get("grid", {}).values()), {}).get("step_of_a_point_ms")
+    before = next((row.get("step_of_a_point_ms") for row in parts.get("grid", {}).values()), None)
     return {**cells, "times_as_fast": before / each if before else None}
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.process import Process
 from benchmarks.recipe import CLASSES
 from toast_jax.cli import set_environment
 
@@ -75,19 +75,20 @@ def main() -> None:
 def _compared(args, method: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         # The first one saves the weights that the other one loads.
-        here, release = (_Side(name, args, method, folder) for name in ("jax_side", "release_side"))
+        here, release = (_side(name, args, method, folder) for name in ("jax_side", "release_side"))
         logits = [np.load(f"{folder}/{name}.npy") for name in ("release", "jax")]
         difference = np.abs(logits[0] - logits[1]).max() / np.abs(logits[1]).max()
         print(f"{method}: logits differ by {difference:.1e}", flush=True)
         assert difference < 1e-4 or ":" in method
-        seconds, memory = {}, None
+        seconds: dict[str, tuple[list[float], list[float]]] = {}
+        memory = None
         for step in STEPS:
             if step == "train_fixed" and not here.ask("has_fixed_features"):
                 continue
-            times = [], []
+            times: tuple[list[float], list[float]] = [], []
             for _ in range(args.rounds):
-                times[0].extend(release.in_a_row("train" if step == "train_fixed" else step))
-                times[1].extend(here.in_a_row(step))
+                times[0].extend(_in_a_row(release, "train" if step == "train_fixed" else step))
+                times[1].extend(_in_a_row(here, step))
             seconds[STEPS[step]] = times
             memory = memory or (release.ask("peak_memory"), here.ask("peak_memory"))
         rates = release.ask("product_rate"), here.ask("product_rate")
@@ -103,38 +104,24 @@ def _compared(args, method: str) -> dict:
     }
 
 
-class _Side:
-    """A process of the module `benchmarks.NAME` that runs steps on request."""
+def _side(name: str, args, method: str, folder: str) -> Process:
+    """Start a side, which runs the steps whose names it is asked for."""
+    facts = {
+        "method": method.split(":")[0],
+        "steered_blocks": int(method.partition(":")[2] or 0),
+        "backbone": args.backbone,
+        "batch": args.batch,
+        "release": str(args.release),
+        "folder": folder,
+    }
+    side = Process(sys.executable, name, json.dumps(facts))
+    side.ask("ready")
+    return side
 
-    def __init__(self, name: str, args, method: str, folder: str):
-        facts = {
-            "method": method.split(":")[0],
-            "steered_blocks": int(method.partition(":")[2] or 0),
-            "backbone": args.backbone,
-            "batch": args.batch,
-            "release": str(args.release),
-            "folder": folder,
-        }
-        command = [sys.executable, "-m", f"benchmarks.{name}", json.dumps(facts)]
-        self.name, pipes = name, {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, **pipes, text=True)
-        self.ask("ready")
 
-    def ask(self, name: str):
-        """Call the side's method of this name and return its result."""
-        print(name, file=self.process.stdin, flush=True)
-        if not (line := self.process.stdout.readline()):
-            raise SystemExit(f"The process of {self.name} has ended; its output is above.")
-        return json.loads(line)
-
-    def in_a_row(self, step: str) -> list[float]:
-        """Time the steps of a turn, in seconds."""
-        return [self.ask(step) for _ in range(4)][1:]
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
+def _in_a_row(side: Process, step: str) -> list[float]:
+    """Time the steps of a turn, in seconds."""
+    return [side.ask(step) for _ in range(4)][1:]
 
 
 def serve(side: type) -> None:
@@ -155,7 +142,8 @@ def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
 def operands(backbone: str, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw the operands of a block's largest matrix product: tokens `[197 * batch, D]` and kernel `[D, 4 * D]`."""
     rng, width = np.random.default_rng(0), {"vit_b16": 768, "vit_l16": 1024}[backbone]
-    return tuple(rng.normal(size=size).astype(np.float32) for size in ((197 * batch, width), (width, 4 * width)))
+    tokens, kernel = (rng.normal(size=size).astype(np.float32) for size in ((197 * batch, width), (width, 4 * width)))
+    return tokens, kernel
 
 
 def peak_memory() -> int:

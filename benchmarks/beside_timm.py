@@ -8,10 +8,10 @@ batch a turn, in float32, with as many threads as there are cores. The table has
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.process import Process
 from toast_jax import trees
 from toast_jax.cli import set_environment
 from toast_jax.config import config_files
@@ -46,10 +47,8 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     set_environment()
-    command = [sys.executable, "-m", "benchmarks.timm_side"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with contextlib.closing(Process(sys.executable, "timm_side")) as process:
         rows = {name: _compared(process, *NETWORKS[name], rounds=args.rounds) for name in args.networks}
-        process.stdin.close()
     print("\n| network | timm, images/s | here, images/s | ratio | outputs differ by |\n|---|--:|--:|--:|--:|")
     for name, row in rows.items():
         rates = [row["batch"] / statistics.median(row[side]) for side in ("timm", "here")]
@@ -58,15 +57,15 @@ def main() -> None:
         machine.write_json(args.out, {"side": SIDE, "rounds": args.rounds, "rows": rows, **machine.facts()})
 
 
-def _compared(process, architecture: str, arguments: dict, batch: int, rounds: int) -> dict:
+def _compared(process: Process, architecture: str, arguments: dict, batch: int, rounds: int) -> dict:
     """Build a network on both sides, compare its outputs, and time it in turns; return the seconds of all turns."""
     with tempfile.TemporaryDirectory() as folder:
-        facts = _ask(process, "build", architecture, arguments, folder, batch, SIDE)
+        facts = process.ask(json.dumps(["build", architecture, arguments, folder, batch, SIDE]))
         forward = _here(folder, batch)
-    expected, outputs = np.array(_ask(process, "outputs")), np.asarray(forward())
+    expected, outputs = np.array(process.ask(json.dumps(["outputs"]))), np.asarray(forward())
     seconds: dict[str, list[float]] = {"timm": [], "here": []}
     for _ in range(rounds + 1):
-        seconds["timm"].append(_ask(process, "run"))
+        seconds["timm"].append(process.ask(json.dumps(["run"])))
         started = time.perf_counter()
         jax.block_until_ready(forward())
         seconds["here"].append(time.perf_counter() - started)
@@ -87,14 +86,6 @@ def _here(folder: str, batch: int):
     images = jax.device_put(images)
     program = jax.jit(lambda params, images: backbone.apply({"params": params}, images, method="pooled"))
     return lambda: program(params, images)
-
-
-def _ask(process, *command):
-    """Send a command to the process of timm and return its answer."""
-    print(json.dumps(command), file=process.stdin, flush=True)
-    if not (line := process.stdout.readline()):
-        raise SystemExit("The process of timm has ended; its output is above.")
-    return json.loads(line)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ cross-entropies. AdamW, 2,400 steps of 64 scenes; the scores are those of 1,000 
 
 import argparse
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -47,9 +48,9 @@ def main() -> None:
 
     def loss(params, images, labels, patches):
         """Return the loss of images `[B, S, S, 3]`, labels `[B]` and labels of patches `[B, N]`, and both accuracies."""
-        pooled, out = model.apply({"params": params}, images, method="looks", maps=False)
-        both = pooled, out["look"]["tokens"][:, 1:]
-        logits, dense = (model.apply({"params": params}, tokens, method="logits") for tokens in both)
+        apply: Callable = functools.partial(model.apply, {"params": params})
+        pooled, out = apply(images, method="looks", maps=False)
+        logits, dense = (apply(tokens, method="logits") for tokens in (pooled, out["look"]["tokens"][:, 1:]))
         entropy = optax.softmax_cross_entropy_with_integer_labels
         scores = (logits.argmax(-1) == labels).mean(), (dense.argmax(-1) == patches).mean()
         return entropy(logits, labels).mean() + entropy(dense, patches).mean(), scores

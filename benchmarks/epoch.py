@@ -55,6 +55,7 @@ def _run(args, method: str, folder: Path) -> tuple[float, float]:
     command = [sys.executable, str(ROOT / "main.py"), config, *changes, f"--workdir={folder}/{method}"]
     ends = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
         for line in process.stdout:
             if "  val " in line:
                 ends.append(time.perf_counter())

@@ -36,13 +36,14 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", args.devices)
     program = compiled(args.backbone, args.method, args.batch, args.length, args.devices, args.stage)
-    memory = program.memory_analysis()
+    memory, text = program.memory_analysis(), program.as_text()
+    assert memory is not None and text is not None  # some platforms have neither; CPUs have both
     print(f"{args.stage} {args.backbone}, {args.method}: {args.batch} sequences of {args.length} tokens")
     print(f"on each of {args.devices} devices:")
     for name, size in (("arguments", memory.argument_size_in_bytes), ("temporaries", memory.temp_size_in_bytes)):
         print(f"{name} {size / 2**30:.1f} GiB")
     print("| collective | shape | number |\n|---|---|---|")
-    for (kind, dtype, shape), count in sorted(collectives(program.as_text()).items()):
+    for (kind, dtype, shape), count in sorted(collectives(text).items()):
         print(f"| {kind} | {dtype}{list(shape)} | {count} |")
 
 
@@ -69,9 +70,9 @@ def compiled(backbone: str, method: str, batch: int, length: int, size: int, sta
     return mapped.lower(*map(devices.placed_shapes, (state, frozen)), devices.split_shapes(examples)).compile()
 
 
-def collectives(program: str) -> collections.Counter:
+def collectives(program: str) -> collections.Counter[tuple[str, str, tuple[int, ...]]]:
     """Count the collectives of an optimized program that return arrays of `(kind, dtype, shape on a device)`."""
-    counts = collections.Counter()
+    counts: collections.Counter[tuple[str, str, tuple[int, ...]]] = collections.Counter()
     for types, kind in re.findall(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(", program):
         for dtype, sizes in set(re.findall(r"(\w+)\[([\d,]*)\]", types)):
             counts[kind, dtype, tuple(int(size) for size in sizes.split(",") if size)] += 1

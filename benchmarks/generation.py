@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.process import Process
 from toast_jax.cli import set_environment
 from toast_jax.model.backbones.llama import config_json, kinds
 
@@ -69,13 +69,13 @@ def main() -> None:
 def _measured(args, folder: str) -> tuple[dict[str, list], dict]:
     prompt = np.random.default_rng(0).integers(3, 500, args.prompt).tolist()
     facts = {"folder": folder, "dtype": args.dtype, "prompt": prompt, "most": args.most}
-    # The first one writes the random weights that the other one reads.
-    torch = _Process(
-        [args.python, "-m", "benchmarks.generation_torch"],
-        facts | {"sizes": _sizes(args), "threads": THREADS, "device": args.device},
-    )
-    jax = _Process([sys.executable, "-m", "benchmarks.generation_jax"], facts | {"size": args.size})
-    sides, results = {"torch": torch, "jax": jax}, {name: [] for name in ROWS}
+    of_torch = facts | {"sizes": _sizes(args), "threads": THREADS, "device": args.device}
+    torch = Process(args.python, "generation_torch", json.dumps(of_torch))
+    torch.ask("versions")  # it has then written the random weights that the other side reads
+    jax = Process(sys.executable, "generation_jax", json.dumps(facts | {"size": args.size}))
+    jax.ask("versions")
+    sides = {"torch": torch, "jax": jax}
+    results: dict[str, list] = {name: [] for name in ROWS}
     for _ in range(args.rounds):
         for name, (side, method) in ROWS.items():
             time.sleep(0.5)  # idle threads of the other side spin for a while
@@ -98,25 +98,6 @@ def _summary(turns: list[dict]) -> tuple[float, float]:
     """Return the medians of the seconds to the first token and of the tokens per second after it."""
     firsts, rates = zip(*((s[0], (len(s) - 1) / (s[-1] - s[0])) for s in (turn["seconds"] for turn in turns)), strict=True)
     return statistics.median(firsts), statistics.median(rates)
-
-
-class _Process:
-    """A process that answers the names of its methods."""
-
-    def __init__(self, command: list[str], facts: dict):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen([*command, json.dumps(facts)], **pipes, text=True)
-        self.ask("versions")
-
-    def ask(self, name: str):
-        print(name, file=self._process.stdin, flush=True)
-        if not (line := self._process.stdout.readline()):
-            raise SystemExit("A side has ended; its output is above.")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
 
 
 if __name__ == "__main__":

@@ -19,15 +19,18 @@ class Side:
         config.backbone.weights, config.backbone.dtype = folder, dtype
         network = load_network(config, 0)
         params = generation.stored(network.model, trees.merge(network.tuned, network.frozen))
-        self._network, self._prompt, self._most = (network.model, network.method, jax.block_until_ready(params)), prompt, most
+        self._model, self._method, self._params = network.model, network.method, jax.block_until_ready(params)
+        self._prompt, self._most = prompt, most
         self.streamed()
         self.at_once()
 
     def streamed(self, at_once: int = 1) -> dict:
         """Return the seconds until each new token, and the tokens."""
-        start, seconds, tokens = time.perf_counter(), [], []
-        settings = {"most": self._most, "sampling": generation.Sampling(), "at_once": at_once}
-        for part in generation.generate(*self._network, [self._prompt], **settings):
+        seconds: list[float] = []
+        tokens: list[int] = []
+        network, prompts, sampling = (self._model, self._method, self._params), [self._prompt], generation.Sampling()
+        start = time.perf_counter()
+        for part in generation.generate(*network, prompts, most=self._most, sampling=sampling, at_once=at_once):
             seconds += [time.perf_counter() - start] * part.shape[1]
             tokens += part[0].tolist()
         return {"seconds": seconds, "tokens": tokens}

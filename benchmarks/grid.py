@@ -83,17 +83,16 @@ def _measured(args) -> dict:
         configs, folders = [unit.config for unit in units], [unit.folder for unit in units]
         started = time.perf_counter()
         if args.measure == "together":
-            results = fit_grid(configs, folders, Path(folder) / "all", args.at_once)
-            start = results[0]["seconds_to_first_step"]
+            all_results = fit_grid(configs, folders, Path(folder) / "all", args.at_once)
         else:
-            results = list(map(_fit, configs, folders))
-            start = sum(result["seconds_to_first_step"] for result in results if result)
+            all_results = list(map(_fit, configs, folders))
         seconds = time.perf_counter() - started
-    results = [result for result in results if result and not isinstance(result, Diverged)]
+    results = [result for result in all_results if not isinstance(result, Diverged)]
+    starts = [result["seconds_to_first_step"] for result in results]
     return {
         "points": len(units),
         "seconds": seconds,
-        "start": start,
+        "start": starts[0] if args.measure == "together" else sum(starts),
         "step": config.batch_size / float(np.median([result["images_per_second"] for result in results])),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "accuracy": [result["val"]["accuracy"] for result in results],
@@ -101,11 +100,11 @@ def _measured(args) -> dict:
     }
 
 
-def _fit(config, folder) -> dict | None:
+def _fit(config, folder) -> dict | Diverged:
     try:
         return fit(config, folder)
-    except Diverged:
-        return None
+    except Diverged as error:
+        return error
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from pathlib import Path
 import jax
 
 
-def measured(dispatch: Callable[[], jax.Array], count: int) -> dict:
+def measured(dispatch: Callable[[], object], count: int) -> dict:
     """Profile `count` consecutive steps.
 
     Args:
-      dispatch: starts a step and returns its result, without waiting for it.
+      dispatch: starts a step and returns its results, without waiting for them.
 
     Returns:
       seconds of a step; `dispatch_share` of them that the host took to start it, near 1 if the device waits for the host;

@@ -30,7 +30,8 @@ class Jax:
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
-        self.features_of, self.features = feature_cache.features_of(network, row), None
+        self.features_of = feature_cache.features_of(network, row)
+        self.features: dict | None = None
         params = trees.merge(self.state.tuned, self.frozen)
         release_weights.save(f"{folder}/weights.npz", params)
         np.save(f"{folder}/jax.npy", jax.jit(functools.partial(steered.apply, network, row))(params, self.images))
@@ -45,16 +46,13 @@ class Jax:
 
     def train_fixed(self) -> float:
         """Run a step on cached features, as with fixed views; drop-path is then off in the first look."""
+        assert self.features_of is not None
         if self.features is None:
             self.features = jax.tree.map(np.asarray, jax.jit(self.features_of)(self.frozen, {"image": self.images}, None))
         batch = {"image": self.images, "label": self.labels, "features": self.features}
-        return self._train(
-            {
-                name: value
-                for name, value in batch.items()
-                if name != "image" or not feature_cache.replaces_images(self.features)
-            }
-        )
+        if feature_cache.replaces_images(self.features):
+            del batch["image"]
+        return self._train(batch)
 
     def _train(self, batch):
         started = time.perf_counter()

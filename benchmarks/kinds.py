@@ -49,7 +49,7 @@ def main() -> None:
 def _timed(tokens: int, inputs: int, outputs: int, rounds: int) -> dict:
     """Time every kind in turn; return the seconds of all rounds, and the FLOPs of one product."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape).astype(np.float32))  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     x, dy, w = draw(tokens, inputs), draw(tokens, outputs), draw(inputs, outputs)
     args = x, dy, w, jnp.array(w.T)
     programs = {name: jax.jit(kind) for name, kind in KINDS.items()}

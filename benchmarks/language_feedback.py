@@ -23,6 +23,7 @@ from toast_jax import trees
 from toast_jax.analysis import report
 from toast_jax.data.text import synthetic_tales
 from toast_jax.model import losses, methods, steered
+from toast_jax.model.additions.lora import LowRankDeltas
 from toast_jax.model.top_down import TopDown
 from toast_jax.train import optim, text_runs
 from toast_jax.weights import initial_parameters
@@ -77,8 +78,8 @@ class Row:
     epochs: int = 1
     kernels: str = ""
     orthogonal: bool = False
-    top_down: type = TopDown
-    network: type = steered.Steered
+    top_down: type[TopDown] = TopDown
+    network: type[steered.Steered] = steered.Steered
 
 
 _LORA = Row("lora", lr=1e-2, pretuning=0)
@@ -138,9 +139,11 @@ def _measured(row: Row, seed: int, args, folder: Path) -> tuple[int, list[float]
     config.backbone.weights = config.data.tokenizer = args.weights
     network, method = steered.build(config, 0)
     if row.kernels:
+        assert isinstance(method.added, LowRankDeltas)
         method = dataclasses.replace(method, added=dataclasses.replace(method.added, targets=(row.kernels,)))
     params = trees.flat(initial_parameters.start(network, method, seed=seed, weights=args.weights))
     if row.top_down is not TopDown or row.network is not steered.Steered:
+        assert isinstance(network.top_down, TopDown)
         module = row.top_down(sites=network.top_down.sites, width=network.top_down.width)
         network = row.network(backbone=network.backbone, top_down=module)
     if row.pretuning and method.signal == "top_down":
@@ -203,7 +206,7 @@ def _fitted(stage, network, method, params, source, lr, prior, epochs, seed) -> 
     tuned = {name: jnp.array(params[name], jnp.float32) for name in names}
     frozen = {name: array for name, array in params.items() if name not in tuned}
     steps = len(source["tokens"]) // _BATCH
-    rate = optim.SCHEDULES["step"](lr=lr, epochs=epochs, warmup_epochs=0.05, steps_per_epoch=steps)
+    rate = optim.warmup_cosine_by_step(lr=lr, epochs=epochs, warmup_epochs=0.05, steps_per_epoch=steps)
     step, state, rng = _step(stage, network, method), _TX.init(tuned), np.random.default_rng(seed)
     for epoch in range(epochs):
         order = rng.permutation(len(source["tokens"]))
@@ -243,6 +246,7 @@ def _accuracy(network, method):
 def _strength(network, method, params, asked) -> tuple[str, str]:
     """Return root mean square and directions of the top-down input of the first and of the last block, over 50 tales."""
     text = losses.inputs(_rows(asked, slice(50)))
+    assert isinstance(text, dict)
     signal = jax.jit(lambda params: steered.apply(network, method, trees.nested(params), text, None, call="looks")[1]["td"])
     real = text["segments"] > 0
     rms, directions = [], []

@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # worker processes read absl flags
     cases = list(itertools.product(RECIPES, args.workers))
-    rates = {case: [] for case in cases}
+    rates: dict[tuple, list[float]] = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as root:
         write(Path(root) / "train", args.images)
         for _ in range(args.rounds):

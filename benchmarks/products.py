@@ -44,14 +44,16 @@ class Product(NamedTuple):
 
 def listed(program: str) -> Counter[Product]:
     """Count the executions of each kind of matrix product; arguments and errors as in `flops`."""
-    computations, entry = {}, ""
+    computations: dict[str, list[tuple[str, str, str, str]]] = {}
+    entry = ""
     for line in program.splitlines():
         if match := _COMPUTATION.match(line):
             current = computations.setdefault(match[1], [])
             entry = match[1] if line.startswith("ENTRY") else entry
         elif match := _INSTRUCTION.match(line.strip()):
-            current.append(match.groups())
-    counted = {}
+            name, kind, operation, rest = match.groups()
+            current.append((name, kind, operation, rest))
+    counted: dict[str, Counter[Product]] = {}
 
     def count(name):
         if name not in counted:
@@ -62,7 +64,7 @@ def listed(program: str) -> Counter[Product]:
         return counted[name]
 
     def called(instruction, kind, operation, rest):
-        inside = sum((count(name) for name in _CALLED.findall(rest) if name in computations), Counter())
+        inside: Counter[Product] = sum((count(name) for name in _CALLED.findall(rest) if name in computations), Counter())
         if operation != "while" or not inside:
             return inside
         if not (trips := _TRIPS.search(rest)):
@@ -79,7 +81,7 @@ def _shape(kind):
 
 def _product(instruction, kind, operation, rest, shapes):
     left, right = (shapes[name] for name in re.findall(r"%([\w.-]+)", rest)[:2])
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", rest)[1]
+    (contracted,) = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", rest)
     result = math.prod(_shape(kind))
     operations = 2 * result * math.prod(left[int(axis)] for axis in contracted.split(",") if axis)
     return Product(operations, (math.prod(left), math.prod(right), result), "lhs_batch_dims" in rest)

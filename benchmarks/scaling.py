@@ -74,8 +74,9 @@ def compiled(name: str, backbone: str, batch_size: int) -> tuple[int, str]:
         "image": jax.ShapeDtypeStruct((*share, 224, 224, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct(share, jnp.int32),
     }
-    lowered = parallel.replicate(step, num_replicated=2, donate=(0,)).lower(state, frozen, batch)
-    return trees.count(tuned), lowered.compile().as_text()
+    text = parallel.replicate(step, num_replicated=2, donate=(0,)).lower(state, frozen, batch).compile().as_text()
+    assert text is not None
+    return trees.count(tuned), text
 
 
 def reduced_bytes(program: str) -> int:

@@ -58,6 +58,7 @@ def _first_step(args, folder: Path, cache: str) -> float:
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
+        assert process.stdout
         for line in process.stdout:
             if line.startswith("step 1/"):
                 seconds = time.perf_counter() - started

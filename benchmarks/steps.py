@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from configs import fgvc, segment
 from toast_jax import trees
 from toast_jax.config.run_fields import language
 from toast_jax.devices import parallel
+from toast_jax.devices.protocol import Mapped
 from toast_jax.model import losses, methods, steered
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.backbones.vit import network as vit
@@ -112,7 +114,8 @@ class Case:
         self.temporary, self.memory = memory.temp_size_in_bytes, planned_bytes(memory)
         evaluation = parallel.replicate(functools.partial(eval_step, scores=scores), num_replicated=2)
         self.evaluation, *_ = compiled(evaluation, self.state.tuned, self.frozen, batch)
-        self.train_seconds, self.evaluation_seconds = [], []
+        self.train_seconds: list[float] = []
+        self.evaluation_seconds: list[float] = []
         print(f"compiled {name} in {self.compile_seconds:.1f} s", flush=True)
 
     def dispatch(self, batch: dict) -> dict:
@@ -155,7 +158,9 @@ class Case:
         }
 
 
-def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32", head: str = "", **fields) -> tuple:
+def timed(
+    name: str, backbone: str, image_size: int = 224, dtype: str = "float32", head: str = "", **fields
+) -> tuple[steered.Steered, methods.Method, dict, optax.GradientTransformation, functools.partial]:
     """Build what all benchmarks time: network, method, mask of tuned parameters, optimizer and train step.
 
     Args:
@@ -166,10 +171,12 @@ def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32
       head: of `config.segmentation`; "" to classify images.
       fields: other fields of the config, such as `steered_blocks` or `backbone.unroll`.
     """
-    parts, no_decay, build, tune = {}, ("head/bias",), steered.build, losses.tune
+    no_decay, build = ("head/bias",), steered.build
+    tune: Callable = losses.tune
+    augment: Callable = lambda batch, rng: batch  # noqa: E731
     if _reads_text(backbone):
         config = language(name="timed", method=name, backbone=backbone)
-        parts["augment"], no_decay = by_token, ()
+        augment, no_decay = by_token, ()
     elif head:
         config = segment.get_config(f"method={name},backbone={backbone},head={head}")
         config.data.image_size, no_decay, build = image_size, (), segmenter.build
@@ -182,16 +189,17 @@ def timed(name: str, backbone: str, image_size: int = 224, dtype: str = "float32
     network, method = build(config, CLASSES)
     mask = methods.tuned_mask(jax.eval_shape(lambda: steered.init(network, method, jax.random.key(0))), method)
     tx = optimizer(mask, no_decay)
-    return network, method, mask, tx, functools.partial(train_step, scores=tune(network, method), tx=tx, **parts)
+    return network, method, mask, tx, functools.partial(train_step, scores=tune(network, method), tx=tx, augment=augment)
 
 
 def optimizer(mask: dict, no_decay: tuple[str, ...], rate: float = RATE, decay: float = DECAY) -> optax.GradientTransformation:
     """Build the SGD of all timed steps."""
-    fields = {"momentum": MOMENTUM, "weight_decay": decay, "no_decay": no_decay, "clip": 0.0}
-    return optim.optimizer(name="sgd", schedule=lambda _: rate, mask=mask, **fields)
+    return optim.optimizer(
+        name="sgd", schedule=lambda _: rate, mask=mask, momentum=MOMENTUM, weight_decay=decay, no_decay=no_decay, clip=0.0
+    )
 
 
-def compiled(step: Callable, *args) -> tuple:
+def compiled(step: Mapped, *args) -> tuple[jax.stages.Compiled, float, Any]:
     """Compile a step; return it, the seconds this took and the compiler's plan of its memory."""
     started = time.perf_counter()
     program = step.lower(*args).compile()

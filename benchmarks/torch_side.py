@@ -60,7 +60,7 @@ def measured(
     def evaluate():
         logits()
 
-    row = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__}
+    row: dict[str, object] = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__}
     for name, step, training in (("train", train, True), ("evaluation", evaluate, False)):
         network.train(training)
         started = time.perf_counter()

@@ -16,13 +16,13 @@ from toast_jax.config.task_fields import config_of
 TOP_DOWN = "pretune/top_down.safetensors"  # in the folder of the demo, like the tales
 
 # Method, learning rate and top-down module of each row, and whether its layers A_l are tuned.
-ROWS = {
-    "finetune": ("finetune", 3e-4),
-    "lora": ("lora", 1e-2),
+ROWS: dict[str, tuple[str, float, str, bool]] = {
+    "finetune": ("finetune", 3e-4, "", False),
+    "lora": ("lora", 1e-2, "", False),
     "toast": ("toast", 3e-3, TOP_DOWN, True),
-    "toast_frozen_back": ("toast", 3e-3, TOP_DOWN),
+    "toast_frozen_back": ("toast", 3e-3, TOP_DOWN, False),
     "toast_not_pretuned": ("toast", 3e-3, "", True),
-    "toast_lite": ("toast_lite", 3e-2, TOP_DOWN),
+    "toast_lite": ("toast_lite", 3e-2, TOP_DOWN, False),
 }
 
 

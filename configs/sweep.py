@@ -25,6 +25,7 @@ command to resume. docs/sweeps.md explains how to use many devices, and configs/
 
 import math
 import re
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -40,7 +41,7 @@ from toast_jax.fields import flat_fields, joined, nested
 def get_config(text: str | None = None):
     """Return the config of a sweep; `text` is the config arguments."""
     values = arguments(text, table="vtab", method="toast", task="all", shots="", recipe="", head="", backbone="vit_b16_in1k")
-    builders = {"vtab": _vtab, "fgvc": _fgvc, "fewshot": _few_shot, "segmentation": _segmentation}
+    builders: dict[str, Callable] = {"vtab": _vtab, "fgvc": _fgvc, "fewshot": _few_shot, "segmentation": _segmentation}
     build = choose("The config argument table", values["table"], builders)
     methods = several("method", values["method"], _WITHOUT_PROBE if build is _segmentation else METHODS)
     if values["recipe"] and build is not _vtab:

@@ -76,6 +76,7 @@ def final_state(config, folder):
     _, state = setup.prepare(config, folder)
     with checkpoint.manager(folder) as checkpoints:
         restored = checkpoint.restore(checkpoints, state)
+    assert restored is not None
     return [*trees.flat(trees.prune(restored.tuned)).values(), *map(np.asarray, parallel.jax.tree.leaves(restored.opt_state))]
 
 

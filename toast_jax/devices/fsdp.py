@@ -16,6 +16,7 @@ from jax.tree_util import DictKey
 
 from toast_jax.data.loader import Batch
 from toast_jax.devices import parallel
+from toast_jax.devices.protocol import Mapped
 
 _BATCH = PartitionSpec(parallel.AXIS, "fsdp")
 
@@ -32,7 +33,7 @@ class Shared:
         self._partition = partition
         self._mesh = Mesh(np.array(jax.devices()).reshape(-1, size), (parallel.AXIS, "fsdp"))
 
-    def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
+    def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Mapped:
         """Map `step(*replicated, batch)` over groups; results are sharded as `place` does."""
         # Not `jax.shard_map` over "data" alone: the compiler rejects its collectives where that axis has one device.
         mapped = jax.vmap(

@@ -10,10 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from toast_jax.devices.protocol import Mapped
 from toast_jax.model.layers.batch_norm import AXIS
 
 
-def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
+def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Mapped:
     """Map `step(*replicated, batch)` over all devices of all hosts with `jax.pmap`; see `protocol.Devices`."""
     return jax.pmap(step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate)
 

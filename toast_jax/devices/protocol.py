@@ -1,10 +1,19 @@
 """What a run asks of its devices: to hold arrays, to split batches and to compute steps."""
 
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+
+
+class Mapped(Protocol):
+    """A step mapped over devices, compiled at its first call."""
+
+    def __call__(self, *args) -> Any: ...
+
+    def lower(self, *args) -> jax.stages.Lowered:
+        """Trace the step for arguments, or for their shapes, to compile it ahead of its first call."""
 
 
 class Devices(Protocol):
@@ -13,7 +22,7 @@ class Devices(Protocol):
     The module `parallel` keeps parameters whole on every device; `fsdp.Shared` splits them. Both split batches by example.
     """
 
-    def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Callable:
+    def replicate(self, step: Callable, num_replicated: int, donate: tuple[int, ...] = ()) -> Mapped:
         """Map `step(*replicated, batch)` over all devices of all processes.
 
         Args:

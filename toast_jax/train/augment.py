@@ -152,7 +152,7 @@ def _of_use(rng, index):
     return jax.vmap(lambda key: jax.random.fold_in(key, 100 + index))(rng)
 
 
-def by_token(batch: dict, rng: jax.Array) -> dict:
+def by_token(batch: dict, rng: jax.Array | None) -> dict:
     """Scale the weights of a batch `[B]` by the tokens that examples predict; over all devices they then add up to B."""
     share = batch["mask"] / jnp.maximum(jax.lax.pmean(batch["mask"].mean(), parallel.AXIS), 1e-6)
     return {**batch, "weight": batch["weight"] * share[:, None]}

@@ -111,8 +111,8 @@ def _batch_of(run):
     batch |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in ("label", "index", "view")}
     batch["mask"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
     if feature_cache.is_cached(run.config, run.features):
-        batch["features"] = jax.eval_shape(run.features, run.frozen, batch)
-        if feature_cache.replaces_images(batch["features"]):
+        batch["features"] = features = jax.eval_shape(run.features, run.frozen, batch)
+        if feature_cache.replaces_images(features):
             del batch["image"]
     return parallel.split_shapes(batch)
 

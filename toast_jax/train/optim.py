@@ -29,7 +29,7 @@ def warmup_cosine(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch
     return lambda step: jnp.asarray(rates, jnp.float32)[step // steps_per_epoch]
 
 
-def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: int, steps_per_epoch: int) -> Callable:
+def warmup_cosine_by_step(*, lr: float, epochs: int, warmup_epochs: float, steps_per_epoch: int) -> Callable:
     """Return the usual schedule, which changes every step: linear from zero, then half a cosine to zero."""
     warmup, steps = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else lr, lr, warmup, steps)

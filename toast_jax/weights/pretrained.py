@@ -141,7 +141,7 @@ def _no_classifier(path):
 
 def _cut(path, present, needed):
     """Drop the layers of a top-down module in the file that belong to blocks which the network does not steer."""
-    in_file, steered = ({_site(name) for name in names} - {None} for names in (present, needed))
+    in_file, steered = ({site for name in names if (site := _site(name)) is not None} for names in (present, needed))
     if in_file and in_file == {site for site in steered if site >= min(in_file)} < steered:
         raise InputError(
             f"{path} steers the last {len(in_file)} blocks, the network of the config {len(steered)}; name a module for as "

@@ -66,7 +66,7 @@ def _by_platform(run, cudnn, q, k, v, mask, *more):
     """Call `run(compute, q, k, v, [mask], *more)` with the implementation for the platform of the lowering."""
     args = (q, k, v, *([] if mask is None else [mask]), *more)
     cpu = _heads_first if mask is None and q.shape[2] == k.shape[2] else _xla
-    branches = {"cpu": functools.partial(run, cpu)}
+    branches: dict[str, Callable] = {"cpu": functools.partial(run, cpu)}
     if fits_cudnn(q.shape[1], k.shape[1], q.shape[-1], q.dtype, mask is not None) and _has_cudnn():
         branches["cuda"] = _folded(functools.partial(run, cudnn))
     if cpu is _xla and len(branches) == 1:

@@ -88,7 +88,7 @@ def _chunks(matrix, max_rows):
     """
     size = -(-len(matrix) // -(-len(matrix) // max_rows))
     chunks = np.pad(matrix, ((0, -len(matrix) % size), (0, 0))).reshape(-1, size, matrix.shape[1])
-    used = chunks.any(axis=1)
+    used = np.any(chunks, axis=1)
     starts, ends = used.argmax(axis=1), used.shape[1] - used[:, ::-1].argmax(axis=1)
     width = (ends - starts).max()
     starts = np.minimum(starts, used.shape[1] - width)
