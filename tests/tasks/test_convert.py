@@ -116,6 +116,15 @@ def test_classifier_of_a_backbone_is_kept(tmp_path):
     assert_identical(load_file(converted(tmp_path / "timm.safetensors", tmp_path / "ours.safetensors")), state)
 
 
+def test_classifier_is_left_out_of_a_backbone_by_other_names(tmp_path, caplog):
+    caplog.set_level("INFO", "toast_jax")
+    state = {name.removeprefix("enc.").replace("last_layer.", ""): array for name, array in state_of("vit_linear").items()}
+    save_file(state, tmp_path / "vit.safetensors")
+    convert.run(convert_config.get_config(f"from={tmp_path}/vit.safetensors,to={tmp_path}/x.safetensors,names=vit_timm"), "")
+    assert "Left out: classifier/bias, classifier/kernel, as names=vit_timm is for a backbone alone." in caplog.text
+    assert load_file(tmp_path / "x.safetensors").keys() == state.keys() - {"head.weight", "head.bias"}
+
+
 def test_table_has_a_line_for_every_name(caplog, tmp_path):
     caplog.set_level("INFO", "toast_jax")
     arrays, unknown = rename.rename({name.removeprefix("enc."): array for name, array in state_of("vit_toast").items()})

@@ -49,6 +49,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     if not source.exists():
         raise _nothing_at(source)
     family, arrays, header = _of_run(source, config) if source.is_dir() else _of_file(source)
+    if config.names and (classifier := {path for path in arrays if path.startswith("classifier/")}):
+        log.info("Left out: %s, as names=%s is for a backbone alone.", listed(sorted(classifier)), config.names)
+        arrays = {path: array for path, array in arrays.items() if path not in classifier}
     state, key = published(arrays, config.names) if config.names else rename_back(arrays, family), family.export_key
     if "head.last_layer.weight" in state:  # it wraps its network: an encoder and a head
         state = {name if name.startswith("head.") else f"enc.{name}": array for name, array in state.items()}
