@@ -55,7 +55,7 @@ def of_rows(folder: Path, rows: Sequence[str], seeds: Sequence[int]) -> str:
 
 
 def svg(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str, x_label: str = "step") -> str:
-    """Draw a chart of `{name: (x, y)}`; `label` is the title of the y axis."""
+    """Draw a chart of `{name: (x, y)}`; `label` and `x_label` are the titles of the axes y and x."""
     every_x, every_y = (np.concatenate([line[axis] for line in lines.values()]) for axis in (0, 1))
     x_ticks, y_ticks = ticks(0, every_x.max()), ticks(min(0, every_y.min()), every_y.max())
     to_x = lambda x: _LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - _LEFT - _RIGHT)  # noqa: E731

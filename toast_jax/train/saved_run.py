@@ -95,9 +95,11 @@ def load(folder: str | Path, weights: str = "", top_down: str = "", module: str 
         network = reload_network(built, len(meta["classes"]))
         fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
         step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
+    model, method, frozen = network.model, network.method, network.frozen
+    del network  # its tuned parameters make room on the device
     # Restored arrays are NumPy's, which every call of a program would copy to the device again.
-    params = trees.merge(jax.device_put(tuned), network.frozen)
-    return SavedRun(config, tuple(meta["classes"]), step, network.model, network.method, params, folder)
+    params = trees.merge(jax.device_put(tuned), frozen)
+    return SavedRun(config, tuple(meta["classes"]), step, model, method, params, folder)
 
 
 def load_tuned(folder: str | Path, weights: str = "", top_down: str = "", module: str = "", masks: bool = False) -> SavedRun:

@@ -81,6 +81,16 @@ def test_a_folder_too_high_or_too_deep_is_answered_by_the_right_one(data, tmp_pa
         sources.open_split(data, "train")
 
 
+def test_the_right_folder_is_named_also_where_it_is_the_current_one(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "owl.jpg").touch()
+    (tmp_path / "train.json").write_text(json.dumps({"owl.jpg": 0}))
+    data.root, data.image_dir = ".", "images"
+    with pytest.raises(InputError, match=r"images/owl.jpg: it is in \.; set "):
+        sources.open_split(data, "train")
+
+
 def test_threads_and_other_processes_read_it(data):
     source = sources.open_split(data, "train")
     order = np.random.default_rng(0).integers(0, len(NAMES), 200).tolist()

@@ -232,7 +232,7 @@ def _require_files(images: str, listing: Collection[str]) -> None:
 
 def _folder_with(images: str, name: str) -> str | None:
     """Return the folder one level below or above `images` that has a file."""
-    above = os.path.dirname(os.path.normpath(images))
+    above = os.path.dirname(os.path.normpath(images)) or os.curdir
     if inside := archive.split(os.path.join(images, "")):
         file, folder = inside
         below = sorted({f"{file}/{entry.split('/')[0]}" for entry in archive.names(file) if "/" in entry and not folder})
