@@ -27,6 +27,7 @@ import gc  # noqa: E402
 import re  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+import weakref  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
@@ -42,6 +43,7 @@ install_import_hook(["toast_jax.model", "toast_jax.train.step"], "beartype.beart
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import folder  # noqa: E402
+from toast_jax.devices import parallel  # noqa: E402
 from toast_jax.errors import InputError  # noqa: E402
 from toast_jax.model.backbones.convnext import network as convnext  # noqa: E402
 from toast_jax.model.backbones.vit import network as vit  # noqa: E402
@@ -76,9 +78,35 @@ def tiny_size(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def drop_programs():
-    """After each file: XLA has crashed in processes that held a thousand programs (jaxlib 0.12)."""
+    """After each file and, if one holds many, after each test: see `parallel.drop_programs`."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def drop_many_programs(request):
+    yield
+    if request.node.get_closest_marker("slow") and sys.platform == "linux":
+        if Path("/proc/self/maps").read_bytes().count(b"\n") > 20_000:
+            jax.clear_caches()
+
+
+def noted_steps(patch):
+    """Return a list that gets a weak reference to each step that is mapped over devices from now on."""
+    references, replicate = [], parallel.replicate
+
+    def noted(step, *args, **kwargs):
+        references.append(weakref.ref(step))
+        return replicate(step, *args, **kwargs)
+
+    patch.setattr(parallel, "replicate", noted)
+    return references
+
+
+def are_dropped(steps):
+    """Return whether there were steps and none is alive."""
+    gc.collect()
+    return bool(steps) and not any(step() for step in steps)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from PIL import Image
 
 import toast_jax
 from tests import ROOT
-from tests.conftest import CLASSES, COUNTS, tiny_config
+from tests.conftest import CLASSES, COUNTS, are_dropped, noted_steps, tiny_config
 from toast_jax import hub, trees
 from toast_jax.config import config_files
 from toast_jax.data.images import sources
@@ -65,9 +65,11 @@ def run_page(page, mine, image_folder, folder):
 @pytest.fixture(scope="module")
 def readme(image_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    scope = run_page("README.md", image_folder, image_folder, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        steps = noted_steps(patch)
+        scope = run_page("README.md", image_folder, image_folder, folder)
     assert scope["result"] == json.loads((folder / "runs/mine/result.json").read_text())
-    return scope
+    return scope | {"steps": steps}
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,10 @@ def test_numbers_are_those_of_the_command_line_bit_for_bit(readme, tuned, image_
     by_path, leaves = trees.flat(expected.params), trees.flat(tuned.params)
     assert leaves.keys() == by_path.keys() and all(np.array_equal(leaf, by_path[path]) for path, leaf in leaves.items())
     assert tuned.run.config.to_dict() == expected.config.to_dict() and tuned.classes == expected.classes
+
+
+def test_programs_of_a_finished_run_are_dropped(readme):
+    assert are_dropped(readme["steps"])
 
 
 def test_keyword_arguments_make_the_config_that_flags_make(fresh):

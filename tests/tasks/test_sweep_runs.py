@@ -12,7 +12,7 @@ import pytest
 from configs import sweep as sweep_config
 from configs import table as table_config
 from tests import ROOT, small_tfds
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, are_dropped, noted_steps
 from tests.data.images.segmentation import small_set
 from toast_jax.config import paper_recipes
 from toast_jax.data.images.vtab import tasks
@@ -56,10 +56,12 @@ def prepare(name, root, change=lambda example, index: None):
 
 
 @pytest.mark.slow
-def test_vtab(vtab_root, few_images, tmp_path):
+def test_vtab(vtab_root, few_images, tmp_path, monkeypatch):
     config = with_grid(small("task=cifar100+dtd,method=toast", vtab_root), (0.1, 1.0), (0.01, 0.0))
+    steps = noted_steps(monkeypatch)
     sweep.run(config, str(tmp_path / "sweep"))
     check(tmp_path, "toast", ["cifar100", "dtd"], points=4)
+    assert are_dropped(steps)
 
 
 @pytest.mark.slow
@@ -94,13 +96,15 @@ def fgvc_root(image_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("tasks", ["cub", pytest.param("all", marks=pytest.mark.slow)])
-def test_fgvc(tasks, fgvc_root, tmp_path):
+def test_fgvc(tasks, fgvc_root, tmp_path, monkeypatch):
     config = small(f"table=fgvc,method=linear,task={tasks}", fgvc_root)
     config.data.resize = 18
     for recipe in config.sweep.recipes.values():
         recipe.data.num_classes = 3
+    steps = noted_steps(monkeypatch)
     sweep.run(config, str(tmp_path / "sweep"))
     check(tmp_path, "linear", list(config.sweep.tasks), points=0)
+    assert are_dropped(steps)
 
 
 @pytest.mark.slow

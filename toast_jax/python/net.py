@@ -26,6 +26,7 @@ from toast_jax import trees
 from toast_jax.analysis import maps, views
 from toast_jax.config.check import check
 from toast_jax.data.images import image_files, sources
+from toast_jax.devices import parallel
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families, methods, steered
 from toast_jax.model.layers.batch_norm import STATISTICS
@@ -138,6 +139,7 @@ class Net:
                     if is_new:
                         folder.rmdir()
             raise
+        parallel.drop_programs()  # a notebook may tune many times
         self.run = saved_run.load_tuned(folder.absolute())  # the program may change its folder
         return json.loads(json.dumps(result))  # with lists for tuples, as it is read by the same call later
 
