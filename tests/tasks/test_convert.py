@@ -13,6 +13,7 @@ from configs import convert as convert_config
 from tests import FIXTURES
 from tests.conftest import METHODS, tiny_config
 from tests.export.runs import text_run, tuned
+from tests.weights import test_llama_files as llama_files
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.export import folder
@@ -107,6 +108,29 @@ def test_module_of_a_language_model_comes_back_alone(tmp_path):
     ours = torch.load(converted(tmp_path / "theirs.bin", tmp_path / "ours.pth"), weights_only=True)
     assert len(state) == 2 + 2 * 3
     assert_identical({name: tensor.numpy() for name, tensor in ours.items()}, state)
+
+
+@pytest.mark.parametrize("kind", ["llama2c", "folder", "shards", "index", "folder of llama2c"])
+def test_files_of_several_parts_and_of_llama2c_become_one_file(kind, tmp_path):
+    (tmp_path / "stories").mkdir()
+    source = {
+        "llama2c": lambda: llama_files.llama2c(tmp_path / "x.bin", False),
+        "folder": lambda: llama_files.folder(tmp_path / "a"),
+        "shards": lambda: llama_files.sharded(tmp_path / "a"),
+        "index": lambda: llama_files.sharded(tmp_path / "a") / "model.safetensors.index.json",
+        "folder of llama2c": lambda: llama_files.llama2c(tmp_path / "stories" / "x.bin", False).parent,
+    }[kind]()
+    assert_identical(load_file(converted(source, tmp_path / "ours.safetensors")), llama_files.state())
+    with pytest.raises(InputError, match=f"as=hf is written from the folder of a run, and {source} is not one; give a run"):
+        convert.run(convert_config.get_config(f"from={source},to={tmp_path}/exported,as=hf"), "unused")
+
+
+def test_folder_of_an_image_network_becomes_one_file(tmp_path):
+    (tmp_path / "a").mkdir()
+    state = {name.removeprefix("enc."): array for name, array in state_of("vit_toast").items()}
+    save_file(state, tmp_path / "a" / "model.safetensors")
+    expected = load_file(converted(tmp_path / "a" / "model.safetensors", tmp_path / "expected.safetensors"))
+    assert_identical(load_file(converted(tmp_path / "a", tmp_path / "ours.safetensors")), expected)
 
 
 def test_classifier_of_a_backbone_is_kept(tmp_path):
