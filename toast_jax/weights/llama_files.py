@@ -56,7 +56,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
     Raises:
       InputError: a file is missing, damaged or of another network; names or shapes are listed.
     """
-    in_file, needed = fitting(path, shapes, model)
+    in_file, needed = _fitting(path, shapes, model)
     loaded = {}
     for name, (names, turned) in needed.items():
         array = np.empty((len(names), *in_file[names[0]].shape[:: -1 if turned else 1]), dtypes[name])
@@ -69,7 +69,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
     return loaded
 
 
-def fitting(path: str, shapes: dict, model: LLaMA) -> tuple[dict[str, Tensor], dict[str, tuple[list[str], bool]]]:
+def _fitting(path: str, shapes: dict, model: LLaMA) -> tuple[dict[str, Tensor], dict[str, tuple[list[str], bool]]]:
     """Check the names and shapes in a file by its header; arguments and errors as in `load`.
 
     Returns:
