@@ -127,6 +127,15 @@ def test_files_of_another_size_are_refused_before_the_text_is_tokenized(field, a
         loop.fit(config, tmp_path / "run")
 
 
+def test_a_regex_that_matches_nothing_is_refused_before_the_text_is_tokenized(tmp_path, monkeypatch):
+    write(tmp_path, PLAIN)
+    config = of(openwebtext, tmp_path)
+    config.optimizer.no_decay = ("nothing",)
+    monkeypatch.setattr(token_cache, "cached", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(InputError, match="config.optimizer.no_decay has 'nothing', which matches no parameter"):
+        loop.fit(config, tmp_path / "run")
+
+
 def test_text_of_another_format_is_refused_before_the_weights_are_read(tmp_path, monkeypatch):
     write(tmp_path, [{"question": "Q", "answer": "A"}])
     config = of(alpaca, tmp_path, method="lora")
