@@ -126,8 +126,9 @@ def _files(run: SavedRun, kind: str) -> tuple[str, folder.Files]:
 
 
 def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
-    if path.is_dir() or path.suffix == ".json" or llama_files.is_llama2c(path):
-        in_file = {name: np.asarray(tensor.read(), np.float32) for name, tensor in llama_files.stored(path).items()}
+    if (file := llama_files.file_in(path)) or path.suffix == ".json" or llama_files.is_llama2c(path):
+        tensors = llama_files.stored(file or path)
+        in_file = {name: np.asarray(tensor.read(), np.float32) for name, tensor in tensors.items()}
         family, arrays, ignored = pretrained.named(str(path), in_file)
     else:
         family, arrays, ignored = pretrained.layers(str(path))

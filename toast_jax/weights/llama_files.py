@@ -108,6 +108,11 @@ def _fitting(path: str, shapes: dict, model: LLaMA) -> tuple[dict[str, Tensor], 
 
 def tensors(path: Path) -> dict[str, Tensor]:
     """List all tensors of a folder or a file, by Hugging Face's names."""
+    path = file_in(path) or path
+    if not path.is_file():
+        raise InputError(
+            f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
+        )
     try:
         return known_names(stored(path))
     except ValueError as error:
@@ -115,12 +120,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 
 def stored(path: Path) -> dict[str, Tensor]:
-    """List all tensors of a folder or a file, by the names that they have there."""
-    path = file_in(path) or path
-    if not path.is_file():
-        raise InputError(
-            f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
-        )
+    """List all tensors of a file, or of the shards that it names, by the names that they have there."""
     if is_llama2c(path):
         return _of_llama2c(path)
     return _of_shards(path) if path.suffix == ".json" else _of_file(path)
