@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.data.text.test_tokenizer import TEXT, llama2c_file
+from tests.data.text.test_tokenizer import TEXT, llama2c_file, llama2c_model, sentencepiece_model
 from tests.export.runs import RESULT, text_run
 from toast_jax.data.text import tokenizer
 from toast_jax.export import card, folder, plain
@@ -55,10 +55,20 @@ def test_a_card_shows_the_tokenizer_only_if_it_is_there(file, tmp_path):
     assert "The tokenizer is not in this folder; take the one that came with the weights of the backbone." in text
 
 
+def test_a_model_of_sentencepiece_begins_a_text_with_its_token(tmp_path):
+    path = exported(tmp_path / "run", sentencepiece_model(tmp_path / "tokenizer.model"))
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    assert config == {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert (exported(tmp_path / "other", tmp_path / "tokenizer.model") / "tokenizer_config.json").read_text() == "{}"
+
+
 @pytest.mark.slow
-def test_the_code_of_a_card_runs(file, tmp_path):
+@pytest.mark.parametrize("make", [llama2c_model, sentencepiece_model])
+def test_the_code_of_a_card_runs(make, tmp_path):
     for library in ("transformers", "torch"):
         pytest.importorskip(library)
+    file = make(tmp_path / ("tok.bin" if make is llama2c_model else "tokenizer.model"))
     path = exported(tmp_path / "run", file)
     code = re.search(r"```python\n(.*?)```", (path / "README.md").read_text(), re.S)[1]
     names = {}

@@ -136,7 +136,10 @@ def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
     if file.suffix == ".bin":
         return {name: text_of(content) for name, content in tokenizer_json.converted(file).items()}
     names = [file.name, *(name for name in _TOKENIZER_FILES if (file.parent / name).is_file())]
-    return {name: _copied(file.parent / name) for name in names}
+    out: Files = {name: _copied(file.parent / name) for name in names}
+    if file.suffix == ".model" and _TOKENIZER_FILES[0] not in out:  # without it, no begin token is put before a text
+        out[_TOKENIZER_FILES[0]] = text_of({"tokenizer_class": "LlamaTokenizer", "add_bos_token": words.begin is not None})
+    return out
 
 
 def _copied(source: Path):
