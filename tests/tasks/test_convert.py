@@ -220,6 +220,14 @@ def test_refusals_of_exports(source, target, message, tmp_path):
     assert not list(tmp_path.glob("x*"))
 
 
+def test_files_of_a_run_are_refused_beside_weights(tmp_path):
+    save_file(state_of("vit_linear"), tmp_path / "file.safetensors")
+    config = convert_config.get_config(f"from={tmp_path}/file.safetensors,to={tmp_path}/x.safetensors")
+    config.top_down = "top_down.pth"
+    with pytest.raises(InputError, match="--config.top_down is for a run, and from=.*file.safetensors has weights alone"):
+        convert.run(config, "unused")
+
+
 def test_missing_folders_are_created(tmp_path):
     save_file(state_of("vit_linear"), tmp_path / "file.safetensors")
     convert.run(convert_config.get_config(f"from={tmp_path}/file.safetensors,to={tmp_path}/new/deep/x.safetensors"), "unused")

@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     source = download.local(places.located(config.source, "source"), config.sha256)
     if not source.exists():
         raise _nothing_at(source)
-    family, arrays, header = _of_run(source, config) if _is_run(source) else _of_file(source)
+    family, arrays, header = _of_run(source, config) if _is_run(source) else _of_file(source, config)
     if config.names and (classifier := {path for path in arrays if path.startswith("classifier/")}):
         log.info("Left out: %s, as names=%s is for a backbone alone.", listed(sorted(classifier)), config.names)
         arrays = {path: array for path, array in arrays.items() if path not in classifier}
@@ -125,7 +125,9 @@ def _files(run: SavedRun, kind: str) -> tuple[str, folder.Files]:
     return last, _KINDS[last](run)
 
 
-def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
+def _of_file(path: Path, config: ConfigDict) -> tuple[Family, Arrays, dict[str, str]]:
+    if ignored := [f"--config.{name}" for name in ("weights", "top_down", "module") if config[name]]:
+        raise InputError(f"{' and '.join(ignored)} is for a run, and from={path} has weights alone; leave it out.")
     if (file := llama_files.file_in(path)) or path.suffix == ".json" or llama_files.is_llama2c(path):
         tensors = llama_files.stored(file or path)
         in_file = {name: np.asarray(tensor.read(), np.float32) for name, tensor in tensors.items()}
