@@ -4,7 +4,8 @@
     python main.py --config=configs/convert.py:from=B_16.npz,to=weights/vit_b16_in21k.safetensors
     python main.py --config=configs/convert.py:from=runs/cub_lora,to=cub_lora,as=timm
 
-from: the folder of a run; a .pth, .safetensors or .npz file; or its gs:// address. to: a .pth or .safetensors file.
+from: the folder of a run; a .pth, .safetensors or .npz file, or its gs:// address; a folder of weights, or a .bin of llama2.c.
+to: a .pth or .safetensors file.
 as: release (the default), or, for a finished run, a folder: timm or hf (plain weights that timm or transformers load),
 stablehlo (a program that runs without this package), hub (the first of these that can hold the network, to upload).
 names: of a backbone's arrays, such as dinov3_timm or siglip_transformers; the release's by default.

@@ -13,6 +13,7 @@ from configs import convert as convert_config
 from tests import FIXTURES
 from tests.conftest import METHODS, tiny_config
 from tests.export.runs import text_run, tuned
+from tests.weights import test_llama_files as llama_files
 from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.export import folder
@@ -109,6 +110,29 @@ def test_module_of_a_language_model_comes_back_alone(tmp_path):
     assert_identical({name: tensor.numpy() for name, tensor in ours.items()}, state)
 
 
+@pytest.mark.parametrize("kind", ["llama2c", "folder", "shards", "index", "folder of llama2c"])
+def test_files_of_several_parts_and_of_llama2c_become_one_file(kind, tmp_path):
+    (tmp_path / "stories").mkdir()
+    source = {
+        "llama2c": lambda: llama_files.llama2c(tmp_path / "x.bin", False),
+        "folder": lambda: llama_files.folder(tmp_path / "a"),
+        "shards": lambda: llama_files.sharded(tmp_path / "a"),
+        "index": lambda: llama_files.sharded(tmp_path / "a") / "model.safetensors.index.json",
+        "folder of llama2c": lambda: llama_files.llama2c(tmp_path / "stories" / "x.bin", False).parent,
+    }[kind]()
+    assert_identical(load_file(converted(source, tmp_path / "ours.safetensors")), llama_files.state())
+    with pytest.raises(InputError, match=f"as=hf is written from the folder of a run, and {source} is not one; give a run"):
+        convert.run(convert_config.get_config(f"from={source},to={tmp_path}/exported,as=hf"), "unused")
+
+
+def test_folder_of_an_image_network_becomes_one_file(tmp_path):
+    (tmp_path / "a").mkdir()
+    state = {name.removeprefix("enc."): array for name, array in state_of("vit_toast").items()}
+    save_file(state, tmp_path / "a" / "model.safetensors")
+    expected = load_file(converted(tmp_path / "a" / "model.safetensors", tmp_path / "expected.safetensors"))
+    assert_identical(load_file(converted(tmp_path / "a", tmp_path / "ours.safetensors")), expected)
+
+
 def test_classifier_of_a_backbone_is_kept(tmp_path):
     state = {name.removeprefix("enc."): array for name, array in state_of("vit_linear").items()}
     state = {name.replace("last_layer.", ""): array for name, array in state.items()}
@@ -194,6 +218,14 @@ def test_refusals_of_exports(source, target, message, tmp_path):
         convert.run(convert_config.get_config(text), "unused")
     assert str(raised.value).endswith(".") or "=...)" in str(raised.value)
     assert not list(tmp_path.glob("x*"))
+
+
+def test_files_of_a_run_are_refused_beside_weights(tmp_path):
+    save_file(state_of("vit_linear"), tmp_path / "file.safetensors")
+    config = convert_config.get_config(f"from={tmp_path}/file.safetensors,to={tmp_path}/x.safetensors")
+    config.top_down = "top_down.pth"
+    with pytest.raises(InputError, match="--config.top_down is for a run, and from=.*file.safetensors has weights alone"):
+        convert.run(config, "unused")
 
 
 def test_missing_folders_are_created(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_config
+from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate
-from toast_jax.train import loop
+from toast_jax.train import image_runs, loop
 from toast_jax.workdir import run_folder
 
 
@@ -40,6 +41,17 @@ def test_a_run_is_evaluated_between_its_start_and_its_end(image_folder, tmp_path
     np.testing.assert_array_equal(run_folder.read_predictions(tmp_path)["logits"], predictions["logits"])
     with np.load(tmp_path / "logits_val.npz") as others:
         assert len(others["label"]) == json.loads((tmp_path / "evaluation.json").read_text())["test"]["count"]
+
+
+def test_a_folder_without_a_run_is_refused_before_images_are_decoded(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_runs, "verify_splits", lambda *_, **__: pytest.fail("decoded"))
+    config = tiny_config(image_folder, "linear")
+    config.data.skip_corrupt = True
+    with pytest.raises(InputError, match="There are no checkpoints in"):
+        evaluate.run(config, str(tmp_path))
+    config.data.splits.val = config.data.splits.test = ""
+    with pytest.raises(InputError, match="There is nothing to evaluate on"):
+        evaluate.run(config, str(tmp_path))
 
 
 def test_logits_of_another_split_leave_those_of_the_test_split(tmp_path):

@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import predict as predict_config
+from configs import segment as segment_config
 from tests.conftest import CLASSES, COUNTS, tiny_config
 from toast_jax.analysis import confusion, views
 from toast_jax.data.images import image_files, selected
@@ -87,6 +89,17 @@ def test_predictions_are_those_of_the_evaluation(tuned, image_folder, tmp_path, 
     if pictures:  # the image, the first look, the selection and the last look
         assert np.asarray(Image.open(pictures[0])).shape == (16, 4 * 16 + 3 * 4, 3)
         assert pictures[0].read_bytes().partition(b"IDAT")[2][:2] == b"\x78\x01"  # the header of fast compression
+
+
+@pytest.mark.parametrize("fields", [{"probabilities": True}, {"npz": True}, {"probabilities": True, "npz": True}])
+def test_arrays_of_a_run_that_segments_are_refused(image_folder, tmp_path, monkeypatch, fields):
+    saved = types.SimpleNamespace(config=segment_config.get_config("dataset=folder"))
+    monkeypatch.setattr(saved_run, "load_tuned", lambda *_, **__: saved)
+    names = " and ".join(f"--config.{name}=False" for name in fields)
+    message = f"The run in masks segments images, for which masks alone are written; set {names}."
+    with pytest.raises(InputError, match=re.escape(message)):
+        predicted("masks", image_folder / "test", tmp_path / "out", **fields)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_image_will_do(tuned, image_folder, tmp_path):

@@ -475,10 +475,13 @@ def train_options(config):
         ({"data.num_classes": 7}, "3 classes but config.data.num_classes is 7"),
         ({"optimizer.no_decay": ("bias",)}, "config.optimizer.no_decay has 'bias', which matches no parameter"),
         ({"optimizer.lr_scaled": ("prior",)}, "config.optimizer.lr_scaled has 'prior', which matches no tuned parameter"),
+        ({"data.shots": 9}, "has 8 training images, fewer than config.data.shots"),
+        ({"data.shots": 2}, "6 examples, fewer than one batch of 8"),
     ],
 )
-def test_errors_before_the_first_step_leave_nothing_behind(config, tmp_path, change, message):
-    config.update_from_flattened_dict(change)
+def test_errors_before_images_are_decoded_leave_nothing_behind(config, tmp_path, change, message, monkeypatch):
+    monkeypatch.setattr(image_runs, "verify_splits", lambda *_, **__: pytest.fail("decoded"))
+    config.update_from_flattened_dict({"data.verify": True, **change})
     with pytest.raises(InputError, match=message):
         loop.fit(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -525,7 +528,8 @@ def test_corrupt_image_is_named_before_the_first_step(config, tmp_path):
     assert len(train_source) == 31
 
 
-def test_workdir_of_another_config_is_refused(config, tmp_path, result):
+def test_workdir_of_another_config_is_refused(config, tmp_path, result, monkeypatch):
+    monkeypatch.setattr(setup, "reload_network", lambda *_: pytest.fail("read"))
     config.optimizer.lr = 0.01
     config.data.workers = 3  # this may change
     message = r"holds a run of another config \(optimizer.lr 0.05 -> 0.01\); give another --workdir"

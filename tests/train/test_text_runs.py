@@ -107,13 +107,40 @@ def test_pretuning_leaves_a_module_by_the_names_of_the_release(runs):
     assert result(root / "pretuned")["tuned_parameters"]["all"] == 2 * L * D * D + D
 
 
-def test_weights_of_another_size_are_refused_before_the_text_is_tokenized(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("field", "arrays", "message"),
+    [
+        ("backbone.weights", {"norm.weight": D}, "of another kind or size of network than config.backbone"),
+        ("top_down", {"prompt": D + 2, "top_down_transform": (D + 2, D + 2)}, "does not fit the network .* check config"),
+        ("module", {"prompt": D}, "belongs to another kind or size of network than the config says"),
+    ],
+)
+def test_files_of_another_size_are_refused_before_the_text_is_tokenized(field, arrays, message, tmp_path, monkeypatch):
     write(tmp_path, ASKED)
-    save_file({"model.norm.weight": np.ones(D, "f4")}, tmp_path / "other.safetensors")
-    config = of(alpaca, tmp_path, method="lora")
-    config.backbone.weights = str(tmp_path / "other.safetensors")
+    layers = {f"decoders.{i}.{name}.weight": (D + 2, D + 2) for i in range(L) for name in ("linear", "linear2")}
+    arrays |= layers if field == "top_down" else {}
+    save_file({f"model.{name}": np.ones(shape, "f4") for name, shape in arrays.items()}, tmp_path / "other.safetensors")
+    config = of(alpaca, tmp_path, method="toast")
+    config.update_from_flattened_dict({field: str(tmp_path / "other.safetensors"), "data.format": "prompts"})
     monkeypatch.setattr(token_cache, "cached", lambda *_: pytest.fail("tokenized"))
-    with pytest.raises(InputError, match="other.safetensors lacks .* of another kind or size of network than config.backbone"):
+    with pytest.raises(InputError, match=message):
+        loop.fit(config, tmp_path / "run")
+
+
+def test_a_regex_that_matches_nothing_is_refused_before_the_text_is_tokenized(tmp_path, monkeypatch):
+    write(tmp_path, PLAIN)
+    config = of(openwebtext, tmp_path)
+    config.optimizer.no_decay = ("nothing",)
+    monkeypatch.setattr(token_cache, "cached", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(InputError, match="config.optimizer.no_decay has 'nothing', which matches no parameter"):
+        loop.fit(config, tmp_path / "run")
+
+
+def test_text_of_another_format_is_refused_before_the_weights_are_read(tmp_path, monkeypatch):
+    write(tmp_path, [{"question": "Q", "answer": "A"}])
+    config = of(alpaca, tmp_path, method="lora")
+    monkeypatch.setattr(setup, "load_network", lambda *_: pytest.fail("read"))
+    with pytest.raises(InputError, match="Record 1 of .* is no record of this --config.data.format"):
         loop.fit(config, tmp_path / "run")
 
 

@@ -47,6 +47,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 network = AutoModelForCausalLM.from_pretrained("OWNER/{name}")  # or the path of this folder
 tokenizer = AutoTokenizer.from_pretrained("OWNER/{name}")
 ```""",
+    ("hf without a tokenizer", "text"): """```python
+from transformers import AutoModelForCausalLM
+
+network = AutoModelForCausalLM.from_pretrained("OWNER/{name}")  # or the path of this folder
+```
+
+The tokenizer is not in this folder; take the one that came with the weights of the backbone.""",
     ("stablehlo", "images"): """```
 pip install jax flatbuffers numpy pillow
 python predict.py image.jpg
@@ -126,7 +133,9 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
     data = config.data.get("name") or Path(config.data.get("root") or config.data.splits.train).name
     licence, source = _licence(result)
     facts = {"name": name, "jax": result["versions"]["jax"], "size": str(config.data.get("image_size", ""))}
-    use = re.sub(r"{(name|jax|size)}", lambda match: facts[match[1]], _USE[kind, family.reads])
+    lacks = family.reads == "text" and not any(file.startswith("tokenizer.") for file in files)
+    how = _USE[f"{kind} without a tokenizer" if lacks else kind, family.reads]
+    use = re.sub(r"{(name|jax|size)}", lambda match: facts[match[1]], how)
     return _CARD.format(
         front="\n".join(
             f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in _front(run, result, kind, name, data)

@@ -12,6 +12,7 @@ from PIL import Image
 from toast_jax import trees
 from toast_jax.data.text import tokenizer
 from toast_jax.errors import InputError, listed
+from toast_jax.export import tokenizer_json
 from toast_jax.export.folder import Files
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.export_formats import Format, Preprocessing
@@ -131,12 +132,14 @@ def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
     except InputError as error:
         log.warning("The tokenizer is left out: %s", error)
         return {}
-    if file.suffix == ".bin":
-        log.warning("The tokenizer is left out: transformers cannot read llama2.c's %s.", file.name)
-        return {}
     config |= {"bos_token_id": words.begin, "eos_token_id": words.end}
+    if file.suffix == ".bin":
+        return {name: text_of(content) for name, content in tokenizer_json.converted(file).items()}
     names = [file.name, *(name for name in _TOKENIZER_FILES if (file.parent / name).is_file())]
-    return {name: _copied(file.parent / name) for name in names}
+    out: Files = {name: _copied(file.parent / name) for name in names}
+    if file.suffix == ".model" and _TOKENIZER_FILES[0] not in out:  # without it, no begin token is put before a text
+        out[_TOKENIZER_FILES[0]] = text_of({"tokenizer_class": "LlamaTokenizer", "add_bos_token": words.begin is not None})
+    return out
 
 
 def _copied(source: Path):

@@ -18,7 +18,7 @@ from toast_jax.model.families import Family
 from toast_jax.model.methods import BACKBONE, tuned_mask
 from toast_jax.train import saved_run
 from toast_jax.train.saved_run import SavedRun
-from toast_jax.weights import download, module_file, places, pretrained
+from toast_jax.weights import download, llama_files, module_file, places, pretrained
 from toast_jax.weights.containers import check_writable, read_header, write
 from toast_jax.weights.rename import Arrays, published, rename_back, stacked_depth, table, uneven_layers, unstack
 from toast_jax.workdir import run_folder
@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     source = download.local(places.located(config.source, "source"), config.sha256)
     if not source.exists():
         raise _nothing_at(source)
-    family, arrays, header = _of_run(source, config) if source.is_dir() else _of_file(source)
+    family, arrays, header = _of_run(source, config) if _is_run(source) else _of_file(source, config)
     if config.names and (classifier := {path for path in arrays if path.startswith("classifier/")}):
         log.info("Left out: %s, as names=%s is for a backbone alone.", listed(sorted(classifier)), config.names)
         arrays = {path: array for path, array in arrays.items() if path not in classifier}
@@ -71,7 +71,7 @@ def _export(config: ConfigDict) -> None:
     if ignored := [name for name in ("names", "sha256") if config[name]]:
         raise InputError(f"{' and '.join(ignored)} in --config=configs/convert.py:... is for as=release; leave it out.")
     target, source = folder.check_new(config.target), Path(config.source).expanduser()
-    if not source.is_dir():
+    if not _is_run(source):
         if not source.exists() and not places.is_remote(config.source):
             raise _nothing_at(source)
         raise InputError(
@@ -87,6 +87,11 @@ def _export(config: ConfigDict) -> None:
     folder.write(target, files)
     log.info("%s -> %s, as=%s: %s.", source, target, kind, ", ".join(sorted(files)))
     log.info("To upload it: %s", card.upload(target.resolve().name, target))
+
+
+def _is_run(source: Path) -> bool:
+    """Return whether to read a folder as that of a run, and not as one of weights."""
+    return source.is_dir() and (run_folder.has_checkpoint(source) or not llama_files.file_in(source))
 
 
 def _nothing_at(source: Path) -> InputError:
@@ -120,8 +125,15 @@ def _files(run: SavedRun, kind: str) -> tuple[str, folder.Files]:
     return last, _KINDS[last](run)
 
 
-def _of_file(path: Path) -> tuple[Family, Arrays, dict[str, str]]:
-    family, arrays, ignored = pretrained.layers(str(path))
+def _of_file(path: Path, config: ConfigDict) -> tuple[Family, Arrays, dict[str, str]]:
+    if ignored := [f"--config.{name}" for name in ("weights", "top_down", "module") if config[name]]:
+        raise InputError(f"{' and '.join(ignored)} is for a run, and from={path} has weights alone; leave it out.")
+    if (file := llama_files.file_in(path)) or path.suffix == ".json" or llama_files.is_llama2c(path):
+        tensors = llama_files.stored(file or path)
+        in_file = {name: np.asarray(tensor.read(), np.float32) for name, tensor in tensors.items()}
+        family, arrays, ignored = pretrained.named(str(path), in_file)
+    else:
+        family, arrays, ignored = pretrained.layers(str(path))
     if not arrays:
         raise InputError(f"{path} holds nothing that a network here has; give another file.")
     if uneven := uneven_layers(arrays):

@@ -32,26 +32,29 @@ def run(config: ConfigDict, folder: str) -> None:
     check(config)
     config = places.pin(config, folder)
     reads = domain(config)
-    train, evals = reads.open_sources(config, verified=True, run=folder)
-    if not evals:
+    opened = reads.open_splits(config, folder)
+    if opened.keys() == {"train"}:
         raise InputError("There is nothing to evaluate on; name a split in --config.data.splits.test.")
+    classes = opened["train"].classes
     if config.get("checkpoint"):
-        network = load_network(config, len(train.classes))
+        network = load_network(config, len(classes))
         tuned, origin = network.tuned, config.checkpoint
     else:
         with checkpoint.manager(folder) as checkpoints:
             run_folder.check_evaluates(folder, config)
             share = config.get("interpolation", 1.0)
-            network = (reload_network if share == 1 else load_network)(config, len(train.classes))
+            network = (reload_network if share == 1 else load_network)(config, len(classes))
             meta = checkpoint.read_meta(checkpoints)
             fingerprint.check_frozen(fingerprint.of_frozen(network.frozen), meta["frozen"], folder, config.backbone.weights)
-            evals = {name: selected.relabel(source, meta["classes"]) for name, source in evals.items()}
+            classes = meta["classes"]
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
         if share < 1:
             has_start = config.head.start == "classifier"
             tuned = _between(network.tuned, tuned, share, kept="" if has_start else "(head|probe)/")
             origin = f"{origin}, {share} of the way from its start"
+    _, evals = reads.open_sources(config, verified=True, run=folder, opened=opened)
+    evals = {name: selected.relabel(source, classes) for name, source in evals.items()}
     saved = run_folder.writable(folder) / "evaluation.json"  # created only for a run or a file that was read
     devices = devices_of(config)
     keeps = config.get("save_predictions", False) and config.interpolation == 1

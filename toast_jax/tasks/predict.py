@@ -35,8 +35,8 @@ def run(config: ConfigDict, folder: str) -> None:
     `config.probabilities` and `config.npz` are those of `predictions.writer`. A run of segmentation writes masks instead.
 
     Raises:
-      InputError: no such run, a run that is not a classifier, or no images. At the end: some images could not be decoded; all
-        others have been predicted.
+      InputError: no such run, a run of language, no images, or probabilities of a run of segmentation. At the end: some images
+        could not be decoded; all others have been predicted.
     """
     if not config.run or not config.images:
         raise InputError("Nothing to predict; write --config=configs/predict.py:run=RUN,images=FOLDER.")
@@ -47,8 +47,13 @@ def run(config: ConfigDict, folder: str) -> None:
         raise InputError(f"There are no images in {config.images}: give a folder, a table, or paths, one per line.")
     with renaming(OF_SAVED):
         saved = saved_run.load_tuned(config.run, config.weights, config.top_down, config.module, masks=True)
+    segments = families.reads(saved.config) == "masks"
+    if segments and (asked := [f"--config.{name}=False" for name in ("probabilities", "npz") if config[name]]):
+        raise InputError(
+            f"The run in {config.run} segments images, for which masks alone are written; set {' and '.join(asked)}."
+        )
     folder = run_folder.writable(folder)
-    if families.reads(saved.config) == "masks":
+    if segments:
         _segment(saved, itertools.chain([first], paths), folder, config.attention)
         return
     run_folder.remove_pictures(folder / "attention")

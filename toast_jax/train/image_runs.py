@@ -29,8 +29,16 @@ UNIT = "images"  # of counts and speed
 
 
 def open_splits(config: ConfigDict, run: str | Path | None = None) -> dict[str, sources.Source]:
-    """Open all splits of a config, decoding no image; the folder of a `run` that has begun says which images it holds out."""
-    return sources.open_splits(config.data, seed=config.seed, run=run)
+    """Open all splits of a config, decoding no image; the folder of a `run` that has begun says which images it holds out.
+
+    Few shots are drawn, unless corrupt images are to be left out first, so that a class keeps its number of images.
+    """
+    opened = sources.open_splits(config.data, seed=config.seed, run=run)
+    return opened if config.data.skip_corrupt else _with_shots(config, opened)
+
+
+def _with_shots(config, opened) -> dict[str, sources.Source]:
+    return {**opened, "train": few_shot.draw(opened["train"], config.data.get("shots", 0), config.seed)}
 
 
 def open_sources(
@@ -42,10 +50,9 @@ def open_sources(
     `open_splits` has `opened` are not opened again; `run` is as there.
     """
     opened = dict(opened or open_splits(config, run))
-    if config.data.skip_corrupt:  # before shots are drawn, so that a class keeps its number of images
-        opened = verify_splits(opened, skip_corrupt=True)
-    opened["train"] = few_shot.draw(opened["train"], config.data.get("shots", 0), config.seed)
-    if config.data.verify and not config.data.skip_corrupt and not verified:
+    if config.data.skip_corrupt:
+        opened = _with_shots(config, verify_splits(opened, skip_corrupt=True))
+    elif config.data.verify and not verified:
         opened = verify_splits(opened, skip_corrupt=False)
     log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
     return opened.pop("train"), opened

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,9 @@ class Run:
 
 
 def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = False) -> tuple[Run, State]:
-    """Check the config, open the data, load the network, decode all images as a check and claim the folder, in this order.
+    """Check the config, claim the folder, open the data, load the network, and decode all images or tokenize all text.
+
+    All that can be refused without the images' or texts' content is refused before that last part, which may take long.
 
     With `several_seeds`, keep the parameters that are from files, so that `reseed` need not read them again.
 
@@ -112,12 +114,15 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     check(config)
     steers = families.of_config(config).methods[config.method].signal == "top_down"
     places.check_files(config, ["backbone.weights", "module", *(["top_down"] if steers else [])])
+    folder = run_folder.claim(folder, config)
     reads, devices = domain(config), devices_of(config)
     # A run that resumes has verified its images already, and has recorded which it holds out.
     resumes = run_folder.has_checkpoint(folder)
     opened = reads.open_splits(config, folder if resumes else None)
-    # Before all images are decoded, which may take long.
     network = (reload_network if resumes else load_network)(config, len(opened["train"].classes))
+    optimizer(config, schedule(config, 1), network.mask)  # as a check of its regexes
+    if isinstance(opened["train"], Sized):  # text has no length before it is tokenized
+        loader.steps_per_epoch(opened["train"], config.batch_size)
     train, evals = reads.open_sources(config, verified=resumes, opened=opened)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
     log.info("%s", methods.table(trees.merge(network.tuned, network.frozen), network.method))
@@ -127,7 +132,6 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
         parts["microbatches"] = config.microbatches
     parameters = without_statistics(network.tuned)
     num_tuned, num_head = (trees.count(tree) for tree in (parameters, parameters.get("head", {})))
-    folder = run_folder.claim(folder, config)
     run = Run(
         members=(Member(config, folder, rates(config, steps_per_epoch)),),
         folder=folder,

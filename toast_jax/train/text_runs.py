@@ -3,6 +3,7 @@
 `image_runs` has the same functions for images; the step and the loop work with either.
 """
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -20,15 +21,24 @@ from toast_jax.data.text import batches, chat, documents, sequences, token_cache
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices.protocol import Devices
 from toast_jax.errors import InputError
-from toast_jax.model import families, steered
+from toast_jax.model import families
 from toast_jax.train import evaluation
 from toast_jax.train.augment import by_token
 from toast_jax.train.evaluation import Evaluation
-from toast_jax.weights import initial_parameters, places
+from toast_jax.weights import places
 
 log = logging.getLogger(__name__)
 
 UNIT = "tokens"  # of counts and speed
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A split before its text is tokenized; `tokenize` returns its sequences, from the cache if they are there."""
+
+    tokenize: Callable[[], Sequences]
+
+    classes = ()  # part of the interface of sources
 
 
 def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
@@ -57,34 +67,40 @@ def open_template(config: ConfigDict, words: tokenizer.Tokenizer) -> chat.Templa
     return chat.Template(config.data.template, tokenizer.file_of(places.tokenizer(config.data.tokenizer)), words)
 
 
-def open_splits(config: ConfigDict, run: object = None) -> dict[str, Sequences]:
-    """Open all splits of a config; `run` is of images, and ignored."""
+def open_splits(config: ConfigDict, run: object = None) -> dict[str, Text]:
+    """Open all splits of a config, tokenizing no text; `run` is of images, and ignored.
+
+    The first document of each file is read as a check.
+    """
     data, words = config.data, open_tokenizer(config)
     template = open_template(config, words)
-    if not places.is_remote(config.backbone.weights):  # before all text is tokenized, which may take long
-        initial_parameters.check_header(*steered.build(config, 0), config.backbone.weights)
-    opened = {}
-    # Training text is the largest; it comes last so that errors in the other files are reported at once.
-    for name, (file, read) in reversed(_texts(data, template).items()):
+    texts = _texts(data, template)
+    for file in dict.fromkeys(file for file, _ in texts.values()):
+        documents.check(file, _reader(data, template))
+
+    def tokenize(name, file, read):
         fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)
         fields += (template.identity,) if template else ()
         fields += (data.too_long,) if data.too_long != "cut" else ()
-        make = lambda read=read: _arranged(data, read(), words)  # noqa: E731
+        make = lambda: _arranged(data, read(), words)  # noqa: E731
         packing = _packing(data, file, words, data.documents if name == "train" else 0)
-        opened[name] = token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make, packing)
-    log.info("Sequences of %d tokens: %s.", data.length, ", ".join(f"{name} {len(s):,}" for name, s in opened.items()))
-    return opened
+        return token_cache.cached(file, places.tokenizer(data.tokenizer), fields, make, packing)
+
+    return {name: Text(functools.partial(tokenize, name, file, read)) for name, (file, read) in texts.items()}
 
 
 def open_sources(
-    config: ConfigDict, *, verified: bool, run: object = None, opened: Mapping[str, Sequences] | None = None
+    config: ConfigDict, *, verified: bool, run: object = None, opened: Mapping[str, Text] | None = None
 ) -> tuple[Sequences, dict[str, Sequences]]:
-    """Return the training source and, by name, the evaluation sources, of splits that may be `opened` already.
+    """Tokenize the splits that `open_splits` returns, or has `opened`: training, and by name those of evaluation.
 
     `verified` and `run` are of images, and ignored.
     """
-    opened = dict(opened or open_splits(config))
-    return opened.pop("train"), opened
+    opened = opened or open_splits(config)
+    # Training text is the largest; it comes last so that errors in the other files are reported at once.
+    sources = {name: text.tokenize() for name, text in reversed(list(opened.items()))}
+    log.info("Sequences of %d tokens: %s.", config.data.length, ", ".join(f"{name} {len(s):,}" for name, s in sources.items()))
+    return sources.pop("train"), sources
 
 
 def open_file(config: ConfigDict, file: str, words: tokenizer.Tokenizer, template: chat.Template | None) -> Sequences:

@@ -103,12 +103,6 @@ def load(
     return loaded
 
 
-def check_header(model: Steered, method: Method, weights: str) -> None:
-    """Raise InputError if the header of a language model's weights shows that they do not fit, see `llama_files.load`."""
-    if weights != RANDOM:
-        llama_files.fitting(weights, _described(model, method)[0], model.backbone)
-
-
 def _described(model, method):
     """Return the shapes and dtypes of all parameters, by path."""
     shapes = jax.eval_shape(lambda key: _init(model, method, key), jax.random.key(0))

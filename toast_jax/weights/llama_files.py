@@ -56,7 +56,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
     Raises:
       InputError: a file is missing, damaged or of another network; names or shapes are listed.
     """
-    in_file, needed = fitting(path, shapes, model)
+    in_file, needed = _fitting(path, shapes, model)
     loaded = {}
     for name, (names, turned) in needed.items():
         array = np.empty((len(names), *in_file[names[0]].shape[:: -1 if turned else 1]), dtypes[name])
@@ -69,7 +69,7 @@ def load(path: str, shapes: dict, model: LLaMA, dtypes: dict, put: Callable) -> 
     return loaded
 
 
-def fitting(path: str, shapes: dict, model: LLaMA) -> tuple[dict[str, Tensor], dict[str, tuple[list[str], bool]]]:
+def _fitting(path: str, shapes: dict, model: LLaMA) -> tuple[dict[str, Tensor], dict[str, tuple[list[str], bool]]]:
     """Check the names and shapes in a file by its header; arguments and errors as in `load`.
 
     Returns:
@@ -108,20 +108,34 @@ def fitting(path: str, shapes: dict, model: LLaMA) -> tuple[dict[str, Tensor], d
 
 def tensors(path: Path) -> dict[str, Tensor]:
     """List all tensors of a folder or a file, by Hugging Face's names."""
-    if path.is_dir():
-        files = [file for name in (INDEX, "model.safetensors", _TORCH_INDEX) if (file := path / name).is_file()][:1]
-        files = files or [file for file in path.glob("*.bin") if not file.name.startswith("tok")]
-        path = files[0] if len(files) == 1 else path
+    path = file_in(path) or path
     if not path.is_file():
         raise InputError(
             f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
         )
-    if path.suffix == ".bin" and not _is_torch(path):
-        return _of_llama2c(path)
     try:
-        return known_names(_of_shards(path) if path.suffix == ".json" else _of_file(path))
+        return known_names(stored(path))
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
+
+
+def stored(path: Path) -> dict[str, Tensor]:
+    """List all tensors of a file, or of the shards that it names, by the names that they have there."""
+    if is_llama2c(path):
+        return _of_llama2c(path)
+    return _of_shards(path) if path.suffix == ".json" else _of_file(path)
+
+
+def file_in(folder: Path) -> Path | None:
+    """Return the weights file in a folder, or the index of its shards; None without one, or with several `.bin`."""
+    files = [file for name in (INDEX, "model.safetensors", _TORCH_INDEX) if (file := folder / name).is_file()][:1]
+    files = files or [file for file in folder.glob("*.bin") if not file.name.startswith("tok")]
+    return files[0] if len(files) == 1 else None
+
+
+def is_llama2c(path: Path) -> bool:
+    """Return whether a file is one of llama2.c, by its name and first bytes."""
+    return path.suffix == ".bin" and path.is_file() and not _is_torch(path)
 
 
 def _of_file(path: Path) -> dict[str, Tensor]:

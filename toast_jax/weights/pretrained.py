@@ -168,8 +168,12 @@ def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, 
     Raises:
       InputError: the file is not one of weights, has names of another network, or values that are not finite.
     """
+    return named(path, read(path, field))
+
+
+def named(path: str, in_file: Arrays) -> tuple[Family, Arrays, list[str]]:
+    """Rename the arrays of a file as `layers` does, by the PyTorch names that they have there."""
     try:
-        in_file = read(path, field)
         family, arrays, unknown = _renamed(in_file)
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error

@@ -114,6 +114,21 @@ def test_mistakes_in_a_table_are_named_by_their_row(tmp_path, text, message):
     assert message.format(file=tmp_path / "all.csv", root=tmp_path) in error and f"{tmp_path}/all.csv" in error
 
 
+def test_a_folder_too_high_or_too_deep_is_answered_by_the_right_one(tmp_path):
+    folder_root(tmp_path, "images/a.png")
+    write(tmp_path / "tables/train.csv", b"path,label\na.png,x\n")
+    data = config(tmp_path, "table", image_dir="nowhere")
+    message = f"There is no table {tmp_path}/train.csv, .tsv or .parquet: it is in {tmp_path}/tables; set --config.data.root to"
+    assert message in error_of(data)
+    write(tmp_path / "train.csv", b"path,label\na.png,x\n")
+    (tmp_path / "images/deeper").mkdir()
+    for data.image_dir in (".", "images/deeper"):
+        message = f"a.png of row 2: it is in {tmp_path}/images; set --config.data.image_dir={tmp_path}/images."
+        assert message in error_of(data).replace("/./", "/")
+    data.image_dir = f"{tmp_path}/images"
+    assert len(sources.open_split(data, "train")) == 1
+
+
 # Held-out images
 
 

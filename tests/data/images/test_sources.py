@@ -173,6 +173,19 @@ def test_missing_images_are_counted(tmp_path):
     assert f"3 of 6 images do not exist, the first is {tmp_path}/images/b/1.png" in error_of(config(tmp_path, "json"))
 
 
+def test_a_root_too_high_or_too_deep_is_answered_by_the_right_one(tmp_path):
+    root = tmp_path / "set"
+    json_root(root, ["a.png"])
+    (root / "images/train/deep").mkdir(parents=True)
+    for given, right, format in (
+        *((given, root, "json") for given in (tmp_path, root / "images")),
+        *((given, root / "images", "folder") for given in (root, root / "images/train")),
+    ):
+        error = error_of(config(given, format, labels=False))
+        assert f"older {given}/{'train' if format == 'folder' else 'images'} does not exist" in error
+        assert error.endswith(f": it is in {right}; set --config.data.root to that.")
+
+
 # Class folders
 
 

@@ -136,10 +136,12 @@ def image_root(data: ConfigDict) -> str:
 
 def read_json(data: ConfigDict, split: str) -> Files:
     """Read a split in VPT's format, `SPLIT.json`: image path to class id; the training split defines the classes."""
-    existing_root(data)
-    folder = image_root(data)
+    root, folder = existing_root(data), image_root(data)
     if not os.path.isdir(folder) and not archive.split(os.path.join(folder, "")):
-        raise InputError(f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir.")
+        remedy = "unpack the images there, or set --config.data.image_dir."
+        if place := neighbor_with(root, data.image_dir):
+            remedy = f"it is in {place}; set --config.data.root to that."
+        raise InputError(f"Image folder {folder} does not exist: {remedy}")
     if not data.labels:
         listing = _load_json(_json_path(data, split), labels=False)
         _require_files(folder, listing)
@@ -223,22 +225,27 @@ def _require_files(images: str, listing: Collection[str]) -> None:
     """Raise InputError unless all files of a listing are in a folder, an archive, or a folder in one."""
     if missing := absent(images, listing):
         remedy = "unpack all of them, or set --config.data.root and --config.data.image_dir."
-        if len(missing) == len(listing) and (folder := _folder_with(images, missing[0])):
+        if folder := shifted(images, listing, missing):
             remedy = f"it is in {folder}; set --config.data.root and --config.data.image_dir to that."
         raise InputError(
             f"{len(missing)} of {len(listing)} images do not exist, the first is {os.path.join(images, missing[0])}: {remedy}"
         )
 
 
-def _folder_with(images: str, name: str) -> str | None:
-    """Return the folder one level below or above `images` that has a file."""
-    above = os.path.dirname(os.path.normpath(images)) or os.curdir
-    if inside := archive.split(os.path.join(images, "")):
-        file, folder = inside
-        below = sorted({f"{file}/{entry.split('/')[0]}" for entry in archive.names(file) if "/" in entry and not folder})
+def shifted(images: str, listing: Collection[str], missing: Sequence[str]) -> str | None:
+    """Return the folder one level below or above `images` that has the first file of a listing, if all files are `missing`."""
+    return neighbor_with(images, missing[0]) if len(missing) == len(listing) else None
+
+
+def neighbor_with(folder: str, name: str) -> str | None:
+    """Return the folder one level below or above another one, or an archive, that has a file or folder; None without one."""
+    above = os.path.dirname(os.path.normpath(folder)) or os.curdir
+    if inside := archive.split(os.path.join(folder, "")):
+        file, within = inside
+        below = sorted({f"{file}/{entry.split('/')[0]}" for entry in archive.names(file) if "/" in entry and not within})
     else:
-        below = sorted(entry.path for entry in os.scandir(images) if entry.is_dir())
-    return next((folder for folder in (*below, above) if not absent(folder, [name])), None)
+        below = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir()) if os.path.isdir(folder) else []
+    return next((neighbor for neighbor in (*below, above) if not absent(neighbor, [name])), None)
 
 
 def absent(images: str, listing: Iterable[str]) -> list[str]:
@@ -301,9 +308,11 @@ def _split_folder(data: ConfigDict, split: str, classes: bool = True) -> str:
         without = "to nothing if there is no such split"
         if split == TRAIN:
             without = f"--config.data.held_out=0.2 if {root} has class folders and no splits"
+        remedy = f"create it, or set --config.data.splits.{split} to another folder, or {without}."
+        if place := neighbor_with(root, data.splits[split]):
+            remedy = f"it is in {place}; set --config.data.root to that."
         raise InputError(
-            f"Folder {folder} does not exist ({root} has {listed(_subfolders(root), most=3) or 'no folders'}): "
-            f"create it, or set --config.data.splits.{split} to another folder, or {without}."
+            f"Folder {folder} does not exist ({root} has {listed(_subfolders(root), most=3) or 'no folders'}): {remedy}"
         )
     if classes and not _subfolders(folder):
         in_root = data.get("held_out", 0) and folder != root

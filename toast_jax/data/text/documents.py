@@ -194,6 +194,13 @@ def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document
     return list(stream(path, of_record))
 
 
+def check(path: str, of_record: Callable[[Any], list[Document]]) -> None:
+    """Check that a file exists and, unless it is a `.txt`, its first document; arguments and errors as of `stream`."""
+    file = Path(path).expanduser()
+    if file.suffix != ".txt" or not file.is_file():  # a .txt is one record, which may be large
+        next(stream(path, of_record))
+
+
 def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0) -> Iterator[Document]:
     """Iterate over the documents of a file. A `.jsonl` is read line by line, and only up to the last document.
 

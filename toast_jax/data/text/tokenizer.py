@@ -195,38 +195,52 @@ def _ends(text: str, sizes: list[int]) -> list[int]:
     return np.searchsorted(starts[:-1], ends).tolist()
 
 
+_LLAMA2C_SPECIAL = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
+FIRST_BYTE = len(_LLAMA2C_SPECIAL)  # of llama2.c: the first of 256 tokens for bytes that no other token covers
+
+
+def llama2c_pieces(file: Path) -> list[tuple[bytes, float]]:
+    """Read a tokenizer of llama2.c: the piece of every token, and its score; merges of higher scores come first.
+
+    Raises:
+      InputError: the file is another one or damaged.
+    """
+    pieces: list[tuple[bytes, float]] = []
+    content, place = file.read_bytes(), 4  # skips the length of the longest token
+    try:
+        while place < len(content):
+            score, size = struct.unpack_from("<fi", content, place)
+            place += 8 + size
+            pieces.append((content[place - size : place], score))
+    except struct.error:
+        place = -1
+    special = tuple(piece for piece, _ in pieces[:FIRST_BYTE])
+    if place != len(content) or special != _LLAMA2C_SPECIAL or len(pieces) < FIRST_BYTE + 256:
+        raise InputError(f"{file} is no tokenizer of llama2.c; copy or download it again.")
+    return pieces
+
+
 class _Llama2c:
     """The tokenizer of llama2.c (https://github.com/karpathy/llama2.c): sentencepiece's byte-pair encoding."""
 
     begin: int | None = 1
     end = 2
     special: dict[str, int] = {"<s>": 1, "</s>": 2}
-    _SPECIAL = (b"<unk>", b"\n<s>\n", b"\n</s>\n")
-    _FIRST_BYTE = len(_SPECIAL)  # of 256 tokens for bytes that no other token covers
 
     def __init__(self, file: Path):
-        self._pieces, self._tokens = [], {}
-        content, place = file.read_bytes(), 4  # skips the length of the longest token
-        try:
-            while place < len(content):
-                score, size = struct.unpack_from("<fi", content, place)
-                place += 8 + size
-                self._pieces.append(content[place - size : place])
-                self._tokens[self._pieces[-1]] = (-score, len(self._pieces) - 1)
-        except struct.error:
-            place = -1
-        if place != len(content) or tuple(self._pieces[: self._FIRST_BYTE]) != self._SPECIAL or len(self._pieces) < 259:
-            raise InputError(f"{file} is no tokenizer of llama2.c; copy or download it again.")
+        pieces = llama2c_pieces(file)
+        self._pieces = [piece for piece, _ in pieces]
+        self._tokens = {piece: (-score, token) for token, (piece, score) in enumerate(pieces)}
         for byte in range(256):
-            del self._tokens[self._pieces[self._FIRST_BYTE + byte]]
-            self._pieces[self._FIRST_BYTE + byte] = bytes([byte])
+            del self._tokens[self._pieces[FIRST_BYTE + byte]]
+            self._pieces[FIRST_BYTE + byte] = bytes([byte])
         self.vocabulary = len(self._pieces)
 
     def encode(self, text: str) -> Encoded:
         ids = []
         for piece in self._merged([character.encode() for character in f" {text}"]) if text else []:
             token = self._tokens.get(piece)
-            ids += [self._FIRST_BYTE + byte for byte in piece] if token is None else [token[1]]
+            ids += [FIRST_BYTE + byte for byte in piece] if token is None else [token[1]]
         return Encoded(ids, _ends(text, [len(self._pieces[token]) for token in ids]))
 
     def encode_marked(self, text: str, special: Sequence[tuple[int, int]]) -> Encoded:
@@ -258,7 +272,7 @@ class _Llama2c:
         return [piece for piece in pieces if piece]
 
     def decode(self, ids: list[int]) -> str:
-        text = b"".join(self._pieces[token] for token in ids if token >= self._FIRST_BYTE).decode(errors="replace")
+        text = b"".join(self._pieces[token] for token in ids if token >= FIRST_BYTE).decode(errors="replace")
         return text.removeprefix(" ")
 
 

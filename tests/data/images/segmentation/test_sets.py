@@ -118,6 +118,23 @@ def test_an_image_that_never_fills_the_crop_is_refused(root):
         masks.verify(opened(root), least=(24, 32), box=(32, 24))
 
 
+def test_a_root_too_high_or_too_deep_is_answered_by_the_right_one(root):
+    (root / "below").mkdir()
+    for folder in ("images/training", "leftImg8bit/train"):
+        (root / folder).mkdir(parents=True)
+    answer = f"cannot be read .*: it is in {root}; set --config.data.root to that"
+    for other in (root.parent, root / "below"):
+        with pytest.raises(InputError, match=f"List .*train.txt {answer}"):
+            opened(other)
+        with pytest.raises(InputError, match=f"Folder .*images/training {answer}"):
+            opened(other, "ade20k", "training")
+        with pytest.raises(InputError, match=f"Folder .*leftImg8bit/train {answer}"):
+            opened(other, "cityscapes")
+    (root / "masks").rename(root / "below/masks")
+    with pytest.raises(InputError, match=f"2 of the 2 masks .*masks/train_0.png: it is in {root}/below; move what is there to"):
+        opened(root)
+
+
 def test_missing_files_and_lists_are_named(root):
     (root / "train.txt").write_text("train_0\nnowhere\nelsewhere\n")
     with pytest.raises(InputError, match="2 of the 3 images of .*train.txt do not exist, the first is .*images/nowhere.jpg: "):

@@ -57,11 +57,13 @@ def read(data: ConfigDict, split: str) -> Files:
                     "it, remove the row, or add training images of that class."
                 )
     names = [cells[PATH] for _, cells in table.rows]
-    if absent := image_files.absent(images, names):
-        number = table.rows[names.index(absent[0])][0]
+    if missing := image_files.absent(images, names):
+        number, remedy = table.rows[names.index(missing[0])][0], "correct the paths, or set --config.data.image_dir."
+        if folder := image_files.shifted(images, names, missing):
+            remedy = f"it is in {folder}; set --config.data.image_dir={os.path.abspath(folder)}."
         raise InputError(
-            f"{len(absent)} of {len(names)} images of {table.file} do not exist, the first is "
-            f"{os.path.join(images, absent[0])} of row {number}: correct the paths, or set --config.data.image_dir."
+            f"{len(missing)} of {len(names)} images of {table.file} do not exist, the first is "
+            f"{os.path.join(images, missing[0])} of row {number}: {remedy}"
         )
     labels = (label_of[cells[LABEL]] if label_of else 0 for _, cells in table.rows)
     return image_files.files_of(data, (os.path.join(images, name) for name in names), labels, classes)
@@ -193,9 +195,11 @@ def _file_of_split(root: str, name: str, split: str) -> str:
     candidates: Sequence[str] = [os.path.join(root, name + suffix) for suffix in ("", *SUFFIXES)]
     file = next(filter(is_table, candidates), None)
     if file is None:
-        raise InputError(
-            f"There is no table {os.path.join(root, name)}.csv, .tsv or .parquet: put it there, or set "
-            f"--config.data.splits.{split} to another name, or to nothing if there is no such split, or --config.data.root to "
-            "one table with a column split."
+        remedy = (
+            f"put it there, or set --config.data.splits.{split} to another name, or to nothing if there is no such split, or "
+            "--config.data.root to one table with a column split."
         )
+        if folder := next(filter(None, (image_files.neighbor_with(root, name + suffix) for suffix in SUFFIXES)), None):
+            remedy = f"it is in {folder}; set --config.data.root to that."
+        raise InputError(f"There is no table {os.path.join(root, name)}.csv, .tsv or .parquet: {remedy}")
     return file

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict
 
 from toast_jax.data.images import synthetic_scenes
-from toast_jax.data.images.image_files import absent, existing_root
+from toast_jax.data.images.image_files import absent, existing_root, neighbor_with, shifted
 from toast_jax.data.images.segmentation.labels import IGNORED
 from toast_jax.data.images.segmentation.masks import Code, MaskedImages, MaskedSource
 from toast_jax.data.images.segmentation.scenes import MaskedScenes
@@ -64,8 +64,8 @@ def _files(read: Callable[[str, str], tuple[list[tuple[str, str]], _Labels]], da
 
 def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     """Read `images/NAME.jpg` (or .jpeg, .png) and `masks/NAME.png` of the names in `SPLIT.txt`; classes are `classes.json`."""
-    path = os.path.join(root, f"{split}.txt")
-    names, folder = _names(path), os.path.join(root, "images")
+    path, folder = os.path.join(root, f"{split}.txt"), os.path.join(root, "images")
+    names = _names(root, f"{split}.txt")
     # With or without the ending of the image.
     stems = [os.path.splitext(name)[0] if name.lower().endswith(_SUFFIXES) else name for name in names]
     files = [stem + _suffix(folder, stem) for stem in stems]
@@ -112,16 +112,17 @@ def _voc(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     """Read `VOCdevkit/VOC2012`: train, val, trainval, or with SBD's masks train+aug or trainaug."""
     pairs = []
     for name in split.split("+"):
-        path = os.path.join(root, "ImageSets", "Segmentation", f"{name}.txt")
+        file = os.path.join("ImageSets", "Segmentation", f"{name}.txt")
         masks = "SegmentationClassAug" if name.endswith("aug") else "SegmentationClass"
-        pairs += _pairs(path, root, [(f"JPEGImages/{stem}.jpg", f"{masks}/{stem}.png") for stem in _names(path)])
+        files = [(f"JPEGImages/{stem}.jpg", f"{masks}/{stem}.png") for stem in _names(root, file)]
+        pairs += _pairs(os.path.join(root, file), root, files)
     return pairs, _Labels(VOC_CLASSES, tuple(range(len(VOC_CLASSES))))
 
 
 def _ade20k(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     """Read `ADEChallengeData2016`: training or validation. Value 0 is ignored, k is class k - 1."""
     folder = os.path.join(root, "images", split)
-    stems = [file.removesuffix(".jpg") for file in _listing(folder) if file.endswith(".jpg")]
+    stems = [file.removesuffix(".jpg") for file in _listing(root, "images", split) if file.endswith(".jpg")]
     pairs = [(f"images/{split}/{stem}.jpg", f"annotations/{split}/{stem}.png") for stem in stems]
     names = tuple(map(str, range(1, _ADE_CLASSES + 1)))
     description = os.path.join(root, "objectInfo150.txt")
@@ -136,7 +137,8 @@ def _ade20k(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
 def _cityscapes(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     """Read `leftImg8bit` and `gtFine` of Cityscapes: train or val. Values that are not evaluated are ignored."""
     folder, ending = os.path.join(root, "leftImg8bit", split), "_leftImg8bit.png"
-    files = [f"{city}/{file}" for city in _listing(folder) for file in _listing(os.path.join(folder, city))]
+    cities = _listing(root, "leftImg8bit", split)
+    files = [f"{city}/{file}" for city in cities for file in _listing(root, "leftImg8bit", split, city)]
     stems = [file.removesuffix(ending) for file in files if file.endswith(ending)]
     pairs = [(f"leftImg8bit/{split}/{stem}{ending}", f"gtFine/{split}/{stem}_gtFine_labelIds.png") for stem in stems]
     codes = tuple(CITYSCAPES.values())
@@ -153,24 +155,35 @@ READERS: Mapping[str, Callable[[ConfigDict, str], MaskedSource]] = {
 }
 
 
-def _names(path: str) -> list[str]:
-    """Read a list, one name a line."""
+def _names(root: str, file: str) -> list[str]:
+    """Read a list under `root`, one name a line."""
+    path = os.path.join(root, file)
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            names = [line.strip() for line in file if line.strip()]
+        with open(path, encoding="utf-8-sig") as opened:
+            names = [line.strip() for line in opened if line.strip()]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"List {path} cannot be read ({reason}): set --config.data.root and --config.data.splits.") from error
+        remedy = _remedy(root, file, "set --config.data.root and --config.data.splits.")
+        raise InputError(f"List {path} cannot be read ({reason}): {remedy}") from error
     if not names:
         raise InputError(f"List {path} names no image: write one name a line.")
     return names
 
 
-def _listing(folder: str) -> list[str]:
+def _listing(root: str, *parts: str) -> list[str]:
+    """List the files of a folder under `root`."""
+    folder = os.path.join(root, *parts)
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
-        raise InputError(f"Folder {folder} cannot be read ({error.strerror}): set --config.data.root.") from error
+        remedy = _remedy(root, os.path.join(*parts), "set --config.data.root.")
+        raise InputError(f"Folder {folder} cannot be read ({error.strerror}): {remedy}") from error
+
+
+def _remedy(root: str, name: str, other: str) -> str:
+    """Return which folder to set as the root, if one beside `root` has a file or folder, else another remedy."""
+    place = None if os.path.exists(os.path.join(root, name)) else neighbor_with(root, name)
+    return f"it is in {place}; set --config.data.root to that." if place else other
 
 
 def _pairs(origin: str, root: str, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -179,8 +192,11 @@ def _pairs(origin: str, root: str, pairs: list[tuple[str, str]]) -> list[tuple[s
         raise InputError(f"Folder {origin} has no images: set --config.data.root.")
     for kind, files in zip(("images", "masks"), zip(*pairs, strict=True), strict=True):
         if missing := absent(root, files):
+            remedy = "unpack all of them, or take them out of the list."
+            if place := shifted(root, files, missing):
+                remedy = f"it is in {place}; move what is there to {root}."
             raise InputError(
                 f"{len(missing)} of the {len(pairs)} {kind} of {origin} do not exist, the first is "
-                f"{os.path.join(root, missing[0])}: unpack all of them, or take them out of the list."
+                f"{os.path.join(root, missing[0])}: {remedy}"
             )
     return [(os.path.join(root, image), os.path.join(root, mask)) for image, mask in pairs]
