@@ -39,7 +39,7 @@ QUOTED = re.compile(r"`((?:tfds|pip) [^`]*)`")
 SAVED = ("predict", "visualize", "attention_metrics", "corruptions", "convert", "demo")
 SAVED += ("generate", "score", "relevance", "demo_language", "demo_segment")
 # What a run that has trained cannot have wrong, so that no task that only reads its data meets the message.
-SETTLED = {"data.labels", "data.resize", "data.name", "data.tokenizer", "task_weight", "head.start", "resume"}
+SETTLED = {"data.labels", "data.resize", "data.name", "data.tokenizer", "task_weight", "head.start", "resume", "data.template"}
 SETTLED |= {"backbone.vocabulary", "data.held_out", "data.too_long"}
 # What tasks that read one kind of data do not reach.
 OF_TEXT = ("toast_jax.data.text.*", "toast_jax.train.text_runs.*", "toast_jax.weights.llama_files.*", "*._OF_TEXT")

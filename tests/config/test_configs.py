@@ -182,7 +182,7 @@ def test_backbone_names():
     assert folder.get_config("backbone=vit_l14_in21k").backbone.weights == "weights/vit_l14_in21k.pth"
     config = base(name="x", method="toast", backbone="vit_h14")
     assert (config.backbone.size, config.backbone.patch) == ("H", 14)
-    with pytest.raises(InputError, match="'vit_x16' is not known"):
+    with pytest.raises(InputError, match="'vit_x16' is not known.*hf:OWNER/NAME, or by a folder with a config.json"):
         base(name="x", method="toast", backbone="vit_x16")
 
 

@@ -28,9 +28,9 @@ def _tuned(method, backbone, backbone_fields):
 
 
 @functools.cache
-def text_run(method, size="stories260k"):
+def text_run(method, size="stories260k", vocabulary=0):
     config = alpaca.get_config(f"method={method},backbone=stories260k")
-    config.backbone.update({"weights": "random", "size": size})
+    config.backbone.update({"weights": "random", "size": size, "vocabulary": vocabulary})
     return of_config(config, ())
 
 

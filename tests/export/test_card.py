@@ -1,12 +1,14 @@
 """The model card: the Hub's fields, the results, and nothing of the machine that it was written on."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 
-from tests.export.runs import RESULT, tuned
+from tests.export.runs import RESULT, text_run, tuned
 from toast_jax.export import card
+from toast_jax.model.backbones.llama import kinds as llama
 
 
 def front_of(text):
@@ -37,6 +39,17 @@ def test_card_states_what_the_run_was():
     assert "/home" not in text
     config = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
     assert config["lora"] == {"alpha": 1.0, "rank": 4} and config["data"]["root"] == "birds"
+
+
+def test_card_of_a_language_model_has_its_prompt(monkeypatch):
+    monkeypatch.setitem(llama.SIZES, "small_card", llama.Size(8, 1, 1, 1, 8, 16, 64, kind=llama.QWEN2))
+    run = text_run("lora", "small_card")
+    text = card_of(run, "hf")
+    assert "A Qwen2 small_card, tuned on alpaca_data.json" in text and "| tokens | 6 | 1,200 |\n" in text
+    assert "### Instruction:\nQUESTION\n\n### Response:\n```" in text
+    run = dataclasses.replace(run, config=run.config.copy_and_resolve_references())
+    run.config.data.format = "messages"
+    assert "apply_chat_template" in card_of(run, "hf")
 
 
 def test_card_names_the_kind_of_vit():

@@ -13,12 +13,15 @@ from safetensors import safe_open
 
 from configs import folder as folder_config
 from tests.conftest import CLASSES
+from tests.data.text.test_chat import CHAT
+from tests.data.text.test_tokenizer import json_model
 from tests.export.runs import logits, of_config, pixels, text_run, tuned
 from tests.weights import test_convnext_files as convnext_files
 from tests.weights.test_pretrained import assert_same
 from toast_jax import trees
 from toast_jax.config import backbone_names, hub_backbones
 from toast_jax.data.images import pixels as views
+from toast_jax.data.text import tokenizer
 from toast_jax.errors import InputError
 from toast_jax.export import folder, plain
 from toast_jax.model import families, steered
@@ -27,6 +30,7 @@ from toast_jax.model.backbones.llama import kinds as llama
 from toast_jax.model.backbones.normalize import normalize, statistics_of
 from toast_jax.model.backbones.vit import features
 from toast_jax.model.backbones.vit.features import Size
+from toast_jax.train import text_runs
 from toast_jax.weights import initial_parameters, pretrained, rename
 
 SMALL = Size(width=16, depth=3, num_heads=2)
@@ -299,6 +303,34 @@ def test_transformers_computes_the_same(name, tmp_path):
     (seen,) = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
     # It resizes tensors, whose pixels differ by one of 255 steps, and crops odd margins one pixel away, which these are not.
     np.testing.assert_allclose(seen, shown[0], atol=1.01 / 255 / 0.2)
+
+
+@pytest.mark.parametrize(
+    ("template", "ends", "begin"),
+    [("chatml", ["<|im_end|>", "</s>"], "<s>"), ("vicuna", ["</s>"], "<s>"), ("llama-2", ["</s>"], ""), ("", ["</s>"], "")],
+)
+def test_answers_end_in_transformers_as_they_were_tuned(template, ends, begin, tmp_path):
+    pytest.importorskip("jinja2")
+    run = text_run("lora")
+    config = run.config.copy_and_resolve_references()
+    config.data.update({"tokenizer": str(json_model(tmp_path / "tokenizer.json", special=CHAT))})
+    config.data.update({"format": "messages", "template": template} if template else {"format": "instructions"})
+    config.backbone.vocabulary = 512
+    files = plain.files(dataclasses.replace(run, config=config), "hf")
+    words = tokenizer.load(config.data.tokenizer)
+    numbers = [words.special[name] for name in ends]
+    assert json.loads(files["config.json"])["eos_token_id"] == (numbers if len(numbers) > 1 else numbers[0])
+    assert ("chat_template.jinja" in files) == bool(template)
+    if template:  # nothing that transformers lacks
+        source = files["chat_template.jinja"]
+        said = [{"role": "user", "content": "an owl"}, {"role": "assistant", "content": "once"}]
+        expected = text_runs.open_template(config, words).documents({"messages": said})[0].text
+        assert jinja2_text(source, said) == begin + expected
+
+
+def jinja2_text(source, said):
+    environment = pytest.importorskip("jinja2.sandbox").ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(messages=said, add_generation_prompt=False)
 
 
 @pytest.mark.slow

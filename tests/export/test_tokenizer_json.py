@@ -17,7 +17,7 @@ PIECES = [" ", "o", "n", "ce", "c", "e", "a", "t", "w", "l", " o", "on", " once"
 
 def exported(path, tokenizer_file):
     """Write a run whose tokenizer is a file as a folder for transformers."""
-    run = text_run("lora")
+    run = text_run("lora", vocabulary=tokenizer.load(str(tokenizer_file)).vocabulary if tokenizer_file.is_file() else 0)
     run = dataclasses.replace(run, config=run.config.copy_and_resolve_references())
     run.config.data.tokenizer = str(tokenizer_file)
     files = plain.files(run, "hf")

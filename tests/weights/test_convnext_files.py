@@ -64,6 +64,20 @@ def hugging_face(state, prefix="convnext."):
     return out
 
 
+def torchvision(state):
+    """As `torchvision.models.convnext_tiny` names them."""
+    layers = {"dwconv": "block.0", "norm": "block.2", "pwconv1": "block.3", "pwconv2": "block.5", "gamma": "layer_scale"}
+    out = {}
+    for name, array in state.items():
+        if match := re.fullmatch(r"downsample_layers\.(\d)\.(.*)", name):
+            name = f"features.{2 * int(match[1])}.{match[2]}"
+        elif match := re.fullmatch(r"stages\.(\d)\.(\d+)\.(\w+)(.*)", name):
+            name = f"features.{2 * int(match[1]) + 1}.{match[2]}.{layers[match[3]]}{match[4]}"
+            array = array[:, None, None] if match[3] == "gamma" else array
+        out[re.sub("^norm", "classifier.0", re.sub("^head", "classifier.2", name))] = array
+    return out
+
+
 def load(path, network="convnext_linear", *, last_blocks=1, wanted="backbone/.*", optional=()):
     shapes, _ = rename.from_torch(recorded(network), last_blocks)
     return pretrained.load(str(path), shapes, last_blocks=last_blocks, wanted=wanted, optional=optional)
@@ -120,7 +134,9 @@ def test_low_rank_deltas_have_the_axes_of_their_kernels():
 
 
 @pytest.mark.parametrize(
-    "form", [timm, hugging_face, lambda state: hugging_face(state, ""), lambda state: state], ids=["timm", "hf", "hf bare", ""]
+    "form",
+    [timm, hugging_face, lambda state: hugging_face(state, ""), torchvision, lambda state: state],
+    ids=["timm", "hf", "hf bare", "torchvision", ""],
 )
 def test_names_of_other_frameworks_give_the_same_network(form, tmp_path):
     state = backbone() | classifier()

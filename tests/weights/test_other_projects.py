@@ -95,6 +95,23 @@ def hugging_face_dinov2_5(state, prefix=""):
     return renamed(hugging_face_dinov2(state, prefix), [*pairs, ("attention.output.dense", "attention.o_proj")])
 
 
+def torchvision(state):
+    """VisionTransformer of torchvision."""
+    pairs = [
+        ("cls_token", "class_token"),
+        ("pos_embed", "encoder.pos_embedding"),
+        ("patch_embed.proj", "conv_proj"),
+        *((f"norm{i}", f"ln_{i}") for i in (1, 2)),
+        ("attn.qkv.", "self_attention.in_proj_"),
+        ("attn.proj", "self_attention.out_proj"),
+        ("mlp.fc1", "mlp.0"),
+        ("mlp.fc2", "mlp.3"),
+    ]
+    state = {re.sub(r"^norm\.", "encoder.ln.", name): array for name, array in state.items()}
+    state = {re.sub(r"^head\.", "heads.head.", name): array for name, array in renamed(state, pairs).items()}
+    return {re.sub(r"^blocks\.", "encoder.layers.encoder_layer_", name): array for name, array in state.items()}
+
+
 def augreg(state):
     """google-research/vision_transformer: other names, and Flax's layouts."""
     out = {}
@@ -199,11 +216,18 @@ def test_hugging_face(form, prefix, suffix, plain, tmp_path, logged):  # noqa: F
     assert any("classifier" in message for message in logged.messages)
 
 
-@pytest.mark.parametrize("form", [hugging_face, hugging_face_5, augreg])
+def test_torchvision(plain, tmp_path):
+    state = torchvision(backbone())
+    assert_same(load(to_file(tmp_path, state)), plain)
+    assert_same(load(to_file(tmp_path, {f"module.{name}": array for name, array in state.items()})), plain)
+
+
+@pytest.mark.parametrize("form", [hugging_face, hugging_face_5, augreg, torchvision])
 def test_classifiers_get_the_name_that_timm_gives_them(form):
     sources = {
         augreg: {"head/kernel": CLASSIFIER["head.weight"].T, "head/bias": CLASSIFIER["head.bias"]},
         hugging_face: {name.replace("head", "classifier"): array for name, array in CLASSIFIER.items()},
+        torchvision: {name.replace("head", "heads.head"): array for name, array in CLASSIFIER.items()},
     }
     classifier = sources.get(form, sources[hugging_face])
     assert_same(other_projects.known_names(form(backbone()) | classifier), backbone() | CLASSIFIER)

@@ -15,6 +15,7 @@ from toast_jax.model.backbones.vit.kinds import FIELDS, KINDS
 
 RANDOM = "random"  # value of backbone.weights: random weights, no file
 LLAMAS = tuple(SIZES)
+_ELSEWHERE = "Others are named by their repository on the Hugging Face Hub, hf:OWNER/NAME, or by a folder with a config.json."
 _GATED = {"backbone.mlp": "swiglu"}
 _VIT_SIZES: dict[str, dict[str, Any]] = {
     **{name.lower(): {"backbone.size": name} for name in ("Mini", "Nano", "Ti", "S", "B", "L", "H", "So400m")},
@@ -50,7 +51,8 @@ def of_images(name: str) -> dict[str, Any]:
         return fields | {"backbone.family": "convnext", "backbone.size": convnext["size"].upper()}
     raise InputError(
         f"The backbone {name!r} is not known; write vit_ + size ({', '.join(_VIT_SIZES)}) + patch (8, 14, 16, 32) + a tag, "
-        "such as vit_b16_in1k or vit_b16_dinov3, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k."
+        "such as vit_b16_in1k or vit_b16_dinov3, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k. "
+        f"{_ELSEWHERE}"
     )
 
 
@@ -61,7 +63,8 @@ def of_text(name: str) -> dict[str, Any]:
     size = next((size for size in LLAMAS if re.fullmatch(rf"{size}(_\w+)?", name)), None)
     if size is None:
         raise InputError(
-            f"The backbone {name!r} is not known; write one of {', '.join(LLAMAS)}, and a tag, such as llama2_7b_chat."
+            f"The backbone {name!r} is not known; write one of {', '.join(LLAMAS)}, and a tag, such as llama2_7b_chat. "
+            f"{_ELSEWHERE}"
         )
     fields = {"backbone.family": "llama", "backbone.size": size, "backbone.vocabulary": 0}
     return fields | {"backbone.weights": f"weights/{name}", "data.tokenizer": f"weights/{name}"}

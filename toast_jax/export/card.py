@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_jax import hub
+from toast_jax.data.text import documents
 from toast_jax.errors import listed
 from toast_jax.fields import flat_fields
 from toast_jax.model import families
@@ -18,14 +19,14 @@ from toast_jax.weights.named import NAMED
 
 _FILES = {
     "model.safetensors": "the weights, float32, with the method's additions merged",
-    "config.json": "the architecture and the labels",
+    "config.json": "the architecture and, of a network of images, the labels",
     "preprocessor_config.json": "size, crop and normalization of images",
     "network.jax_export": "the network as a program (StableHLO), with normalization, for any number of images",
     "weights.npz": "its weights, float32",
     "network.json": "labels, and size, crop and normalization of images",
     "predict.py": "loads the network and classifies images, without the package that tuned it",
 }
-_ROWS = {"count": "examples"}  # titles of rows that differ from the names in result.json
+_COUNTED = {"images": "examples", "text": "tokens"}  # by the row "count" of result.json
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "stablehlo": "jax"}
 _USE = {
     ("timm", "images"): """```python
@@ -46,14 +47,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 network = AutoModelForCausalLM.from_pretrained("OWNER/{name}")  # or the path of this folder
 tokenizer = AutoTokenizer.from_pretrained("OWNER/{name}")
-```""",
+```
+
+{prompt}""",
     ("hf without a tokenizer", "text"): """```python
 from transformers import AutoModelForCausalLM
 
 network = AutoModelForCausalLM.from_pretrained("OWNER/{name}")  # or the path of this folder
 ```
 
-The tokenizer is not in this folder; take the one that came with the weights of the backbone.""",
+The tokenizer is not in this folder; take the one that came with the weights of the backbone.
+
+{prompt}""",
     ("stablehlo", "images"): """```
 pip install jax flatbuffers numpy pillow
 python predict.py image.jpg
@@ -133,9 +138,10 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
     data = config.data.get("name") or Path(config.data.get("root") or config.data.splits.train).name
     licence, source = _licence(result)
     facts = {"name": name, "jax": result["versions"]["jax"], "size": str(config.data.get("image_size", ""))}
+    facts["prompt"] = _prompt(config.data.format, files) if family.reads == "text" else ""
     lacks = family.reads == "text" and not any(file.startswith("tokenizer.") for file in files)
     how = _USE[f"{kind} without a tokenizer" if lacks else kind, family.reads]
-    use = re.sub(r"{(name|jax|size)}", lambda match: facts[match[1]], how)
+    use = re.sub(r"{(name|jax|size|prompt)}", lambda match: facts[match[1]], how)
     return _CARD.format(
         front="\n".join(
             f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in _front(run, result, kind, name, data)
@@ -154,6 +160,14 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
         config=json.dumps(_public(result["config"]), indent=2, ensure_ascii=False),
         upload=upload(name, "."),
     )
+
+
+def _prompt(form: str, files: Sequence[str]) -> str:
+    """Return how a question becomes the prompt that a language model was tuned with."""
+    if form == "messages":
+        has_template = "chat_template.jinja" in files
+        return "It was tuned with the chat template of this folder: `tokenizer.apply_chat_template`." * has_template
+    return f"It was tuned with this prompt for QUESTION:\n\n```\n{documents.PROMPTS[form]('QUESTION', True)}\n```"
 
 
 def _front(run, result, kind, name, data) -> Iterator[tuple[str, Any]]:
@@ -188,7 +202,8 @@ def _results(run, result) -> list[str]:
         return ["Not evaluated."]
     names = dict.fromkeys(name for split in splits for name in result[split])
     cells = [["", *splits], ["---", *["--:"] * len(splits)]]
-    cells += [[_ROWS.get(name, name), *(_number(result[split].get(name)) for split in splits)] for name in names]
+    titles = {"count": _COUNTED[families.of_config(run.config).reads]}
+    cells += [[titles.get(name, name), *(_number(result[split].get(name)) for split in splits)] for name in names]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     lines += ["", f"Seed {result['seed']}, {result['steps']:,} steps, {result['tuned_parameters']['all']:,} tuned parameters."]
     accuracies = _of_seeds(run.folder, result)

@@ -17,6 +17,7 @@ from toast_jax.export.folder import Files
 from toast_jax.model import families, steered
 from toast_jax.model.backbones.export_formats import Format, Preprocessing
 from toast_jax.model.backbones.normalize import statistics_of
+from toast_jax.train import text_runs
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.weights import places
 from toast_jax.weights.containers import Arrays, write
@@ -125,21 +126,27 @@ def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
-    """Return the files of the tokenizer and add its begin and end tokens to `config`; log why there is none."""
+    """Return the files of the tokenizer and add its begin and end tokens to `config`; log why there is none.
+
+    An answer ends with the token that the run has learned: that of its chat template, or of a document.
+    """
     try:
-        place = places.tokenizer(run.config.data.tokenizer)
-        file, words = tokenizer.file_of(place), tokenizer.load(place)
+        file = tokenizer.file_of(places.tokenizer(run.config.data.tokenizer))
+        words = text_runs.open_tokenizer(run.config)
+        template = text_runs.open_template(run.config, words)
     except InputError as error:
         log.warning("The tokenizer is left out: %s", error)
         return {}
-    config |= {"bos_token_id": words.begin, "eos_token_id": words.end}
+    ends = list(dict.fromkeys([template.stop, words.end] if template else [words.end]))
+    config |= {"bos_token_id": words.begin, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+    chat: Files = {"chat_template.jinja": template.source} if template else {}
     if file.suffix == ".bin":
-        return {name: text_of(content) for name, content in tokenizer_json.converted(file).items()}
+        return {name: text_of(content) for name, content in tokenizer_json.converted(file).items()} | chat
     names = [file.name, *(name for name in _TOKENIZER_FILES if (file.parent / name).is_file())]
     out: Files = {name: _copied(file.parent / name) for name in names}
     if file.suffix == ".model" and _TOKENIZER_FILES[0] not in out:  # without it, no begin token is put before a text
         out[_TOKENIZER_FILES[0]] = text_of({"tokenizer_class": "LlamaTokenizer", "add_bos_token": words.begin is not None})
-    return out
+    return out | chat
 
 
 def _copied(source: Path):

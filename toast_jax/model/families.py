@@ -153,6 +153,7 @@ FAMILIES = {
         methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
         fields={"vocabulary": Field(0, whole(0), "number of tokens, for weights with added ones; 0: that of the size")},
         own_head=True,
+        kind_of=lambda backbone: backbone.kind.title,
         partition=llama.PARTITION,
         layer_files=True,
         plain=llama_export.FORMATS,

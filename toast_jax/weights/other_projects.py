@@ -64,6 +64,33 @@ _AUGREG = (
     *_dense("head", "head"),
 )
 
+# torchvision's ConvNeXt counts stem, stages and what is between them in one list, and its LayerScale has axes for pixels.
+_STAGES = [(f"features.{2 * stage + 1}", f"stages.{stage}") for stage in range(4)]
+_TORCHVISION_CONVNEXT = (
+    *(
+        Row(re.escape(old) + rf"\.(\d+)\.block\.{number}{_PARAM}", rf"{new}.\1.{layer}.\2")
+        for old, new in _STAGES
+        for number, layer in enumerate(("dwconv", "", "norm", "pwconv1", "", "pwconv2"))
+    ),
+    *(Row(re.escape(old) + r"\.(\d+)\.layer_scale", rf"{new}.\1.gamma", np.ravel) for old, new in _STAGES),
+    *(Row(rf"features\.{2 * i}\.(\d){_PARAM}", rf"downsample_layers.{i}.\1.\2") for i in range(4)),
+    Row(rf"classifier\.0{_PARAM}", r"norm.\1"),
+    Row(rf"classifier\.2{_PARAM}", r"head.\1"),
+)
+_TORCHVISION_BLOCK = r"encoder\.layers\.encoder_layer_(\d+)"
+_TORCHVISION_VIT = (
+    Row("class_token", "cls_token"),
+    Row(r"encoder\.pos_embedding", "pos_embed"),
+    Row(rf"conv_proj{_PARAM}", r"patch_embed.proj.\1"),
+    Row(rf"{_TORCHVISION_BLOCK}\.ln_([12]){_PARAM}", r"blocks.\1.norm\2.\3"),
+    Row(rf"{_TORCHVISION_BLOCK}\.self_attention\.in_proj_(weight|bias)", r"blocks.\1.attn.qkv.\2"),
+    Row(rf"{_TORCHVISION_BLOCK}\.self_attention\.out_proj{_PARAM}", r"blocks.\1.attn.proj.\2"),
+    Row(rf"{_TORCHVISION_BLOCK}\.mlp\.(?:0|linear_1){_PARAM}", r"blocks.\1.mlp.fc1.\2"),
+    Row(rf"{_TORCHVISION_BLOCK}\.mlp\.(?:3|linear_2){_PARAM}", r"blocks.\1.mlp.fc2.\2"),
+    Row(rf"encoder\.ln{_PARAM}", r"norm.\1"),
+    Row(rf"heads\.head{_PARAM}", r"head.\1"),
+)
+
 # LLaMA as in Hugging Face's LlamaForCausalLM and the TOAST release; names of a bare LlamaModel lack `model.`.
 _LLAMA = (
     Row(r"(?:.*\.)?rotary_emb\.inv_freq", None),
@@ -73,14 +100,14 @@ _LLAMA = (
 # Name of an array that every network has; the text before it is the prefix of the modules that wrap the network.
 _FIRST = re.compile(
     r"((?:[^./]+[./])*?)(?:patch_embed\.proj\.weight|embeddings\.patch_embeddings?(?:\.projection)?\.weight|"
-    r"downsample_layers\.0\.0\.weight|stem\.0\.weight|embedding/kernel|(?:model\.)?embed_tokens\.weight)"
+    r"conv_proj\.weight|features\.0\.0\.weight|downsample_layers\.0\.0\.weight|stem\.0\.weight|embedding/kernel|(?:model\.)?embed_tokens\.weight)"
 )
 # Which of several networks in a file of self-supervised training is used: the one that its authors evaluate.
 _EVALUATED = re.compile(r"(?:\w*ema|teacher|base_encoder)[./]")
 # Parts of a detector or a segmentation network that may have a stem too; only the backbone is used.
 _BESIDE_BACKBONE = re.compile(r"(?:.*[./])?(?:neck|\w*head|decoder)[./]")
 # Names outside the prefix of a wrapped network that still belong to it.
-_BESIDE = re.compile(r"(?:head|classifier|lm_head|decoders?)[./].*|top_down_transform|(?:deep_)?prompt(?:_embeddings)?")
+_BESIDE = re.compile(r"(?:heads?|classifier|lm_head|decoders?)[./].*|top_down_transform|(?:deep_)?prompt(?:_embeddings)?")
 
 # Files with timm's names and more: FSDP's chunks of blocks (DINOv2), and mask tokens, decoders and heads of pre-training.
 _TIMM = (
@@ -123,6 +150,8 @@ _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     # A classifier on top of a representation layer, which no network here has.
     (r"pre_logits[./].*", [Row(r"pre_logits/.*|head[./](?:kernel|weight|bias)", None)]),
     (r"Transformer/.*", _AUGREG),
+    (r"features\.\d+\.\d+\.layer_scale", _TORCHVISION_CONVNEXT),
+    (rf"{_TORCHVISION_BLOCK}\..*", _TORCHVISION_VIT),
     *_of_layouts().items(),
     (r"(?:model\.)?layers\.\d+\.self_attn\..*", _LLAMA),
     # DINO's projection head, whose last layer has the same name as the classifier in files of the TOAST release, and MoCo v3's.

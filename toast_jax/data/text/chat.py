@@ -50,6 +50,7 @@ class Template:
 
     Attributes:
       identity: everything that renderings depend on, as JSON.
+      source: the template as a file for transformers, which renders the same text, with the begin token.
       stop: the special token that ends an answer.
     """
 
@@ -66,8 +67,9 @@ class Template:
         """
         self._title = f"The chat template of {file.parent}" if name == OWN else f"The chat template {name}"
         self._tokenizer, self._names = tokenizer, {token: name for name, token in tokenizer.special.items()}
+        begin = "" if tokenizer.begin is None else self._names.get(tokenizer.begin, "")
         self._variables: dict[str, Any] = {
-            "bos_token": "" if tokenizer.begin is None else self._names.get(tokenizer.begin, ""),
+            "bos_token": begin,
             "eos_token": self._names.get(tokenizer.end, ""),
             "default_system": SYSTEM.strip(),
         }
@@ -80,6 +82,9 @@ class Template:
                 f"{self._title} needs {', '.join(lacking)}, which the tokenizer {file} lacks; give the tokenizer that it was "
                 "made for in --config.data.tokenizer, or another --config.data.template."
             )
+        used = [(key, value) for key, value in self._variables.items() if key in self._source]
+        self.source = "".join(f"{{% set {key} = {json.dumps(value)} %}}" for key, value in used)
+        self.source += ("" if text.startswith(begin) else f"{{{{ {json.dumps(begin)} }}}}") + self._source
         special = special_spans(text, tokenizer.special)
         _, end = self._learned(text, [Message("user", "a")], special)
         self.stop = next(tokenizer.special[text[left:right]] for left, right in special if right == end)

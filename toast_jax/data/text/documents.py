@@ -188,6 +188,15 @@ FORMATS: dict[str, Callable[[Any], list]] = {
     "messages": messages,
 }
 
+# The prompt of a question, by the format of the tuning data; the flag is True for the first question of a conversation. That of
+# messages is `chat.Template.prompt`.
+PROMPTS: dict[str, Callable[[str, bool], str]] = {
+    "text": lambda question, first: question,
+    "prompts": lambda question, first: question,
+    "instructions": lambda question, first: instruct(question),
+    "conversations": converse,
+}
+
 
 def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document]:
     """Read all documents of a file into memory; see `stream`."""

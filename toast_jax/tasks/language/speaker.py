@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +23,6 @@ from toast_jax.train.setup import load_network
 
 log = logging.getLogger(__name__)
 
-# The prompt of a question, by the format of the tuning data; the flag is True for the first question of a conversation. That of
-# messages is `chat.Template.prompt`.
-_PROMPTS: dict[str, Callable[[str, bool], str]] = {
-    "text": lambda question, first: question,
-    "prompts": lambda question, first: question,
-    "instructions": lambda question, first: documents.instruct(question),
-    "conversations": documents.converse,
-}
 _CONVERSING = ("conversations", "messages")  # formats whose next question follows the last answer
 
 
@@ -99,7 +91,7 @@ class Speaker:
         if self.template:
             document = self.template.prompt(question, not before)
         else:
-            document = [documents.Turn(_PROMPTS[self.config.data.format](question, not before), ends=False)]
+            document = [documents.Turn(documents.PROMPTS[self.config.data.format](question, not before), ends=False)]
         ids = [*before, *sequences.encode(document, self.tokenizer, begins=not before)[0]]
         if not ids:
             raise InputError("The prompt is empty, and this tokenizer begins a text with nothing; write a word at least.")
