@@ -17,9 +17,9 @@ def front_of(text):
     return {name: json.loads(value) for name, value in (line.split(": ", 1) for line in front.splitlines())}
 
 
-def card_of(run, kind="timm", **result):
+def card_of(run, kind="timm", *files, **result):
     result = json.loads(json.dumps({**RESULT, "config": run.config.to_dict(), **result}))
-    return card.card(run, result, kind, "mine", ["config.json", "model.safetensors"])
+    return card.card(run, result, kind, "mine", ["config.json", "model.safetensors", *files])
 
 
 def test_card_states_what_the_run_was():
@@ -49,7 +49,8 @@ def test_card_of_a_language_model_has_its_prompt(monkeypatch):
     assert "### Instruction:\nQUESTION\n\n### Response:\n```" in text
     run = dataclasses.replace(run, config=run.config.copy_and_resolve_references())
     run.config.data.format = "messages"
-    assert "apply_chat_template" in card_of(run, "hf")
+    assert "apply_chat_template" in card_of(run, "hf", "chat_template.jinja")
+    assert "apply_chat_template" not in card_of(run, "hf")
 
 
 def test_card_names_the_kind_of_vit():
