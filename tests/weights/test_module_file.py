@@ -20,6 +20,7 @@ from toast_jax.model.methods import module_paths
 from toast_jax.train import checkpoint, loop, saved_run, setup
 from toast_jax.weights import containers, module_file
 from toast_jax.weights.rename import to_torch
+from toast_jax.workdir import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,28 @@ def test_one_changed_parameter_changes_the_fingerprint(part):
     after = module_file.fingerprint({**params, name: changed})
     assert [name for name in before if before[name] != after[name]] == [f"backbone/{part}"]
     assert before == module_file.fingerprint({**params, "backbone/pos_embed": rng.normal(size=(1, 9, 8))})
+
+
+def test_a_backbone_on_an_accelerator_stays_there_and_is_read_layer_by_layer(monkeypatch):
+    rng, asarray = np.random.default_rng(0), np.asarray
+    shapes = {"blocks/mlp/fc1/kernel": (3, 8, 16), "blocks/norm1/scale": (3, 8), "norm/scale": (8,), "patch_embed/bias": (8,)}
+    params = {f"backbone/{name}": rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+    expected = module_file.fingerprint(params)
+    reduced, moments = [], fingerprint._moments_on_device
+    monkeypatch.setattr(fingerprint, "_is_on_host", lambda leaf: False)
+    monkeypatch.setattr(fingerprint, "_moments_on_device", lambda leaf: reduced.append(leaf.shape) or moments(leaf))
+    placed = {name: jax.device_put(array) for name, array in params.items()}
+
+    def read(array, *dtype):
+        assert not isinstance(array, jax.Array) or array.shape == (2,)
+        return asarray(array, *dtype)
+
+    monkeypatch.setattr(np, "asarray", read)
+    found = module_file.fingerprint(placed)
+    monkeypatch.undo()
+    assert found.keys() == expected.keys() and sorted(reduced) == sorted([(8, 16)] * 3 + [(8,)] * 5)
+    for name, numbers in expected.items():
+        np.testing.assert_allclose(found[name], numbers, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(("factor", "same"), [(1.001, True), (1.05, False)])

@@ -4,6 +4,7 @@ Arrays have the release's names, so that PyTorch code can read them too. The hea
 a fingerprint of the backbone.
 """
 
+import dataclasses
 import json
 import logging
 import re
@@ -24,7 +25,7 @@ from toast_jax.model.methods import Method, module_paths, tuned_mask
 from toast_jax.weights.containers import read_header, write
 from toast_jax.weights.rename import kind, stacked_depth, to_torch, unstack
 from toast_jax.workdir import run_folder
-from toast_jax.workdir.fingerprint import differing, is_split, moments
+from toast_jax.workdir.fingerprint import differing, moments
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,27 @@ def outside(params: Mapping[str, ArrayLike], mask: dict) -> dict[str, ArrayLike]
 
 
 def fingerprint(params: Mapping[str, ArrayLike]) -> dict[str, list[float]]:
-    """Compute mean and root mean square of every backbone parameter, except resized position embeddings."""
-    backbone: dict[str, Any] = {name: array for name, array in params.items() if name.startswith("backbone/")}
-    layers = unstack({name: array if is_split(array) else np.asarray(array) for name, array in backbone.items()})
-    return {name: moments(array) for name, array in layers.items() if not name.endswith("/pos_embed")}
+    """Compute mean and root mean square of every backbone parameter, except resized position embeddings.
+
+    Stacked parameters are read layer by layer, so that neither the host nor a device holds the backbone twice.
+    """
+    backbone: dict[str, Any] = {name: _Part(array) for name, array in params.items() if name.startswith("backbone/")}
+    parts: dict[str, Any] = {name: part for name, part in unstack(backbone).items() if not name.endswith("/pos_embed")}
+    return {name: moments(part.array if part.layer is None else part.array[part.layer]) for name, part in parts.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """An array, or a layer of a stacked one that has not been read."""
+
+    array: Any
+    layer: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, layer: int) -> "_Part":
+        return _Part(self.array, layer)
 
 
 def regexes(shapes: dict, method: Method) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from toast_jax import trees
 from toast_jax.errors import InputError
 
-_LARGE = 2**27  # elements; larger arrays are reduced on the device, as are arrays that are split over devices
+_LARGE = 2**27  # elements; larger arrays are not converted to float32 as a whole
 # Relative difference of moments: rounding to half precision stays below, another backbone is far above.
 _TOLERANCE = 1e-2
 _SAMPLE = 2**16  # least number of elements of a large array to project; at most twice as many are
@@ -84,8 +84,8 @@ def _projection(leaf) -> float:
 
 
 def moments(leaf) -> list[float]:
-    """Return the mean and the root mean square of an array."""
-    if leaf.size > _LARGE or is_split(leaf):
+    """Return the mean and the root mean square of an array, which stays on its accelerator."""
+    if leaf.size > _LARGE or is_split(leaf) or not _is_on_host(leaf):
         return np.asarray(_moments_on_device(leaf), float).tolist()
     array = np.ravel(np.asarray(leaf, np.float32))
     return [float(array.mean()), float(np.sqrt(array @ array / array.size))]
@@ -94,6 +94,10 @@ def moments(leaf) -> list[float]:
 def is_split(leaf) -> bool:
     """Return whether no device holds the whole array."""
     return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
+
+
+def _is_on_host(leaf):
+    return not isinstance(leaf, jax.Array) or all(device.platform == "cpu" for device in leaf.devices())
 
 
 @jax.jit
