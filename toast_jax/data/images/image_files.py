@@ -139,7 +139,11 @@ def read_json(data: ConfigDict, split: str) -> Files:
     existing_root(data)
     folder = image_root(data)
     if not os.path.isdir(folder) and not archive.split(os.path.join(folder, "")):
-        raise InputError(f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir.")
+        classes = os.path.join(os.path.expanduser(data.root), "train")
+        remedy = f"; folders of classes, as in {classes}, need config.data.format=folder" if os.path.isdir(classes) else ""
+        raise InputError(
+            f"Image folder {folder} does not exist: unpack the images there, or set --config.data.image_dir{remedy}."
+        )
     if not data.labels:
         listing = _load_json(_json_path(data, split), labels=False)
         _require_files(folder, listing)

@@ -160,7 +160,9 @@ def _names(path: str) -> list[str]:
             names = [line.strip() for line in file if line.strip()]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"List {path} cannot be read ({reason}): set --config.data.root and --config.data.splits.") from error
+        raise InputError(
+            f"List {path} cannot be read ({reason}): set --config.data.root and --config.data.splits, or write this list."
+        ) from error
     if not names:
         raise InputError(f"List {path} names no image: write one name a line.")
     return names
@@ -179,8 +181,11 @@ def _pairs(origin: str, root: str, pairs: list[tuple[str, str]]) -> list[tuple[s
         raise InputError(f"Folder {origin} has no images: set --config.data.root.")
     for kind, files in zip(("images", "masks"), zip(*pairs, strict=True), strict=True):
         if missing := absent(root, files):
+            first = os.path.join(root, missing[0])
+            lossy = any(os.path.exists(os.path.splitext(first)[0] + suffix) for suffix in (".jpg", ".jpeg"))
+            remedy = "write the JPEG there as PNG" if kind == "masks" and lossy else "unpack all of them"
             raise InputError(
-                f"{len(missing)} of the {len(pairs)} {kind} of {origin} do not exist, the first is "
-                f"{os.path.join(root, missing[0])}: unpack all of them, or take them out of the list."
+                f"{len(missing)} of the {len(pairs)} {kind} of {origin} do not exist, the first is {first}: {remedy}, or take "
+                "them out of the list."
             )
     return [(os.path.join(root, image), os.path.join(root, mask)) for image, mask in pairs]
