@@ -109,6 +109,18 @@ def test_arguments_are_checked(args, message, monkeypatch):
         cli.check_arguments(args)
 
 
+def test_the_last_value_of_a_field_counts():
+    """Of a field with several values, such as seeds, too, which config_flags would join."""
+    args = ["main.py", "--config=a.py:x=1", "--config.sweep.seeds=1,2", "--workdir=x", "-config.sweep.seeds=3", "--config.seed"]
+    assert cli.without_repeats(args) == [args[0], args[1], *args[3:]]
+    flags = ["--config.sweep.seeds=1,2", "--config.sweep.seeds=3,4", "--fields"]
+    shown = subprocess.run(
+        [sys.executable, "main.py", "--config=configs/sweep.py:table=fgvc,method=linear", *flags],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert re.search(r"sweep.seeds +\(3, 4\)", shown)
+
+
 @pytest.fixture(scope="module")
 def set_up(tmp_path_factory):
     """What a process prints whose config imports JAX, and whose task then ends with a sentence."""

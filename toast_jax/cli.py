@@ -168,6 +168,12 @@ def _print_unraisable(event) -> None:
         sys.__unraisablehook__(event)
 
 
+def without_repeats(argv: list[str]) -> list[str]:
+    """Keep the last value of each field, because config_flags would join those of a field with several values."""
+    fields = [match[1] if (match := re.match(r"--?(config\.[^=]+)=", arg)) else None for arg in argv]
+    return [arg for i, arg in enumerate(argv) if fields[i] is None or fields[i] not in fields[i + 1 :]]
+
+
 def _parse(argv: list[str]) -> list[str]:
     """Replace the name of the config by its file, parse the flags, and return the remaining arguments."""
 
@@ -176,7 +182,7 @@ def _parse(argv: list[str]) -> list[str]:
         return f"{match[1]}{config_files.find(name)}{colon}{arguments}"
 
     try:
-        return flags.FLAGS(_CONFIG.sub(located, "\0".join(argv)).split("\0"))
+        return flags.FLAGS(_CONFIG.sub(located, "\0".join(without_repeats(argv))).split("\0"))
     except flags.Error as error:
         text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither True nor False", str(error))
         for fault, rule in _NO_NUMBER.items():

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from configs import folder as folder_config
 from tests.conftest import CLASSES
 from tests.data.text.test_chat import CHAT
-from tests.data.text.test_tokenizer import json_model
+from tests.data.text.test_tokenizer import json_model, sentencepiece_model
 from tests.export.runs import logits, of_config, pixels, text_run, tuned
 from tests.weights import test_convnext_files as convnext_files
 from tests.weights.test_pretrained import assert_same
@@ -326,6 +326,15 @@ def test_answers_end_in_transformers_as_they_were_tuned(template, ends, begin, t
         said = [{"role": "user", "content": "an owl"}, {"role": "assistant", "content": "once"}]
         expected = text_runs.open_template(config, words).documents({"messages": said})[0].text
         assert jinja2_text(source, said) == begin + expected
+
+
+def test_a_sentencepiece_model_alone_gets_its_begin_token_in_transformers(tmp_path):
+    run = text_run("lora")
+    config = run.config.copy_and_resolve_references()
+    config.data.tokenizer = str(sentencepiece_model(tmp_path / "tokenizer.model"))
+    config.backbone.vocabulary = 512
+    stated = json.loads(plain.files(dataclasses.replace(run, config=config), "hf")["tokenizer_config.json"])
+    assert stated == {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
 
 
 def jinja2_text(source, said):

@@ -58,7 +58,7 @@ def test_a_card_shows_the_tokenizer_only_if_it_is_there(file, tmp_path):
 def test_a_model_of_sentencepiece_begins_a_text_with_its_token(tmp_path):
     path = exported(tmp_path / "run", sentencepiece_model(tmp_path / "tokenizer.model"))
     config = json.loads((path / "tokenizer_config.json").read_text())
-    assert config == {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    assert config == {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert (exported(tmp_path / "other", tmp_path / "tokenizer.model") / "tokenizer_config.json").read_text() == "{}"
 

@@ -420,6 +420,10 @@ def test_fields_that_do_not_fit(folder):
     with pytest.raises(InputError, match="config.sweep.tasks is 'svhn'; it must be one of cifar100, dtd"):
         plan.cells(config)
     config = small()
+    for wrong in ("0.1,nan", float("nan")):
+        config.sweep.grid.toast.lr = (0.1, wrong)
+        with pytest.raises(InputError, match=f"config.sweep.grid.toast.lr has {wrong!r}; give numbers, as in 0.1,0.5"):
+            plan.points(config, Cell("toast", "dtd"))
     config.sweep.grid.toast.lr = ()
     with pytest.raises(InputError, match="config.sweep.grid.toast.lr is empty; give at least one value"):
         plan.points(config, Cell("toast", "dtd"))

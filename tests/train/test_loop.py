@@ -668,6 +668,14 @@ def test_evaluating_nothing_is_an_error(config, tmp_path):
     assert not (tmp_path / "empty").exists()
 
 
+@pytest.mark.parametrize("given", ["", "lora", "lora/birds", "lora/birds/selection/lr_1.0", "lora/birds/final"])
+def test_folder_of_a_sweep_names_a_run_in_it(config, tmp_path, given):
+    (tmp_path / "lora/birds/final/seed_1/checkpoints").mkdir(parents=True)
+    (tmp_path / "lora/birds/selection/lr_1.0").mkdir(parents=True)
+    with pytest.raises(InputError, match="give the --workdir of a run, such as .*lora/birds/final/seed_1.$"):
+        evaluate.run(config, str(tmp_path / given))
+
+
 def test_checkpoint_of_another_network_is_explained(config, tmp_path, result):
     """As when the folder's config.json was replaced."""
     config.lora.rank = 8

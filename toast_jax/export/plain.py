@@ -88,7 +88,10 @@ def merged(run: SavedRun) -> Arrays:
     flat = trees.flat(params)
     if rest := dict.fromkeys(path.split("/")[0] for path in flat if not path.startswith(("backbone/", "head/"))):
         why = listed([_REASONS.get(name, f"parameters that a plain network lacks ({name})") for name in rest])
-        other = {"images": "stablehlo, which exports the whole network", "text": "release, which the PyTorch release loads"}
+        other = {
+            "images": "stablehlo, which exports the whole network",
+            "text": "release, which the PyTorch release loads, and to=FILE.pth",
+        }
         raise InputError(
             f"The run in {run.folder} cannot be merged into plain weights, as its method {run.config.method} has {why}; write "
             f"as={other[family.reads]}."
@@ -144,8 +147,11 @@ def _tokenizer(run: SavedRun, config: dict[str, Any]) -> Files:
         return {name: text_of(content) for name, content in tokenizer_json.converted(file).items()} | chat
     names = [file.name, *(name for name in _TOKENIZER_FILES if (file.parent / name).is_file())]
     out: Files = {name: _copied(file.parent / name) for name in names}
-    if file.suffix == ".model" and _TOKENIZER_FILES[0] not in out:  # without it, no begin token is put before a text
-        out[_TOKENIZER_FILES[0]] = text_of({"tokenizer_class": "LlamaTokenizer", "add_bos_token": words.begin is not None})
+    if file.suffix == ".model":  # without this file, transformers would not put the begin token before a text
+        special = {"bos_token": words.begin, "eos_token": words.end}
+        named = {key: name for key, token in special.items() for name, number in words.special.items() if number == token}
+        stated = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": words.begin is not None, **named}
+        out.setdefault("tokenizer_config.json", text_of(stated))
     return out | chat
 
 

@@ -106,13 +106,15 @@ def points(config: ConfigDict, cell: Cell) -> list[Point]:
     """List the grid of a method; an axis without values takes the value of the task's recipe.
 
     Raises:
-      InputError: the recipe does not set it either.
+      InputError: the recipe does not set it either, or a value is no finite number.
     """
     grid, recipe = config.sweep.grid[cell.method], config.sweep.recipes[cell.task].get("optimizer", {})
     axes = [tuple(grid[name]) or tuple([recipe[name]] if name in recipe else []) for name in ("lr", "weight_decay")]
     for name, axis in zip(("lr", "weight_decay"), axes, strict=True):
         if not axis:
             raise InputError(f"config.sweep.grid.{cell.method}.{name} is empty; give at least one value.")
+        if wrong := [value for value in axis if not (isinstance(value, (int, float)) and math.isfinite(value))]:
+            raise InputError(f"config.sweep.grid.{cell.method}.{name} has {wrong[0]!r}; give numbers, as in 0.1,0.5.")
     return [Point(float(lr), float(weight_decay)) for lr, weight_decay in itertools.product(*axes)]
 
 

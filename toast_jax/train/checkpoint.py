@@ -31,7 +31,10 @@ def manager(folder: str | Path, create: bool = False) -> Iterator[ocp.Checkpoint
     # Orbax refuses relative paths, but only in its own thread after the save has returned.
     folder = Path(folder).expanduser().resolve() / "checkpoints"
     if not create and not folder.is_dir():
-        raise InputError(f"There are no checkpoints in {folder.parent}; give the --workdir of a run.")
+        near = run_folder.run_near(folder.parent)
+        raise InputError(
+            f"There are no checkpoints in {folder.parent}; give the --workdir of a run{f', such as {near}' if near else ''}."
+        )
     options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create)
     with _disk_faults(folder):
         opened = ocp.CheckpointManager(folder, item_names=("tuned", "progress", "meta"), options=options)

@@ -96,6 +96,14 @@ def has_checkpoint(workdir: str | Path) -> bool:
     return any(path.name.isdigit() for path in (Path(workdir).expanduser() / "checkpoints").glob("*"))
 
 
+def run_near(folder: Path) -> Path | None:
+    """Return a run with checkpoints inside of a folder of runs or of a sweep; of a run of a selection, the final run."""
+    places = [(folder, "*"), (folder, "final/*"), (folder, "*/final/*"), (folder, "*/*/final/*")]
+    places += [(parent, "final/*") for parent in folder.parents[:2]]
+    runs = (match.parent for place, pattern in places for match in sorted(place.glob(f"{pattern}/checkpoints")))
+    return next(runs, None)
+
+
 def finished(workdir: str | Path, config: ConfigDict) -> dict | None:
     """Return the result of a finished run of this config, if the folder holds one and the config resumes it."""
     return recorded(workdir, config) if config.resume and has_checkpoint(workdir) else None

@@ -121,7 +121,9 @@ def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
 def test_json_errors(tmp_path):
     data = config(tmp_path, "json")
     assert f"Data folder {tmp_path}/x does not exist" in error_of(config(tmp_path / "x", "json"))
-    assert f"Image folder {tmp_path}/images does not exist" in error_of(data)
+    assert f"Image folder {tmp_path}/images does not exist" in error_of(data) and "data.format" not in error_of(data)
+    (tmp_path / "train" / "heron").mkdir(parents=True)
+    assert f"folders of classes, as in {tmp_path}/train, need config.data.format=folder." in error_of(data)
     json_root(tmp_path, {"a.png": 1, "b.png": 2}, test={"c.png": 1})
     assert f"Split file {tmp_path}/val.json does not exist" in error_of(data, "val")
     json_root(tmp_path, {"a.png": 1, "b.png": 2}, val={"d.png": 4})

@@ -124,6 +124,13 @@ def test_a_checkpoint_is_evaluated_with_a_sliding_window(done, root):
     assert slid["count"] == 3 and 0 < slid["pixel_accuracy"] < 1 and slid["loss"] != result["val"]["loss"]
 
 
+def test_images_of_val_that_are_trained_on_are_counted(tmp_path, caplog):
+    root = small_set.write(tmp_path, {"train": 2, "val": 2})
+    (root / "val.txt").write_text("train_1\nval_0\n")
+    mask_runs.open_sources(tiny(root), verified=False)
+    assert "1 of the 2 images of val are also training images." in caplog.messages
+
+
 def test_faults_of_all_splits_are_reported_together(tmp_path, caplog):
     root = small_set.write(tmp_path, {"train": 2, "val": 1})
     for name in ("train_0", "train_1", "val_0"):

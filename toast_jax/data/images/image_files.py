@@ -138,10 +138,13 @@ def read_json(data: ConfigDict, split: str) -> Files:
     """Read a split in VPT's format, `SPLIT.json`: image path to class id; the training split defines the classes."""
     root, folder = existing_root(data), image_root(data)
     if not os.path.isdir(folder) and not archive.split(os.path.join(folder, "")):
-        remedy = "unpack the images there, or set --config.data.image_dir."
+        classes = os.path.join(root, "train")
+        remedy = "unpack the images there, or set --config.data.image_dir"
         if place := neighbor_with(root, data.image_dir):
-            remedy = f"it is in {place}; set --config.data.root to that."
-        raise InputError(f"Image folder {folder} does not exist: {remedy}")
+            remedy = f"it is in {place}; set --config.data.root to that"
+        elif os.path.isdir(classes):
+            remedy = f"{remedy}; folders of classes, as in {classes}, need config.data.format=folder"
+        raise InputError(f"Image folder {folder} does not exist: {remedy}.")
     if not data.labels:
         listing = _load_json(_json_path(data, split), labels=False)
         _require_files(folder, listing)

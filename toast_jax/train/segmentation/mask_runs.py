@@ -54,13 +54,21 @@ def open_sources(
         faults = []
         for name, source in opened.items():
             try:
-                masks.verify(source, **({"least": least, "box": tuple(data.scale)} if name == "train" else {}))
+                if name == "train":
+                    masks.check_classes(source, masks.verify(source, least=least, box=tuple(data.scale)))
+                else:
+                    masks.verify(source)
             except InputError as error:
                 faults.append(str(error))
         if faults:  # of all splits at once
             raise InputError(" ".join(faults))
     log.info("%d classes; %s images.", len(opened["train"].classes), ", ".join(f"{n} {len(s):,}" for n, s in opened.items()))
-    return opened.pop("train"), opened
+    train = opened.pop("train")
+    trained = {train.name(i) for i in range(len(train))}
+    for name, source in opened.items():
+        if shared := sum(source.name(i) in trained for i in range(len(source))):
+            log.warning("%d of the %d images of %s are also training images.", shared, len(source), name)
+    return train, opened
 
 
 def redraw(config: ConfigDict, train: MaskedSource, evals: dict[str, MaskedSource], run: object = None):

@@ -104,10 +104,26 @@ def test_every_fault_of_a_mask_is_a_sentence_before_the_first_step(root):
     assert refused(root).endswith("correct the mask (2 of 2 images cannot be used).")
     save(root / "masks/train_0.png", np.zeros((24, 32, 3)))
     assert "train_0.png has colors (RGB) where the index of a class is expected: " in refused(root)
+    Image.fromarray(np.ones((24, 32), np.uint8)).save(root / "masks/train_0.png", format="JPEG")
+    assert "train_0.png is a JPEG, which changes the values of pixels: write it as PNG" in refused(root)
     (root / "masks/train_0.png").write_bytes(b"no image")
     assert "Mask " in refused(root) and "train_0.png cannot be decoded" in refused(root)
     (root / "images/train_0.png").write_bytes(b"no image")
     assert "train_0.png cannot be decoded" in refused(root) and "replace it, or take it out of the list (2 of" in refused(root)
+
+
+def test_classes_that_no_mask_has_are_said(root, caplog):
+    source = opened(root)
+    masks.check_classes(source, masks.verify(source))
+    assert not caplog.messages
+    for i, sides in enumerate([(24, 32), (32, 24)]):
+        save(root / f"masks/train_{i}.png", np.pad([[1, 255]], ((0, sides[0] - 1), (0, sides[1] - 2))))
+    masks.check_classes(source, masks.verify(source))
+    assert "No training mask has a pixel of disc; the value 255 is ignored." in caplog.messages
+    for i, sides in enumerate([(24, 32), (32, 24)]):  # a drawn object: 255 in place of 1
+        save(root / f"masks/train_{i}.png", np.pad([[255]], ((0, sides[0] - 1), (0, sides[1] - 1))))
+    with pytest.raises(InputError, match="masks are of ground, so there is nothing to learn; the value 255 is ignored:"):
+        masks.check_classes(source, masks.verify(source))
 
 
 def test_an_image_that_never_fills_the_crop_is_refused(root):
@@ -141,8 +157,12 @@ def test_missing_files_and_lists_are_named(root):
         opened(root)
     (root / "train.txt").write_text("train_0\n")
     (root / "masks/train_0.png").unlink()
-    with pytest.raises(InputError, match="1 of the 1 masks of .*train.txt do not exist, the first is .*masks/train_0.png: "):
-        opened(root)
+    for there, remedy in ((False, "unpack all of them"), (True, "write the JPEG there as PNG")):
+        if there:
+            save(root / "masks/train_0.jpg", np.zeros((24, 32)))
+        message = f"1 of the 1 masks of .*train.txt do not exist, the first is .*masks/train_0.png: {remedy}, "
+        with pytest.raises(InputError, match=message):
+            opened(root)
     for split, content in {"none": None, "empty": "\n"}.items():
         if content:
             (root / f"{split}.txt").write_text(content)

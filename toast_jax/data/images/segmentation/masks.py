@@ -14,11 +14,12 @@ from PIL import Image
 
 from toast_jax.data.images import pixels
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.errors import InputError, fault_of
+from toast_jax.errors import InputError, fault_of, listed
 
 log = logging.getLogger(__name__)
 
 _OUTSIDE = -1  # no label
+_LOSSY = ("JPEG", "MPO")
 Code = int | tuple[int, int, int]
 
 
@@ -104,18 +105,23 @@ def decode(data: bytes, name: str, *, colors: bool = False) -> np.ndarray:
     """Decode a mask file: int32 [H, W] of indices, those of a palette included, or uint8 [H, W, 3] of `colors`.
 
     Raises:
-        InputError: the file is no image, or has colors where indices are expected.
+        InputError: the file is no image, a JPEG, or has colors where indices are expected.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            if colors:
+            form = image.format
+            if form in _LOSSY:
+                pass  # refused below
+            elif colors:
                 return np.asarray(image.convert("RGB"))
-            if image.mode in ("1", "L", "P", "I", "I;16"):
+            elif image.mode in ("1", "L", "P", "I", "I;16"):
                 return np.asarray(image).astype(np.int32)
             mode = image.mode
     except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(f"Mask {name} cannot be decoded ({str(error).rstrip('.')}): write it again.") from error
+    if form in _LOSSY:
+        raise InputError(f"Mask {name} is a JPEG, which changes the values of pixels: write it as PNG from the original.")
     raise InputError(
         f"Mask {name} has colors ({mode}) where the index of a class is expected: write a gray or palette PNG, or name the "
         "color of every class in classes.json."
@@ -147,7 +153,7 @@ def _sides(array: np.ndarray) -> str:
     return f"{array.shape[1]} x {array.shape[0]}"
 
 
-def verify(source: MaskedSource, *, least: tuple[float, float] = (0, 0), box: tuple[int, int] = (0, 0)) -> None:
+def verify(source: MaskedSource, *, least: tuple[float, float] = (0, 0), box: tuple[int, int] = (0, 0)) -> set[int]:
     """Decode every image and mask of a source once.
 
     Args:
@@ -155,31 +161,58 @@ def verify(source: MaskedSource, *, least: tuple[float, float] = (0, 0), box: tu
         least: height and width that every image must reach when it fits `box`, see `views.fitted`; 0 for any.
         box: longer and shorter side.
 
+    Returns:
+        the labels in the masks, `IGNORED` included.
+
     Raises:
         InputError: with the number of images that cannot be used and the reason of the first.
     """
     log.info("Decoding %d images and their masks once to verify them.", len(source))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = list(pool.map(functools.partial(_refusal, source, least, box), range(len(source))))
+        reasons, labels = zip(*pool.map(functools.partial(_checked, source, least, box), range(len(source))), strict=True)
     if refused := [reason for reason in reasons if reason]:
         if len(refused) > 1:
             log.warning("Images that cannot be used:\n%s", "\n".join(refused))
         more = f" ({len(refused)} of {len(source)} images cannot be used)" if len(refused) > 1 else ""
         raise InputError(f"{refused[0].rstrip('.')}{more}.")
+    return set().union(*labels)
 
 
-def _refusal(source, least, box, index) -> str:
+def check_classes(source: MaskedSource, labels: set[int]) -> None:
+    """Log the classes that none of the training masks has.
+
+    Args:
+        source: of the training images.
+        labels: those in its masks, from `verify`.
+
+    Raises:
+        InputError: there are not two classes to tell apart.
+    """
+    classes = [name for label, name in enumerate(source.classes) if label in labels]
+    ignored = f"; the value {IGNORED} is ignored" if IGNORED in labels else ""
+    if len(classes) < 2:
+        raise InputError(
+            f"The pixels of all training masks are of {listed(classes) or 'no class'}, so there is nothing to learn{ignored}: "
+            "write the index of its class in every pixel."
+        )
+    if missing := [name for name in source.classes if name not in classes]:
+        log.warning("No training mask has a pixel of %s%s.", listed(missing, 10), ignored)
+
+
+def _checked(source, least, box, index) -> tuple[str, set[int]]:
+    """Return why an image cannot be used, or "", and the labels in its mask."""
     try:
-        image, _ = source[index]
+        image, labels = source[index]
     except InputError as error:
-        return str(error)
+        return str(error), set()
     sides = fitted(image.shape[:2], box) if any(box) else image.shape[:2]
     if all(side >= bound for side, bound in zip(sides, least, strict=True)):
-        return ""
-    return (
+        return "", set(np.unique(labels).tolist())
+    reason = (
         f"Image {source.name(index)} is {sides[1]} x {sides[0]} pixels when resized to fit config.data.scale, smaller than "
         "the crop even at the largest random scale: set a smaller --config.data.crop, or take the image out of the list"
     )
+    return reason, set()
 
 
 def fitted(sides: Sequence[int], box: Sequence[float]) -> tuple[int, int]:

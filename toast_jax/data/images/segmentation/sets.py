@@ -163,7 +163,7 @@ def _names(root: str, file: str) -> list[str]:
             names = [line.strip() for line in opened if line.strip()]
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        remedy = _remedy(root, file, "set --config.data.root and --config.data.splits.")
+        remedy = _remedy(root, file, "set --config.data.root and --config.data.splits, or write this list.")
         raise InputError(f"List {path} cannot be read ({reason}): {remedy}") from error
     if not names:
         raise InputError(f"List {path} names no image: write one name a line.")
@@ -192,11 +192,13 @@ def _pairs(origin: str, root: str, pairs: list[tuple[str, str]]) -> list[tuple[s
         raise InputError(f"Folder {origin} has no images: set --config.data.root.")
     for kind, files in zip(("images", "masks"), zip(*pairs, strict=True), strict=True):
         if missing := absent(root, files):
-            remedy = "unpack all of them, or take them out of the list."
+            first = os.path.join(root, missing[0])
+            lossy = any(os.path.exists(os.path.splitext(first)[0] + suffix) for suffix in (".jpg", ".jpeg"))
+            remedy = "write the JPEG there as PNG" if kind == "masks" and lossy else "unpack all of them"
+            remedy = f"{remedy}, or take them out of the list."
             if place := shifted(root, files, missing):
                 remedy = f"it is in {place}; move what is there to {root}."
             raise InputError(
-                f"{len(missing)} of the {len(pairs)} {kind} of {origin} do not exist, the first is "
-                f"{os.path.join(root, missing[0])}: {remedy}"
+                f"{len(missing)} of the {len(pairs)} {kind} of {origin} do not exist, the first is {first}: {remedy}"
             )
     return [(os.path.join(root, image), os.path.join(root, mask)) for image, mask in pairs]
