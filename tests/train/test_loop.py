@@ -563,7 +563,9 @@ def test_a_result_that_is_damaged_is_named(config, tmp_path, content):
 
 
 def test_remote_workdir_is_refused(config):
-    with pytest.raises(InputError, match="--workdir=gs://bucket/run is a remote address; give a local or mounted folder"):
+    with pytest.raises(
+        InputError, match="--workdir=gs://bucket/run is a remote address; give a folder of a disk with file locks"
+    ):
         setup.prepare(config, "gs://bucket/run")
 
 

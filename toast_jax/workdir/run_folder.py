@@ -49,7 +49,9 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
 def writable(workdir: str | Path, field: str = "--workdir") -> Path:
     """Create the folder if it is missing; raise InputError, which names `field`, if it cannot be written."""
     if "://" in str(workdir):
-        raise InputError(f"{field}={workdir} is a remote address; give a local or mounted folder.")
+        raise InputError(
+            f"{field}={workdir} is a remote address; give a folder of a disk with file locks, and copy it there afterwards."
+        )
     folder = Path(workdir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
