@@ -274,7 +274,8 @@ def test_unrolled_blocks_are_recomputed_if_remat_is_set():
 
     last = barriers()
     assert last > 0 and barriers(unroll=True) == last
-    assert barriers(unroll=True, remat=True) == last + 1  # the blocks of the stack share a function
+    # The two blocks of the stack share a function (jax 0.10) or have one each (jax 0.12).
+    assert barriers(unroll=True, remat=True) - last in (1, 2)
 
 
 def test_remat_explains_as_well():

@@ -1,7 +1,7 @@
 """The depthwise convolution of ConvNeXt, with an implementation of its own for CPUs.
 
-Accelerators use XLA's convolution, which `benchmarks.accelerator --parts choices` compares there. On CPUs XLA's is 5 to 15 times
-slower than a sum of shifted images, and its gradient with respect to the kernel is slower still.
+Accelerators use XLA's convolution, which `benchmarks.accelerator --parts choices` compares there. On CPUs XLA's is 5 to 15
+times slower than a sum of shifted images, and its gradient with respect to the kernel is slower still.
 """
 
 import flax.linen as nn
