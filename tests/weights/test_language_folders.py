@@ -164,7 +164,11 @@ def test_weights_of_another_config_than_the_size_are_refused(name, changed, fact
             {"quantization_config": {"bits": 4}},
             "is quantized, by its config.json; choose the repository of",
         ),
-        ("qwen2", {"model_type": "gemma3"}, "is of another architecture (gemma3) or size than the networks here: ViT (Mini, "),
+        (
+            "qwen2",
+            {"model_type": "gemma3"},
+            "is of another architecture (gemma3) or size than the networks here: LLaMA (",
+        ),
         ("qwen2", {"hidden_size": 32}, "is of another architecture (qwen2) or size than the networks here"),
         ("qwen2", {"hidden_size": None}, "describes no backbone (TypeError"),
         ("qwen2", {"hidden_size": 20}, "describes no backbone (ValueError('4 heads of 5 channels, and 2 of keys and values'))"),

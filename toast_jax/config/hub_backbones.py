@@ -47,7 +47,8 @@ def fields(name: str, reads: str) -> dict[str, Any]:
     family = next((family for family, backbone in described.items() if backbone), None)
     if family is None:
         kind = content.get("architecture") or content.get("model_type") or "unnamed"
-        known = ", ".join(f"{record.title} ({', '.join(record.sizes)})" for record in FAMILIES.values())
+        records = [record for record in FAMILIES.values() if record.reads == reads]
+        known = ", ".join(f"{record.title} ({', '.join(record.sizes)})" for record in records)
         raise InputError(f"{name} is of another architecture ({kind}) or size than the networks here: {known}.")
     record = FAMILIES[family]
     if record.reads != reads:
