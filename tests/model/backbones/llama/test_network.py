@@ -69,7 +69,7 @@ def scaled(frequency, factor, low, high, context):
     return (1 - smooth) * frequency / factor + smooth * frequency
 
 
-def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G, scaling=None, window=N):
+def numpy_logits(params, tokens, theta=10_000.0, eps=1e-6, heads=H, kv_heads=G, scaling=None, window=1 << 30):
     """The same network without a signal, one token and one head after the other, in float64."""
     p = {path: np.asarray(leaf, np.float64) for path, leaf in trees.flat(params).items()}
     depth, key_width = p["blocks/norm1/scale"].shape[0], p["blocks/attn/q/kernel"].shape[-1] // heads
