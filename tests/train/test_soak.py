@@ -21,5 +21,5 @@ def test_memory_open_files_and_threads_stay_as_they_are(tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["status"] == 130 and told["steps"] > 200
     assert told["grown"]["memory"] <= 1.1, told
-    # There are some twenty of each, and one comes and goes; one that every epoch left open would be hundreds.
+    # One comes and goes; one that every epoch left open would be hundreds.
     assert all(told["grown"][name] <= 1.1 or told["by"][name] <= 1 for name in ("open files", "threads")), told
