@@ -1,6 +1,7 @@
 """Generated tokens: with caches as without, prompts of different lengths, sampling, and where sequences end."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -188,12 +189,12 @@ def test_tokens_of_prompt_and_answer_are_penalized_and_those_of_padding_are_not(
 
 def unstacked(net, params):
     params = generation.unstacked(params)
-    assert all(leaf.ndim < 3 for leaf in jax.tree.leaves(params["backbone"]))
+    assert all(leaf.ndim < 3 for name in ("backbone", "top_down") for leaf in jax.tree.leaves(params.get(name, {})))
     return params
 
 
 @pytest.mark.parametrize("store", (generation.packed, unstacked))
-@pytest.mark.parametrize("method", ("lora", "toast"))
+@pytest.mark.parametrize("method", ("lora", "toast", "toast_lite"))
 def test_parameters_stored_for_generation_change_no_token(method, store):
     """They are copied, as the stored ones take their memory."""
     net, row = steered_llama(method)
@@ -214,6 +215,21 @@ def test_tokens_are_added_to_the_caches_in_place():
     caches = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.caches))
     assert memory.alias_size_in_bytes >= caches
     assert memory.temp_size_in_bytes < caches / 3, (memory.temp_size_in_bytes, caches)
+
+
+def test_arrays_of_one_layer_are_neither_copied_nor_stacked():
+    """Of the kernels of a network, of its top-down module and of its caches."""
+    rows, places = 2, 1000
+    net, row = steered_llama("toast", context=places)
+    params = unstacked(net, jax.tree.map(jnp.copy, parameters("toast")))
+    tokens, keys = jnp.ones((rows, 16), jnp.int32), jax.random.split(jax.random.key(0), rows)
+    state = jax.eval_shape(functools.partial(generation.begin, net, row, params, tokens, tokens[:, 0], places, GREEDY), keys)
+    program = generation.extend.lower(net, row, params, state, 3, GREEDY).compile()
+    assert program.memory_analysis().alias_size_in_bytes >= sum(4 * leaf.size for leaf in jax.tree.leaves(state.caches))
+    step, layers, width = program.as_text(), net.backbone.depth, net.backbone.width
+    assert f"f32[{rows},{places}," in step and f"f32[{layers},{rows},{places}," not in step
+    assert not re.search(rf"f32\[{rows},{places},\S* copy\(", step)
+    assert f"f32[{width},{width}]" in step and not re.search(rf"f32\[1,{width},{width}\]\S* dynamic-slice", step)
 
 
 def test_no_step_copies_or_converts_a_stack_of_kernels_or_a_cache():

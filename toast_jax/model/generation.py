@@ -6,6 +6,7 @@ Letters in shapes: B sequences, S positions of a cache, V vocabulary.
 import collections
 import dataclasses
 import functools
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import no_type_check
@@ -220,9 +221,9 @@ def stored(model: Steered, params: dict) -> dict:
 
 
 def unstacked(params: dict) -> dict:
-    """Store every layer of the backbone of a language model in arrays of its own; deletes the stacked parameters."""
-    blocks = jax.tree.map(Unstacked.of, params["backbone"]["blocks"])
-    return {**params, "backbone": {**params["backbone"], "blocks": blocks}}
+    """Store every layer of a language model and of its top-down module in arrays of its own; deletes the stacked parameters."""
+    is_stacked = re.compile(r"backbone/blocks/.*|top_down/(back|out)").fullmatch
+    return trees.nested({path: Unstacked.of(leaf) if is_stacked(path) else leaf for path, leaf in trees.flat(params).items()})
 
 
 def packed(model: Steered, params: dict) -> dict:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
-from toast_jax.model.layers import patches
+from toast_jax.model.layers import patches, stack
 from toast_jax.model.layers.arrays import Array, Maps
 
 
@@ -72,8 +72,8 @@ class TopDown(_Selection):
         width, sites = self.width, self.sites
         self._create_selection(width)
         feedback = nn.initializers.normal(0.02)
-        self.back = self.param("back", feedback, (sites, width, width))
-        self.out = self.param("out", feedback, (sites, width, width))
+        self.back = stack.parameter(self, "back", feedback, (sites, width, width))
+        self.out = stack.parameter(self, "out", feedback, (sites, width, width))
 
     def __call__(
         self, compared: Float[Array, "B N {self.width}"], fed_back: Float[Array, "B N {self.width}"]
@@ -94,7 +94,7 @@ class TopDown(_Selection):
             z = z @ back
             return z, z @ out
 
-        _, td = jax.lax.scan(through_block, z, (self.back.astype(self.dtype), self.out.astype(self.dtype)), reverse=True)
+        _, td = stack.backwards(through_block, z, (self.back.astype(self.dtype), self.out.astype(self.dtype)))
         return td, mask
 
     def variational_loss(self, hidden: Float[Array, "{self.sites}+1 B N {self.width}"]) -> Float32[Array, " B"]:

@@ -23,8 +23,9 @@ Tokens: TypeAlias = Float[Array, "B N D"]
 Signal: TypeAlias = Float[Array, "L B N D"]
 # A map for each stage of a network, such as its top-down inputs.
 Maps: TypeAlias = tuple[Float[Array, "B _ _ _"], ...]
-# Cached keys `k` and values `v` of all blocks of a language model, as `dtypes.to_bits` of them.
-Cache: TypeAlias = dict[str, Shaped[jax.Array, "L B S G K"]]
+# Cached keys `k` and values `v` of all blocks of a language model, as `dtypes.to_bits` of them: `[L, B, S, G, K]`, or
+# `[B, S, G, K]` of each block in a `stack.Unstacked`.
+Cache: TypeAlias = dict[str, PyTree[Shaped[jax.Array, "... B S G K"]]]
 # Index of a block and its drop-path rate.
 Depth: TypeAlias = tuple[Int[Array, ""] | int, Float[Array, ""] | float]
 # A dict of arrays with one row per example; a value may be such a dict too (`features`).

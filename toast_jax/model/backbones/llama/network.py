@@ -112,15 +112,21 @@ def _in_sight(position, other, window):
 
 
 class Attention(nn.Module):
-    """Computes grouped-query self-attention with a top-down input to the values."""
+    """Computes grouped-query self-attention with a top-down input to the values.
+
+    Attributes:
+      size, dtype: of the network.
+      writes: whether to write to the cache, which is then an array of this layer alone, instead of to a copy.
+    """
 
     size: Size
     dtype: DTypeLike = jnp.float32
+    writes: bool = False
 
     @nn.compact
     def __call__(
         self, x: Tokens, td: Tokens | None, positions: Int[Array, "B N"], mask: Mask, cache: BlockCache | None = None
-    ) -> tuple[Tokens, dict[str, Float[Array, "B N G K"]]]:
+    ) -> tuple[Tokens, dict[str, Shaped[Array, "B _ G K"]]]:
         """Attend from every token to those that its row of the mask allows.
 
         Args:
@@ -130,7 +136,7 @@ class Attention(nn.Module):
           cache: earlier keys and values; those of x replace what it has at their positions.
 
         Returns:
-          the output, and the keys `k` and values `v` of x.
+          the output, and the keys `k` and values `v` of x or, with `writes`, the cache with them.
         """
         size, head = self.size, head_width(self.size)
 
@@ -147,7 +153,10 @@ class Attention(nn.Module):
         q, k = turned("q", size.num_heads), turned("k", size.num_kv_heads)
         v = project("v", size.num_kv_heads, x if td is None else x + td)
         new = {"k": k, "v": v}
-        if cache is not None:
+        if cache is not None and self.writes:
+            new = {name: _written(cache[name], dtypes.to_bits(new[name]), positions) for name in cache}
+            k, v = (dtypes.from_bits(new[name], self.dtype) for name in "kv")
+        elif cache is not None:
             k, v = (_inserted(dtypes.from_bits(cache[name], self.dtype), new[name], positions) for name in "kv")
         mixed = attend(q, k, v, mask)
         return Linear(x.shape[-1], use_bias=False, dtype=self.dtype, name="o")(mixed.reshape(*x.shape[:2], -1)), new
@@ -167,10 +176,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Applies attention and an MLP, each to normed inputs and added to its input (pre-norm)."""
+    """Applies attention and an MLP, each to normed inputs and added to its input (pre-norm); fields as of `Attention`."""
 
     size: Size
     dtype: DTypeLike = jnp.float32
+    writes: bool = False
 
     @nn.compact
     def __call__(
@@ -178,7 +188,8 @@ class Block(nn.Module):
     ) -> tuple[Tokens, dict]:
         """Return the output and `{"input": x, "new": {"k", "v"}}`; see `Attention`."""
         norm = lambda name: nn.RMSNorm(self.size.norm_eps, self.dtype, name=name)  # noqa: E731
-        attended, new = Attention(self.size, self.dtype, name="attn")(norm("norm1")(x), td, positions, mask, cache)
+        attention = Attention(self.size, self.dtype, self.writes, name="attn")
+        attended, new = attention(norm("norm1")(x), td, positions, mask, cache)
         y = x + attended
         y = y + Mlp(self.size.hidden, self.dtype, name="mlp")(norm("norm2")(y))
         return y, {"input": x, "new": new if cache is not None else None}
@@ -284,19 +295,22 @@ class LLaMA(nn.Module):
         cache: Cache,
         td: Float[Array, "L B M D"] | None = None,
         start: Float[Array, "B M D"] | None = None,
-    ) -> tuple[Float[Array, "L+1 B M D"], Cache]:
+    ) -> tuple[Float[Array, "_ B M D"], Cache]:
         """Look at the next tokens of sequences whose earlier ones are cached.
 
         Args:
           positions: less than S. A token attends to the cache up to its own position, and of a `window` to the last ones alone.
-          cache: of this look, see `cache`.
+          cache: of this look, see `cache`; or as this method returns it.
           td, start: see `__call__`.
 
         Returns:
-          `hidden` as in `__call__`, and the cache with these tokens.
+          `hidden` as in `__call__`, `[L + 1, B, M, D]`, and the cache with these tokens: `stack.Unstacked` if the layers are.
         """
-        mask = _in_sight(positions[..., None], jnp.arange(cache["k"].shape[2]), self.window)
+        length = jax.tree.leaves(cache)[0].shape[-3]
+        mask = _in_sight(positions[..., None], jnp.arange(length), self.window)
         x, seen = self._blocks(tokens, td, start, positions, mask, cache)
+        if stack.has_unstacked(seen):  # each layer has written to its own
+            return _hidden(seen, x), seen["new"]
         # Written after the last block and all at once, which a program that owns the cache does in place.
         row = jnp.arange(len(tokens))[:, None]
         new = {name: dtypes.to_bits(seen["new"][name]) for name in cache}
@@ -320,7 +334,8 @@ class LLaMA(nn.Module):
             raise ValueError(f"sequences have {positions.shape[1]} tokens; this LLaMA takes {self.context} at most")
         skipped = 0 if start is None else self.depth - len(td)
         x = batch.split_by_example(self.embed[tokens].astype(self.dtype) if start is None else start)
-        layer = self._block()(self._size, self.dtype, parent=None)
+        writes = cache is not None and stack.has_unstacked(dict(self.blocks.variables))
+        layer = self._block()(self._size, self.dtype, writes, parent=None)
         return stack.look(self.blocks, layer, skipped, x, (td, cache), (positions, mask), self.unroll)
 
 
@@ -328,8 +343,12 @@ def _inserted(cached, new, positions):
     """Return cached keys or values of a block with those of the next tokens."""
     if new.shape[1] == 1:  # fuses with what reads it
         return jnp.where((jnp.arange(cached.shape[1]) == positions)[..., None, None], new, cached)
+    return _written(cached, new, positions)
+
+
+def _written(cached, new, positions):
     return cached.at[jnp.arange(len(new))[:, None], positions].set(new)
 
 
 def _hidden(seen, x):
-    return jnp.concatenate([seen["input"], x[None]])
+    return jnp.concatenate([stack.whole(seen["input"]), x[None]])
