@@ -102,7 +102,8 @@ class Net:
         """Tune the network on labeled images, and return what `result.json` holds.
 
         Tuning starts from the pre-trained weights, even if the network is tuned already. The same call with the same `workdir`
-        resumes an interrupted run and returns the result of a finished one.
+        resumes an interrupted run and returns the result of a finished one. At the end all compiled programs of the process are
+        dropped (see `parallel.drop_programs`), so that jitted functions of your own compile again.
 
         Args:
           data: a folder `CLASS/IMAGE` or `SPLIT/CLASS/IMAGE`, with the splits train, val and test; a CSV, TSV or Parquet file
