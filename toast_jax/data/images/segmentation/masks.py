@@ -110,14 +110,11 @@ def decode(data: bytes, name: str, *, colors: bool = False) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            form = image.format
-            if form in _LOSSY:
-                pass  # refused below
-            elif colors:
+            form, mode = image.format, image.mode
+            if colors and form not in _LOSSY:
                 return np.asarray(image.convert("RGB"))
-            elif image.mode in ("1", "L", "P", "I", "I;16"):
+            if mode in ("1", "L", "P", "I", "I;16") and form not in _LOSSY:
                 return np.asarray(image).astype(np.int32)
-            mode = image.mode
     except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(f"Mask {name} cannot be decoded ({str(error).rstrip('.')}): write it again.") from error
     if form in _LOSSY:
