@@ -70,13 +70,13 @@ def open_template(config: ConfigDict, words: tokenizer.Tokenizer) -> chat.Templa
 def open_splits(config: ConfigDict, run: object = None) -> dict[str, Text]:
     """Open all splits of a config, tokenizing no text; `run` is of images, and ignored.
 
-    The first document of each file is read as a check.
+    The first document of each file is read as a check; large files whose tokens may be cached are not, see `documents.check`.
     """
     data, words = config.data, open_tokenizer(config)
     template = open_template(config, words)
     texts = _texts(data, template)
     for file in dict.fromkeys(file for file, _ in texts.values()):
-        documents.check(file, _reader(data, template))
+        documents.check(file, _reader(data, template), token_cache.MIN_BYTES)
 
     def tokenize(name, file, read):
         fields = (name, data.documents, data.held_out, data.format, data.length, words.begin, words.end)

@@ -280,3 +280,12 @@ def test_documents_of_one_record_are_cut_at_the_limit(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([{"instruction": "Say", "instances": instances}] * 2))
     limited = [answers(documents.stream(str(tmp_path / "x.json"), documents.instruction, most)) for most in (2, 4)]
     assert limited == [[["a"], ["b"]], [["a"], ["b"], ["c"], ["a"]]]
+
+
+def test_a_large_list_is_not_read_as_a_check(tmp_path, monkeypatch):
+    file = tmp_path / "list.json"
+    file.write_text('[{"question": "Q"}]')
+    with pytest.raises(InputError, match="Record 1 of .* is no record of this --config.data.format"):
+        documents.check(str(file), documents.FORMATS["instructions"], most=100)
+    monkeypatch.setattr(documents, "records", lambda file: pytest.fail("read"))
+    documents.check(str(file), documents.FORMATS["instructions"], most=10)

@@ -203,11 +203,15 @@ def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document
     return list(stream(path, of_record))
 
 
-def check(path: str, of_record: Callable[[Any], list[Document]]) -> None:
-    """Check that a file exists and, unless it is a `.txt`, its first document; arguments and errors as of `stream`."""
+def check(path: str, of_record: Callable[[Any], list[Document]], most: int) -> None:
+    """Check that a file exists, and its first document; arguments and errors as of `stream`.
+
+    A `.txt`, and a `.json` of more than `most` bytes, is only looked for, as it would have to be read whole.
+    """
     file = Path(path).expanduser()
-    if file.suffix != ".txt" or not file.is_file():  # a .txt is one record, which may be large
-        next(stream(path, of_record))
+    if file.is_file() and (file.suffix == ".txt" or (file.suffix == ".json" and file.stat().st_size > most)):
+        return
+    next(stream(path, of_record))
 
 
 def stream(path: str, of_record: Callable[[Any], list[Document]], most: int = 0) -> Iterator[Document]:
