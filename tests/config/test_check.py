@@ -22,6 +22,7 @@ from toast_jax.devices import parallel
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
 from toast_jax.model import families
+from toast_jax.model.backbones.llama import kinds as llama_kinds
 from toast_jax.train import image_runs, setup
 
 SETTINGS = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(hypothesis.HealthCheck)}
@@ -264,6 +265,14 @@ CONVNEXT = [
 ]
 TEXT = [
     ({"data.length": 2049}, "config.data.length is 2049, but llama1_7b reads 2048 tokens; set --config.data.length=2048"),
+    (
+        {"backbone.size": "custom", "backbone.width": 64},
+        "size is custom, which has no depth; set --config.backbone.depth and its other numbers, or name a folder with",
+    ),
+    ({"backbone.num_kv_heads": 3}, "gives 32 heads of 128 channels, 3 of them for keys and values; a head has an even"),
+    ({"backbone.head_width": 5}, "gives 32 heads of 5 channels, 32 of them"),
+    ({"backbone.width": 31}, "gives 32 heads of 0 channels, 32 of them"),
+    ({"backbone.rope_scaling": (8.0, 4.0, 1.0, 8192)}, "it has to be factor, low, high and context, with low less than high"),
     ({"batch_size": 24, "microbatches": 2}, "config.microbatches is 2, which does not divide the 3 sequences of"),
     (
         {"stage": "pretune", "method": "toast", "distillation_weight": 1.0},
@@ -379,6 +388,9 @@ def inside(rule):
             return st.sampled_from(["head/bias", ".*/scale", "(a|b)+"])
         case rules.Several():
             return st.lists(inside(rule.of), min_size=rule.least, max_size=3).map(tuple)
+        case llama_kinds.Scaling():
+            low, *others = [st.floats(*ends) for ends in ((0.5, 2.0), (1.0, 64.0), (2.5, 8.0))]
+            return st.one_of(st.just(()), st.tuples(others[0], low, others[1], st.integers(1, 8192)))
         case rules.PerChannel():
             return st.tuples(*(st.tuples(*[st.floats(low, 1.0)] * 3) for low in (0.0, 0.125)))
 
@@ -401,6 +413,8 @@ def outside(rule):
             others += [st.sampled_from(["(", "[a", "*"])]
         case rules.Several():
             others += [st.text(max_size=3), outside(rule.of).map(lambda value: (value,))]
+        case llama_kinds.Scaling():
+            others += [st.sampled_from([(8.0,), (8.0, 4.0, 1.0, 8192), (8.0, 1.0, 4.0, 0), (8.0, 1.0, 4.0, 8192, 1), 8.0, "a"])]
         case rules.PerChannel():
             rows = ((0.5, 0.5, 0.5), (0.5, 0.5), (0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.0), (0.5, 0.5, "a"), 0.5)
             others += [st.sampled_from([(rows[0], row) for row in rows[1:]] + [(rows[1], rows[0]), rows[:1], (rows[0],) * 3])]

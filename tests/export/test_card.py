@@ -51,6 +51,8 @@ def test_card_of_a_language_model_has_its_prompt(monkeypatch):
     run.config.data.format = "messages"
     assert "apply_chat_template" in card_of(run, "hf", "chat_template.jinja")
     assert "apply_chat_template" not in card_of(run, "hf")
+    run.config.backbone.size = "custom"
+    assert "A Qwen2 of width 8 and depth 1, tuned on alpaca_data.json" in card_of(run, "hf")
 
 
 def test_card_names_the_kind_of_vit():

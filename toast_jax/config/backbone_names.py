@@ -10,11 +10,11 @@ from typing import Any
 
 from toast_jax import hub
 from toast_jax.errors import InputError
-from toast_jax.model.backbones.llama.kinds import SIZES
+from toast_jax.model.backbones.llama import kinds as llama_kinds
 from toast_jax.model.backbones.vit.kinds import FIELDS, KINDS
 
 RANDOM = "random"  # value of backbone.weights: random weights, no file
-LLAMAS = tuple(SIZES)
+LLAMAS = tuple(size for size in llama_kinds.SIZES if size != llama_kinds.CUSTOM)
 _ELSEWHERE = "Others are named by their repository on the Hugging Face Hub, hf:OWNER/NAME, or by a folder with a config.json."
 _GATED = {"backbone.mlp": "swiglu"}
 _VIT_SIZES: dict[str, dict[str, Any]] = {
@@ -66,7 +66,8 @@ def of_text(name: str) -> dict[str, Any]:
             f"The backbone {name!r} is not known; write one of {', '.join(LLAMAS)}, and a tag, such as llama2_7b_chat. "
             f"{_ELSEWHERE}"
         )
-    fields = {"backbone.family": "llama", "backbone.size": size, "backbone.vocabulary": 0}
+    fields = {"backbone.family": "llama", "backbone.size": size}
+    fields |= {f"backbone.{field}": row.default for field, row in llama_kinds.FIELDS.items()}
     return fields | {"backbone.weights": f"weights/{name}", "data.tokenizer": f"weights/{name}"}
 
 

@@ -19,6 +19,8 @@ from toast_jax.model.families import FAMILIES, reads
 from toast_jax.model.layers import dtypes
 from toast_jax.model.methods import BACKBONE, TRANSFORM
 
+_NUMBERS = ("width", "depth", "num_heads", "hidden", "vocabulary", "context")  # of a language model, none of which may be 0
+
 
 class _Facts:
     """The config of a run and facts that follow from it; both lack fields with an invalid value."""
@@ -40,6 +42,9 @@ class _Facts:
     width = property(lambda c: c.family.width(c.size))
     last_site = property(lambda c: c.steerable - 1)
     tunable = property(lambda c: c.family.tunable_blocks(c.size))  # how many blocks method partial can tune
+    # Of a language model: the first number that its size and config lack, and the channels of a head.
+    lacking = property(lambda c: next((name for name in _NUMBERS if not getattr(c.size, name)), ""))
+    head_width = property(lambda c: c.size.head_width or c.size.width // c.size.num_heads)
     share = property(lambda c: c.batch_size // c.devices)  # examples of a batch on each device
 
     @property
@@ -222,8 +227,14 @@ _OF_TEXT: _Conflicts = _OF_EPOCHS | {
     "config.distillation_weight is {c.distillation_weight}, but only images can be degraded for it; set it to 0.": (
         lambda c: c.stage == "pretune" and c.distillation_weight
     ),
+    "config.backbone.size is {c.backbone.size}, which has no {c.lacking}; set --config.backbone.{c.lacking} and its other "
+    "numbers, or name a folder with a config.json, as in backbone=FOLDER.": lambda c: c.lacking,
+    "config.backbone gives {c.size.num_heads} heads of {c.head_width} channels, {c.size.num_kv_heads} of them for keys and "
+    "values; a head has an even number of channels, 2 or more, and heads of keys and values divide the others.": (
+        lambda c: not c.lacking and (not c.head_width or c.head_width % 2 or c.size.num_heads % c.size.num_kv_heads)
+    ),
     "config.data.length is {c.data.length}, but {c.backbone.size} reads {c.size.context} tokens; set "
-    "--config.data.length={c.size.context} or less.": lambda c: c.data.length > c.size.context,
+    "--config.data.length={c.size.context} or less.": lambda c: c.data.length > c.size.context > 0,
     "config.microbatches is {c.microbatches}, which does not divide the {c.share} sequences of a batch that each "
     "device gets; change it, or config.batch_size.": lambda c: c.share % c.microbatches,
     # A group takes some devices of a host, or all of several hosts.

@@ -147,7 +147,7 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
             f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in _front(run, result, kind, name, data)
         ),
         name=name,
-        backbone=f"{family.kind_of(run.model.backbone) if family.kind_of else family.title} {config.backbone.size}",
+        backbone=_network(family, run),
         data=data,
         method=config.method,
         version=result["versions"]["toast_jax"],
@@ -160,6 +160,13 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
         config=json.dumps(_public(result["config"]), indent=2, ensure_ascii=False),
         upload=upload(name, "."),
     )
+
+
+def _network(family, run):
+    """Name the network by its kind and size, or its numbers where the size has no name."""
+    backbone, size = run.model.backbone, run.config.backbone.size
+    of = size if size != "custom" else f"of width {backbone.width} and depth {backbone.depth}"
+    return f"{family.kind_of(backbone) if family.kind_of else family.title} {of}"
 
 
 def _prompt(form: str, files: Sequence[str]) -> str:

@@ -8,13 +8,14 @@ import flax.linen as nn
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from toast_jax.fields import Field, whole
+from toast_jax.fields import Field
 from toast_jax.model.backbones.convnext import export as convnext_export
 from toast_jax.model.backbones.convnext import network as convnext
 from toast_jax.model.backbones.convnext import torch_names as convnext_torch_names
 from toast_jax.model.backbones.export_formats import Format
 from toast_jax.model.backbones.llama import config_json as llama_config_json
 from toast_jax.model.backbones.llama import export as llama_export
+from toast_jax.model.backbones.llama import kinds as llama_kinds
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.backbones.llama import torch_names as llama_torch_names
 from toast_jax.model.backbones.normalize import statistics_of
@@ -148,10 +149,11 @@ FAMILIES = {
         build=lambda config, last_blocks: llama.build(config.backbone),
         sized=llama_torch_names.sized,
         sizes=llama.SIZES,
+        size_of=llama.size_of,
         names=llama_torch_names.NAMES,
         described=llama_config_json.described,
         methods=with_lora(LANGUAGE_METHODS, llama.LORA_KERNELS),
-        fields={"vocabulary": Field(0, whole(0), "number of tokens, for weights with added ones; 0: that of the size")},
+        fields=llama_kinds.FIELDS,
         own_head=True,
         kind_of=lambda backbone: backbone.kind.title,
         partition=llama.PARTITION,

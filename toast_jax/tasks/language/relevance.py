@@ -64,7 +64,7 @@ def run(config: ConfigDict, folder: str) -> None:
     speaker = Speaker(ConfigDict({**config, "temperature": 0.0, "top_p": 1.0, "seed": 0}))
     model, method, params = speaker.network
     if model.top_down is None:
-        network = f"The run in {config.run}" if config.run else f"The network {speaker.config.backbone.size}"
+        network = f"The run in {config.run}" if config.run else f"The network of {speaker.config.backbone.weights}"
         raise InputError(
             f"{network} has no top-down module (method {speaker.config.method}), so it selects no tokens; give a run of toast "
             "or toast_lite."
@@ -177,6 +177,6 @@ def _page(config, questions: list[str], passages: list[list[Piece]]) -> str:
             if shown:
                 spread = f"relevance {np.mean(inside):.3f} on average, {min(inside):.3f} to {max(inside):.3f}"
                 parts += [report.paragraph(f"{name}: {len(inside)} tokens, {spread}", "small"), shaded(shown)]
-    of = f"the run in {config.run}" if config.run else f"the network {config.network.backbone.size}"
+    of = f"the run in {config.run}" if config.run else f"the network of {config.network.backbone.weights}"
     made_by = f"Made by configs/relevance.py from {of}."
     return report.page("Which tokens are fed back", *parts, report.paragraph(made_by, "small"))

@@ -68,7 +68,7 @@ class Speaker:
             self.template = text_runs.open_template(of_run, self.tokenizer)
         self.config, self.converses = of_run, of_run.data.format in _CONVERSING
         self._most, self._seed = config.most, config.seed
-        self.context = families.of_config(of_run).sizes[of_run.backbone.size].context
+        self.context = families.of_config(of_run).size(of_run.backbone).context
         self._end = self.template.stop if self.template else self.tokenizer.end
         self._stop = config.get("stop", ())  # a score has none of these three fields
         self._sampling = Sampling(

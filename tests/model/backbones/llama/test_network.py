@@ -309,16 +309,18 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", llama.SIZES)
+@pytest.mark.parametrize("name", LLAMAS)
 def test_sizes_have_as_many_parameters_as_published(name):
     assert trees.count(shapes(configured(name))[2]) == PUBLISHED[name]
 
 
 def test_the_config_knows_every_size():
-    assert set(LLAMAS) == set(llama.SIZES) == set(PUBLISHED)
+    assert {*LLAMAS, "custom"} == set(llama.SIZES) and set(LLAMAS) == set(PUBLISHED)
     assert configured("llama2_7b_chat").backbone.to_dict() == {
         **{"family": "llama", "size": "llama2_7b", "weights": "weights/llama2_7b_chat"},
-        **{"dtype": "float32", "remat": False, "unroll": False, "vocabulary": 0},
+        **{"dtype": "float32", "remat": False, "unroll": False, "vocabulary": 0, "kind": "", "width": 0, "depth": 0},
+        **{"num_heads": 0, "num_kv_heads": 0, "head_width": 0, "hidden": 0, "context": 0, "window": 0, "rope_theta": 0.0},
+        **{"rope_scaling": (), "norm_eps": 0.0, "tied": False},
     }
     with pytest.raises(InputError, match="'llama2_8b' is not known; write one of llama1_7b"):
         configured("llama2_8b")

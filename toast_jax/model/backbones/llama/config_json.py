@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toast_jax.model.backbones.llama.kinds import KINDS, SIZES, Kind, RopeScaling, Size, head_width
+from toast_jax.model.backbones.llama.kinds import CUSTOM, KINDS, SIZES, Kind, RopeScaling, Size, fields_of, head_width
 from toast_jax.model.backbones.rename_rules import Unusable
 
 # Keys that determine a network's outputs, and the fields of a `Size` that hold them.
@@ -123,6 +123,6 @@ def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     size = read(content, kind)
     values = entries(size)
     for name, known in SIZES.items():
-        if known.kind is kind and values == {**entries(known), "vocab_size": size.vocabulary}:
+        if name != CUSTOM and known.kind is kind and values == {**entries(known), "vocab_size": size.vocabulary}:
             return {"size": name, "vocabulary": 0 if size.vocabulary == known.vocabulary else size.vocabulary}
-    return None
+    return fields_of(size)

@@ -1,4 +1,4 @@
-"""The published kinds of LLaMA, one record each, and their sizes as data. Imports no JAX.
+"""The published kinds of LLaMA, one record each, their sizes as data, and the config fields that hold them. Imports no JAX.
 
 Letters: D width, H query heads, K channels of a head.
 """
@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from toast_jax.fields import Choice, Field, Flag, real, whole
 from toast_jax.model.backbones.rename_rules import Unusable
 
 
@@ -139,6 +140,9 @@ class Size:
     kind: Kind = LLAMA
 
 
+CUSTOM = "custom"  # the size whose numbers are all in the config
+
+
 def head_width(size: Any) -> int:
     """Return K of a size, or of a network with its fields."""
     return size.head_width or size.width // size.num_heads
@@ -181,4 +185,47 @@ SIZES = {
     "qwen3_1_7b": dataclasses.replace(_QWEN3, width=2048, hidden=6144),
     "qwen3_4b": dataclasses.replace(_QWEN3, width=2560, depth=36, num_heads=32, hidden=9728),
     "qwen3_8b": dataclasses.replace(_QWEN3, width=4096, depth=36, num_heads=32, hidden=12_288, tied=False),
+    CUSTOM: Size(0, 0, 0, 0, hidden=0, vocabulary=0, context=0),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """Allows the four numbers of a `RopeScaling`, or none."""
+
+    def __str__(self) -> str:
+        return "factor, low, high and context, with low less than high, as in (32.0, 1.0, 4.0, 8192), or ()"
+
+    def refusal(self, value: Any) -> str:
+        several = isinstance(value, (tuple, list)) and len(value) in (0, len(RopeScaling._fields))
+        if several and not any(real(above=0.0).refusal(number) for number in value):
+            scaling = RopeScaling(*value) if value else RopeScaling(1.0)
+            if scaling.low < scaling.high:
+                return ""
+        return f"it has to be {self}"
+
+
+_OF_SIZE = "0: that of the size"
+# Fields of `config.backbone` that a LLaMA has beside those of every family.
+FIELDS = {
+    "vocabulary": Field(0, whole(0), f"number of tokens, for weights with added ones; {_OF_SIZE}"),
+    "kind": Field("", Choice(("", *(kind.model_type for kind in KINDS))), "published kind of network; '': that of the size"),
+    "width": Field(0, whole(0, 65_536), f"channels of a token; {_OF_SIZE}"),
+    "depth": Field(0, whole(0, 1024), f"number of blocks; {_OF_SIZE}"),
+    "num_heads": Field(0, whole(0, 1024), f"query heads of a block; {_OF_SIZE}"),
+    "num_kv_heads": Field(0, whole(0, 1024), f"heads of keys and values; {_OF_SIZE}, or as many as query heads"),
+    "head_width": Field(0, whole(0, 65_536), f"channels of a head; {_OF_SIZE}, or the width divided by the query heads"),
+    "hidden": Field(0, whole(0, 1_048_576), f"channels inside the MLP; {_OF_SIZE}"),
+    "context": Field(0, whole(0), f"longest sequence, in tokens; {_OF_SIZE}"),
+    "window": Field(0, whole(0), f"tokens that a token attends to; {_OF_SIZE}, or all before it"),
+    "rope_theta": Field(0.0, real(0.0), f"base of rotary positions; {_OF_SIZE}"),
+    "rope_scaling": Field((), Scaling(), "scaling of rotary positions in Llama 3.1 and later; (): that of the size"),
+    "norm_eps": Field(0.0, real(0.0), f"added to the mean square in every RMSNorm; {_OF_SIZE}"),
+    "tied": Field(False, Flag(), "whether the head is the transposed input embedding; False: as the size says"),
+}
+
+
+def fields_of(size: Size) -> dict[str, Any]:
+    """Return the config fields that make `CUSTOM` this size; those left out keep their default."""
+    values = {**vars(size), "kind": size.kind.model_type, "rope_scaling": tuple(size.rope_scaling or ())}
+    return {"size": CUSTOM, **{name: values[name] for name in FIELDS if values[name]}}

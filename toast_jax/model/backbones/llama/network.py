@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from toast_jax.errors import choose
-from toast_jax.model.backbones.llama.kinds import LLAMA, SIZES, Kind, RopeScaling, Size, head_width
+from toast_jax.model.backbones.llama.kinds import FIELDS, KINDS, LLAMA, SIZES, Kind, RopeScaling, Size, head_width
 from toast_jax.model.layers import batch, dtypes, stack
 from toast_jax.model.layers.arrays import Array, Cache, Keys, Signal, Text, Tokens
 from toast_jax.model.layers.attention import attend
@@ -46,15 +46,28 @@ PARTITION = (
 
 
 def build(config) -> "LLaMA":
-    """Build the LLaMA of a config's `backbone` section, from `size`, `vocabulary`, `dtype`, `remat` and `unroll`.
+    """Build the LLaMA of a config's `backbone` section, from its size, `dtype`, `remat` and `unroll`.
 
     Raises:
       InputError: an unknown size or dtype.
     """
-    size = choose("config.backbone.size", config.size, SIZES)
-    if vocabulary := config.get("vocabulary", 0):  # runs of earlier versions have no such field
-        size = dataclasses.replace(size, vocabulary=vocabulary)
-    return LLaMA(**vars(size), dtype=dtypes.named(config.dtype), remat=config.remat, unroll=config.unroll)
+    return LLaMA(**vars(size_of(config)), dtype=dtypes.named(config.dtype), remat=config.remat, unroll=config.unroll)
+
+
+def size_of(section) -> Size:
+    """Return the size that a config's `backbone` section names, with the numbers that it sets itself.
+
+    Raises:
+      InputError: an unknown size.
+    """
+    size = choose("config.backbone.size", section.size, SIZES)
+    values = {name: section[name] for name in FIELDS if section.get(name)}  # runs of earlier versions lack some
+    if "kind" in values:
+        values["kind"] = next(kind for kind in KINDS if kind.model_type == values["kind"])
+    if "rope_scaling" in values:
+        values["rope_scaling"] = RopeScaling(*values["rope_scaling"])
+    size = dataclasses.replace(size, **values)
+    return dataclasses.replace(size, num_kv_heads=size.num_kv_heads or size.num_heads)
 
 
 def frequencies(pairs: int, theta: float, scaling: RopeScaling | None = None) -> Float[np.ndarray, " {pairs}"]:
