@@ -109,7 +109,7 @@ def test_config_of_a_convnext_has_the_fields_that_it_reads():
     assert (config.variational_weight, fgvc.get_config().variational_weight) == (0.01, 0.1)
     assert pretune.get_config("backbone=convnext_t").variational_weight == 0.01
     for name in ("convnext_x", "convnext_b16", "convnext"):
-        with pytest.raises(InputError, match=f"'{name}' is not known; .* or convnext_ . size .t, s, b, l."):
+        with pytest.raises(InputError, match=f"'{name}' is not known; .* or convnext_ . size .t, s, b, l, xl."):
             base(name="x", method="toast", backbone=name)
 
 

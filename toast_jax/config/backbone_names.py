@@ -36,7 +36,7 @@ def of_images(name: str) -> dict[str, Any]:
     vit = re.fullmatch(
         rf"vit_(?P<size>{'|'.join(_VIT_SIZES)})(?P<patch>8|14|16|32)(_reg(?P<registers>\d+))?(_(?P<tag>\w+))?", name
     )
-    convnext = re.fullmatch(r"convnext_(?P<size>[tsbl])(_\w+)?", name)
+    convnext = re.fullmatch(r"convnext_(?P<size>[tsbl]|xl)(_\w+)?", name)
     fields: dict[str, Any] = {"backbone.weights": f"weights/{name}.pth"}
     if vit:
         kind = next((kind for kind in KINDS if kind.tag and f"{vit['tag']}_".startswith(f"{kind.tag}_")), KINDS[0])
@@ -51,7 +51,7 @@ def of_images(name: str) -> dict[str, Any]:
         return fields | {"backbone.family": "convnext", "backbone.size": convnext["size"].upper()}
     raise InputError(
         f"The backbone {name!r} is not known; write vit_ + size ({', '.join(_VIT_SIZES)}) + patch (8, 14, 16, 32) + a tag, "
-        "such as vit_b16_in1k or vit_b16_dinov3, or convnext_ + size (t, s, b, l) + a tag, such as convnext_b_in21k. "
+        "such as vit_b16_in1k or vit_b16_dinov3, or convnext_ + size (t, s, b, l, xl) + a tag, such as convnext_b_in21k. "
         f"{_ELSEWHERE}"
     )
 

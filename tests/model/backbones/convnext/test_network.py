@@ -170,12 +170,13 @@ def test_images_of_another_shape_are_refused(shape):
         jax.eval_shape(functools.partial(network().init, jax.random.key(0)), jnp.zeros((1, *shape)))
 
 
-# Parameters of torchvision's networks of these names, less their heads of 1000 classes.
+# Parameters of torchvision's networks of these names, the largest of timm's, less their heads of 1000 classes.
 PUBLISHED = {
     "t": 28_589_128 - 1000 * 769,
     "s": 50_223_688 - 1000 * 769,
     "b": 88_591_464 - 1000 * 1025,
     "l": 197_767_336 - 1000 * 1537,
+    "xl": 350_196_968 - 1000 * 2049,
 }
 
 

@@ -44,6 +44,7 @@ SIZES = {
     "S": Size(depths=(3, 3, 27, 3), widths=(96, 192, 384, 768)),
     "B": Size(depths=(3, 3, 27, 3), widths=(128, 256, 512, 1024)),
     "L": Size(depths=(3, 3, 27, 3), widths=(192, 384, 768, 1536)),
+    "XL": Size(depths=(3, 3, 27, 3), widths=(256, 512, 1024, 2048)),
 }
 
 

@@ -149,7 +149,7 @@ def sized(arrays: dict[str, np.ndarray], head_width: int) -> ConvNeXt:
     )
 
 
-TIMM_SIZES = {"convnext_tiny": "T", "convnext_small": "S", "convnext_base": "B", "convnext_large": "L"}
+TIMM_SIZES = {"convnext_tiny": "T", "convnext_small": "S", "convnext_base": "B", "convnext_large": "L", "convnext_xlarge": "XL"}
 
 
 def size_name(depths: Sequence[int], widths: Sequence[int]) -> str | None:
