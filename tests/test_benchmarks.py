@@ -7,13 +7,15 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 
-from benchmarks import accelerator, chips, idle, language_feedback
+from benchmarks import accelerator, chips, idle, language_feedback, steps
 from configs import demo_language
 from tests import ROOT
 from tests.tasks import test_demo_language
 from toast_jax.model.backbones.llama import network as llama
+from toast_jax.train.step import State
 
 SMALL = {
     "accelerator": "--tiny --out={folder}",
@@ -54,6 +56,22 @@ def test_a_benchmark_runs_to_its_table(name, tmp_path):
         assert (tmp_path / "demo.safetensors").is_file()
     else:
         assert ("filled cache: first step after" if name == "start" else "|---|") in done.stdout
+
+
+def test_products_are_counted_without_a_program_and_windows_wait_once(monkeypatch):
+    """On GPUs a program names its products by other words, and waiting for every step would time the host."""
+    waits, program = [], lambda state, *_: (state, {}) if isinstance(state, State) else {}
+    plan = types.SimpleNamespace(temp_size_in_bytes=1, argument_size_in_bytes=1, output_size_in_bytes=1, alias_size_in_bytes=0)
+    monkeypatch.setattr(steps, "compiled", lambda *_: (program, 0.0, plan))
+    one, two = (steps.Case("linear", "vit_mini16", steps.images(n * jax.device_count(), 32)) for n in (1, 2))
+    # Tokens, the class token included, times the products of six blocks, the last of which has one query.
+    tokens, width = 5, 64
+    of_blocks = 2 * width**2 * (5 * 12 * tokens + 2 * tokens + 10) + 4 * width * tokens * (5 * tokens + 1)
+    assert one.flops == of_blocks + 2 * 4 * 16 * 16 * 3 * width + 2 * 2 * width * steps.CLASSES and two.flops == 2 * one.flops
+    monkeypatch.setattr(jax, "block_until_ready", waits.append)
+    one.time_train({}, window=4)
+    one.time_evaluation({}, window=4)
+    assert len(waits) == 2 and len(one.train_seconds) == len(one.evaluation_seconds) == 1
 
 
 @pytest.mark.slow

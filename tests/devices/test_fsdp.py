@@ -171,3 +171,14 @@ def test_pretuning_of_a_large_network_fits():
     """The hidden states of all blocks come on top; the feedback layers are gathered one at a time."""
     memory = benchmark.compiled("llama1_7b", "toast", batch=144, length=512, size=8, stage="pretune").memory_analysis()
     assert memory.temp_size_in_bytes < 34 * 2**30
+
+
+def test_an_array_of_the_host_is_not_sent_to_other_hosts(monkeypatch):
+    """`device_put` with a sharding over several hosts would first compare the whole array across them."""
+    calls = []
+    sharding = type("OverHosts", (), {"is_fully_addressable": False})()
+    monkeypatch.setattr(jax, "device_put", lambda *_: pytest.fail("the whole array is put"))
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, to, part: calls.append((shape, to, part(slice(1, 3)))))
+    fsdp._put(np.arange(8.0), sharding)
+    ((shape, to, part),) = calls
+    assert shape == (8,) and to is sharding and part.tolist() == [1.0, 2.0]
