@@ -252,6 +252,16 @@ def test_a_dataset_that_is_not_prepared(root, tmp_path):
     assert f"kitti:3.3.0 is not prepared under {tmp_path} (version 3.1.0 is, which has other images)" in message
 
 
+@pytest.mark.parametrize("task", ["dtd", "eurosat"])  # a folder for each dataset, or below it for each of its kinds
+def test_a_root_that_is_too_high_or_too_deep_is_answered_by_the_right_one(task, root):
+    """The command that prepares the data would download it once more."""
+    folder = root / tasks.TASKS[task].builder
+    for wrong in (root.parent, root / tasks.TASKS[task].builder.partition("/")[0], folder, folder / "3.0.1"):
+        assert f"is not prepared under {wrong} but under {root}: set --config.data.root={root}." in error_of(
+            config(wrong, task)
+        )
+
+
 def test_an_older_version_of_the_same_images_will_do(root, tmp_path):
     (tmp_path / "kitti").mkdir()
     (tmp_path / "kitti/3.2.0").symlink_to(root / "kitti/3.3.0")
