@@ -81,8 +81,8 @@ def label(name: str) -> str:
 def of_adapter(name: str) -> InputError:
     """Return the error for the adapter of PEFT in a file, a folder or a repository."""
     return InputError(
-        f"{name} is an adapter of PEFT, not a network; merge it into its network there (merge_and_unload, then save_pretrained), "
-        "and give the folder of the result as backbone=FOLDER."
+        f"{name} is an adapter of PEFT, not a network; merge it into its network there (merge_and_unload, then "
+        "save_pretrained), and give the folder of the result as backbone=FOLDER."
     )
 
 
