@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from toast_jax import hub
+from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.llama.kinds import SIZES
 from toast_jax.model.backbones.vit.kinds import FIELDS, KINDS
 
-ADAPTER = "adapter_config.json"  # which PEFT writes beside an adapter
 RANDOM = "random"  # value of backbone.weights: random weights, no file
 LLAMAS = tuple(SIZES)
 _ELSEWHERE = "Others are named by their repository on the Hugging Face Hub, hf:OWNER/NAME, or by a folder with a config.json."
@@ -34,7 +34,7 @@ def of_images(name: str) -> dict[str, Any]:
     """
     if hub.is_place(name) or _is_described(name):
         return _of_hub(name, "images")
-    _refuse_adapter(name)
+    peft_adapters.refuse_folder(name)
     vit = re.fullmatch(
         rf"vit_(?P<size>{'|'.join(_VIT_SIZES)})(?P<patch>8|14|16|32)(_reg(?P<registers>\d+))?(_(?P<tag>\w+))?", name
     )
@@ -62,7 +62,7 @@ def of_text(name: str) -> dict[str, Any]:
     """Parse one of `LLAMAS` and a tag, `hf:OWNER/NAME`, or a path as in `of_images`; return fields by dotted name."""
     if hub.is_place(name) or _is_described(name):
         return _of_hub(name, "text")
-    _refuse_adapter(name)
+    peft_adapters.refuse_folder(name)
     size = next((size for size in LLAMAS if re.fullmatch(rf"{size}(_\w+)?", name)), None)
     if size is None:
         raise InputError(
@@ -76,19 +76,6 @@ def of_text(name: str) -> dict[str, Any]:
 def label(name: str) -> str:
     """Return a name of a backbone that can be part of a file's name: of a repository or a path its last part."""
     return hub.parse(name).repository.partition("/")[2] if hub.is_place(name) else Path(name).stem
-
-
-def of_adapter(name: str) -> InputError:
-    """Return the error for the adapter of PEFT in a file, a folder or a repository."""
-    return InputError(
-        f"{name} is an adapter of PEFT, not a network; merge it into its network there (merge_and_unload, then "
-        "save_pretrained), and give the folder of the result as backbone=FOLDER."
-    )
-
-
-def _refuse_adapter(name):
-    if (Path(name).expanduser() / ADAPTER).is_file():
-        raise of_adapter(name)
 
 
 def _is_described(name):

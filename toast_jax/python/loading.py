@@ -10,8 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax import hub, package_files, trees
-from toast_jax.config import backbone_names, config_files, hub_backbones
-from toast_jax.config.backbone_names import ADAPTER
+from toast_jax.config import backbone_names, config_files, hub_backbones, peft_adapters
 from toast_jax.data.images import image_files
 from toast_jax.devices import xla_flags
 from toast_jax.errors import InputError, listed
@@ -105,7 +104,10 @@ def _config_of(weights: str, method: str, backbone: str, fields: Mapping) -> Con
 def _is_pretrained(folder: str) -> bool:
     """Return whether a folder holds a network, or an adapter, of transformers or timm instead of a run."""
     beside = hub_backbones.read_beside(folder) or {}
-    return not {"model_type", "architecture"}.isdisjoint(beside) or hub_backbones.read_beside(folder, ADAPTER) is not None
+    return (
+        not {"model_type", "architecture"}.isdisjoint(beside)
+        or hub_backbones.read_beside(folder, peft_adapters.FILE) is not None
+    )
 
 
 def _named_like(file: str) -> str:

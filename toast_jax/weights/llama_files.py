@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from toast_jax.config import backbone_names
+from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama.config_json import entries, kind_of, stated
 from toast_jax.model.backbones.llama.kinds import LLAMA
@@ -24,7 +24,7 @@ from toast_jax.model.backbones.llama.network import LLaMA
 from toast_jax.model.backbones.llama.torch_names import NAMES
 from toast_jax.model.backbones.rename_rules import Unusable
 from toast_jax.weights.containers import TORCH, open_safetensors, read_tensors
-from toast_jax.weights.other_projects import known_names, refuse_adapter
+from toast_jax.weights.other_projects import known_names
 
 log = logging.getLogger(__name__)
 
@@ -111,13 +111,12 @@ def tensors(path: Path) -> dict[str, Tensor]:
     """List all tensors of a folder or a file, by Hugging Face's names."""
     path = file_in(path) or path
     if not path.is_file():
-        if (path / backbone_names.ADAPTER).is_file():
-            raise backbone_names.of_adapter(str(path))
+        peft_adapters.refuse_folder(path)
         raise InputError(
             f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
         )
     in_file = stored(path)
-    refuse_adapter(path, in_file)
+    peft_adapters.refuse_names(path, in_file)
     try:
         return known_names(in_file)
     except ValueError as error:

@@ -9,12 +9,11 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from toast_jax.config import backbone_names
 from toast_jax.errors import listed
 from toast_jax.model.backbones.rename_rules import Layout, Names, bias, linear
 from toast_jax.model.families import FAMILIES
@@ -160,9 +159,6 @@ _FORMATS: tuple[tuple[str, Sequence[Row]], ...] = (
     (r".*", _TIMM),
 )
 
-# What PEFT puts beside or around the layers of a network; without its prefix, low-rank names are also those of the release.
-_OF_PEFT = re.compile(r"base_model\.model\..*\.(?:base_layer|lora_\w+|ia3_l|vera_lambda_\w+|hada_\w+|lokr_\w+|oft_\w+)(?:\.|$)")
-
 # Names that identify networks similar to the supported ones.
 _OTHER_NETWORKS = {
     r"dist_token|(?:\w+\.)?embeddings\.distillation_token": "a distilled DeiT",
@@ -175,12 +171,6 @@ _OTHER_NETWORKS = {
     r"(?:.*\.)?(?:stages|downsample_layers)\..*": "another network of stages",
     r"(?:visual|vision_model|text_model)\..*|embeddings\.class_embedding": "CLIP or a network like it",
 }
-
-
-def refuse_adapter(path: object, names: Iterable[str]) -> None:
-    """Raise InputError, which says how to merge it, if the names in a file are those of an adapter of PEFT."""
-    if any(_OF_PEFT.match(name) for name in names):
-        raise backbone_names.of_adapter(str(path))
 
 
 def known_names(state: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError, listed
 from toast_jax.model.families import Family
 from toast_jax.model.layers.patches import resize_grid
 from toast_jax.weights.containers import read
-from toast_jax.weights.other_projects import converted, other_network, refuse_adapter, unwrapped
+from toast_jax.weights.other_projects import converted, other_network, unwrapped
 from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, layout_of, rename, stack, unstack
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, 
 
 def named(path: str, in_file: Arrays) -> tuple[Family, Arrays, list[str]]:
     """Rename the arrays of a file as `layers` does, by the PyTorch names that they have there."""
-    refuse_adapter(path, in_file)
+    peft_adapters.refuse_names(path, in_file)
     try:
         family, arrays, unknown = _renamed(in_file)
     except ValueError as error:
