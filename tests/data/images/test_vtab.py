@@ -281,6 +281,11 @@ def test_another_format(root, tmp_path):
 def test_too_few_images(root, tmp_path, monkeypatch):
     small_tfds.prepare("dtd:3.0.1", tmp_path, {"train": COUNT, "test": COUNT})
     assert "dtd/3.0.1 has no split 'validation': remove it and prepare it again" in error_of(config(tmp_path, "dtd"))
+    small_tfds.prepare("eurosat/rgb:2.0.0", tmp_path, {"train": 12})  # of which val200 would be the 7th and 8th
+    assert "too small for train[:8] of eurosat/rgb (it has train 12): remove it and" in error_of(config(tmp_path, "eurosat"))
+    assert not any(
+        tasks.share_images(row, dict.fromkeys(("train", row.val[0], row.test[0]), 40)) for row in tasks.BUILDERS.values()
+    )
     monkeypatch.setattr(tasks, "TRAIN", 800)
     assert "too small for train[:800] of cifar100 (it has train 40, test 40)" in error_of(config(root))
 

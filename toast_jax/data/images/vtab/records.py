@@ -113,6 +113,8 @@ def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> Vta
     source = open_slice(split=chosen)
     try:
         len(source)
+        if tasks.share_images(tasks.BUILDERS[task.builder], counts):
+            raise ValueError("training images are evaluated")
     except ValueError as error:
         have = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         raise InputError(
