@@ -475,6 +475,17 @@ def test_a_repository_on_the_hub_says_what_its_backbone_is(monkeypatch):
     assert loading._config_of("hf:timm/vit_small", "toast", "vit_b32", {}).backbone.patch == 32
 
 
+def test_a_folder_of_transformers_is_no_run(tmp_path):
+    """It was refused as a tuned network whose method cannot change."""
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_small_patch16_224"}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match=f"{tmp_path}/model.safetensors is not a complete safetensors file"):
+        toast_jax.load(tmp_path, method="lora", classes=3)
+    (tmp_path / "config.json").rename(tmp_path / "adapter_config.json")
+    with pytest.raises(InputError, match=f"{tmp_path} is an adapter of PEFT, not a network; merge it into its network there"):
+        toast_jax.load(tmp_path, method="lora")
+
+
 def test_docstrings_of_the_public_methods_say_what_they_raise():
     for function in (toast_jax.load, net.Net.tune, net.Net.predict, net.Net.look, net.Net.save):
         assert "Raises:" in inspect.getdoc(function)

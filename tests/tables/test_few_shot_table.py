@@ -134,6 +134,7 @@ def test_files(tmp_path):
     table.run(table_config.get_config(f"from={folder},reference=lora"), str(tmp_path / "table"))
     text = {kind: (tmp_path / f"table/table.{kind}").read_text() for kind in ("md", "tex", "html", "csv")}
     assert "| cars, all | 25.0 +- 0.0 (2) | 62.5 +- 17.7 (2) |" in text["md"] and "| task | linear - lora |" in text["md"]
+    assert "- Intervals (in brackets, curves and table.csv): 95 % bootstrap over seeds and test images" in text["md"]
     assert r"cars, all & 25.0 $\pm$ 0.0 (2)" in text["tex"] and text["tex"].count(r"\begin{tabular}") == 2
     rows = list(csv.DictReader(text["csv"].splitlines()))
     row = next(row for row in rows if (row["method"], row["task"], row["shots"]) == ("linear", "cars", "all"))

@@ -719,6 +719,23 @@ def test_a_batch_larger_than_a_task_is_reported_before_the_first_run(folder, tmp
     assert "--config.sweep.recipes.birds_1shot.batch_size=2 or less." in error and not made_up.made
 
 
+@pytest.mark.parametrize("gone", ["val", "test"])
+def test_a_split_that_only_a_later_run_reads_is_reported_before_the_first_run(gone, folder, tmp_path, monkeypatch):
+    """The test split was missed after all runs of a selection."""
+    made_up = Runs()
+    monkeypatch.setattr(task, "fit_seeds", made_up)
+    for split in {"train", "val", "test"} - {gone}:
+        for name in ("a", "b"):
+            (tmp_path / f"birds/{split}/{name}").mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (4, 4)).save(tmp_path / f"birds/{split}/{name}/{i}.png")
+    config = config_of.get_config("table=fewshot,method=linear,task=birds,shots=4,backbone=vit_ti16")
+    config.data.root, config.data.format, config.batch_size = str(tmp_path), "folder", 8
+    config.sweep.recipes.birds_4shot.batch_size = 8
+    error = failure(config, folder)
+    assert f"birds_4shot: Folder {tmp_path}/birds/{gone} does not exist" in error and not made_up.made
+
+
 def test_tasks_that_cannot_be_read_are_named_before_the_first_run(folder, tmp_path, monkeypatch):
     made_up = Runs()
     monkeypatch.setattr(task, "fit_seeds", made_up)

@@ -102,6 +102,9 @@ def test_what_has_to_be_downloaded_by_hand_is_listed_first(tmp_path, failing, ca
     (tmp_path / "hand/NWPU-RESISC45").mkdir()
     run(tmp_path, "resisc45", manual=str(tmp_path / "hand"))
     assert records.find(tmp_path, "resisc45")
+    caplog.clear()
+    run(tmp_path, "resisc45")  # from what was downloaded by hand, which is gone by now
+    assert not any("by hand" in message for message in caplog.messages)
 
 
 def test_the_disk_is_looked_at_first(tmp_path, failing, monkeypatch, caplog):

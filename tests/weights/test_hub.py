@@ -312,6 +312,13 @@ def test_what_is_no_backbone_here_is_refused(server, content, words):
         folder.get_config("backbone=hf:a/b")
 
 
+def test_an_adapter_of_peft_is_refused_with_the_way_to_merge_it(server):
+    server.commit("a/b", {"adapter_config.json": {"peft_type": "LORA"}, "adapter_model.safetensors": b""})
+    for module in (folder, alpaca):
+        with pytest.raises(InputError, match="hf:a/b is an adapter of PEFT, not a network; merge it into its network there"):
+            module.get_config("backbone=hf:a/b")
+
+
 def test_a_backbone_of_the_other_kind_of_data_is_refused(server):
     server.commit("a/b", {"config.json": VIT})
     with pytest.raises(InputError, match="hf:a/b is a ViT, which reads images; use configs/folder.py."):

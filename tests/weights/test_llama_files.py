@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from tests.model.backbones.llama.test_network import D, G, H, L, V, network, numpy_logits, parameters
 from toast_jax import trees
+from toast_jax.config import run_fields
 from toast_jax.config.run_fields import language
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError
@@ -70,6 +71,18 @@ def test_folder_and_file_of_hugging_face(tmp_path):
     assert_loaded(tmp_path / "a" / "model.safetensors")
     (tmp_path / "a" / "config.json").unlink()
     assert_loaded(tmp_path / "a")
+
+
+def test_an_adapter_of_peft_is_refused_with_the_way_to_merge_it(tmp_path):
+    names = [f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_{part}.weight" for i in range(L) for part in "AB"]
+    save_file({name: np.zeros((2, 2), np.float32) for name in names}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for place in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        with pytest.raises(InputError, match="is an adapter of PEFT, not a network; merge it into its network there"):
+            load(place)
+    for family in (run_fields.language, run_fields.base):
+        with pytest.raises(InputError, match=f"{tmp_path} is an adapter of PEFT"):
+            family(name="x", method="lora", backbone=str(tmp_path))
 
 
 def test_old_buffers_are_left_out(tmp_path):

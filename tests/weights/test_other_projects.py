@@ -517,6 +517,21 @@ def test_networks_of_hugging_face_that_cannot_be_used_are_named(names, kind, pre
     assert f"belongs to {kind}, which cannot be used" in text and names[0] in text
 
 
+@pytest.mark.parametrize("form", ["alone", "with its network"])
+def test_an_adapter_of_peft_is_refused_with_the_way_to_merge_it(form, tmp_path):
+    """Its network would otherwise be taken for one of another size."""
+    query = "base_model.model.vit.encoder.layer.0.attention.attention.query"
+    if form == "alone":
+        state = zeros(f"{query}.lora_A.weight", f"{query}.lora_B.weight", "base_model.model.classifier.weight")
+    else:
+        whole = hugging_face(backbone(), "base_model.model.vit.")
+        state = {name.replace("query.", "query.base_layer."): array for name, array in whole.items()}
+        state |= zeros(f"{query}.lora_A.default.weight")
+    path = to_file(tmp_path, state)
+    text = refusal(path)
+    assert text.startswith(f"{path} is an adapter of PEFT, not a network; merge it into its network there (merge_and_unload")
+
+
 def test_distilled_deit_of_hugging_face_is_named(tmp_path):
     state = hugging_face(backbone(), "deit.") | zeros("deit.embeddings.distillation_token")
     assert "belongs to a distilled DeiT" in refusal(to_file(tmp_path, state))

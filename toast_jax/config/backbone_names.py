@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toast_jax import hub
+from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.llama import kinds as llama_kinds
 from toast_jax.model.backbones.vit.kinds import FIELDS, KINDS
@@ -33,6 +34,7 @@ def of_images(name: str) -> dict[str, Any]:
     """
     if hub.is_place(name) or _is_described(name):
         return _of_hub(name, "images")
+    peft_adapters.refuse_folder(name)
     vit = re.fullmatch(
         rf"vit_(?P<size>{'|'.join(_VIT_SIZES)})(?P<patch>8|14|16|32)(_reg(?P<registers>\d+))?(_(?P<tag>\w+))?", name
     )
@@ -60,6 +62,7 @@ def of_text(name: str) -> dict[str, Any]:
     """Parse one of `LLAMAS` and a tag, `hf:OWNER/NAME`, or a path as in `of_images`; return fields by dotted name."""
     if hub.is_place(name) or _is_described(name):
         return _of_hub(name, "text")
+    peft_adapters.refuse_folder(name)
     size = next((size for size in LLAMAS if re.fullmatch(rf"{size}(_\w+)?", name)), None)
     if size is None:
         raise InputError(

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax import hub
+from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.rename_rules import Unusable
 from toast_jax.model.families import FAMILIES
@@ -32,6 +33,8 @@ def fields(name: str, reads: str) -> dict[str, Any]:
     read = functools.partial(hub.read_json, hub.parse(name)) if is_remote else functools.partial(read_beside, name)
     content = read("config.json")
     if content is None:
+        if read(peft_adapters.FILE) is not None:
+            raise peft_adapters.refusal(name)
         raise InputError(
             f"{name} has no config.json to read a backbone from; name its size, as in backbone=vit_b16, and set "
             f"--config.backbone.weights={name}."

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from toast_jax import hub, package_files, trees
-from toast_jax.config import backbone_names, config_files
+from toast_jax.config import backbone_names, config_files, hub_backbones, peft_adapters
 from toast_jax.data.images import image_files
 from toast_jax.devices import xla_flags
 from toast_jax.errors import InputError, listed
@@ -35,8 +35,9 @@ def load(
     """Load a pre-trained network to tune, or a tuned one.
 
     Args:
-      source: `hf:OWNER/NAME[@REVISION][/FILE]`, a name of weights (docs/weights.md), or a file of weights; the folder of a run,
-        or one that `Net.save` wrote; or a config of a run, see `read_config`.
+      source: `hf:OWNER/NAME[@REVISION][/FILE]`, a name of weights (docs/weights.md), a file of weights, or a folder as from
+        transformers' `save_pretrained`; the folder of a run, or one that `Net.save` wrote; or a config of a run, see
+        `read_config`.
       method: a key of `METHODS`; "" for toast, or for the method of the run or config.
       classes: names, which are sorted like class folders, or a number; None for the classes of the data.
       backbone: kind and size of the network, such as vit_b16, if the name of its file does not begin with them.
@@ -52,7 +53,7 @@ def load(
         if not isinstance(source, (str, os.PathLike)):
             raise InputError(f"source is {source!r}; give a name of weights, a file, a folder, or a config.")
         source = os.fspath(source)
-        if os.path.isdir(os.path.expanduser(source)):
+        if os.path.isdir(os.path.expanduser(source)) and not _is_pretrained(source):
             others = {"method": method, "classes": classes, "backbone": backbone}
             return _load_run(source, fields | {name: value for name, value in others.items() if value})
         source = _config_of(source, method or "toast", backbone, fields)
@@ -77,8 +78,8 @@ def load(
 
 def _config_of(weights: str, method: str, backbone: str, fields: Mapping) -> ConfigDict:
     """Return the config of configs/folder.py for weights: a place, a name or a file."""
-    is_named = False
-    if hub.is_place(weights):
+    is_named, is_folder = False, os.path.isdir(os.path.expanduser(weights))
+    if hub.is_place(weights) or is_folder:
         backbone = backbone or weights
     elif weights == backbone_names.RANDOM or package_files.find(weights).is_file():
         backbone = backbone or _named_like(weights)
@@ -91,12 +92,22 @@ def _config_of(weights: str, method: str, backbone: str, fields: Mapping) -> Con
             "and docs/weights.md lists all."
         )
     config = config_files.read_config(f"folder:method={method},backbone={backbone}")
-    config.backbone.weights = weights
+    if not is_folder:  # whose file the config has
+        config.backbone.weights = weights
     row = families.of_config(config).methods.get(method)
     # The release has pre-tuned modules for its backbones, without which TOAST falls behind.
     if is_named and f"{weights}_top_down" in NAMED and row and row.signal == "top_down" and "module" not in fields:
         config.top_down = f"{weights}_top_down"
     return config
+
+
+def _is_pretrained(folder: str) -> bool:
+    """Return whether a folder holds a network, or an adapter, of transformers or timm instead of a run."""
+    beside = hub_backbones.read_beside(folder) or {}
+    return (
+        not {"model_type", "architecture"}.isdisjoint(beside)
+        or hub_backbones.read_beside(folder, peft_adapters.FILE) is not None
+    )
 
 
 def _named_like(file: str) -> str:

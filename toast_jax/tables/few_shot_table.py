@@ -271,7 +271,7 @@ def notes(table: Table) -> list[str]:
         *lines,
         "Top-1 on test after the last epoch, in percent: mean +- standard deviation over seeds (number of seeds). A mean over "
         "tasks is taken for each seed first.",
-        f"In brackets: 95 % bootstrap intervals over {resampled}, paired by both; tasks are fixed.",
+        f"Intervals (in brackets, curves and table.csv): 95 % bootstrap over {resampled}, paired by both; tasks are fixed.",
         "GFLOP: matrix products for one image, two operations per multiply-add, without the head and without cached features.",
         "Hours: time in training steps at their median speed, selection included.",
     ]

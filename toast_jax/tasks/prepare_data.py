@@ -32,7 +32,7 @@ def run(config: ConfigDict, folder: str) -> None:
     manual = Path(config.manual or root / "downloads" / "manual").expanduser()
     missing = {name: [path for path in BUILDERS[name].manual if not (manual / path).exists()] for name in config.datasets}
     for name in config.datasets:
-        if missing[name]:
+        if missing[name] and not records.is_prepared(root, name):
             log.info("To download by hand: %s", _by_hand(name, missing[name], manual))
     failures = {}
     for name in config.datasets:

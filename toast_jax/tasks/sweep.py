@@ -82,8 +82,12 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
             try:
                 if cell.task not in num_classes and cell.task not in failed:
                     with renaming(unit.names):
-                        train = _training(unit.config)
+                        train = _open(unit.config, "train")
                         loader.steps_per_epoch(train, unit.config.batch_size)
+                    for other in (*[*plan.selection(config, cell, folder).values()][:1], unit):
+                        with renaming(other.names):
+                            for split in _evaluated(other.config):
+                                _open(other.config, split)
                     num_classes[cell.task] = len(train.classes)
             except InputError as error:
                 failed[cell.task] = str(error)
@@ -96,11 +100,19 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
         raise InputError(f"{len(failed)} tasks cannot be read; mend them or leave them out by task=NAME+NAME:\n{reasons}")
 
 
-def _training(config: ConfigDict) -> Source | MaskedSource:
-    """Open the training data of a run."""
+def _evaluated(config: ConfigDict) -> list[str]:
+    """Return the splits that a run is evaluated on."""
+    of_masks = [name for name, place in config.data.splits.items() if place]
+    names = of_masks if families.reads(config) == "masks" else sources.split_names(config.data)
+    return [name for name in names if name != "train"]
+
+
+def _open(config: ConfigDict, split: str) -> Source | MaskedSource:
+    """Open a split of the data of a run; of VTAB-1k images are decoded, of a test split the first one alone."""
     if families.reads(config) == "masks":
-        return sets.open_split(config.data, "train")
-    return few_shot.draw(sources.open_split(config.data, "train"), config.data.shots, config.seed)
+        return sets.open_split(config.data, split)
+    source = sources.open_split(config.data, split, seed=config.seed)
+    return few_shot.draw(source, config.data.shots, config.seed) if split == "train" else source
 
 
 def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[], bool]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError, listed
 from toast_jax.model.backbones.llama.config_json import entries, kind_of, stated
 from toast_jax.model.backbones.llama.kinds import LLAMA
@@ -110,11 +111,14 @@ def tensors(path: Path) -> dict[str, Tensor]:
     """List all tensors of a folder or a file, by Hugging Face's names."""
     path = file_in(path) or path
     if not path.is_file():
+        peft_adapters.refuse_folder(path)
         raise InputError(
             f"There is no model.safetensors, no {INDEX} and no single .bin at {path}; correct --config.backbone.weights."
         )
+    in_file = stored(path)
+    peft_adapters.refuse_names(path, in_file)
     try:
-        return known_names(stored(path))
+        return known_names(in_file)
     except ValueError as error:
         raise InputError(f"{path} cannot be used: {error}.") from error
 

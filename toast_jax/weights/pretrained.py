@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError, listed
 from toast_jax.model.families import Family
 from toast_jax.model.layers.patches import resize_grid
@@ -173,6 +174,7 @@ def layers(path: str, field: str = "backbone.weights") -> tuple[Family, Arrays, 
 
 def named(path: str, in_file: Arrays) -> tuple[Family, Arrays, list[str]]:
     """Rename the arrays of a file as `layers` does, by the PyTorch names that they have there."""
+    peft_adapters.refuse_names(path, in_file)
     try:
         family, arrays, unknown = _renamed(in_file)
     except ValueError as error:

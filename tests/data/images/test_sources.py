@@ -463,6 +463,9 @@ def test_tfds_errors(tfds_root, tmp_path):
     assert "TFDS cannot open dataset ''" in error_of(tfds_config(tfds_root, name=""))
     message = error_of(tfds_config(tmp_path, name="stanford_dogs"))
     assert f"`tfds build stanford_dogs --file_format=array_record --data_dir={tmp_path}`" in message
+    for wrong in (tfds_root.parent, tfds_root / "toast_dots", tfds_root / "toast_dots/1.0.0"):
+        message = error_of(tfds_config(wrong))
+        assert f"is not prepared under {wrong} but under {tfds_root}: set --config.data.root={tfds_root}." in message
     message = error_of(tfds_config(tfds_root, train="trian"))
     assert "no split 'trian' (it has train, test): correct --config.data.splits.train" in message
 

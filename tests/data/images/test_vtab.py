@@ -252,6 +252,16 @@ def test_a_dataset_that_is_not_prepared(root, tmp_path):
     assert f"kitti:3.3.0 is not prepared under {tmp_path} (version 3.1.0 is, which has other images)" in message
 
 
+@pytest.mark.parametrize("task", ["dtd", "eurosat"])  # a folder for each dataset, or below it for each of its kinds
+def test_a_root_that_is_too_high_or_too_deep_is_answered_by_the_right_one(task, root):
+    """The command that prepares the data would download it once more."""
+    folder = root / tasks.TASKS[task].builder
+    for wrong in (root.parent, root / tasks.TASKS[task].builder.partition("/")[0], folder, folder / "3.0.1"):
+        assert f"is not prepared under {wrong} but under {root}: set --config.data.root={root}." in error_of(
+            config(wrong, task)
+        )
+
+
 def test_an_older_version_of_the_same_images_will_do(root, tmp_path):
     (tmp_path / "kitti").mkdir()
     (tmp_path / "kitti/3.2.0").symlink_to(root / "kitti/3.3.0")
@@ -271,6 +281,11 @@ def test_another_format(root, tmp_path):
 def test_too_few_images(root, tmp_path, monkeypatch):
     small_tfds.prepare("dtd:3.0.1", tmp_path, {"train": COUNT, "test": COUNT})
     assert "dtd/3.0.1 has no split 'validation': remove it and prepare it again" in error_of(config(tmp_path, "dtd"))
+    small_tfds.prepare("eurosat/rgb:2.0.0", tmp_path, {"train": 12})  # of which val200 would be the 7th and 8th
+    assert "too small for train[:8] of eurosat/rgb (it has train 12): remove it and" in error_of(config(tmp_path, "eurosat"))
+    assert not any(
+        tasks.share_images(row, dict.fromkeys(("train", row.val[0], row.test[0]), 40)) for row in tasks.BUILDERS.values()
+    )
     monkeypatch.setattr(tasks, "TRAIN", 800)
     assert "too small for train[:800] of cifar100 (it has train 40, test 40)" in error_of(config(root))
 

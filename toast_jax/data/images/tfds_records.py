@@ -1,8 +1,10 @@
 """Images of TFDS datasets prepared in a random-access format; reading them needs no TensorFlow."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -59,6 +61,16 @@ def records(directory: str, split: str) -> Sequence[dict[str, Any]]:
     return builder.as_data_source(split, decoders=encoded)
 
 
+def refuse_neighbor(root: str, name: str) -> None:
+    """Raise InputError, which names the right folder, if a dataset is prepared a few levels above `root` or one below it."""
+    here = Path(root)
+    folders = [*here.absolute().parents][:3]
+    with contextlib.suppress(OSError):  # a folder that is missing or cannot be listed has none below
+        folders += sorted(path for path in here.iterdir() if path.is_dir())
+    if near := next((folder for folder in folders if any((folder / name).glob("*/dataset_info.json"))), None):
+        raise InputError(f"TFDS dataset {name} is not prepared under {root} but under {near}: set --config.data.root={near}.")
+
+
 def record_of(opened: Sequence[dict[str, Any]], index: int, directory: str) -> dict[str, Any]:
     """Read a record of the dataset in `directory`; InputError if its files are damaged."""
     try:
@@ -81,6 +93,7 @@ def read(data: ConfigDict, split: str) -> TfdsRecords:
         reason = str(error).splitlines()[0].strip(".")
         raise InputError(f"TFDS cannot open dataset {data.name!r} ({reason}): correct --config.data.name.") from error
     if not builder.info.splits:
+        refuse_neighbor(root, data.name.partition(":")[0])
         raise InputError(
             f"TFDS dataset {data.name} is not prepared under {root}: where TensorFlow is installed, run "
             f"`tfds build {data.name} --file_format=array_record --data_dir={root}` once."

@@ -113,6 +113,8 @@ def _open(data: ConfigDict, split: str, task: tasks.Task, directory: str) -> Vta
     source = open_slice(split=chosen)
     try:
         len(source)
+        if tasks.share_images(tasks.BUILDERS[task.builder], counts):
+            raise ValueError("training images are evaluated")
     except ValueError as error:
         have = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         raise InputError(
@@ -132,6 +134,8 @@ def prepared(root: str, builder: str) -> str:
     version = tasks.BUILDERS[builder].versions[0]
     others = sorted(path.parent.name for path in (Path(root) / builder).glob("*/dataset_info.json"))
     task = next(name for name, row in tasks.TASKS.items() if row.builder == builder)
+    if not others:
+        tfds_records.refuse_neighbor(root, builder)
     raise InputError(
         f"TFDS dataset {builder}:{version} is not prepared under {root}"
         f"{f' (version {others[-1]} is, which has other images)' if others else ''}: where TensorFlow is installed, run "
@@ -139,12 +143,14 @@ def prepared(root: str, builder: str) -> str:
     )
 
 
+def is_prepared(root: str | Path, builder: str) -> bool:
+    """Return whether `root` has a complete dataset, in any format."""
+    return bool(_complete(root, builder))
+
+
 def find(root: str | Path, builder: str) -> Path | None:
     """Find the folder of a prepared dataset, or None; InputError if its format requires TensorFlow."""
-    for version in tasks.BUILDERS[builder].versions:
-        folder = Path(root) / builder / version
-        if not (folder / "dataset_info.json").exists():
-            continue
+    for folder in _complete(root, builder):
         if not re.search(r'"fileFormat":\s*"array_record"', (folder / "dataset_info.json").read_text()):
             raise InputError(
                 f"{folder} is not in array_record format: where TensorFlow is installed, run `tfds convert_format "
@@ -152,3 +158,8 @@ def find(root: str | Path, builder: str) -> Path | None:
             )
         return folder
     return None
+
+
+def _complete(root, builder) -> list[Path]:
+    folders = [Path(root) / builder / version for version in tasks.BUILDERS[builder].versions]
+    return [folder for folder in folders if (folder / "dataset_info.json").exists()]

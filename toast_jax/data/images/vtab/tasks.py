@@ -4,6 +4,7 @@ The definitions are those of google-research/task_adaptation as VPT and TOAST us
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -186,3 +187,11 @@ def slices(builder: Builder, counts: Mapping[str, int]) -> dict[str, str]:
     train, val = f"train[:{TRAIN}]", f"{builder.val[0]}[{first}:{first + VAL}]"
     test = f"{name}[{counts[name] * percent // 100}:]"
     return {"train800": train, "val200": val, "train800val200": f"{train}+{val}", "test": test}
+
+
+def share_images(builder: Builder, counts: Mapping[str, int]) -> bool:
+    """Return whether two of the slices have images in common, as only those of a part of a dataset do; see `slices`."""
+    first, last = (counts[name] * percent // 100 for name, percent in (builder.val, builder.test))
+    parts = [("train", 0, TRAIN), (builder.val[0], first, first + VAL), (builder.test[0], last, counts[builder.test[0]])]
+    pairs = itertools.combinations(parts, 2)
+    return any(one == other and start < its_end and its_start < end for (one, start, end), (other, its_start, its_end) in pairs)
