@@ -160,12 +160,23 @@ def _set_logging() -> None:
     log.addHandler(logging.StreamHandler(sys.stdout))
     logging.raiseExceptions = False  # a log line that does not fit on a full disk prints no traceback
     sys.unraisablehook = _print_unraisable
+    logging.getLogger("asyncio").addFilter(_is_not_of_disk)
 
 
 def _print_unraisable(event) -> None:
     """Print an uncaught exception, except that of TensorStore after a failed write of Orbax."""
     if str(event.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(event)
+
+
+def _is_not_of_disk(record: logging.LogRecord) -> bool:
+    """Return whether a line of asyncio is not the traceback of a disk that is full or fails.
+
+    Orbax writes arrays side by side and raises the first error, which becomes a sentence; those of the others are only logged.
+    """
+    from toast_jax.workdir import run_folder
+
+    return not (record.exc_info and run_folder.disk_fault(record.exc_info[1]))
 
 
 def without_repeats(argv: list[str]) -> list[str]:

@@ -243,3 +243,25 @@ def test_a_disk_that_became_read_only(whole, small_disk, monkeypatch):
         loop.fit(whole[0], small_disk / "run")
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert_goes_on(whole, small_disk / "run")
+
+
+def test_of_several_writes_that_fail_none_leaves_a_traceback():
+    """Orbax raises the error of one of them; asyncio would print the others after the sentence that ends the command."""
+    code = """if True:
+        import asyncio, gc
+        from toast_jax import cli
+        cli._set_logging()
+
+        async def fail(error):
+            raise error
+
+        async def main():
+            words = "RESOURCE_EXHAUSTED: Failed to write 174 bytes: No space left on device [os_error_code='28']"
+            tasks = [asyncio.create_task(fail(error)) for error in (ValueError(words), KeyError("another fault"))]
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        gc.collect()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0 and "another fault" in done.stderr and "No space left" not in done.stderr, done.stderr
