@@ -171,6 +171,7 @@ def test_slices(builder, counts, val, test, monkeypatch):
     monkeypatch.setattr(tasks, "VAL", 200)
     slices = tasks.slices(tasks.BUILDERS[builder], counts)
     assert slices == {"train800": "train[:800]", "val200": val, "train800val200": f"train[:800]+{val}", "test": test}
+    assert not tasks.share_images(tasks.BUILDERS[builder], counts)
 
 
 @pytest.mark.parametrize(
