@@ -54,14 +54,14 @@ def build(config) -> "LLaMA":
     return LLaMA(**vars(size_of(config)), dtype=dtypes.named(config.dtype), remat=config.remat, unroll=config.unroll)
 
 
-def size_of(section) -> Size:
+def size_of(config) -> Size:
     """Return the size that a config's `backbone` section names, with the numbers that it sets itself.
 
     Raises:
       InputError: an unknown size.
     """
-    size = choose("config.backbone.size", section.size, SIZES)
-    values = {name: section[name] for name in FIELDS if section.get(name)}  # runs of earlier versions lack some
+    size = choose("config.backbone.size", config.size, SIZES)
+    values = {name: config[name] for name in FIELDS if config.get(name)}  # runs of earlier versions lack some
     if "kind" in values:
         values["kind"] = next(kind for kind in KINDS if kind.model_type == values["kind"])
     if "rope_scaling" in values:
