@@ -84,10 +84,8 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
                     with renaming(unit.names):
                         train = _open(unit.config, "train")
                         loader.steps_per_epoch(train, unit.config.batch_size)
-                    for other in (*[*plan.selection(config, cell, folder).values()][:1], unit):
-                        with renaming(other.names):
-                            for split in _evaluated(other.config):
-                                _open(other.config, split)
+                    for one in (*[*plan.selection(config, cell, folder).values()][:1], unit):
+                        _open_evaluated(one)
                     num_classes[cell.task] = len(train.classes)
             except InputError as error:
                 failed[cell.task] = str(error)
@@ -100,11 +98,15 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
         raise InputError(f"{len(failed)} tasks cannot be read; mend them or leave them out by task=NAME+NAME:\n{reasons}")
 
 
-def _evaluated(config: ConfigDict) -> list[str]:
-    """Return the splits that a run is evaluated on."""
-    of_masks = [name for name, place in config.data.splits.items() if place]
-    names = of_masks if families.reads(config) == "masks" else sources.split_names(config.data)
-    return [name for name in names if name != "train"]
+def _open_evaluated(unit: plan.Unit) -> None:
+    """Open the splits that a run is evaluated on."""
+    config = unit.config
+    with renaming(unit.names):
+        of_masks = [name for name, place in config.data.splits.items() if place]
+        names = of_masks if families.reads(config) == "masks" else sources.split_names(config.data)
+        for name in names:
+            if name != "train":
+                _open(config, name)
 
 
 def _open(config: ConfigDict, split: str) -> Source | MaskedSource:
