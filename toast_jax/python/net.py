@@ -26,7 +26,7 @@ from toast_jax import trees
 from toast_jax.analysis import maps, views
 from toast_jax.config.check import check
 from toast_jax.data.images import image_files, sources
-from toast_jax.devices import parallel
+from toast_jax.devices import programs
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families, methods, steered
 from toast_jax.model.layers.batch_norm import STATISTICS
@@ -103,7 +103,7 @@ class Net:
 
         Tuning starts from the pre-trained weights, even if the network is tuned already. The same call with the same `workdir`
         resumes an interrupted run and returns the result of a finished one. At the end all compiled programs of the process are
-        dropped (see `parallel.drop_programs`), so that jitted functions of your own compile again.
+        dropped (see `programs.drop_all`), so that jitted functions of your own compile again.
 
         Args:
           data: a folder `CLASS/IMAGE` or `SPLIT/CLASS/IMAGE`, with the splits train, val and test; a CSV, TSV or Parquet file
@@ -140,7 +140,7 @@ class Net:
                     if is_new:
                         folder.rmdir()
             raise
-        parallel.drop_programs()  # a notebook may tune many times
+        programs.drop_all()  # a notebook may tune many times
         self.run = saved_run.load_tuned(folder.absolute())  # the program may change its folder
         return json.loads(json.dumps(result))  # with lists for tuples, as it is read by the same call later
 
