@@ -90,10 +90,11 @@ class Net:
 
     @property
     def apply(self) -> Callable:
-        """The pure function `apply(params, images)`: uint8 or float images `[B, S, S, 3]`, from 0 to 255, to logits `[B, C]`.
+        """The pure function `apply(params, images)`: images `[B, S, S, 3]` to logits `[B, C]`.
 
-        It normalizes the pixels. `rng=`, one key for each image `[B]`, applies drop-path and dropout; a probe then normalizes
-        by the batch and needs a mapped axis "data", as of `jax.vmap(..., axis_name="data")` (see `layers.batch_norm`).
+        It normalizes uint8 images; floats have to be normalized already (see `backbones.normalize`). `rng=`, one key for each
+        image `[B]`, applies drop-path and dropout; a probe then normalizes by the batch and needs a mapped axis "data", as of
+        `jax.vmap(..., axis_name="data")` (see `layers.batch_norm`).
         """
         return functools.partial(steered.apply, self.run.model, self.run.method)
 
@@ -121,7 +122,7 @@ class Net:
         listing = folder / python_data.LISTING
         is_new, has_listing = not folder.exists(), listing.exists()
         try:
-            of_data = python_data.to_tune_on(data, folder, has_format="data.format" in fields or "format" in fields)
+            of_data = python_data.to_tune_on(data, folder, self.config, has_format="data.format" in fields or "format" in fields)
             config = checked(keywords.changed(keywords.changed(self.config, of_data), fields))
             if config.data.format == "folder" and not config.data.root:
                 raise InputError("There is no data to tune on; give a folder, a table, or a list of (path, label).")
