@@ -38,8 +38,8 @@ def to_tune_on(data: Any, folder: Path, config: ConfigDict, *, has_format: bool)
     """
     if data is None:
         return {}
-    own = {} if config.data.root else {name: value for name, value in flat_fields(config.to_dict()).items() if name in _DEFAULTS}
-    own = {name: value for name, value in own.items() if value != _DEFAULTS[name]}
+    stated = {} if config.data.root else flat_fields(config.to_dict())
+    own = {name: stated[name] for name, default in _DEFAULTS.items() if stated.get(name, default) != default}
     if isinstance(data, Mapping):
         return _DEFAULTS | own | {f"data.{name}": value for name, value in flat_fields(data).items()}
     if not isinstance(data, (str, os.PathLike)):
