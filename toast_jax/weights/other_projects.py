@@ -224,8 +224,8 @@ def unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
         cls_token = state.get(f"{evaluated[0]}cls_token")
         if "base_encoder" in evaluated[0] and cls_token is not None and cls_token.shape[-1] == _MOCO_S:
             log.warning(
-                "This looks like the ViT-S of MoCo v3, which has 12 heads where the size S has 6, as no array shows: the network has "
-                "to be of size custom, with width 384, depth 12 and num_heads 12."
+                "This looks like the ViT-S of MoCo v3, which has 12 heads where the size S has 6, as no array shows: the "
+                "network has to be of size custom, with width 384, depth 12 and num_heads 12."
             )
         wrappers = evaluated
     if wrappers in ([], [""]):
