@@ -186,6 +186,16 @@ def test_a_download_that_is_cut_off_resumes(server, monkeypatch):
     assert ranges == [None, "bytes=1000-", "bytes=1500-"]
 
 
+def test_what_is_beside_a_file_comes_first_so_that_an_interrupted_download_has_it_later(server):
+    sha = server.commit("a/b", {"tokenizer_config.json": {"eos_token": "<|im_end|>"}, "tokenizer.json": {}})
+    place = hub.parse(f"hf:a/b@{sha}/tokenizer.json")
+    server.cut["tokenizer_config.json"] = [0] * 100
+    with pytest.raises(InputError, match="was not downloaded completely"):
+        hub.local(place)
+    server.cut.clear()
+    assert (hub.local(place).parent / "tokenizer_config.json").is_file()
+
+
 def test_a_download_that_never_completes_leaves_nothing(server, tmp_path):
     server.commit("a/b", {"config.json": VIT, "model.safetensors": WEIGHTS})
     server.cut["model.safetensors"] = [0] * 100
