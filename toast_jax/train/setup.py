@@ -158,20 +158,22 @@ def _copied(network) -> dict[str, np.ndarray | None]:
 
 
 def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
-    """Prepare the same run with another seed in another folder, sharing data and compiled steps.
+    """Prepare the same run with another seed in another folder, sharing data and, if both have as many steps, compiled steps.
 
     Raises:
       InputError: the folder cannot be written or holds another run.
     """
     config = run.config.copy_and_resolve_references()
     config.seed = seed
+    train, evals = domain(config).redraw(config, run.train, run.evals, folder if run_folder.has_checkpoint(folder) else None)
+    if loader.steps_per_epoch(train, config.batch_size) != run.steps_per_epoch:  # another number of corrupt images is held out
+        return prepare(config, folder, several_seeds=True)
     loaded, frozen = run.loaded, trees.flat(run.frozen)
     if loaded is not None:
         loaded = {path: frozen[path] if leaf is None else leaf for path, leaf in loaded.items()}
     network = load_network(config, len(run.train.classes), loaded)
     frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
-    train, evals = domain(config).redraw(config, run.train, run.evals, folder if run_folder.has_checkpoint(folder) else None)
     folder = run_folder.claim(folder, config)
     members = (Member(config, folder, run.members[0].rates),)
     return dataclasses.replace(run, members=members, folder=folder, train=train, evals=evals, frozen=frozen), state
