@@ -736,6 +736,22 @@ def test_a_split_that_only_a_later_run_reads_is_reported_before_the_first_run(go
     assert f"birds_4shot: Folder {tmp_path}/birds/{gone} does not exist" in error and not made_up.made
 
 
+def test_data_without_a_test_split_is_reported_before_the_first_run(folder, tmp_path, monkeypatch):
+    """Each run of the table asked its result for the test split, after it had trained."""
+    made_up = Runs()
+    monkeypatch.setattr(task, "fit_seeds", made_up)
+    for name in ("a", "b"):
+        (tmp_path / f"birds/{name}").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (4, 4)).save(tmp_path / f"birds/{name}/{i}.png")
+    config = config_of.get_config("table=fewshot,method=linear,task=birds,shots=4,backbone=vit_ti16")
+    config.data.update({"root": str(tmp_path), "format": "folder", "held_out": 0.25})
+    config.sweep.recipes.birds_4shot.batch_size = 8
+    told = f"birds_4shot: The data in {tmp_path}/birds has no test split, only the train and val of --config.data.held_out: put "
+    error = failure(config, folder)
+    assert told in error and "in folders train and test, or give a table a column split." in error and not made_up.made
+
+
 def test_tasks_that_cannot_be_read_are_named_before_the_first_run(folder, tmp_path, monkeypatch):
     made_up = Runs()
     monkeypatch.setattr(task, "fit_seeds", made_up)

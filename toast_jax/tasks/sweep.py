@@ -99,11 +99,17 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
 
 
 def _open_evaluated(unit: plan.Unit) -> None:
-    """Open the splits that a run is evaluated on."""
+    """Open the splits that a run is evaluated on; InputError if the data lacks the one that its table reports."""
     config = unit.config
     with renaming(unit.names):
         of_masks = [name for name, place in config.data.splits.items() if place]
         names = of_masks if families.reads(config) == "masks" else sources.split_names(config.data)
+        if config.data.splits.test and "test" not in names:
+            raise InputError(
+                f"The data in {config.data.root} has no test split, only the train and val of --config.data.held_out: put its "
+                f"class folders in folders {config.data.splits.train} and {config.data.splits.test}, or give a table a column "
+                "split."
+            )
         for name in names:
             if name != "train":
                 _open(config, name)
