@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,12 +225,12 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically: readers see the old or the new content, never a part.
+    """Replace a file atomically: readers see the old or the new content, never a part, also of several that write at once.
 
     Raises:
       InputError: the disk is full, or fails.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
