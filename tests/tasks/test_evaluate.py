@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_config
+from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate
-from toast_jax.train import image_runs, loop
+from toast_jax.train import image_runs, loop, setup
+from toast_jax.weights import containers, rename
 from toast_jax.workdir import run_folder
 
 
@@ -41,6 +43,30 @@ def test_a_run_is_evaluated_between_its_start_and_its_end(image_folder, tmp_path
     np.testing.assert_array_equal(run_folder.read_predictions(tmp_path)["logits"], predictions["logits"])
     with np.load(tmp_path / "logits_val.npz") as others:
         assert len(others["label"]) == json.loads((tmp_path / "evaluation.json").read_text())["test"]["count"]
+
+
+def write_weights(config, path, factor=1.0):
+    """A file of the network of a config, with the parameters that are tuned times a factor."""
+    network = setup.load_network(config, 3)
+    tuned = {name: np.asarray(leaf) * factor for name, leaf in trees.flat(trees.prune(network.tuned)).items()}
+    frozen = {name: np.asarray(leaf) for name, leaf in trees.flat(trees.prune(network.frozen)).items()}
+    containers.write(path, rename.to_torch(tuned | frozen), {})
+
+
+def test_a_run_is_not_evaluated_on_the_way_from_another_start(image_folder, tmp_path):
+    """The frozen parameters are the same; those that it tuned began elsewhere."""
+    config, weights = tiny_config(image_folder, "ln"), tmp_path / "weights.safetensors"
+    created = config.copy_and_resolve_references()
+    write_weights(created, weights)
+    config.backbone.weights, config.epochs = str(weights), 1
+    loop.fit(config, tmp_path / "run")
+    config.task, config.interpolation = "evaluate", 0.5
+    evaluate.run(config, str(tmp_path / "run"))
+    write_weights(created, weights, factor=0.3)
+    with pytest.raises(InputError, match="began from other parameters than --config.backbone.weights .*norm.* differs"):
+        evaluate.run(config, str(tmp_path / "run"))
+    config.interpolation = 1.0
+    evaluate.run(config, str(tmp_path / "run"))
 
 
 def test_a_folder_without_a_run_is_refused_before_images_are_decoded(image_folder, tmp_path, monkeypatch):

@@ -50,6 +50,7 @@ def run(config: ConfigDict, folder: str) -> None:
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
         if share < 1:
+            fingerprint.check_start(fingerprint.of_start(network.tuned), meta, folder, config)
             has_start = config.head.start == "classifier"
             tuned = _between(network.tuned, tuned, share, kept="" if has_start else "(head|probe)/")
             origin = f"{origin}, {share} of the way from its start"
