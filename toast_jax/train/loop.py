@@ -101,7 +101,7 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
             run_folder.write_json(folder / "config.json", config.to_dict())
             for name, record in domain(config).records(config, run.train, run.evals).items():
                 run_folder.write_json(folder / name, record)
-        with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
+        with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config), state.skipped) as record:
             results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):
         if not isinstance(result, Diverged):
