@@ -21,6 +21,7 @@ from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices
+from toast_jax.errors import InputError
 from toast_jax.model import families, losses, methods, steered
 from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.segmentation import segmenter
@@ -125,6 +126,12 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
         loader.steps_per_epoch(opened["train"], config.batch_size)
     train, evals = reads.open_sources(config, verified=resumes, opened=opened)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
+    of_steps = rates(config, steps_per_epoch)
+    if config.optimizer.lr and not of_steps.any():
+        raise InputError(
+            f"The run has {len(of_steps)} steps, all of them in its warm-up at a learning rate of 0: make the warm-up shorter, or "
+            "--config.batch_size smaller."
+        )
     log.info("%s", methods.table(trees.merge(network.tuned, network.frozen), network.method))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
@@ -133,7 +140,7 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     parameters = without_statistics(network.tuned)
     num_tuned, num_head = (trees.count(tree) for tree in (parameters, parameters.get("head", {})))
     run = Run(
-        members=(Member(config, folder, rates(config, steps_per_epoch)),),
+        members=(Member(config, folder, of_steps),),
         folder=folder,
         train=train,
         evals=evals,

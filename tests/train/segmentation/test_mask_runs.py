@@ -211,6 +211,7 @@ def test_it_learns_with_both_averages_and_late_steering(root, tmp_path):
     [
         ({"warmup_steps": 6}, "config.warmup_steps is 6 and config.steps 6: the run would never leave its warm-up"),
         ({"method": "ep"}, "Method ep pools the tokens of an image, but segmentation needs all of them"),
+        ({"head.tune": False}, "config.head.tune is False, which leaves a head at random; set it to True"),
         ({"segmentation.sites": (0, 3)}, r"config.segmentation.sites is \(0, 3\); this network has sites 0 to 2"),
         ({"data.window": (16, 0)}, r"config.data.window is \(16, 0\), which has one side"),
         ({"data.window": (16, 16)}, r"config.data.stride is \(341, 341\), larger than config.data.window"),
