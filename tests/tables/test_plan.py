@@ -676,6 +676,27 @@ def test_a_group_that_crashes_is_run_one_by_one(grids, runs, folder, caplog):
     assert "4 runs of" in caplog.text and "together: RuntimeError: out of memory; now one by one." in caplog.text
 
 
+def test_a_group_that_crashes_keeps_its_checkpoints_until_its_runs_are_done(grids, runs, folder, monkeypatch):
+    """On a full disk, the single runs fail too, and the same command goes on with the group."""
+    fit_grid, kept = task.fit_grid, []
+
+    def full(configs, folders, folder, at_once):
+        kept.append(folder / "checkpoints/1")
+        if kept[-1].exists():
+            return fit_grid(configs, folders, folder.parent / "elsewhere", at_once)
+        kept[-1].mkdir(parents=True)
+        raise InputError("checkpoints cannot be written: free some space.")
+
+    monkeypatch.setattr(task, "fit_grid", full)
+    for unit in plan.selection(small(), Cell("toast", "dtd"), folder).values():
+        runs.raises[unit.name] = [InputError("config.json cannot be written: free some space.")]
+    assert "Not done: toast/dtd/selection/lr_1.0_wd_0.01" in failure(small("task=dtd", together=0), folder)
+    assert kept[0].exists()
+    task.run(small("task=dtd", together=0), str(folder))
+    assert len(kept) == 2 and grids() == [4] and not kept[0].exists()
+    assert not list(folder.glob("toast/dtd/selection/together_*/checkpoints"))
+
+
 def test_a_member_that_diverges_is_not_taken(grids, runs, folder):
     grids.faults.append("lr_0.1_wd_0.0")
     runs.score = lambda config: 1.0 - config.optimizer.lr

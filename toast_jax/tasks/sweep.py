@@ -133,6 +133,8 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
     if undone:
         log.info("%s/final waits for %d runs of its selection.", cell, len(undone))
         return {**undone, f"{cell}/final": "waits"}
+    for left in (folder / str(cell)).glob("selection/together_*/checkpoints"):  # of a grid whose runs were trained one by one
+        shutil.rmtree(left, ignore_errors=True)
     if units:
         scores = {point: score for point, unit in units.items() if (score := _score(unit)) is not None}
         point = _selected(scores, folder / str(cell), plan.score_of(config))
@@ -182,7 +184,8 @@ def _fit_grid(config: ConfigDict, units: list[Unit]) -> None:
             log.info("%d runs of %s together: %s; now one by one.", len(units), folder.parent, _reason(error))
             results = []
     parallel.drop_programs()
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if results:  # else, as on a full disk, the same command may go on from them
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for unit, result in zip(units, results, strict=False):
         if isinstance(result, Diverged):
             _give_up(unit, result)
