@@ -654,6 +654,14 @@ def test_a_grid_is_one_program(grids, runs, folder):
     assert grids() == [4, 4]
 
 
+def test_points_of_segmentation_are_trained_one_by_one(grids, runs, folder):
+    """Together, they would fail at their first evaluation."""
+    config = config_of.get_config("table=segmentation,method=toast,task=voc,backbone=vit_s16")
+    config.sweep.seeds, config.sweep.grid.toast.lr, config.sweep.together = (1,), (1e-3, 1e-4), 0
+    task.run(config, str(folder))
+    assert grids() == [] and len(runs.made) == 2 + 1
+
+
 def test_groups_of_a_size_of_ones_own(grids, folder):
     task.run(small("task=dtd", together=3), str(folder))
     assert grids() == [3]  # the one that is left is a run like any other

@@ -151,7 +151,8 @@ def _train_together(config: ConfigDict, units: list[Unit], interrupted: Callable
 
     Failures are tolerated: `_ensure` reports every run afterwards and trains the unfinished ones alone.
     """
-    most = config.sweep.together or max(1, len(units))
+    # Segmentation is not evaluated for several points at once.
+    most = 1 if families.reads(config) == "masks" else config.sweep.together or max(1, len(units))
     for start in range(0, len(units), most):
         if interrupted():
             return
