@@ -1,6 +1,7 @@
 """Runs of segmentation, from images and masks on disk to scores."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.segmentation import heads
 from toast_jax.model.segmentation.segmenter import segment
 from toast_jax.tasks import evaluate, predict, visualize
-from toast_jax.train import checkpoint, saved_run
+from toast_jax.train import checkpoint, loop, saved_run
 from toast_jax.train.loop import fit
 from toast_jax.train.segmentation import mask_runs, metrics
 
@@ -204,6 +205,14 @@ def test_it_learns_with_both_averages_and_late_steering(root, tmp_path):
     assert fit(config, tmp_path / "a")["val"]["mean_iou"] > 0.5
     config = tiny(root, steps=2, warmup_steps=1, eval_every=2, steered_blocks=1)
     assert np.isfinite(fit(config, tmp_path / "b")["val"]["loss"])
+
+
+def test_a_set_of_one_batch_is_not_logged_after_every_step():
+    """Its epochs are single steps, and such runs count in steps."""
+    config = segmentation.get_config()
+    config.log_every = 4
+    run = SimpleNamespace(config=config, unit=mask_runs.timing(config, 1)[0], steps_per_epoch=1)
+    assert [step for step in range(3, 13) if loop._ends_window(run, step, 2)] == [3, 4, 8, 12]
 
 
 @pytest.mark.parametrize(
