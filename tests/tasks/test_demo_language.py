@@ -43,7 +43,7 @@ def small(tmp_path_factory):
     config.tales.update({"text": 32, "train": 16, "val": 1, "test": 3})
     config.speaker.batch_size = 2
     for one in (config.pretune, config.not_tuned, *config.runs.values()):
-        one.data.length, one.batch_size, one.optimizer.lr = 160, 8, 1.0
+        one.data.length, one.batch_size, one.optimizer.lr, one.warmup_epochs = 160, 8, 1.0, 0.0
     config.weights = teller(tmp_path_factory.mktemp("weights"))
     folder, told, log = tmp_path_factory.mktemp("demo"), [], logging.getLogger("toast_jax")
     handler = logging.Handler()
