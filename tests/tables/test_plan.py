@@ -729,11 +729,6 @@ def test_what_another_process_is_at_is_not_in_the_group(grids, runs, folder):
     assert grids() == [3] and len(runs.made) == 3
 
 
-def test_hosts_of_one_run_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(task.jax, "process_count", lambda: 2)
-    assert "leave out --distributed" in failure(small(), folder)
-
-
 def test_a_batch_larger_than_a_task_is_reported_before_the_first_run(folder, tmp_path, monkeypatch):
     made_up = Runs()
     monkeypatch.setattr(task, "fit_seeds", made_up)

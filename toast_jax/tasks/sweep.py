@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -40,8 +39,6 @@ def run(config: ConfigDict, folder: str) -> None:
       InputError: nothing can start; or, at the end, some runs are not done (each is logged with its reason).
       Interrupted: the process was asked to stop; the current run has saved a checkpoint.
     """
-    if jax.process_count() > 1:
-        raise InputError("A sweep splits its runs, not one run, over hosts: leave out --distributed, see docs/sweeps.md.")
     cells = plan.shard(plan.cells(config), config.sweep.shard)
     folder = plan.claim(config, folder)
     log.info("%d of %d pairs of method and task, in %s.", len(cells), len(plan.cells(config)), folder)
