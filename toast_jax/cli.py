@@ -44,6 +44,7 @@ TASKS = {
     "demo_language": "tales",
 }
 _FOLDERS = dict.fromkeys(("generate", "score", "relevance"), "language")  # subfolders of toast_jax/tasks, by task
+_OVER_HOSTS = ("train", "evaluate")  # of others, every process would write the same files
 _WITHOUT_DEVICES = ("table", "prepare_data")  # must not start an accelerator
 _NO_NUMBER = {r"invalid literal for int\(\)": "whole number", "could not convert string to float": "number"}  # errors of absl
 _CONFIG = re.compile(r"(?:(?<=\0)|^)(--?config[=\0])([^\0]*)")  # in arguments that are joined by \0
@@ -116,6 +117,11 @@ def _main(argv: list[str]) -> None:
         from toast_jax.config import field_table
 
         return print(field_table.table_of(config))
+    if DISTRIBUTED.value and config.task not in _OVER_HOSTS:
+        raise InputError(
+            f"The task {config.task} is not shared by hosts, as {' and '.join(_OVER_HOSTS)} are (a sweep has shards instead, see "
+            "docs/sweeps.md): leave out --distributed."
+        )
     task = importlib.import_module(module_of(config.task))
     folder = WORKDIR.value or f"runs/{config.name}"
     if not DISTRIBUTED.value:

@@ -238,7 +238,7 @@ IMAGES = [
     ({"module": "a.pth", "top_down": "b.pth"}, "config.module and config.top_down both name a file to start from"),
     ({"stage": "pretune", "task_weight": 0.0, "tune_transform": True}, "only the cross-entropy trains it; set a"),
     ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
-    ({"method": "vpt", "tune_back": True}, "config.tune_back is True, but method vpt has no feedback layers; set it to False"),
+    ({"method": "toast", "tune_back": True}, "method toast of a ViT has no frozen layers A_l that it would tune; set it to False"),
     ({"method": "linear", "head.tune": False, "head.start": "classifier"}, "method linear tunes nothing else; set it to True"),
     ({"head.tune": False}, "leaves an untrained head; set --config.head.start=classifier"),
     ({"head.start": "classifier", "backbone.weights": "random"}, "a random backbone has none; name a --config.backbone"),
@@ -252,7 +252,12 @@ IMAGES = [
         {"stage": "pretune", "distillation_weight": 1.0, "augment.degradation": 0.0},
         "config.distillation_weight is 1.0, but config.augment.degradation is 0, so both looks would see the same image",
     ),
-    ({"stage": "pretune", "data.labels": False}, "leaves the variational loss alone; set --config.task_weight=0"),
+    (
+        {"stage": "pretune", "data.labels": False, "confusion": False},
+        "leaves the variational loss alone; set --config.task_weight=0",
+    ),
+    ({"stage": "pretune", "data.labels": False, "task_weight": 0.0}, "images without labels have no classes to confuse; set"),
+    ({"stage": "pretune", "save_predictions": True}, "config.save_predictions is True, but pre-tuning keeps no logits; set it"),
     ({"data.labels": False}, "config.data.labels is False, but tuning needs labels"),
     ({"batch_size": 8, "augment.mixup": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
     ({"batch_size": 8, "augment.cutmix": 0.8}, "Each device gets 1 of 8 images.*mix pairs of them"),
@@ -284,7 +289,12 @@ TEXT = [
     ({"steered_blocks": 33}, "config.steered_blocks is 33; this network has 32 blocks to steer"),
     ({"method": "vpt"}, "config.method is 'vpt'; it must be one of finetune, lora, toast, toast_lite"),
     ({"tune_transform": True, "method": "lora"}, "but method lora has no transform; set it to False"),
-    ({"tune_back": True, "method": "lora"}, "but method lora has no feedback layers; set it to False"),
+    ({"tune_back": True, "method": "lora"}, "method lora of a LLaMA has no frozen layers A_l that it would tune"),
+    ({"tune_back": True, "method": "toast_lite"}, "method toast_lite of a LLaMA has no frozen layers A_l that it would tune"),
+    (
+        {"optimizer.schedule": "epoch"},
+        "warmup_epochs is 0.06, but config.optimizer.schedule=epoch has one learning rate an epoch, and 0 in the first of",
+    ),
 ]
 
 
@@ -452,7 +462,7 @@ SMALL = {
     "tuned_blocks": st.integers(1, 3),
     "augment.randaugment_ops": st.integers(0, 2),
 }
-DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_back", "tune_transform", "keep_known", "log_every")
+DRAWN = ("method", "stage", "seed", "ema", "skip_nonfinite", "tune_transform", "keep_known", "log_every")
 DRAWN += (
     "task_weight",
     "variational_weight",

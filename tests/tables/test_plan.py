@@ -654,6 +654,14 @@ def test_a_grid_is_one_program(grids, runs, folder):
     assert grids() == [4, 4]
 
 
+def test_points_of_segmentation_are_trained_one_by_one(grids, runs, folder):
+    """Together, they would fail at their first evaluation."""
+    config = config_of.get_config("table=segmentation,method=toast,task=voc,backbone=vit_s16")
+    config.sweep.seeds, config.sweep.grid.toast.lr, config.sweep.together = (1,), (1e-3, 1e-4), 0
+    task.run(config, str(folder))
+    assert grids() == [] and len(runs.made) == 2 + 1
+
+
 def test_groups_of_a_size_of_ones_own(grids, folder):
     task.run(small("task=dtd", together=3), str(folder))
     assert grids() == [3]  # the one that is left is a run like any other
@@ -674,6 +682,27 @@ def test_a_group_that_crashes_is_run_one_by_one(grids, runs, folder, caplog):
     task.run(small("task=dtd", together=0), str(folder))
     assert grids() == [4] and len(runs.made) == 4 + 2
     assert "4 runs of" in caplog.text and "together: RuntimeError: out of memory; now one by one." in caplog.text
+
+
+def test_a_group_that_crashes_keeps_its_checkpoints_until_its_runs_are_done(grids, runs, folder, monkeypatch):
+    """On a full disk, the single runs fail too, and the same command goes on with the group."""
+    fit_grid, kept = task.fit_grid, []
+
+    def full(configs, folders, folder, at_once):
+        kept.append(folder / "checkpoints/1")
+        if kept[-1].exists():
+            return fit_grid(configs, folders, folder.parent / "elsewhere", at_once)
+        kept[-1].mkdir(parents=True)
+        raise InputError("checkpoints cannot be written: free some space.")
+
+    monkeypatch.setattr(task, "fit_grid", full)
+    for unit in plan.selection(small(), Cell("toast", "dtd"), folder).values():
+        runs.raises[unit.name] = [InputError("config.json cannot be written: free some space.")]
+    assert "Not done: toast/dtd/selection/lr_1.0_wd_0.01" in failure(small("task=dtd", together=0), folder)
+    assert kept[0].exists()
+    task.run(small("task=dtd", together=0), str(folder))
+    assert len(kept) == 2 and grids() == [4] and not kept[0].exists()
+    assert not list(folder.glob("toast/dtd/selection/together_*/checkpoints"))
 
 
 def test_a_member_that_diverges_is_not_taken(grids, runs, folder):
@@ -698,11 +727,6 @@ def test_what_another_process_is_at_is_not_in_the_group(grids, runs, folder):
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     assert "Not done: toast/dtd/selection/lr_1.0_wd_0.0, toast/dtd/final" in failure(small("task=dtd", together=0), folder)
     assert grids() == [3] and len(runs.made) == 3
-
-
-def test_hosts_of_one_run_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(task.jax, "process_count", lambda: 2)
-    assert "leave out --distributed" in failure(small(), folder)
 
 
 def test_a_batch_larger_than_a_task_is_reported_before_the_first_run(folder, tmp_path, monkeypatch):
@@ -734,6 +758,22 @@ def test_a_split_that_only_a_later_run_reads_is_reported_before_the_first_run(go
     config.sweep.recipes.birds_4shot.batch_size = 8
     error = failure(config, folder)
     assert f"birds_4shot: Folder {tmp_path}/birds/{gone} does not exist" in error and not made_up.made
+
+
+def test_data_without_a_test_split_is_reported_before_the_first_run(folder, tmp_path, monkeypatch):
+    """Each run of the table asked its result for the test split, after it had trained."""
+    made_up = Runs()
+    monkeypatch.setattr(task, "fit_seeds", made_up)
+    for name in ("a", "b"):
+        (tmp_path / f"birds/{name}").mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (4, 4)).save(tmp_path / f"birds/{name}/{i}.png")
+    config = config_of.get_config("table=fewshot,method=linear,task=birds,shots=4,backbone=vit_ti16")
+    config.data.update({"root": str(tmp_path), "format": "folder", "held_out": 0.25})
+    config.sweep.recipes.birds_4shot.batch_size = 8
+    told = f"birds_4shot: The data in {tmp_path}/birds has no test split, only the train and val of --config.data.held_out: put "
+    error = failure(config, folder)
+    assert told in error and "in folders train and test, or give a table a column split." in error and not made_up.made
 
 
 def test_tasks_that_cannot_be_read_are_named_before_the_first_run(folder, tmp_path, monkeypatch):

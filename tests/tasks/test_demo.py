@@ -106,6 +106,24 @@ def test_a_run_resumed_just_before_its_end_has_no_speed(small, tmp_path):
     assert [len(rate) for rate in rates] == [0, 1] and rates[1][0] > 0
 
 
+@pytest.mark.parametrize("row", ["linear", "toast"])
+def test_any_rows_make_a_page(row, small, tmp_path):
+    """Of one that looks once nothing is known before tuning; another that looks twice stands in the large picture."""
+    name = {"linear": "linear", "toast": "toast_lite"}[row]
+    for seed in (1, 2):
+        shutil.copytree(small[0] / f"{row}/seed_{seed}", tmp_path / f"{name}/seed_{seed}")
+    config = small_config()
+    config.rows, config.runs[name] = (name,), config.runs[row]
+    demo.run(config, str(tmp_path))
+    lines = (tmp_path / "blocks.md").read_text().splitlines()
+    before = ["| before tuning"] if row == "toast" else []
+    assert [line.split(" | ")[0] for line in lines[2:]] == [*before, f"| {name}"]
+    assert (json.loads((tmp_path / "result.json").read_text())["attention_inside_before"] is None) == (row == "linear")
+    columns = dict(zip(demo.HEADER, (tmp_path / "table.md").read_text().splitlines()[2].strip("| ").split(" | "), strict=True))
+    assert (columns["minus before"] == "-") == (row == "linear")
+    assert (tmp_path / "report.html").read_text().count("last look</th>") == 3  # two large pictures, and all
+
+
 def test_attention_is_compared_with_that_before_tuning_scene_by_scene(small):
     """A linear probe leaves the attention where it was, so its difference is zero in every scene."""
     folder, result, _ = small

@@ -5,7 +5,9 @@ import logging
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from toast_jax.data.text import synthetic_tales
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.tasks import demo_language as demo
+from toast_jax.train.evaluation import Evaluation
 from toast_jax.workdir import run_folder
 
 STORIES = os.environ.get("TOAST_STORIES15M", "")
@@ -40,7 +43,7 @@ def small(tmp_path_factory):
     config.tales.update({"text": 32, "train": 16, "val": 1, "test": 3})
     config.speaker.batch_size = 2
     for one in (config.pretune, config.not_tuned, *config.runs.values()):
-        one.data.length, one.batch_size, one.optimizer.lr = 160, 8, 1.0
+        one.data.length, one.batch_size, one.optimizer.lr, one.warmup_epochs = 160, 8, 1.0, 0.0
     config.weights = teller(tmp_path_factory.mktemp("weights"))
     folder, told, log = tmp_path_factory.mktemp("demo"), [], logging.getLogger("toast_jax")
     handler = logging.Handler()
@@ -121,6 +124,26 @@ def test_again_repeats_nothing(small):
 def test_answers_are_right_to_the_letter_alone():
     row = demo.Row(0, np.ones(2), (("a b.", "c"), ("a b", "c")))
     assert row.right(("a b.", "c")).tolist() == [1.0, 0.5]
+
+
+def test_what_is_not_tuned_is_measured_at_its_precision(tmp_path, monkeypatch):
+    seen = []
+
+    def evaluated(*_):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return Evaluation({"loss": 0.0, "count": 1}, None)
+
+    monkeypatch.setattr(demo, "load_network", lambda *_: SimpleNamespace(tuned={}, frozen={}))
+    monkeypatch.setattr(demo, "evaluate", evaluated)
+    monkeypatch.setattr(demo, "_answers", lambda *_, **__: ())
+    for name in ("scores_of", "mapped"):
+        monkeypatch.setattr(demo, name, lambda *_: None)
+    monkeypatch.setattr(demo.text_runs, "open_sources", lambda *_, **__: (None, {"test": None}))
+    monkeypatch.setattr(demo.text_runs, "eval_batches", lambda *_: None)
+    config = demo_config.get_config()
+    config.not_tuned.precision = "highest"
+    assert demo._not_tuned(config, tmp_path).perplexity == [1.0]
+    assert seen == ["highest"] and jax.config.jax_default_matmul_precision is None
 
 
 def test_missing_weights_are_told_with_where_to_get_them(tmp_path):

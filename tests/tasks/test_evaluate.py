@@ -1,14 +1,19 @@
 """Evaluation between the first and the tuned parameters, and of runs that have not kept their logits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
 from tests.conftest import tiny_config
+from toast_jax import trees
 from toast_jax.errors import InputError
 from toast_jax.tasks import evaluate
-from toast_jax.train import image_runs, loop
+from toast_jax.train import image_runs, loop, setup
+from toast_jax.weights import containers, rename
 from toast_jax.workdir import run_folder
 
 
@@ -43,6 +48,30 @@ def test_a_run_is_evaluated_between_its_start_and_its_end(image_folder, tmp_path
         assert len(others["label"]) == json.loads((tmp_path / "evaluation.json").read_text())["test"]["count"]
 
 
+def write_weights(config, path, factor=1.0):
+    """A file of the network of a config, with the parameters that are tuned times a factor."""
+    network = setup.load_network(config, 3)
+    tuned = {name: np.asarray(leaf) * factor for name, leaf in trees.flat(trees.prune(network.tuned)).items()}
+    frozen = {name: np.asarray(leaf) for name, leaf in trees.flat(trees.prune(network.frozen)).items()}
+    containers.write(path, rename.to_torch(tuned | frozen), {})
+
+
+def test_a_run_is_not_evaluated_on_the_way_from_another_start(image_folder, tmp_path):
+    """The frozen parameters are the same; those that it tuned began elsewhere."""
+    config, weights = tiny_config(image_folder, "ln"), tmp_path / "weights.safetensors"
+    created = config.copy_and_resolve_references()
+    write_weights(created, weights)
+    config.backbone.weights, config.epochs = str(weights), 1
+    loop.fit(config, tmp_path / "run")
+    config.task, config.interpolation = "evaluate", 0.5
+    evaluate.run(config, str(tmp_path / "run"))
+    write_weights(created, weights, factor=0.3)
+    with pytest.raises(InputError, match="began from other parameters than --config.backbone.weights .*norm.* differs"):
+        evaluate.run(config, str(tmp_path / "run"))
+    config.interpolation = 1.0
+    evaluate.run(config, str(tmp_path / "run"))
+
+
 def test_a_folder_without_a_run_is_refused_before_images_are_decoded(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(image_runs, "verify_splits", lambda *_, **__: pytest.fail("decoded"))
     config = tiny_config(image_folder, "linear")
@@ -54,12 +83,29 @@ def test_a_folder_without_a_run_is_refused_before_images_are_decoded(image_folde
         evaluate.run(config, str(tmp_path))
 
 
-def test_logits_of_another_split_leave_those_of_the_test_split(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"data": {"splits": {"test": "test"}}}))
-    assert run_folder.is_tested_on(tmp_path, "test") and run_folder.is_tested_on(tmp_path / "no run", "val")
-    assert not run_folder.is_tested_on(tmp_path, "val")
+def test_logits_of_other_data_leave_those_of_the_test_split(tmp_path):
+    data = ConfigDict({"root": f"{tmp_path}/data", "splits": {"test": "test"}})
+    (tmp_path / "config.json").write_text(json.dumps({"data": data.to_dict()}))
+    (tmp_path / "data").mkdir()
+    assert run_folder.is_tested_on(tmp_path, ConfigDict({**data, "root": f"{tmp_path}/data/", "image_dir": ""}))
+    for change in ({"splits": {"test": "val"}}, {"root": f"{tmp_path}/degraded"}, {"image_dir": "large"}):
+        other = ConfigDict({**data, **change})
+        assert not run_folder.is_tested_on(tmp_path, other) and run_folder.is_tested_on(tmp_path / "no run", other)
     label = np.arange(2)
     run_folder.write_predictions(tmp_path, logits=np.eye(2), label=label)
     run_folder.write_predictions(tmp_path, logits=np.zeros((2, 2)), label=label, split="other/test[:2]")
     np.testing.assert_array_equal(run_folder.read_predictions(tmp_path)["logits"], np.eye(2))
     assert not np.load(tmp_path / "logits_other_test[:2].npz")["logits"].any()
+
+
+def test_a_run_that_is_evaluated_on_other_images_keeps_its_logits(config, image_folder, tmp_path):
+    config.save_predictions, config.epochs = True, 1
+    loop.fit(config, tmp_path / "run")
+    before = run_folder.read_predictions(tmp_path / "run")["logits"]
+    shutil.copytree(image_folder, tmp_path / "other")
+    for path in (tmp_path / "other/test").glob("*/*.jpg"):
+        Image.new("RGB", (40, 48)).save(path)
+    config.task, config.data.root = "evaluate", str(tmp_path / "other")
+    evaluate.run(config, str(tmp_path / "run"))
+    np.testing.assert_array_equal(run_folder.read_predictions(tmp_path / "run")["logits"], before)
+    assert (np.load(tmp_path / "run/logits_test.npz")["logits"] != before).any()

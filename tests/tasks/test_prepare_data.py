@@ -135,3 +135,9 @@ def test_the_folder_has_to_be_writable_and_the_task_known(tmp_path):
         prepare.get_config("task=clevr")
     assert prepare.get_config().datasets == tuple(dict.fromkeys(task.builder for task in tasks.TASKS.values()))
     assert set(prepare.get_config().datasets) == set(tasks.BUILDERS)
+
+
+def test_a_dataset_that_is_not_known_is_answered_by_the_nearest(tmp_path):
+    error = error_of(tmp_path / "root", datasets=("cifar100", "oxford_pets"))
+    assert error.startswith("config.datasets is 'oxford_pets'; it must be one of ") and "oxford_iiit_pet" in error
+    assert not (tmp_path / "root").exists()

@@ -1,6 +1,7 @@
 """Runs that train together are the runs they would be alone, and what they share is computed once."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import re
@@ -309,9 +310,24 @@ def test_points_that_no_compiler_fits_are_halved(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.")
 
     monkeypatch.setattr(grid, "_replicated", lambda parts, at_once: SimpleNamespace(lower=refuse))
-    monkeypatch.setattr(grid, "_batch_of", lambda run: None)
+    monkeypatch.setattr(grid, "_batch_of", lambda run: {})
     assert grid._step({}, SimpleNamespace(frozen={}), {}, 28, 0, Accelerator(10**10))[1] == 1
     assert len(tried) < 6
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_what_is_kept_on_the_devices_is_no_room_for_points(views, fixed, tmp_path, monkeypatch):
+    fixed.data.views = views
+    run, _ = setup.prepare(fixed, tmp_path)
+    kept = feature_cache.build(fixed, run.features, run.frozen, run.train, tmp_path)
+    size, frees = sum(array.nbytes for array in kept.arrays.values()), []
+    monkeypatch.setattr(grid, "_replicated", lambda parts, at_once: None)
+    monkeypatch.setattr(grid, "_temporaries", lambda step, run, state, free: frees.append(free) or 0)
+    for memory in (4 * size, 4 * size - 1):  # of which a quarter holds what is kept, or not
+        grid._step({}, run, {}, 3, 0, Accelerator(memory))
+    fixed.keep_known = False
+    grid._step({}, dataclasses.replace(run, members=(dataclasses.replace(run.members[0], config=fixed),)), {}, 3, 0, Accelerator(8))
+    assert frees == [3 * size, 4 * size - 1, 8]
 
 
 def test_a_device_that_does_not_report_its_memory_gets_one_run_at_a_time(monkeypatch, caplog):

@@ -650,6 +650,17 @@ def test_more_steps_in_a_row_than_may_be_left_out_end_the_run(image_folder, tmp_
         loop.fit(config, tmp_path)
 
 
+def test_a_run_that_resumes_among_steps_that_are_left_out_counts_on(image_folder, tmp_path, monkeypatch):
+    config = tiny_config(image_folder, "linear")
+    config.skip_nonfinite = 3
+    spoilt(monkeypatch, *range(24))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, saves=1)
+        loop.fit(config, tmp_path)
+    with pytest.raises(InputError, match="The loss is nan .* at step 4"):
+        loop.fit(config, tmp_path)
+
+
 def test_a_folder_that_a_run_is_at_is_refused(image_folder, tmp_path):
     config = tiny_config(image_folder, "linear")
     with held_elsewhere(tmp_path / "running") as pid:

@@ -102,3 +102,45 @@ def test_corrupt_images_do_not_cost_a_class_its_shots(image_folder, tmp_path):
     config.data.shots = 4
     with pytest.raises(InputError, match="Class kite has 3 training images, fewer than config.data.shots .4."):
         image_runs.open_sources(config, verified=False)
+
+
+def class_folders(image_folder, root, broken=()):
+    """Class folders without splits, of 8 images a class."""
+    shutil.copytree(image_folder / "train", root)
+    for path in broken:
+        (root / path).write_bytes(b"")
+    config = tiny_config(root, "linear")
+    config.data.update({"held_out": 0.5, "skip_corrupt": bool(broken), "verify": False})
+    config.data.splits.test = ""
+    return config
+
+
+def readable(config, seed):
+    """How many training images a seed leaves."""
+    config.seed = seed
+    return len(image_runs.open_sources(config, verified=True)[0])
+
+
+@pytest.mark.parametrize(("broken", "shots"), [(["kite/3.jpg", "kite/4.jpg"], 0), ([], 3), (["kite/3.jpg"], 3)])
+def test_a_run_that_holds_out_images_and_leaves_some_out_goes_on(broken, shots, image_folder, tmp_path):
+    config = class_folders(image_folder, tmp_path / "data", broken)
+    config.data.shots, config.eval_every = shots, 2
+    folder = tmp_path / "run"
+    before = loop.fit(config, folder)
+    shutil.rmtree(folder / "checkpoints/2")
+    (folder / "result.json").unlink()
+    (tmp_path / "data/owl/new.jpg").write_bytes((tmp_path / "data/owl/0.jpg").read_bytes())  # is in neither part
+    assert loop.fit(config, folder)["val"] == before["val"]
+
+
+def test_seeds_that_hold_out_other_numbers_of_corrupt_images_train_for_their_own_steps(image_folder, tmp_path):
+    config = class_folders(image_folder, tmp_path / "data", [f"kite/{i}.jpg" for i in range(3)])
+    config.data.held_out, config.eval_every = 0.25, 2
+    sizes = {seed: readable(config, seed) for seed in (2, 5)}
+    assert sorted(sizes.values()) == [15, 16]  # one and two steps in an epoch
+    for seeds in ((2, 5), (5, 2)):
+        folders = {seed: tmp_path / f"{seeds}/{seed}" for seed in seeds}
+        for (seed, folder), result in zip(folders.items(), loop.fit_seeds(config, folders), strict=True):
+            steps = sizes[seed] // config.batch_size * config.epochs
+            assert result["steps"] == steps and (folder / f"checkpoints/{steps}").exists()
+            assert result["val"]["count"] == 24 - 3 - sizes[seed]

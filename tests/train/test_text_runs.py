@@ -136,6 +136,15 @@ def test_a_regex_that_matches_nothing_is_refused_before_the_text_is_tokenized(tm
         loop.fit(config, tmp_path / "run")
 
 
+def test_a_run_that_never_leaves_its_warmup_is_refused(tmp_path):
+    """The rate of the first step is 0, and there is no other one."""
+    write(tmp_path, ASKED[:8])
+    config = of(alpaca, tmp_path, method="toast")
+    config.data.format, config.data.held_out, config.epochs, config.warmup_epochs = "prompts", 0.0, 1, 0.09
+    with pytest.raises(InputError, match="The run has 1 steps, all of them in its warm-up at a learning rate of 0"):
+        setup.prepare(config, tmp_path / "run")
+
+
 def test_text_of_another_format_is_refused_before_the_weights_are_read(tmp_path, monkeypatch):
     write(tmp_path, [{"question": "Q", "answer": "A"}])
     config = of(alpaca, tmp_path, method="lora")

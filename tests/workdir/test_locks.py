@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from toast_jax.workdir import locks, run_folder
 
 HOLD = """
 import os, sys
-from toast_jax.workdir import locks
+from toast_jax.workdir import locks, run_folder
 pid = int(sys.argv[2])
 if pid:
     os.getpid = lambda: pid
@@ -214,3 +215,19 @@ def test_of_two_that_find_a_stale_lock_one_gets_it(tmp_path, monkeypatch):
     with locks.lock(path):
         thread.join()
         assert outcome == ["held"]
+
+
+def test_files_that_several_processes_replace_at_once_are_whole(tmp_path, monkeypatch):
+    """As `sweep.json` by the shards of a sweep; the last one counts."""
+    replace, others = Path.replace, [{"by": "another"}]
+
+    def after_another(partial, path):
+        if others:
+            run_folder.write_json(tmp_path / "sweep.json", others.pop())
+            assert json.loads(path.read_text()) == {"by": "another"}
+        return replace(partial, path)
+
+    monkeypatch.setattr(Path, "replace", after_another)
+    run_folder.write_json(tmp_path / "sweep.json", {"by": "this"})
+    assert json.loads((tmp_path / "sweep.json").read_text()) == {"by": "this"}
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]

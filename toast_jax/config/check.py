@@ -17,7 +17,7 @@ from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
 from toast_jax.model.families import FAMILIES, reads
 from toast_jax.model.layers import dtypes
-from toast_jax.model.methods import BACKBONE, TRANSFORM
+from toast_jax.model.methods import BACK, BACKBONE, TRANSFORM
 
 _NUMBERS = ("width", "depth", "num_heads", "hidden", "vocabulary", "context")  # of a language model, none of which may be 0
 
@@ -100,9 +100,8 @@ _OF_RUNS: _Conflicts = {
     "config.tune_transform is True, but only the cross-entropy trains it; set a --config.task_weight.": (
         lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.tune_transform
     ),
-    "config.tune_back is True, but method {c.method} has no feedback layers; set it to False.": (
-        lambda c: c.tune_back and not (c.row and c.row.signal == "top_down")
-    ),
+    "config.tune_back is True, but method {c.method} of a {c.family.title} has no frozen layers A_l that it would tune; set it to "
+    "False.": lambda c: c.tune_back and not (c.row and BACK in c.row.frozen),
     "config.tune_transform is True, but method {c.method} has no transform; set it to False.": (
         lambda c: c.tune_transform and not (c.row and TRANSFORM in c.row.tuned + c.row.frozen)
     ),
@@ -187,6 +186,12 @@ _OF_IMAGES: _Conflicts = _OF_EPOCHS | {
     "config.data.labels is False, but tuning needs labels; set it to True, or config.stage to pretune.": (
         lambda c: c.stage == "tune" and not c.data.labels
     ),
+    "config.confusion is True, but images without labels have no classes to confuse; set it to False.": (
+        lambda c: c.stage == "pretune" and not c.data.labels and c.confusion
+    ),
+    "config.save_predictions is True, but pre-tuning keeps no logits; set it to False.": (
+        lambda c: c.stage == "pretune" and c.save_predictions
+    ),
     "config.data.held_out and config.data.class_names are for data.format json, folder or table, not {c.data.format}; a TFDS "
     "split takes a part, as in --config.data.splits.train=train[:80%].": (
         lambda c: (c.data.held_out or c.data.class_names) and c.data.format not in ("json", "folder", "table")
@@ -198,13 +203,13 @@ _OF_IMAGES: _Conflicts = _OF_EPOCHS | {
 }
 # Of all networks that read images.
 _OF_VISION = (
-    *("Method {c.method} {c.refusal}", "config.head.tune is False, but method linear", "config.data.image_size {"),
-    *("config.backbone.", "config.tuned_blocks is"),
+    *("Method {c.method} {c.refusal}", "config.data.image_size {", "config.backbone.", "config.tuned_blocks is"),
 )
 _PAIRS = ("scale", "crop", "window", "stride")
 _OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items() if sentence.startswith(_OF_VISION)} | {
     "config.warmup_steps is {c.warmup_steps} and config.steps {c.steps}: the run would never leave its warm-up; make the "
     "warm-up shorter.": lambda c: c.warmup_steps >= c.steps,
+    "config.head.tune is False, which leaves a head at random; set it to True.": lambda c: not c.head.tune,
     "Method {c.method} pools the tokens of an image, but segmentation needs all of them; use another --config.method.": (
         lambda c: c.row and c.row.probe
     ),
@@ -224,6 +229,10 @@ _OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items
     ),
 }
 _OF_TEXT: _Conflicts = _OF_EPOCHS | {
+    "config.warmup_epochs is {c.warmup_epochs}, but config.optimizer.schedule=epoch has one learning rate an epoch, and 0 in the "
+    "first of a warm-up; set --config.optimizer.schedule=step.": (
+        lambda c: c.optimizer.schedule == "epoch" and c.warmup_epochs % 1
+    ),
     "config.distillation_weight is {c.distillation_weight}, but only images can be degraded for it; set it to 0.": (
         lambda c: c.stage == "pretune" and c.distillation_weight
     ),

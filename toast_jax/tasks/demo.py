@@ -69,21 +69,23 @@ def run(config: ConfigDict, folder: str) -> None:
         rows[name] = _measured(results, runs, measured_on, exchanged)
         log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
     # Networks that look twice share the first look, which tuning does not change.
-    two_looks = next(row for row in rows.values() if maps.FIRST in row.inside)
-    before = two_looks.inside[maps.FIRST].mean(axis=0)
+    two_looks = next((row for row in rows.values() if maps.FIRST in row.inside), None)
+    before = two_looks and two_looks.inside[maps.FIRST].mean(axis=0)
     table = [_cells(name, row, before) for name, row in rows.items()]
-    in_blocks = {
-        "before tuning": two_looks.in_blocks[maps.FIRST],
-        **{name: row.in_blocks[maps.LAST] for name, row in rows.items()},
-    }
-    block_header = ("attention, %", *(f"block {i + 1}" for i in range(two_looks.in_blocks[maps.FIRST].shape[1])))
+    in_blocks = {"before tuning": two_looks.in_blocks[maps.FIRST]} if two_looks else {}
+    in_blocks |= {name: row.in_blocks[maps.LAST] for name, row in rows.items()}
+    block_header = ("attention, %", *(f"block {i + 1}" for i in range(next(iter(in_blocks.values())).shape[1])))
     block_table = [[name, *(f"{100 * share:.1f}" for share in shares.mean(axis=(0, 2)))] for name, shares in in_blocks.items()]
+    share, compared = "", ""
+    if before is not None:
+        share = f"{before.mean():.1%} before tuning, "
+        compared = "Minus before: the difference, with its 95 % interval over scenes. "
     notes = [
         f"Test accuracy: mean +- standard deviation of seeds {', '.join(map(str, config.seeds))}. Exchanged: accuracy on "
         f"{len(shown)} scenes whose green digit stands on the background of a scene with another one.",
         "Attention: of the class token in the last look, mean over the blocks after the first; the share inside the green "
-        f"digit's cell, {before.mean():.1%} before tuning, {measured_on.masks.mean():.1%} if it were uniform. Minus before: "
-        "the difference, with its 95 % interval over scenes. Selection: the same share of the mask that selects the feedback.",
+        f"digit's cell, {share}{measured_on.masks.mean():.1%} if it were uniform. {compared}Selection: the same share of the mask "
+        "that selects the feedback.",
     ]
     log.info("\n%s\n\n%s\n", report.columns(HEADER, table), report.columns(block_header, block_table))
     for note in notes:
@@ -101,7 +103,7 @@ def run(config: ConfigDict, folder: str) -> None:
     ]
     page = report.page("TOAST in minutes", *_story(config, rows, shown, tables, folder, facts))
     (folder / "report.html").write_text(page)
-    run_folder.write_json(folder / "result.json", _result(config, rows, float(before.mean()), facts))
+    run_folder.write_json(folder / "result.json", _result(config, rows, before, facts))
     log.info("The report is %s (%.0f seconds).", (folder / "report.html").resolve(), time.perf_counter() - started)
 
 
@@ -169,9 +171,11 @@ def _after_the_first_block(by_name: dict[str, np.ndarray]) -> dict[str, np.ndarr
     return {name: shares[name][:, 1:].mean(axis=1) if name in shares else values for name, values in by_name.items()}
 
 
-def _cells(name: str, row: Row, before: np.ndarray) -> list[str]:
-    gained = row.inside[maps.LAST].mean(axis=0) - before
-    gain = report.with_interval(gained.mean(), *bootstrap.interval(gained, seed=0))
+def _cells(name: str, row: Row, before: np.ndarray | None) -> list[str]:
+    gain = "-"
+    if before is not None:
+        gained = row.inside[maps.LAST].mean(axis=0) - before
+        gain = report.with_interval(gained.mean(), *bootstrap.interval(gained, seed=0))
     inside = [
         report.percent(row.inside[name].mean(axis=1)) if name in row.inside else "-" for name in (maps.LAST, maps.SELECTION)
     ]
@@ -180,14 +184,15 @@ def _cells(name: str, row: Row, before: np.ndarray) -> list[str]:
 
 def _large(rows: dict[str, Row]) -> dict[str, comparison.Looked]:
     """Return the networks of the large picture."""
-    return {name: rows[name].looked for name in _FIRST_SHOWN if name in rows}
+    return {name: rows[name].looked for name in [name for name in _FIRST_SHOWN if name in rows] or rows}
 
 
 def _figure(rows: dict[str, Row], shown: list[synthetic_scenes.Scene]) -> np.ndarray:
-    """Draw a row for each scene: the image, first look, selection and second look of `toast`, last looks of others."""
+    """Draw a row for each scene: the image, first look and selection of the first that looks twice, last looks of all."""
     looked = _large(rows)
-    own = {"first look": ("toast", maps.FIRST), "TOAST: selection": ("toast", maps.SELECTION)}
-    own |= {f"{name}: {'second' if name == 'toast' else 'only'} look": (name, maps.LAST) for name in looked}
+    twice = [name for name, look in looked.items() if maps.FIRST in look.maps]
+    own = {"first look": (twice[0], maps.FIRST), "TOAST: selection": (twice[0], maps.SELECTION)} if twice else {}
+    own |= {f"{name}: {'second' if name in twice else 'only'} look": (name, maps.LAST) for name in looked}
     lines = []
     for i, scene in enumerate(shown):
         image = drawing.enlarged(scene.image, _LARGE)
@@ -249,5 +254,6 @@ def _result(config, rows, before, facts) -> dict:
         }
         for name, row in rows.items()
     }
+    before = None if before is None else float(before.mean())
     result = {"rows": measured, "attention_inside_before": before, "seeds": list(config.seeds)}
     return {**result, "config": config.to_dict(), **facts}

@@ -14,7 +14,7 @@ import toast_jax
 from toast_jax.analysis import curves, report
 from toast_jax.config.check import check_fields
 from toast_jax.data.text import synthetic_tales
-from toast_jax.devices import parallel
+from toast_jax.devices import parallel, precision
 from toast_jax.errors import InputError, renaming
 from toast_jax.tasks.language import generate
 from toast_jax.train import text_runs
@@ -136,7 +136,9 @@ def _not_tuned(config: ConfigDict, folder: Path) -> Row:
             step = mapped(scores_of(run, network), parallel)
             tuned, frozen = parallel.place(network.tuned), parallel.place(network.frozen)
             source = text_runs.open_sources(run, verified=True)[1]["test"]
-            saved = {"test": text_runs.summary(evaluate(step, tuned, frozen, text_runs.eval_batches(run, source)).means)}
+            with precision.of_products(run):
+                means = evaluate(step, tuned, frozen, text_runs.eval_batches(run, source)).means
+            saved = {"test": text_runs.summary(means)}
             run_folder.write_json(here / "config.json", run.to_dict())
             run_folder.write_json(here / "result.json", saved)
     return Row(0, np.array([saved["test"]["perplexity"]]), (_answers(config, folder, here, network=run),))

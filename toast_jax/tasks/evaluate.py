@@ -27,7 +27,7 @@ def run(config: ConfigDict, folder: str) -> None:
     """Evaluate every evaluation split; log the scores and write `evaluation.json` to the folder.
 
     With `config.save_predictions`, also write the logits of the test split, if they are of the tuned parameters: to
-    `test_logits.npz`, or to `logits_SPLIT.npz` if the run has another test split.
+    `test_logits.npz`, or to `logits_SPLIT.npz` if the run has another test split, or data at another place.
     """
     check(config)
     config = places.pin(config, folder)
@@ -50,6 +50,7 @@ def run(config: ConfigDict, folder: str) -> None:
             step, tuned = checkpoint.restore_tuned(checkpoints, network.tuned)
         origin = f"{folder} at step {step}"
         if share < 1:
+            fingerprint.check_start(fingerprint.of_start(network.tuned), meta, folder, config)
             has_start = config.head.start == "classifier"
             tuned = _between(network.tuned, tuned, share, kept="" if has_start else "(head|probe)/")
             origin = f"{origin}, {share} of the way from its start"
@@ -66,9 +67,8 @@ def run(config: ConfigDict, folder: str) -> None:
             evaluation = reads.evaluate(config, source, step, tuned, frozen, devices)
             results[name] = reads.summary(evaluation.means)
             if name == "test" and evaluation.predictions:
-                split = config.data.splits.test
-                is_own = run_folder.is_tested_on(saved.parent, split)
-                run_folder.write_predictions(saved.parent, split="" if is_own else split, **evaluation.predictions)
+                split = "" if run_folder.is_tested_on(saved.parent, config.data) else config.data.splits.test
+                run_folder.write_predictions(saved.parent, split=split, **evaluation.predictions)
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
     run_folder.write_json(saved, {**results, **facts})
     for name, scores in results.items():

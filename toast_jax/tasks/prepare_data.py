@@ -12,7 +12,7 @@ from toast_jax.config.check import check_fields
 from toast_jax.data.images import tfds_records
 from toast_jax.data.images.vtab import records
 from toast_jax.data.images.vtab.tasks import BUILDERS, Builder
-from toast_jax.errors import InputError
+from toast_jax.errors import InputError, choose
 from toast_jax.workdir.run_folder import writable
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,15 @@ def run(config: ConfigDict, folder: str) -> None:
     Prepared datasets are skipped. A failure is logged, and the other datasets continue.
 
     Raises:
-      InputError: TensorFlow is missing, the folder cannot be written, or some datasets failed (all are named, with reasons).
+      InputError: a dataset is not known, TensorFlow is missing, the folder cannot be written, or some datasets failed (all are
+        named, with reasons).
     """
     check_fields(config)
+    rows = {name: choose("config.datasets", name, BUILDERS) for name in config.datasets}
     _require_tensorflow()
     root = writable(config.root, "--config.root")
     manual = Path(config.manual or root / "downloads" / "manual").expanduser()
-    missing = {name: [path for path in BUILDERS[name].manual if not (manual / path).exists()] for name in config.datasets}
+    missing = {name: [path for path in row.manual if not (manual / path).exists()] for name, row in rows.items()}
     for name in config.datasets:
         if missing[name] and not records.is_prepared(root, name):
             log.info("To download by hand: %s", _by_hand(name, missing[name], manual))
@@ -43,7 +45,7 @@ def run(config: ConfigDict, folder: str) -> None:
             if missing[name]:
                 raise InputError(_by_hand(name, missing[name], manual))
             if config.check_disk:
-                _check_disk(root, BUILDERS[name])
+                _check_disk(root, rows[name])
             _prepare(name, root, manual)
             log.info("%s is prepared.", name)
         except Exception as error:  # builders raise nearly anything, and the other datasets continue

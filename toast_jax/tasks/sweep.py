@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -40,8 +39,6 @@ def run(config: ConfigDict, folder: str) -> None:
       InputError: nothing can start; or, at the end, some runs are not done (each is logged with its reason).
       Interrupted: the process was asked to stop; the current run has saved a checkpoint.
     """
-    if jax.process_count() > 1:
-        raise InputError("A sweep splits its runs, not one run, over hosts: leave out --distributed, see docs/sweeps.md.")
     cells = plan.shard(plan.cells(config), config.sweep.shard)
     folder = plan.claim(config, folder)
     log.info("%d of %d pairs of method and task, in %s.", len(cells), len(plan.cells(config)), folder)
@@ -99,11 +96,17 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
 
 
 def _open_evaluated(unit: plan.Unit) -> None:
-    """Open the splits that a run is evaluated on."""
+    """Open the splits that a run is evaluated on; InputError if the data lacks the one that its table reports."""
     config = unit.config
     with renaming(unit.names):
         of_masks = [name for name, place in config.data.splits.items() if place]
         names = of_masks if families.reads(config) == "masks" else sources.split_names(config.data)
+        if config.data.splits.test and "test" not in names:
+            raise InputError(
+                f"The data in {config.data.root} has no test split, only the train and val of --config.data.held_out: put its "
+                f"class folders in folders {config.data.splits.train} and {config.data.splits.test}, or give a table a column "
+                "split."
+            )
         for name in names:
             if name != "train":
                 _open(config, name)
@@ -127,6 +130,8 @@ def _fill(config: ConfigDict, cell: Cell, folder: Path, interrupted: Callable[[]
     if undone:
         log.info("%s/final waits for %d runs of its selection.", cell, len(undone))
         return {**undone, f"{cell}/final": "waits"}
+    for left in (folder / str(cell)).glob("selection/together_*/checkpoints"):  # of a grid whose runs were trained one by one
+        shutil.rmtree(left, ignore_errors=True)
     if units:
         scores = {point: score for point, unit in units.items() if (score := _score(unit)) is not None}
         point = _selected(scores, folder / str(cell), plan.score_of(config))
@@ -143,7 +148,8 @@ def _train_together(config: ConfigDict, units: list[Unit], interrupted: Callable
 
     Failures are tolerated: `_ensure` reports every run afterwards and trains the unfinished ones alone.
     """
-    most = config.sweep.together or max(1, len(units))
+    # Segmentation is not evaluated for several points at once.
+    most = 1 if families.reads(config) == "masks" else config.sweep.together or max(1, len(units))
     for start in range(0, len(units), most):
         if interrupted():
             return
@@ -176,7 +182,8 @@ def _fit_grid(config: ConfigDict, units: list[Unit]) -> None:
             log.info("%d runs of %s together: %s; now one by one.", len(units), folder.parent, _reason(error))
             results = []
     programs.drop_all()
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if results:  # else, as on a full disk, the same command may go on from them
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for unit, result in zip(units, results, strict=False):
         if isinstance(result, Diverged):
             _give_up(unit, result)

@@ -127,10 +127,15 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
                 arrays[name][row : row + len(array)] = array[: count - row]
             row += config.batch_size
     size = sum(array.nbytes for array in arrays.values())
-    if size <= min(map(_free_on_device, jax.local_devices())) // 4:
+    if is_placed(size, min(map(_free_on_device, jax.local_devices()))):
         log.info("They are copied to the devices.")
         return FeatureCache(parallel.place(arrays), labels, views)
     return FeatureCache(arrays, labels, views)
+
+
+def is_placed(size: int, free: int) -> bool:
+    """Return whether a cache of so many bytes is copied to devices with so many `free` ones each."""
+    return size <= free // 4
 
 
 def _room(shapes: dict, folder: Path) -> dict[str, np.ndarray] | None:

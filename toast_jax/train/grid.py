@@ -84,6 +84,7 @@ def _step(parts, run, state, count, at_once, device) -> tuple[Mapped, int]:
         log.info("The device does not report its memory, so the runs are computed one after the other; see sweep.at_once.")
         return _replicated(parts, 1), 1
     free = stats["bytes_limit"] - stats["bytes_in_use"] - sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free -= _cached(run, _batch_of(run), free)
     at_once = count
     while True:
         step = _replicated(parts, at_once)
@@ -92,6 +93,15 @@ def _step(parts, run, state, count, at_once, device) -> tuple[Mapped, int]:
         if fitting >= at_once:
             return step, at_once
         at_once = fitting
+
+
+def _cached(run, batch, free) -> int:
+    """Return how many of the `free` bytes of a device the cached features of all views will take."""
+    if "features" not in batch:
+        return 0
+    of_batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch["features"]))
+    size = of_batch // run.config.batch_size * len(run.train) * max(1, run.config.data.views)
+    return size if feature_cache.is_placed(size, free) else 0
 
 
 def _temporaries(step, run, state, free) -> int:

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from toast_jax.data.images import batches, few_shot, image_files, sources
 from toast_jax.data.images.labels import held_out
-from toast_jax.data.images.selected import flat
 from toast_jax.data.images.verify import Subset, verify_splits
 from toast_jax.data.loader import Batch
 from toast_jax.devices.protocol import Devices
@@ -74,8 +73,13 @@ def records(config: ConfigDict, train: sources.Source, evals: dict[str, sources.
     if not config.data.get("held_out", 0):
         return {}
     root = image_files.image_root(config.data)
-    parts = {"train": flat(train), held_out.VAL: flat(evals[held_out.VAL])}
-    return {f"{held_out.FOLDER}/{name}.json": held_out.record(files, root) for name, files in parts.items()}
+    parts = {"train": train, held_out.VAL: evals[held_out.VAL]}
+    return {f"{held_out.FOLDER}/{name}.json": held_out.record(_as_drawn(source), root) for name, source in parts.items()}
+
+
+def _as_drawn(source):
+    """Return the files before any were left out, so that a run that resumes leaves the same ones out of the same files."""
+    return _as_drawn(source.source) if isinstance(source, Subset) else source
 
 
 def train_batches(

@@ -101,7 +101,7 @@ def _finish(run: Run, state: State, started: float) -> list[dict | Diverged]:
             run_folder.write_json(folder / "config.json", config.to_dict())
             for name, record in domain(config).records(config, run.train, run.evals).items():
                 run_folder.write_json(folder / name, record)
-        with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config)) as record:
+        with Record(run.members, int(state.step), run.steps_per_epoch, domain(run.config), state.skipped) as record:
             results = _train(run, state, checkpoints, meta, record, started)
     for member, result in zip(run.members, results, strict=True):
         if not isinstance(result, Diverged):
@@ -169,8 +169,8 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
 
 
 def _ends_window(run: Run, step: int, start: int) -> bool:
-    """Return whether a step is the last one before a log line."""
-    return step == start + 1 or step % run.config.log_every == 0 or step % run.steps_per_epoch == 0
+    """Return whether a step is the last one before a log line, which also ends the unit of a run, such as an epoch."""
+    return step == start + 1 or step % run.config.log_every == 0 or (run.unit > 1 and step % run.unit == 0)
 
 
 def _train_batches(run: Run, start: int) -> Generator[tuple[dict, np.ndarray]]:

@@ -21,6 +21,7 @@ from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
 from toast_jax.devices.protocol import Devices, Mapped
+from toast_jax.errors import InputError
 from toast_jax.model import families, losses, methods, steered
 from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.segmentation import segmenter
@@ -125,6 +126,12 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
         loader.steps_per_epoch(opened["train"], config.batch_size)
     train, evals = reads.open_sources(config, verified=resumes, opened=opened)
     steps_per_epoch = loader.steps_per_epoch(train, config.batch_size)
+    of_steps = rates(config, steps_per_epoch)
+    if config.optimizer.lr and not of_steps.any():
+        raise InputError(
+            f"The run has {len(of_steps)} steps, all of them in its warm-up at a learning rate of 0: make the warm-up shorter, or "
+            "--config.batch_size smaller."
+        )
     log.info("%s", methods.table(trees.merge(network.tuned, network.frozen), network.method))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)
     parts = {"scores": scores, "tx": tx, "augment": reads.augmentation(config, train), "ema": config.ema}
@@ -133,7 +140,7 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     parameters = without_statistics(network.tuned)
     num_tuned, num_head = (trees.count(tree) for tree in (parameters, parameters.get("head", {})))
     run = Run(
-        members=(Member(config, folder, rates(config, steps_per_epoch)),),
+        members=(Member(config, folder, of_steps),),
         folder=folder,
         train=train,
         evals=evals,
@@ -158,20 +165,22 @@ def _copied(network) -> dict[str, np.ndarray | None]:
 
 
 def reseed(run: Run, seed: int, folder: str | Path) -> tuple[Run, State]:
-    """Prepare the same run with another seed in another folder, sharing data and compiled steps.
+    """Prepare the same run with another seed in another folder, sharing data and, if both have as many steps, compiled steps.
 
     Raises:
       InputError: the folder cannot be written or holds another run.
     """
     config = run.config.copy_and_resolve_references()
     config.seed = seed
+    train, evals = domain(config).redraw(config, run.train, run.evals, folder if run_folder.has_checkpoint(folder) else None)
+    if loader.steps_per_epoch(train, config.batch_size) != run.steps_per_epoch:  # another number of corrupt images is held out
+        return prepare(config, folder, several_seeds=True)
     loaded, frozen = run.loaded, trees.flat(run.frozen)
     if loaded is not None:
         loaded = {path: frozen[path] if leaf is None else leaf for path, leaf in loaded.items()}
     network = load_network(config, len(run.train.classes), loaded)
     frozen = run.devices.place(network.frozen)  # parts of it may be initialised from the seed
     state = init_state(network.tuned, run.parts["tx"], seed, averaged=config.ema > 0)
-    train, evals = domain(config).redraw(config, run.train, run.evals, folder if run_folder.has_checkpoint(folder) else None)
     folder = run_folder.claim(folder, config)
     members = (Member(config, folder, run.members[0].rates),)
     return dataclasses.replace(run, members=members, folder=folder, train=train, evals=evals, frozen=frozen), state

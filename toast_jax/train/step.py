@@ -7,6 +7,7 @@ from typing import TypeAlias, no_type_check
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Float, Int32, UInt32
 
@@ -40,6 +41,11 @@ class State(flax.struct.PyTreeNode):
     def result(self) -> dict:
         """The tuned parameters to evaluate and save: the moving average if there is one."""
         return self.tuned if self.average is None else self.average
+
+    @property
+    def skipped(self) -> np.ndarray:
+        """How many of the last steps in a row were not finite, and skipped; of each run if several train together."""
+        return np.asarray(getattr(self.opt_state, "notfinite_count", 0))
 
 
 def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int, averaged: bool = False) -> State:

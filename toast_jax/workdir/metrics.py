@@ -46,15 +46,16 @@ class Record(contextlib.ExitStack):
       start: the step before the first one to be written.
       steps_per_epoch: for messages.
       reads: the module for their data, see `train.setup.domain`, with its unit and its summary of scores.
+      skipped: how many steps in a row, up to `start`, were not finite; `[members]`, or a scalar for one.
 
     Attributes:
       diverged: by the index of the member, how it diverged.
     """
 
-    def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int, reads):
+    def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int, reads, skipped: np.ndarray):
         super().__init__()
         self._members, self._steps_per_epoch, self._reads = members, steps_per_epoch, reads
-        self._skipped = [0] * len(members)  # consecutive steps
+        self._skipped = np.broadcast_to(skipped, len(members)).tolist()  # consecutive steps
         self._writers = [self.enter_context(Writer(member.folder, start)) for member in members]
         self.diverged: dict[int, Diverged] = {}
 

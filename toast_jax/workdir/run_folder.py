@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,7 +192,7 @@ def write_predictions(folder: Path, *, logits: np.ndarray, label: np.ndarray, sp
     Args:
       folder: of the run.
       logits, label: of the split.
-      split: its name, if it is another than the test split of the run (see `is_tested_on`), whose file stays.
+      split: its name, unless it is the test split of the run (see `is_tested_on`), whose file stays.
     """
     if not jax.process_index():
         content = io.BytesIO()
@@ -199,12 +200,21 @@ def write_predictions(folder: Path, *, logits: np.ndarray, label: np.ndarray, sp
         replace_file(folder / (f"logits_{split.replace('/', '_')}.npz" if split else PREDICTIONS), content.getvalue())
 
 
-def is_tested_on(folder: Path, split: str) -> bool:
-    """Return whether a split is the test split of the run in a folder, or the folder holds no run."""
+def is_tested_on(folder: Path, data: ConfigDict) -> bool:
+    """Return whether the test split of some data is that of the run in a folder, or the folder holds no run.
+
+    Data at another place counts as other data: a degraded copy has the same file names.
+    """
     try:
-        return json.loads((folder / "config.json").read_text())["data"]["splits"]["test"] == split
+        of_run = json.loads((folder / "config.json").read_text())["data"]
     except OSError:
         return True
+    return _place(of_run) == _place(data)
+
+
+def _place(data):
+    root = os.path.abspath(os.path.expanduser(data["root"]))
+    return root, data.get("image_dir", ""), data["splits"]["test"]
 
 
 def read_predictions(folder: Path) -> dict[str, np.ndarray]:
@@ -224,12 +234,12 @@ def read_predictions(folder: Path) -> dict[str, np.ndarray]:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Replace a file atomically: readers see the old or the new content, never a part.
+    """Replace a file atomically: readers see the old or the new content, never a part, also of several that write at once.
 
     Raises:
       InputError: the disk is full, or fails.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
         partial.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,6 +1,7 @@
 """Runs of segmentation, from images and masks on disk to scores."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.segmentation import heads
 from toast_jax.model.segmentation.segmenter import segment
 from toast_jax.tasks import evaluate, predict, visualize
-from toast_jax.train import checkpoint, saved_run
+from toast_jax.train import checkpoint, loop, saved_run
 from toast_jax.train.loop import fit
 from toast_jax.train.segmentation import mask_runs, metrics
 
@@ -206,11 +207,20 @@ def test_it_learns_with_both_averages_and_late_steering(root, tmp_path):
     assert np.isfinite(fit(config, tmp_path / "b")["val"]["loss"])
 
 
+def test_a_set_of_one_batch_is_not_logged_after_every_step():
+    """Its epochs are single steps, and such runs count in steps."""
+    config = segmentation.get_config()
+    config.log_every = 4
+    run = SimpleNamespace(config=config, unit=mask_runs.timing(config, 1)[0], steps_per_epoch=1)
+    assert [step for step in range(3, 13) if loop._ends_window(run, step, 2)] == [3, 4, 8, 12]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"warmup_steps": 6}, "config.warmup_steps is 6 and config.steps 6: the run would never leave its warm-up"),
         ({"method": "ep"}, "Method ep pools the tokens of an image, but segmentation needs all of them"),
+        ({"head.tune": False}, "config.head.tune is False, which leaves a head at random; set it to True"),
         ({"segmentation.sites": (0, 3)}, r"config.segmentation.sites is \(0, 3\); this network has sites 0 to 2"),
         ({"data.window": (16, 0)}, r"config.data.window is \(16, 0\), which has one side"),
         ({"data.window": (16, 16)}, r"config.data.stride is \(341, 341\), larger than config.data.window"),
