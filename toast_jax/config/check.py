@@ -202,9 +202,7 @@ _OF_IMAGES: _Conflicts = _OF_EPOCHS | {
     ),
 }
 # Of all networks that read images.
-_OF_VISION = (
-    *("Method {c.method} {c.refusal}", "config.data.image_size {", "config.backbone.", "config.tuned_blocks is"),
-)
+_OF_VISION = (*("Method {c.method} {c.refusal}", "config.data.image_size {", "config.backbone.", "config.tuned_blocks is"),)
 _PAIRS = ("scale", "crop", "window", "stride")
 _OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items() if sentence.startswith(_OF_VISION)} | {
     "config.warmup_steps is {c.warmup_steps} and config.steps {c.steps}: the run would never leave its warm-up; make the "

@@ -3,6 +3,7 @@
 import io
 import itertools
 import pickle
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,19 @@ def coordinates(height, width):
     """An image in which every pixel tells where it is."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows, columns, np.full_like(rows, 128)], axis=-1).astype(np.uint8)
+
+
+def test_random_resized_crop_sees_nothing_outside_of_it():
+    """As torchvision's, which crops before it resizes; the numbers are those of the crop alone."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    image[10:30, 12:36] = 128
+    for size in (16, 64):
+        own = SimpleNamespace(
+            uniform=lambda low, high, draws=iter((20 * 24 / 50**2, np.log(24 / 20))): next(draws),
+            integers=lambda count, draws=iter((10, 12)): next(draws),
+        )
+        view = pixels.train_view(image, own, resize=0, size=size, min_crop_area=0.1, flip=False)
+        assert view.shape == (size, size, 3) and (view == 128).all()
 
 
 def test_random_resized_crop_covers_the_areas_and_ratios_of_inception():

@@ -186,7 +186,8 @@ def _random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int,
     else:
         h, w = min(height, round(width / (3 / 4))), min(width, round(height * (4 / 3)))
         top, left = (height - h) // 2, (width - w) // 2
-    return _resize(image, (size, size), (left, top, left + w, top + h))
+    # Cropped first, as in torchvision: pixels outside of the crop have no part in its border.
+    return _resize(image[top : top + h, left : left + w], (size, size))
 
 
 def _resized_shape(image: np.ndarray, length: int) -> tuple[int, int]:
