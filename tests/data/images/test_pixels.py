@@ -102,10 +102,8 @@ def test_random_resized_crop_sees_nothing_outside_of_it():
     image = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
     image[10:30, 12:36] = 128
     for size in (16, 64):
-        own = SimpleNamespace(
-            uniform=lambda low, high, draws=iter((20 * 24 / 50**2, np.log(24 / 20))): next(draws),
-            integers=lambda count, draws=iter((10, 12)): next(draws),
-        )
+        shares, corner = iter((20 * 24 / 50**2, np.log(24 / 20))), iter((10, 12))
+        own = SimpleNamespace(uniform=lambda *_, shares=shares: next(shares), integers=lambda _, corner=corner: next(corner))
         view = pixels.train_view(image, own, resize=0, size=size, min_crop_area=0.1, flip=False)
         assert view.shape == (size, size, 3) and (view == 128).all()
 
