@@ -74,7 +74,10 @@ def test_tuning_on_the_command_line(image_folder, tmp_path):
         (["--config=configs/fgvc.py", "--config.task=convert"], "This config is not for the task convert; see the captions"),
         (["--config=configs/convert.py", "--config.task=train"], "This config is not for the task train"),
         (["--config=configs/sweep.py", "--distributed"], "The task sweep is not shared by hosts, .* leave out --distributed"),
-        (["--config=configs/predict.py", "--distributed"], "The task predict is not shared by hosts, as train and evaluate are"),
+        (
+            ["--config=configs/predict.py", "--distributed"],
+            "The task predict is not shared by hosts, as train and evaluate are",
+        ),
         (["--config=configs/fgvc.py:datset=cub"], "The config argument is 'datset'; .*nearest is 'dataset'"),
     ],
 )

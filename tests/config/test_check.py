@@ -238,7 +238,10 @@ IMAGES = [
     ({"module": "a.pth", "top_down": "b.pth"}, "config.module and config.top_down both name a file to start from"),
     ({"stage": "pretune", "task_weight": 0.0, "tune_transform": True}, "only the cross-entropy trains it; set a"),
     ({"method": "lora", "tune_transform": True}, "but method lora has no transform; set it to False"),
-    ({"method": "toast", "tune_back": True}, "method toast of a ViT has no frozen layers A_l that it would tune; set it to False"),
+    (
+        {"method": "toast", "tune_back": True},
+        "method toast of a ViT has no frozen layers A_l that it would tune; set it to False",
+    ),
     ({"method": "linear", "head.tune": False, "head.start": "classifier"}, "method linear tunes nothing else; set it to True"),
     ({"head.tune": False}, "leaves an untrained head; set --config.head.start=classifier"),
     ({"head.start": "classifier", "backbone.weights": "random"}, "a random backbone has none; name a --config.backbone"),
