@@ -119,8 +119,8 @@ def _main(argv: list[str]) -> None:
         return print(field_table.table_of(config))
     if DISTRIBUTED.value and config.task not in _OVER_HOSTS:
         raise InputError(
-            f"The task {config.task} is not shared by hosts, as {' and '.join(_OVER_HOSTS)} are (a sweep has shards instead, see "
-            "docs/sweeps.md): leave out --distributed."
+            f"The task {config.task} is not shared by hosts, as {' and '.join(_OVER_HOSTS)} are (a sweep has shards instead, "
+            "see docs/sweeps.md): leave out --distributed."
         )
     task = importlib.import_module(module_of(config.task))
     folder = WORKDIR.value or f"runs/{config.name}"

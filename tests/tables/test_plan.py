@@ -771,9 +771,7 @@ def test_data_without_a_test_split_is_reported_before_the_first_run(folder, tmp_
     config = config_of.get_config("table=fewshot,method=linear,task=birds,shots=4,backbone=vit_ti16")
     config.data.update({"root": str(tmp_path), "format": "folder", "held_out": 0.25})
     config.sweep.recipes.birds_4shot.batch_size = 8
-    told = (
-        f"birds_4shot: The data in {tmp_path}/birds has no test split, only the train and val of --config.data.held_out: put "
-    )
+    told = f"birds_4shot: The data in {tmp_path}/birds has no test split, only the train and val of --config.data.held_out: "
     error = failure(config, folder)
     assert told in error and "in folders train and test, or give a table a column split." in error and not made_up.made
 

@@ -326,9 +326,8 @@ def test_what_is_kept_on_the_devices_is_no_room_for_points(views, fixed, tmp_pat
     for memory in (4 * size, 4 * size - 1):  # of which a quarter holds what is kept, or not
         grid._step({}, run, {}, 3, 0, Accelerator(memory))
     fixed.keep_known = False
-    grid._step(
-        {}, dataclasses.replace(run, members=(dataclasses.replace(run.members[0], config=fixed),)), {}, 3, 0, Accelerator(8)
-    )
+    others = (dataclasses.replace(run.members[0], config=fixed),)
+    grid._step({}, dataclasses.replace(run, members=others), {}, 3, 0, Accelerator(8))
     assert frees == [3 * size, 4 * size - 1, 8]
 
 

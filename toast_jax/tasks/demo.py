@@ -70,7 +70,7 @@ def run(config: ConfigDict, folder: str) -> None:
         log.info("%-20s %s %% of the test scenes classified correctly", name, report.percent(rows[name].accuracy))
     # Networks that look twice share the first look, which tuning does not change.
     two_looks = next((row for row in rows.values() if maps.FIRST in row.inside), None)
-    before = two_looks and two_looks.inside[maps.FIRST].mean(axis=0)
+    before = None if two_looks is None else two_looks.inside[maps.FIRST].mean(axis=0)
     table = [_cells(name, row, before) for name, row in rows.items()]
     in_blocks = {"before tuning": two_looks.in_blocks[maps.FIRST]} if two_looks else {}
     in_blocks |= {name: row.in_blocks[maps.LAST] for name, row in rows.items()}
@@ -84,8 +84,8 @@ def run(config: ConfigDict, folder: str) -> None:
         f"Test accuracy: mean +- standard deviation of seeds {', '.join(map(str, config.seeds))}. Exchanged: accuracy on "
         f"{len(shown)} scenes whose green digit stands on the background of a scene with another one.",
         "Attention: of the class token in the last look, mean over the blocks after the first; the share inside the green "
-        f"digit's cell, {share}{measured_on.masks.mean():.1%} if it were uniform. {compared}Selection: the same share of the mask "
-        "that selects the feedback.",
+        f"digit's cell, {share}{measured_on.masks.mean():.1%} if it were uniform. {compared}Selection: the same share of the "
+        "mask that selects the feedback.",
     ]
     log.info("\n%s\n\n%s\n", report.columns(HEADER, table), report.columns(block_header, block_table))
     for note in notes:

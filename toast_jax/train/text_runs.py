@@ -22,7 +22,7 @@ from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices.protocol import Devices
 from toast_jax.errors import InputError
 from toast_jax.model import families
-from toast_jax.train import evaluation
+from toast_jax.train import evaluation, image_runs
 from toast_jax.train.augment import by_token
 from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import places
@@ -197,9 +197,7 @@ def evaluate(config: ConfigDict, source: Sequences, step: Callable, tuned: dict,
     return evaluation.evaluate(step, tuned, frozen, eval_batches(config, source), devices)
 
 
-def timing(config: ConfigDict, steps_per_epoch: int) -> tuple[int, float, float]:
-    """Return the steps of the unit that a run counts in, an epoch, and its length and warm-up in this unit."""
-    return steps_per_epoch, config.epochs, config.warmup_epochs
+timing = image_runs.timing  # in epochs
 
 
 def augmentation(config: ConfigDict, source: Sequences) -> Callable:

@@ -150,7 +150,7 @@ def check_frozen(current: dict, saved: dict, folder: str | Path, weights: str) -
 
 
 def check_start(current: dict, meta: dict, folder: str | Path, config: ConfigDict) -> None:
-    """Raise InputError if a run that resumes, or is evaluated on the way from its start, would have begun from other parameters.
+    """Raise InputError if a run that resumes, or is evaluated on the way from its start, would begin from other parameters.
 
     Args:
       current: `of_start` of this command.

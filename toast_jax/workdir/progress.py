@@ -81,17 +81,12 @@ class Progress:
         """Report the metrics of a step, the loss first, and the speed."""
         names = ["loss", *(name for name in metrics if name not in ("loss", "lr", "grad_norm"))]
         shown = "  ".join(f"{name.replace('_', ' ')} {metrics[name]:.4f}" for name in names)
-        speed = f"{f'{self.rate:.1f}' if self._rates else '-'} {self._unit}/s"
+        speed = f"{f'{self._rates[-1]:.1f}' if self._rates else '-'} {self._unit}/s"
         if self._bar is not None:
             self._bar.set_postfix_str(f"{shown}  {speed}")
         else:
             eta = self._eta(step)
             log.info("step %d/%d  %s  lr %.2e  %s  ETA %s", step, self._steps, shown, metrics["lr"], speed, eta)
-
-    @property
-    def rate(self) -> float:
-        """Units per second between the last two ticks."""
-        return self._rates[-1] if self._rates else 0.0
 
     @property
     def median_rate(self) -> float | None:

@@ -27,6 +27,7 @@ from toast_jax.model.methods import Method
 from toast_jax.model.segmentation import losses, segmenter
 from toast_jax.model.segmentation.counting import count_pixels
 from toast_jax.model.segmentation.segmenter import Segmenter, segment
+from toast_jax.train import image_runs
 from toast_jax.train.evaluation import Evaluation
 from toast_jax.train.segmentation import metrics
 
@@ -181,11 +182,4 @@ def timing(config: ConfigDict, steps_per_epoch: int) -> tuple[int, int, int]:
     return 1, config.steps, config.warmup_steps
 
 
-def examples(config: ConfigDict) -> int:
-    """Return how many images a batch has."""
-    return config.batch_size
-
-
-def summary(scores: dict[str, float]) -> dict[str, float]:
-    """Return the scores of a split; nothing is derived from them."""
-    return scores
+examples, summary = image_runs.examples, image_runs.summary
