@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import against_release, release_weights
 from benchmarks.steps import timed
 from toast_jax import trees
-from toast_jax.devices import parallel
+from toast_jax.devices import parallel, programs
 from toast_jax.model import losses, steered
 from toast_jax.train import feature_cache
 from toast_jax.train.evaluation import eval_step
@@ -29,6 +29,7 @@ class Jax:
         tuned, frozen = trees.split(jax.jit(lambda: steered.init(network, row, jax.random.key(0)))(), mask)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
+        programs.compile_ahead(self.step, self.state, self.frozen, parallel.shard({"image": self.images, "label": self.labels}))
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
         self.features_of = feature_cache.features_of(network, row)
         self.features: dict | None = None

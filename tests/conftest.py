@@ -78,7 +78,7 @@ def tiny_size(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def drop_programs():
-    """After each file and, if one holds many, after each test: see `parallel.drop_programs`."""
+    """After each file and, if one holds many, after each test: see `programs.drop_all`."""
     yield
     jax.clear_caches()
 

@@ -211,7 +211,8 @@ def _fetch(place: Place, files: list[str]) -> Path:
 
     if missing := [file for file in files if not cached(file)]:
         contents = contents_of(place.repository, place.revision)
-        missing += [file for file in _BESIDE if file in contents.sizes and not cached(file) and file not in missing]
+        # First, because an interrupted download goes on only while one of `files` is missing.
+        missing = [file for file in _BESIDE if file in contents.sizes and not cached(file) and file not in missing] + missing
         total = sum(contents.sizes.get(file) or 0 for file in missing)
         remedy = "set HF_HOME to a folder on another disk"
         package_files.check_room(Path(client.constants.HF_HUB_CACHE), total, str(place), remedy)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -317,3 +318,14 @@ def test_a_folder_with_a_plus_in_its_name_is_written_with_two(tmp_path):
 
 def test_spread_is_even():
     assert selected.spread(10, 4) == (0, 2, 5, 7) and selected.spread(3, 4) == (0, 1, 2)
+
+
+def test_images_in_an_archive_have_boxes_too(root):
+    with zipfile.ZipFile(root / "images.zip", "w") as file:
+        for name in BOXES:
+            file.write(root / "images" / name, name)
+    (root / "boxes.json").write_text(json.dumps(BOXES))
+    paths = tuple(f"{root}/images.zip/{name}" for name in BOXES)
+    for kind in (image_files.Files, image_files.UprightFiles):
+        _, boxes = annotations.open_objects(str(root / "boxes.json"), kind(paths, (0, 0), ("a",)), f"{root}/images.zip")
+        assert [boxes[i].shape for i in range(2)] == [(40, 60), (50, 30)]

@@ -102,6 +102,7 @@ def test_a_language_model_keeps_the_names_of_the_release():
 
 
 KINDS = {
+    "plain mean": ("vit_b16", {"pool": "mean"}),
     "dinov2": ("vit_s14_dinov2", {"antialias": True}),
     "dinov2 registers": ("vit_s14_reg4_dinov2", {"pool": "mean"}),
     "dinov2 giant": ("vit_g14_reg4_dinov2", {}),
@@ -110,9 +111,16 @@ KINDS = {
     "siglip": ("vit_b16_siglip", {"mlp": "gelu_tanh"}),
     "siglip mean": ("vit_b16_siglip", {"pool": "mean"}),
 }
-LACKING = {("dinov3", "hf"), ("dinov3 plus", "hf"), ("siglip", "hf")}
+LACKING = {("plain mean", "hf"), ("dinov3", "hf"), ("dinov3 plus", "hf"), ("siglip", "hf")}
 
-QUICK = {("dinov2 giant", "hf"), ("dinov2 giant", "timm"), ("dinov3", "timm"), ("siglip", "timm"), *LACKING}
+QUICK = {
+    ("plain mean", "timm"),
+    ("dinov2 giant", "hf"),
+    ("dinov2 giant", "timm"),
+    ("dinov3", "timm"),
+    ("siglip", "timm"),
+    *LACKING,
+}
 PAIRS = [
     pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in itertools.product(KINDS, ("timm", "hf"))
 ]
@@ -133,6 +141,7 @@ def test_a_kind_of_vit_is_read_as_it_was_written(name, kind, tmp_path, monkeypat
             plain.files(run, kind)
         return
     read = folder_config.get_config(f"method=linear,backbone={written(run, kind, tmp_path / kind)}")
+    assert read.backbone.pool == config.backbone.pool or kind == "hf"  # whose classifiers read several
     model, method = steered.build(read, 3)
     own = run.model.backbone
     assert dataclasses.replace(model.backbone.features, antialias=own.features.antialias) == own.features
@@ -335,6 +344,13 @@ def test_a_sentencepiece_model_alone_gets_its_begin_token_in_transformers(tmp_pa
     config.backbone.vocabulary = 512
     stated = json.loads(plain.files(dataclasses.replace(run, config=config), "hf")["tokenizer_config.json"])
     assert stated == {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+
+
+def test_a_window_that_transformers_lacks_is_not_dropped(monkeypatch):
+    size = llama.Size(16, 2, 2, 1, 24, 512, 64, window=4, kind=llama.LLAMA)
+    monkeypatch.setitem(llama.SIZES, "windowed", size)
+    with pytest.raises(InputError, match=r"The LLaMA of transformers has no window, and this one has backbone\.window=4"):
+        plain.files(text_run("lora", "windowed"), "hf")
 
 
 def jinja2_text(source, said):

@@ -226,8 +226,8 @@ def test_statistics_of_a_probe_are_not_for_an_optimizer():
 
 
 def splits_of(given, folder):
-    fields = data.to_tune_on(given, folder, has_format=False)
-    config = keywords.changed(config_files.read_config("folder"), fields)
+    config = config_files.read_config("folder")
+    config = keywords.changed(config, data.to_tune_on(given, folder, config, has_format=False))
     return {name: len(source) for name, source in sources.open_splits(config.data).items()}
 
 
@@ -253,18 +253,27 @@ def test_a_list_holds_out_the_images_that_its_folder_would(image_folder, tmp_pat
     rows = [(path, path.parent.name) for path in sorted((image_folder / "train").rglob("*.jpg"))]
     held_out = []
     for given in (rows, image_folder / "train"):
-        fields = data.to_tune_on(given, tmp_path, has_format=False)
-        config = keywords.changed(config_files.read_config("folder"), fields)
+        config = config_files.read_config("folder")
+        config = keywords.changed(config, data.to_tune_on(given, tmp_path, config, has_format=False))
         held_out.append(sources.open_split(config.data, "val", seed=1).paths)
     assert held_out[0] == held_out[1]
 
 
 def test_data_of_a_former_run_does_not_reach_the_next(image_folder, tmp_path):
     config = config_files.read_config("folder")
-    config.data.held_out, config.data.image_dir, config.data.splits.val = 0.5, "x", ""
-    fields = data.to_tune_on(image_folder, tmp_path, has_format=False)
+    config.data.root, config.data.held_out, config.data.image_dir, config.data.splits.val = "former", 0.5, "x", ""
+    fields = data.to_tune_on(image_folder, tmp_path, config, has_format=False)
     changed = keywords.changed(config, fields).data
     assert (changed.held_out, changed.image_dir, changed.splits.val) == (0.0, "", "val")
+
+
+def test_how_to_split_can_be_said_before_the_data(image_folder, tmp_path):
+    config = config_files.read_config("folder")
+    config.data.held_out = 0.4
+    train, pairs = image_folder / "train", [(image_folder / "train" / "a.jpg", "a")]
+    for given, share in ((train, 0.4), (pairs, 0.4), ({"root": str(train)}, 0.4), ({"root": str(train), "held_out": 0.1}, 0.1)):
+        fields = data.to_tune_on(given, tmp_path, config, has_format=False)
+        assert keywords.changed(config, fields).data.held_out == share
 
 
 def test_without_a_workdir_a_temporary_folder_is_said_and_removed_if_the_run_fails(fresh, image_folder, tmp_path, monkeypatch):

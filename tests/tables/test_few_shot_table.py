@@ -25,7 +25,7 @@ def write(folder, method, task, shots, correct, seeds=(1, 2)):
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "sweep.json").write_text(json.dumps({"table": "fewshot", "backbone": "vit_ti16"}))
     config = paper_recipes.few_shot("vit_ti16")
-    config.method, config.data.root, config.data.shots = method, f"somewhere/{task}", shots
+    config.method, config.data.root, config.data.shots = method, f"{task}/images", shots
     name = f"{task}_{shots}shot" if shots else f"{task}_all"
     for seed, answers in zip(seeds, correct, strict=True):
         run = folder / method / name / "final" / f"seed_{seed}"

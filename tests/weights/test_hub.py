@@ -186,6 +186,16 @@ def test_a_download_that_is_cut_off_resumes(server, monkeypatch):
     assert ranges == [None, "bytes=1000-", "bytes=1500-"]
 
 
+def test_what_is_beside_a_file_comes_first_so_that_an_interrupted_download_has_it_later(server):
+    sha = server.commit("a/b", {"tokenizer_config.json": {"eos_token": "<|im_end|>"}, "tokenizer.json": {}})
+    place = hub.parse(f"hf:a/b@{sha}/tokenizer.json")
+    server.cut["tokenizer_config.json"] = [0] * 100
+    with pytest.raises(InputError, match="was not downloaded completely"):
+        hub.local(place)
+    server.cut.clear()
+    assert (hub.local(place).parent / "tokenizer_config.json").is_file()
+
+
 def test_a_download_that_never_completes_leaves_nothing(server, tmp_path):
     server.commit("a/b", {"config.json": VIT, "model.safetensors": WEIGHTS})
     server.cut["model.safetensors"] = [0] * 100
@@ -257,6 +267,15 @@ TIMM = {"tag": "augreg_in21k", "input_size": [3, 384, 384], "crop_pct": 1.0, "me
             {"config.json": {"architecture": "convnext_small", "pretrained_cfg": TIMM | {"crop_pct": 0.96}}},
             ("convnext", "S", None, 384, 400, HALF),
         ),
+        (  # 248.9 pixels
+            {
+                "config.json": {
+                    "architecture": "vit_base_patch16_224",
+                    "pretrained_cfg": TIMM | {"input_size": [3, 224, 224], "crop_pct": 0.9},
+                }
+            },
+            ("vit", "B", 16, 224, 248, HALF),
+        ),
     ],
 )
 def test_a_backbone_is_read_from_the_files_of_its_repository(server, files, expected):
@@ -283,9 +302,11 @@ def test_a_language_model_is_read_from_its_repository(server, size):
     record = FAMILIES["llama"].sizes[size]
     content = {**config_json.written(record), "model_type": record.kind.model_type}
     content["vocab_size"] += size == "llama2_7b"
+    content["max_position_embeddings"] += size == "qwen2_5_0_5b"
     server.commit("meta/llama", {"config.json": content})
     config = alpaca.get_config("backbone=hf:meta/llama@main")
     assert (config.backbone.size, config.backbone.vocabulary) == (size, 32_001 if size == "llama2_7b" else 0)
+    assert config.backbone.context == (32_769 if size == "qwen2_5_0_5b" else 0)
     assert config.backbone.weights == config.data.tokenizer == "hf:meta/llama@main" and config.name == "alpaca_toast_llama"
 
 

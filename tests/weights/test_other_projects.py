@@ -446,6 +446,14 @@ def test_of_several_networks_the_evaluated_one_is_taken(used, other, tmp_path, l
     assert "it holds several networks (first., " in refusal(to_file(tmp_path, neither, ".npz"))
 
 
+def test_heads_of_the_small_vit_of_moco_are_said(logged):  # noqa: F811
+    state = {f"{wrapper}.patch_embed.proj.weight": np.zeros(1, "f4") for wrapper in ("base_encoder", "momentum_encoder")}
+    for width, warned in ((768, False), (384, True)):
+        logged.clear()
+        other_projects.known_names(state | {"base_encoder.cls_token": np.zeros((1, 1, width), "f4")})
+        assert any("num_heads 12" in message for message in logged.messages) == warned
+
+
 @pytest.mark.parametrize("beside", ["neck.stem.0.weight", "model.neck.patch_embed.proj.weight", "decode_head.stem.0.weight"])
 def test_the_backbone_of_a_detector_is_taken(beside):
     state = {f"backbone.{name}": array for name, array in backbone().items()} | {beside: np.ones((2, 2), "f4")}

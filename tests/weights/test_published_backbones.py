@@ -13,6 +13,7 @@ from tests import FIXTURES, ROOT
 from tests.conftest import refusal
 from toast_jax.config import backbone_names, check
 from toast_jax.model import families, steered
+from toast_jax.model.backbones.rename_rules import Unusable
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit.features import Features
 from toast_jax.tasks import convert
@@ -164,6 +165,55 @@ def test_a_folder_without_weights_or_with_a_damaged_config_is_refused(tmp_path):
 def test_an_architecture_of_timm_gives_its_features(architecture, expected):
     fields = kinds.described({"architecture": architecture})
     assert {name: fields[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "expected"),
+    [
+        (
+            "vit_small_patch16_224",
+            {"num_heads": 12},
+            {"size": "custom", "width": 384, "depth": 12, "num_heads": 12, "hidden": 1536},
+        ),
+        ("vit_base_patch16_224", {"patch_size": 32, "img_size": 256, "drop_path_rate": 0.1}, {"size": "B", "patch": 32}),
+        ("vit_giant_patch14_dinov2", {"depth": 30}, {"size": "custom", "depth": 30, "hidden": 4096, "mlp": "swiglu"}),
+        ("vit_base_patch14_dinov2", {"reg_tokens": 4, "init_values": 1e-5}, {"registers": 4}),
+        (
+            "vit_base_patch16_224",
+            {"class_token": False, "global_pool": "avg", "fc_norm": False},
+            {"class_token": False, "pool": "mean"},
+        ),
+        ("vit_base_patch16_224", {"embed_dim": 192, "num_heads": 3}, {"size": "Ti"}),
+        ("vit_base_patch16_224", {"act_layer": "gelu_tanh"}, {"mlp": "gelu_tanh"}),
+        ("vit_base_patch16_dinov3", {"global_pool": "token"}, {"pool": "cls"}),
+        ("vit_base_patch16_224", {"global_pool": "token", "fc_norm": True}, {"pool": "cls"}),
+    ],
+)
+def test_arguments_change_an_architecture_of_timm(architecture, arguments, expected):
+    fields = kinds.described({"architecture": architecture, "model_args": arguments})
+    assert {name: fields[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("vit_base_patch16_224", {"qk_norm": True}),
+        ("vit_base_patch16_224", {"global_pool": "avg"}),
+        ("vit_base_patch16_siglip_224", {"act_layer": "relu"}),
+        ("convnext_tiny", {"conv_bias": False}),
+    ],
+)
+def test_arguments_that_no_network_here_has_are_refused(architecture, arguments):
+    described = families.FAMILIES["vit" if "vit" in architecture else "convnext"].described
+    name, value = next(iter(arguments.items()))
+    with pytest.raises(Unusable, match=f"its model_args set {name}={value!r}, which no network here has"):
+        described({"architecture": architecture, "model_args": arguments})
+
+
+def test_a_plain_vit_takes_its_epsilon_from_transformers():
+    sides = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
+    assert kinds.described(sides | {"layer_norm_eps": 1e-5})["eps"] == 1e-5
+    assert kinds.described(sides)["eps"] == 1e-12  # transformers' default
 
 
 def test_a_two_tower_config_of_defaults_alone_is_siglip_base():

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from toast_jax.data.images import pixels, synthetic_scenes
-from toast_jax.data.images.image_files import Files
+from toast_jax.data.images.image_files import Files, opened
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.tfds_records import TfdsRecords, record_of, records
 from toast_jax.errors import InputError, listed
@@ -234,7 +234,7 @@ def _masks(folder, source, root, only_annotated):
 
 def _log_turned(source, masks=()):
     """Warn of images that EXIF turns and whose annotation, drawn on the stored pixels, would be elsewhere in silence."""
-    turned = [path for path in source.paths if pixels.is_turned(path)] if source.orient else []
+    turned = [path for path in source.paths if pixels.is_turned(opened(path))] if source.orient else []
     if masks and turned:
         own = dict(zip(source.paths, masks, strict=True))
         turned = [path for path in turned if not pixels.is_turned(own[path])]
@@ -267,7 +267,7 @@ def _annotated(source, names, has, lack, only_annotated):
 def _size(source, index):
     """Read the decoded width and height of an image from the header of its file."""
     try:
-        return pixels.size_of(source.paths[index], orient=source.orient)
+        return pixels.size_of(opened(source.paths[index]), orient=source.orient)
     except Exception as error:
         raise InputError(f"Image {source.paths[index]} cannot be decoded: download it again, or remove it.") from error
 

@@ -110,7 +110,8 @@ def _images(content: Mapping, preprocessor: Mapping, multiple: int) -> dict[str,
     is_cropped = bool(size and crop) and preprocessor.get("do_center_crop", True)
     side = (crop if is_cropped else size) or _side(content.get("image_size")) or 224
     # Pixels are resized to a little more than the crop: to the stated size or share, or in the proportion of 256 to 224.
-    larger = size if is_cropped else round(side / (preprocessor.get("crop_pct") or 224 / 256))
+    # Rounded down, as timm and transformers do.
+    larger = size if is_cropped else int(side / (preprocessor.get("crop_pct") or 224 / 256))
     # SigLIP's 384 pixels are not a multiple of 14: a smaller crop, of as many patches.
     values: dict[str, Any] = {"data.image_size": max(1, side // multiple) * multiple, "data.resize": max(larger, side)}
     mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")

@@ -19,15 +19,6 @@ def replicate(step: Callable, num_replicated: int, donate: tuple[int, ...] = ())
     return jax.pmap(step, axis_name=AXIS, in_axes=(None,) * num_replicated + (0,), out_axes=None, donate_argnums=donate)
 
 
-def drop_programs() -> None:
-    """Drop all compiled programs of this process, so that they do not add up over many runs.
-
-    `jax.pmap` keeps every program that it has compiled (jax 0.10 to 0.12). On a CPU a run leaves hundreds of memory mappings
-    behind; when a process has 65,530 of them, which is Linux's default limit, XLA crashes.
-    """
-    jax.clear_caches()
-
-
 def place(tree):
     """Copy a tree to every local device, as `replicate`d steps expect it.
 

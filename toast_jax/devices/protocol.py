@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Mapped(Protocol):
-    """A step mapped over devices, compiled at its first call."""
+    """A step mapped over devices, compiled at its first call unless `programs.compile_ahead` has."""
 
     def __call__(self, *args) -> Any: ...
 

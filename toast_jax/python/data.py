@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from toast_jax.config.run_fields import IMAGES
@@ -23,12 +24,13 @@ _DEFAULTS = {name: IMAGES[name].default for name in IMAGES if re.match(r"data\.(
 LISTING = "tuned_on.csv"  # in the folder of a run: images that were passed as a list
 
 
-def to_tune_on(data: Any, folder: Path, *, has_format: bool) -> dict[str, Any]:
+def to_tune_on(data: Any, folder: Path, config: ConfigDict, *, has_format: bool) -> dict[str, Any]:
     """Return the fields of a config that describe labeled images, by dotted name.
 
     Args:
       data: see `Net.tune`.
       folder: of the run; a list of images is written to it.
+      config: of the network. Its fields for splits are kept if it names no data, and otherwise are for that data alone.
       has_format: whether the caller sets `data.format` itself, so that a path sets only `data.root`.
 
     Raises:
@@ -36,23 +38,25 @@ def to_tune_on(data: Any, folder: Path, *, has_format: bool) -> dict[str, Any]:
     """
     if data is None:
         return {}
+    stated = {} if config.data.root else flat_fields(config.to_dict())
+    own = {name: stated[name] for name, default in _DEFAULTS.items() if stated.get(name, default) != default}
     if isinstance(data, Mapping):
-        return _DEFAULTS | {f"data.{name}": value for name, value in flat_fields(data).items()}
+        return _DEFAULTS | own | {f"data.{name}": value for name, value in flat_fields(data).items()}
     if not isinstance(data, (str, os.PathLike)):
-        return _DEFAULTS | _listed(data, folder)
+        return _DEFAULTS | {"data.held_out": _HELD_OUT} | own | _listed(data, folder)
     root = os.path.expanduser(os.fspath(data))
     if has_format:
         return {"data.root": root}
     if table.is_table(root):
         splits = {cells.get(table.SPLIT, "") for _, cells in table.load(root).rows}
-        return _DEFAULTS | {"data.format": "table", "data.root": root} | _splits(splits)
+        return _DEFAULTS | {"data.format": "table", "data.root": root} | _splits(splits) | own
     if not os.path.isdir(root):
         raise InputError(
             f"There is no folder or table (.csv, .tsv, .parquet) at {root!r}; give a folder with one folder of images for each "
             "class, a table, or a list of (path, label)."
         )
     splits = {name for name in selected.SPLITS if os.path.isdir(os.path.join(root, name))}
-    return _DEFAULTS | {"data.format": "folder", "data.root": root} | _splits(splits)
+    return _DEFAULTS | {"data.format": "folder", "data.root": root} | _splits(splits) | own
 
 
 def to_look_at(images: Any) -> Iterator[str | dict[str, Any]]:
@@ -98,7 +102,7 @@ def _listed(pairs: Iterable, folder: Path) -> dict[str, Any]:
     csv.writer(content, lineterminator="\n").writerows(lines)
     file = run_folder.writable(folder) / LISTING
     run_folder.replace_file(file, content.getvalue())
-    return {"data.format": "table", "data.root": str(file), "data.image_dir": top, "data.held_out": _HELD_OUT}
+    return {"data.format": "table", "data.root": str(file), "data.image_dir": top}
 
 
 def _some(images: Any, place: Any) -> Iterator[Any]:

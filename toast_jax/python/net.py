@@ -26,7 +26,7 @@ from toast_jax import trees
 from toast_jax.analysis import maps, views
 from toast_jax.config.check import check
 from toast_jax.data.images import image_files, sources
-from toast_jax.devices import parallel
+from toast_jax.devices import programs
 from toast_jax.errors import InputError, listed
 from toast_jax.model import families, methods, steered
 from toast_jax.model.layers.batch_norm import STATISTICS
@@ -90,10 +90,11 @@ class Net:
 
     @property
     def apply(self) -> Callable:
-        """The pure function `apply(params, images)`: uint8 or float images `[B, S, S, 3]`, from 0 to 255, to logits `[B, C]`.
+        """The pure function `apply(params, images)`: images `[B, S, S, 3]` to logits `[B, C]`.
 
-        It normalizes the pixels. `rng=`, one key for each image `[B]`, applies drop-path and dropout; a probe then normalizes
-        by the batch and needs a mapped axis "data", as of `jax.vmap(..., axis_name="data")` (see `layers.batch_norm`).
+        It normalizes uint8 images; floats have to be normalized already (see `backbones.normalize`). `rng=`, one key for each
+        image `[B]`, applies drop-path and dropout; a probe then normalizes by the batch and needs a mapped axis "data", as of
+        `jax.vmap(..., axis_name="data")` (see `layers.batch_norm`).
         """
         return functools.partial(steered.apply, self.run.model, self.run.method)
 
@@ -103,7 +104,7 @@ class Net:
 
         Tuning starts from the pre-trained weights, even if the network is tuned already. The same call with the same `workdir`
         resumes an interrupted run and returns the result of a finished one. At the end all compiled programs of the process are
-        dropped (see `parallel.drop_programs`), so that jitted functions of your own compile again.
+        dropped (see `programs.drop_all`), so that jitted functions of your own compile again.
 
         Args:
           data: a folder `CLASS/IMAGE` or `SPLIT/CLASS/IMAGE`, with the splits train, val and test; a CSV, TSV or Parquet file
@@ -121,7 +122,8 @@ class Net:
         listing = folder / python_data.LISTING
         is_new, has_listing = not folder.exists(), listing.exists()
         try:
-            of_data = python_data.to_tune_on(data, folder, has_format="data.format" in fields or "format" in fields)
+            has_format = "data.format" in fields or "format" in fields
+            of_data = python_data.to_tune_on(data, folder, self.config, has_format=has_format)
             config = checked(keywords.changed(keywords.changed(self.config, of_data), fields))
             if config.data.format == "folder" and not config.data.root:
                 raise InputError("There is no data to tune on; give a folder, a table, or a list of (path, label).")
@@ -140,7 +142,7 @@ class Net:
                     if is_new:
                         folder.rmdir()
             raise
-        parallel.drop_programs()  # a notebook may tune many times
+        programs.drop_all()  # a notebook may tune many times
         self.run = saved_run.load_tuned(folder.absolute())  # the program may change its folder
         return json.loads(json.dumps(result))  # with lists for tuples, as it is read by the same call later
 

@@ -129,7 +129,7 @@ def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
                 result = next(iter(runs.values()))
                 config = result["config"]
                 correct = {run["seed"]: _correct(folder, run["test"]["accuracy"]) for folder, run in runs.items()}
-                task, shots = Path(config["data"]["root"]).name, config["data"]["shots"]
+                task, shots = path.name.rpartition("_")[0], config["data"]["shots"]  # TASK_4shot or TASK_all
                 cells[name, task, shots] = Cell(cell, correct, result["steps"] * config["batch_size"])
         if config:
             rows.append(Row(name, label, method, costs.per_image(with_defaults(config))))

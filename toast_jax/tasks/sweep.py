@@ -17,7 +17,7 @@ from toast_jax.data.images import few_shot, sources
 from toast_jax.data.images.segmentation import sets
 from toast_jax.data.images.segmentation.masks import MaskedSource
 from toast_jax.data.images.sources import Source
-from toast_jax.devices import parallel
+from toast_jax.devices import programs
 from toast_jax.errors import Diverged, InputError, Interrupted, listed, renaming
 from toast_jax.model import families
 from toast_jax.tables import plan
@@ -175,7 +175,7 @@ def _fit_grid(config: ConfigDict, units: list[Unit]) -> None:
             _traces.info("%s", folder, exc_info=True)
             log.info("%d runs of %s together: %s; now one by one.", len(units), folder.parent, _reason(error))
             results = []
-    parallel.drop_programs()
+    programs.drop_all()
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for unit, result in zip(units, results, strict=False):
         if isinstance(result, Diverged):
@@ -195,7 +195,7 @@ def _ensure(unit: Unit, place: str, interrupted: Callable[[], bool]) -> dict[str
                 return {}
             with log_to_file(unit.folder / "log.txt", but=log):
                 undone = _fit(unit)
-            parallel.drop_programs()
+            programs.drop_all()
     except locks.Held as holder:
         undone = {unit.name: str(holder)}
     for name, reason in undone.items():

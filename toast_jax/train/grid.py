@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from toast_jax.devices import parallel
+from toast_jax.devices.protocol import Mapped
 from toast_jax.train import feature_cache
 from toast_jax.train.grid_step import grid_eval_step, grid_step, own, with_own
 from toast_jax.train.setup import Run, optimizer, prepare, rates, schedule
@@ -70,7 +71,7 @@ def _replicated(parts, at_once):
     return parallel.replicate(functools.partial(grid_step, **parts, at_once=at_once), num_replicated=2, donate=(0,))
 
 
-def _step(parts, run, state, count, at_once, device) -> tuple[Callable, int]:
+def _step(parts, run, state, count, at_once, device) -> tuple[Mapped, int]:
     """Map the step to the devices, with `at_once` points side by side; also return how many these are.
 
     0 chooses: 1 keeps a CPU busy; on an accelerator, as many as fit in its memory. The first try is all points, which mostly

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax import trees
-from toast_jax.devices import parallel, precision
+from toast_jax.devices import parallel, precision, programs
 from toast_jax.errors import Diverged, Interrupted
 from toast_jax.train import checkpoint, feature_cache
 from toast_jax.train.grid import prepare_grid
@@ -129,6 +129,8 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
         contextlib.closing(_train_batches(run, start)) as batches,
     ):
         step, ready = start, next(batches, None)
+        if ready is not None:
+            programs.compile_ahead(run.step, state, run.frozen, ready[0])
         while ready is not None:
             step, (batch, examples) = step + 1, ready
             state, metrics = run.step(state, run.frozen, batch)
@@ -148,6 +150,7 @@ def _train(run: Run, state: State, checkpoints, meta: dict, record: Record, star
                 window = []
             if evaluates and not record.all_diverged:
                 evaluated = _evaluate(run, state, record, step)
+                programs.free_memory()  # of the compiler, after the first evaluation
             if record.all_diverged:
                 return [record.diverged[i] for i in range(len(run.members))]
             if saves:

@@ -20,7 +20,7 @@ from toast_jax.data import loader
 from toast_jax.data.images import sources
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import fsdp, parallel
-from toast_jax.devices.protocol import Devices
+from toast_jax.devices.protocol import Devices, Mapped
 from toast_jax.model import families, losses, methods, steered
 from toast_jax.model.layers.batch_norm import without_statistics
 from toast_jax.model.segmentation import segmenter
@@ -76,7 +76,7 @@ class Run:
     train: sources.Source | Sequences
     evals: dict[str, sources.Source | Sequences]
     parts: dict
-    step: Callable
+    step: Mapped
     eval_step: Callable
     frozen: dict
     mask: dict

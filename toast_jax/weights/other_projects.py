@@ -103,6 +103,7 @@ _FIRST = re.compile(
     r"conv_proj\.weight|features\.0\.0\.weight|downsample_layers\.0\.0\.weight|stem\.0\.weight|embedding/kernel|(?:model\.)?embed_tokens\.weight)"
 )
 # Which of several networks in a file of self-supervised training is used: the one that its authors evaluate.
+_MOCO_S = 384  # channels
 _EVALUATED = re.compile(r"(?:\w*ema|teacher|base_encoder)[./]")
 # Parts of a detector or a segmentation network that may have a stem too; only the backbone is used.
 _BESIDE_BACKBONE = re.compile(r"(?:.*[./])?(?:neck|\w*head|decoder)[./]")
@@ -220,6 +221,12 @@ def unwrapped(state: Arrays, dropped: list[str]) -> Arrays:
         if len(evaluated) != 1:
             raise ValueError(f"it holds several networks ({listed([w or 'one without a prefix' for w in wrappers])})")
         log.info("The weights file holds several networks (%s), of which %s is used.", listed(wrappers), evaluated[0])
+        cls_token = state.get(f"{evaluated[0]}cls_token")
+        if "base_encoder" in evaluated[0] and cls_token is not None and cls_token.shape[-1] == _MOCO_S:
+            log.warning(
+                "This looks like the ViT-S of MoCo v3, which has 12 heads where the size S has 6, as no array shows: the "
+                "network has to be of size custom, with width 384, depth 12 and num_heads 12."
+            )
         wrappers = evaluated
     if wrappers in ([], [""]):
         return state

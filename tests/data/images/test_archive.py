@@ -136,3 +136,13 @@ def test_a_folder_named_like_an_archive_is_a_folder(data, tmp_path):
     data.image_dir = "folder.zip/images.zip"
     (tmp_path / "train.json").write_text(json.dumps({NAMES[5]: 0}))
     assert sources.open_split(data, "train")[0]["image"] == picture(5)
+
+
+def test_an_archive_that_is_replaced_is_read_anew(data, tmp_path):
+    path = f"{tmp_path}/images.zip/{NAMES[0]}"
+    former = image_files.Files((path,), (0,), ("a",))[0]["image"]
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as file:
+        file.writestr(NAMES[0], picture(99))
+    (tmp_path / "new.zip").replace(tmp_path / "images.zip")
+    assert former == picture(0) and image_files.Files((path,), (0,), ("a",))[0]["image"] == picture(99)
+    assert image_files.absent(f"{tmp_path}/images.zip", NAMES[:2]) == NAMES[1:2]

@@ -51,6 +51,11 @@ def test_parquet_reads_like_csv(tmp_path):
     for split in ("train", "val", "test"):
         one, other = (sources.open_split(table_config(file), split) for file in (csv_file, tmp_path / "all.parquet"))
         assert one == other
+    columns["label"] = [float(label) for label in columns["label"]]  # as pandas writes integers with gaps
+    parquet.write_table(pyarrow.table(columns), tmp_path / "all.parquet")
+    assert sources.open_split(table_config(tmp_path / "all.parquet"), "val") == sources.open_split(
+        table_config(csv_file), "val"
+    )
     write(tmp_path / "all.parquet", b"no parquet")
     assert f"Table {tmp_path}/all.parquet cannot be read (" in error_of(table_config(tmp_path / "all.parquet"))
 
@@ -104,6 +109,7 @@ def test_photos_of_a_table_are_upright_and_images_may_be_in_an_archive(tmp_path)
             "{root}/gone.png of row 4: correct the paths, or set --config.",
         ),
         ('path,label,split\n"a.png,x,train\n', "cannot be read ("),
+        ("path,label,label\na.png,x,y\n", "Table {file} has 2 columns label: rename all but one."),
         (b"path,label,split\n\xff.png,x,train\n", "cannot be read ("),
     ],
 )
@@ -216,6 +222,15 @@ def test_a_record_decides_for_a_run_that_resumes_and_is_a_split_of_its_own(class
     write(run / "splits/train.json", b"{")
     with pytest.raises(InputError, match="splits/train.json is damaged .*: restore it, or begin anew in another --workdir"):
         parts(data, run=run)
+
+
+def test_a_record_of_numbered_classes_keeps_their_order(tmp_path):
+    folder_root(tmp_path / "classes", *(f"{name}/{i}.png" for name in range(12) for i in range(3)))
+    before = parts(config(tmp_path / "classes", "folder", held_out=0.3))
+    for split, part in zip(("train", "val"), before, strict=True):
+        write(tmp_path / f"splits/{split}.json", json.dumps(held_out.record(part, str(tmp_path / "classes"))).encode())
+    again = parts(config(tmp_path / "splits", "json", image_dir=str(tmp_path / "classes")))
+    assert again[1].classes == before[1].classes == tuple(map(str, range(12))) and again[1].labels == before[1].labels
 
 
 def test_classes_of_single_images_cannot_be_held_out(tmp_path):

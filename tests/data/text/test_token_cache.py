@@ -67,7 +67,7 @@ def test_worker_processes_map_the_same_files(files):
     np.testing.assert_array_equal(in_memory.tokens, ARRAYS[0])
 
 
-@pytest.mark.parametrize("stale", ["size", "time", "tokenizer", "fields"])
+@pytest.mark.parametrize("stale", ["size", "time", "tokenizer", "fields", "format"])
 def test_an_entry_is_of_one_text_tokenizer_and_fields(files, stale):
     text, words = files
     state = text.stat()
@@ -79,6 +79,8 @@ def test_an_entry_is_of_one_text_tokenizer_and_fields(files, stale):
         os.utime(text, ns=(state.st_atime_ns, state.st_mtime_ns + 1000))
     if stale == "tokenizer":
         words.write_text("[]")
+    if stale == "format":  # that a name states
+        files = text.rename(text.with_suffix(".txt")), words
     fields = (256,) if stale == "fields" else (512,)
     assert [opened(files, *fields)[1] for _ in range(2)] == [True, False]
 

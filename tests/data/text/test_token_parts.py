@@ -159,6 +159,20 @@ def test_a_wrong_record_before_the_limit_is_an_error(text, made):
     assert len(made) == 1
 
 
+def test_what_a_tokenizer_refuses_is_its_sentence(text, monkeypatch):
+    encode = sequences.encode
+
+    def refusing(document, words):
+        if documents_with():
+            raise InputError("The model has no piece for 'x'; use another tokenizer.")
+        return encode(document, words)
+
+    documents_with = iter([False] * 5 + [True] * 10).__next__
+    monkeypatch.setattr(sequences, "encode", lambda document, words: refusing(document, words))
+    with pytest.raises(InputError, match="The model has no piece for 'x'"):
+        cached(text)
+
+
 def test_lines_belong_to_one_part_each(text):
     expected = [record for _, record in documents.records(text)]
     for size in (*range(3, 90), 10**6):

@@ -31,7 +31,7 @@ def write(run: SavedRun, paths: Iterable[str], folder: Path, *, drawn: bool) -> 
         run_folder.remove_pictures(folder / kind)
     for path in paths:
         try:
-            image = pixels.decode_example(image_files.Files((path,), (0,), (image_files.UNLABELLED,))[0])
+            image = pixels.decode_example(image_files.UprightFiles((path,), (0,), (image_files.UNLABELLED,))[0])
         except InputError as error:
             faults.append(fault_of(error))
             continue

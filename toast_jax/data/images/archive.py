@@ -26,7 +26,7 @@ def names(archive: str) -> frozenset[str]:
     Raises:
       InputError: it is damaged or not a zip file.
     """
-    return frozenset(name for name in _opened(archive, os.getpid()).namelist() if not name.endswith("/"))
+    return frozenset(name for name in _opened(archive).namelist() if not name.endswith("/"))
 
 
 def read(archive: str, name: str) -> bytes:
@@ -36,17 +36,22 @@ def read(archive: str, name: str) -> bytes:
       InputError: the archive or the file in it is missing, damaged or encrypted.
     """
     try:
-        return _opened(archive, os.getpid()).read(name)
+        return _opened(archive).read(name)
     except KeyError as error:
         raise InputError(f"{archive} has no {name}: give the archive that the split file lists.") from error
     except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name} in {archive} cannot be read ({error}): copy or download the archive again.") from error
 
 
-@functools.lru_cache(maxsize=8)
-def _opened(archive: str, process: int) -> zipfile.ZipFile:
-    """Open an archive once in each process: after a fork, processes would share a file position."""
+def _opened(archive: str) -> zipfile.ZipFile:
+    """Open an archive once in each process, as processes would share a file position after a fork, and again if it changes."""
     try:
-        return zipfile.ZipFile(archive)
+        state = os.stat(archive)
+        return _kept(archive, os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{archive} cannot be read as a zip file ({error}): copy or download it again.") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _kept(archive, *identity):
+    return zipfile.ZipFile(archive)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import logging
 import os
@@ -58,6 +59,12 @@ def _content(path: str) -> bytes:
             return file.read()
     except OSError as error:
         raise InputError(f"Image {path} cannot be read ({error.strerror}): mend or remove it.") from error
+
+
+def opened(path: str) -> str | io.BytesIO:
+    """Return a file for `pixels.size_of` and `pixels.is_turned`: a path, or the content of an image in an archive."""
+    inside = archive.split(path)
+    return io.BytesIO(archive.read(*inside)) if inside else path
 
 
 class UprightFiles(Files):

@@ -67,17 +67,17 @@ def decode_example(example: dict[str, Any]) -> np.ndarray:
     return decode(example["image"], example["name"], orient=example.get("orient", False))
 
 
-def size_of(path: str, *, orient: bool = False) -> tuple[int, int]:
+def size_of(file: str | io.BytesIO, *, orient: bool = False) -> tuple[int, int]:
     """Read from the header of an image file the width and height that `decode` returns; OSError if it has no header."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         # Pillow reports the upright size of a TIFF.
         swap = orient and image.format != "TIFF" and orientation(image) in _ON_ITS_SIDE
         return image.size[::-1] if swap else image.size
 
 
-def is_turned(path: str) -> bool:
+def is_turned(file: str | io.BytesIO) -> bool:
     """Return whether the EXIF orientation of an image file turns it."""
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         return orientation(image) in _UPRIGHT
 
 

@@ -102,7 +102,7 @@ def cached(text: str, words: str, fields: Sequence, make: Callable[[], Sequences
 def _folder(text, words, fields):
     state = text.stat()
     content, sampled = hashlib.sha256(words.read_bytes()).hexdigest(), hashlib.sha256(b"".join(_blocks(text)))
-    identity = [_VERSION, state.st_size, state.st_mtime_ns, sampled.hexdigest(), content, *fields]
+    identity = [_VERSION, text.suffix, state.st_size, state.st_mtime_ns, sampled.hexdigest(), content, *fields]
     cache = package_files.cache_folder("text")
     return cache / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 

@@ -164,7 +164,10 @@ class _Prefix:
         """Return the files of the parts; raise the InputError that reading all records in turn raises."""
         enough = bool(self._most) and self._documents >= self._most
         if not self._documents or not enough and any(made.wrong or made.malformed for made in self.made):
+            fault = _fault(self._files[len(self.made) - 1]) if self.made else ""
             shutil.rmtree(self._files[0].parent if self._files else "", ignore_errors=True)
+            if fault:
+                raise InputError(fault)
             for _ in documents.stream(str(text.file), text.read, text.most):
                 pass
             raise InputError(f"The text {text.file} has changed while it was read; start again.")
@@ -228,7 +231,7 @@ def _make_part_of_process(part: Part, file: Path) -> None:
 def _make_part(text: Text, part: Part, file: Path, stopped: Callable[[], bool] = lambda: False) -> None:
     """Write the tokens of a part, which tokens are learned, and the number of tokens of each document, unless `stopped()`."""
     tokens, answers, sizes = array("i"), bytearray(), array("q")
-    left_out, malformed, wrong = 0, False, False
+    left_out, malformed, wrong, fault = 0, False, False, ""
     try:
         for place, record in documents.records(text.file, part):
             if stopped():
@@ -236,7 +239,11 @@ def _make_part(text: Text, part: Part, file: Path, stopped: Callable[[], bool] =
             made = documents.made_of(text.file, place, record, text.read)
             left_out += not made
             for document in made:
-                ids, flags = sequences.encode(document, text.words)
+                try:
+                    ids, flags = sequences.encode(document, text.words)
+                except InputError as error:
+                    fault = str(error)
+                    raise
                 tokens.extend(ids)
                 answers.extend(flags)
                 sizes.append(len(ids))
@@ -248,10 +255,16 @@ def _make_part(text: Text, part: Part, file: Path, stopped: Callable[[], bool] =
     learned = np.array(answers, np.uint8).view(bool)
     draft = file.with_name(f"{file.name}.{os.getpid()}")
     with draft.open("wb") as content:
-        np.savez(content, tokens=_narrow(tokens, text.words), answers=learned, sizes=np.array(sizes), made=counts)
+        np.savez(content, tokens=_narrow(tokens, text.words), answers=learned, sizes=np.array(sizes), made=counts, fault=fault)
         content.flush()
         os.fsync(content.fileno())  # else it could be empty after a power failure
     draft.replace(file)
+
+
+def _fault(part: Path) -> str:
+    """Return why the tokenizer refused a document of a part, or ""."""
+    with np.load(part) as content:
+        return str(content["fault"])
 
 
 def _narrow(tokens: array, words: Tokenizer) -> np.ndarray:

@@ -42,6 +42,8 @@ def _answer_file(config, speaker, folder: Path) -> None:
     path = Path(config.file).expanduser()
     with renaming({"data.splits": "file"}):
         questions = list(documents.records(path))
+    if not questions:
+        raise InputError(f"{path} has no questions; give another file.")
     for place, record in questions:
         if not isinstance(record, dict) or not isinstance(record.get("question"), str):
             raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')

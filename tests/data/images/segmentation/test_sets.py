@@ -175,3 +175,32 @@ def test_wrong_classes_are_refused(root, content):
     (root / "classes.json").write_text(content)
     with pytest.raises(InputError, match="classes.json (is not valid JSON|must hold|gives two)"):
         opened(root)
+
+
+def test_photographs_are_turned_as_the_masks_that_were_drawn_on_them(root):
+    """Of the format folder; published sets keep their stored pixels."""
+    exif, stored = Image.Exif(), np.zeros((32, 24, 3), np.uint8)
+    stored[:8] = 255
+    for orientation, white in ((3, np.s_[24:]), (6, np.s_[:, 24:])):
+        exif[0x0112] = orientation
+        upright = np.zeros((24, 32) if orientation == 6 else (32, 24), np.uint8)
+        upright[white] = 1
+        Image.fromarray(stored).save(root / "images/train_0.jpg", exif=exif, quality=95)
+        Image.fromarray(upright).save(root / "masks/train_0.png")
+        for kind in (masks.UprightMaskedImages, type(opened(root))):
+            source = kind((str(root / "images/train_0.jpg"),), (str(root / "masks/train_0.png"),), ("black", "white"), (0, 1))
+            image, labels = source[0]
+            assert image.shape[:2] == labels.shape == source.sides(0) == upright.shape
+            assert image[labels == 1].min() > 200 and image[labels == 0].max() < 50
+    Image.fromarray(stored[..., 0] // 255).save(root / "masks/train_0.png", exif=exif)  # with a tag of its own
+    np.testing.assert_array_equal(source[0][1], upright)
+    assert not masks.MaskedImages.orient
+
+
+def test_a_list_names_each_image_once_and_endings_may_be_upper_case(root):
+    (root / "images/train_0.png").rename(root / "images/train_0.PNG")
+    (root / "train.txt").write_text("train_0.PNG\ntrain_1\n")
+    assert [path.split("/")[-1] for path in opened(root).paths] == ["train_0.PNG", "train_1.png"]
+    (root / "train.txt").write_text("train_0\ntrain_1\ntrain_0.PNG\n")
+    with pytest.raises(InputError, match=r"List .*train.txt names the image 'train_0' twice: leave it in once\."):
+        opened(root)

@@ -48,9 +48,13 @@ def part(source: Files, split: str, *, share: float, seed: int, root: str, run: 
     return _take(source, [position for position in range(len(names)) if (position in held_out) == (split == VAL)])
 
 
-def record(source: Files, root: str) -> dict[str, str]:
-    """Return the images of a source, by path below `root`, with their classes: a JSON split file."""
-    classes = (source.classes[label] for label in source.labels)
+def record(source: Files, root: str) -> dict[str, str | int]:
+    """Return the images of a source, by path below `root`, with their classes: a JSON split file.
+
+    Classes that are numbers are written as such, as they are sorted otherwise than text.
+    """
+    are_numbers = all(name.isascii() and name.isdecimal() and name == str(int(name)) for name in source.classes)
+    classes = (int(name) if are_numbers else name for name in (source.classes[label] for label in source.labels))
     return dict(zip((os.path.relpath(path, root) for path in source.paths), classes, strict=True))
 
 

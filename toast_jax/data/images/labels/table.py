@@ -97,6 +97,8 @@ def load(file: str) -> Table:
         raise InputError(f"Table {file} cannot be read ({error.strerror or error}): mend it.") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"Table {file} cannot be read ({error}): save it as CSV in UTF-8.") from error
+    if twice := [name for name in (PATH, LABEL, SPLIT) if columns.count(name) > 1]:
+        raise InputError(f"Table {file} has {columns.count(twice[0])} columns {twice[0]}: rename all but one.")
     table = Table(file, columns, tuple(rows))
     if not rows:
         raise InputError(f"Table {file} has no rows: write one for each image.")
@@ -135,6 +137,11 @@ def _of_text(file: str) -> tuple[tuple[str, ...], list]:
     return columns, rows
 
 
+def _text(cell) -> str:
+    """Return a cell as text; whole floats, which other programs make of integers with gaps, without their point."""
+    return "" if cell is None else str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
+
+
 def _of_parquet(file: str) -> tuple[tuple[str, ...], list]:
     parquet = of_extra("pyarrow.parquet", "parquet", "Reading a Parquet file")
     lib = of_extra("pyarrow", "parquet", "Reading a Parquet file")
@@ -144,8 +151,7 @@ def _of_parquet(file: str) -> tuple[tuple[str, ...], list]:
     except lib.ArrowException as error:
         raise InputError(f"Table {file} cannot be read ({str(error).splitlines()[0].rstrip('.')}): write it again.") from error
     return columns, [
-        (number, _read_cells((name, "" if cell is None else str(cell)) for name, cell in row.items()))
-        for number, row in enumerate(read, 1)
+        (number, _read_cells((name, _text(cell)) for name, cell in row.items())) for number, row in enumerate(read, 1)
     ]
 
 

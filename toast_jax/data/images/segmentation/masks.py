@@ -7,7 +7,7 @@ import io
 import logging
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
@@ -54,6 +54,8 @@ class MaskedImages:
     classes: tuple[str, ...]
     codes: tuple[Code, ...]
     ignored: tuple[Code, ...] = (IGNORED,)
+    # Whether images, and masks with a tag of their own, are turned upright by their EXIF orientation.
+    orient: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,10 +67,11 @@ class MaskedImages:
             InputError: either cannot be decoded, or they do not fit each other or the classes.
         """
         try:
-            image = pixels.decode(_content(self.paths[index]), self.paths[index])
+            image = pixels.decode(_content(self.paths[index]), self.paths[index], orient=self.orient)
         except InputError as error:
             raise InputError(f"{fault_of(error)}: replace it, or take it out of the list.") from error
-        values = decode(_content(self.masks[index]), self.masks[index], colors=isinstance(self.codes[0], tuple))
+        is_colored = isinstance(self.codes[0], tuple)
+        values = decode(_content(self.masks[index]), self.masks[index], colors=is_colored, orient=self.orient)
         if image.shape[:2] != values.shape[:2]:
             raise InputError(
                 f"Mask {self.masks[index]} is {_sides(values)} pixels and its image {self.paths[index]} {_sides(image)}: "
@@ -86,7 +89,7 @@ class MaskedImages:
     def sides(self, index: int) -> tuple[int, int]:
         """Read height and width of an image from the header of its file."""
         try:
-            width, height = pixels.size_of(self.paths[index])
+            width, height = pixels.size_of(self.paths[index], orient=self.orient)
         except OSError as error:
             raise InputError(f"Image {self.paths[index]} cannot be read ({error}): mend or replace it.") from error
         return height, width
@@ -101,7 +104,13 @@ class MaskedImages:
         )
 
 
-def decode(data: bytes, name: str, *, colors: bool = False) -> np.ndarray:
+class UprightMaskedImages(MaskedImages):
+    """A source of image files that are turned upright, as viewers and programs for drawing masks show them."""
+
+    orient = True
+
+
+def decode(data: bytes, name: str, *, colors: bool = False, orient: bool = False) -> np.ndarray:
     """Decode a mask file: int32 [H, W] of indices, those of a palette included, or uint8 [H, W, 3] of `colors`.
 
     Raises:
@@ -111,10 +120,11 @@ def decode(data: bytes, name: str, *, colors: bool = False) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             form, mode = image.format, image.mode
+            turned = pixels.upright(image, pixels.orientation(image) if orient else 1)
             if colors and form not in _LOSSY:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(turned.convert("RGB"))
             if mode in ("1", "L", "P", "I", "I;16") and form not in _LOSSY:
-                return np.asarray(image).astype(np.int32)
+                return np.asarray(turned).astype(np.int32)
     except Exception as error:  # a damaged file can raise nearly anything
         raise InputError(f"Mask {name} cannot be decoded ({str(error).rstrip('.')}): write it again.") from error
     if form in _LOSSY:

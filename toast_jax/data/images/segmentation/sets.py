@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from toast_jax.data.images import synthetic_scenes
 from toast_jax.data.images.image_files import absent, existing_root, neighbor_with, shifted
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.data.images.segmentation.masks import Code, MaskedImages, MaskedSource
+from toast_jax.data.images.segmentation.masks import Code, MaskedImages, MaskedSource, UprightMaskedImages
 from toast_jax.data.images.segmentation.scenes import MaskedScenes
 from toast_jax.errors import InputError, choose
 
@@ -55,11 +55,16 @@ def _scenes(data: ConfigDict, split: str) -> MaskedScenes:
     return MaskedScenes(*synthetic_scenes.part(split, data.splits[split]))
 
 
-def _files(read: Callable[[str, str], tuple[list[tuple[str, str]], _Labels]], data: ConfigDict, split: str) -> MaskedImages:
+def _files(
+    read: Callable[[str, str], tuple[list[tuple[str, str]], _Labels]],
+    data: ConfigDict,
+    split: str,
+    kind: type[MaskedImages] = MaskedImages,
+) -> MaskedImages:
     """Open files by a function from `data.root` and a split to pairs of paths, image and mask, and their labels."""
     pairs, labels = read(existing_root(data), data.splits[split])
     images, masks = zip(*pairs, strict=True)
-    return MaskedImages(images, masks, **dataclasses.asdict(labels))
+    return kind(images, masks, **dataclasses.asdict(labels))
 
 
 def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
@@ -68,6 +73,9 @@ def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     names = _names(root, f"{split}.txt")
     # With or without the ending of the image.
     stems = [os.path.splitext(name)[0] if name.lower().endswith(_SUFFIXES) else name for name in names]
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise InputError(f"List {path} names the image {twice!r} twice: leave it in once.")
     files = [stem + _suffix(folder, stem) for stem in stems]
     return _pairs(path, root, [(f"images/{file}", f"masks/{stem}.png") for file, stem in zip(files, stems, strict=True)]), (
         _described(os.path.join(root, "classes.json"))
@@ -76,7 +84,8 @@ def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
 
 def _suffix(folder: str, stem: str) -> str:
     """Return the suffix of the image file with a name, or the first of `_SUFFIXES` if there is no such file."""
-    return next((suffix for suffix in _SUFFIXES if os.path.exists(os.path.join(folder, stem + suffix))), _SUFFIXES[0])
+    suffixes = (*_SUFFIXES, *map(str.upper, _SUFFIXES))
+    return next((suffix for suffix in suffixes if os.path.exists(os.path.join(folder, stem + suffix))), _SUFFIXES[0])
 
 
 def _described(path: str) -> _Labels:
@@ -147,7 +156,7 @@ def _cityscapes(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
 
 
 READERS: Mapping[str, Callable[[ConfigDict, str], MaskedSource]] = {
-    "folder": functools.partial(_files, _folder),
+    "folder": functools.partial(_files, _folder, kind=UprightMaskedImages),
     "voc": functools.partial(_files, _voc),
     "ade20k": functools.partial(_files, _ade20k),
     "cityscapes": functools.partial(_files, _cityscapes),

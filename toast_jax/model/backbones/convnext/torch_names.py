@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from toast_jax.model.backbones import timm_arguments
 from toast_jax.model.backbones.convnext.network import SIZES, STRIDES, ConvNeXt
 from toast_jax.model.backbones.rename_rules import (
     ADDED,
@@ -162,4 +163,6 @@ def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     size = TIMM_SIZES.get(content.get("architecture", ""))
     if content.get("model_type") == "convnext":
         size = size_name(content["depths"], content["hidden_sizes"])
+    if size:
+        timm_arguments.refuse(timm_arguments.stated(content))
     return {"size": size} if size else None

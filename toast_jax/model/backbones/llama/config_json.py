@@ -124,5 +124,7 @@ def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     values = entries(size)
     for name, known in SIZES.items():
         if name != CUSTOM and known.kind is kind and values == {**entries(known), "vocab_size": size.vocabulary}:
-            return {"size": name, "vocabulary": 0 if size.vocabulary == known.vocabulary else size.vocabulary}
+            context = content.get("max_position_embeddings", known.context)
+            changed = {"vocabulary": (size.vocabulary, known.vocabulary), "context": (context, known.context)}
+            return {"size": name, **{field: 0 if own == listed else own for field, (own, listed) in changed.items()}}
     return fields_of(size)

@@ -10,11 +10,13 @@ from toast_jax.model.backbones.llama.network import LLaMA
 
 
 def _of_transformers(backbone: LLaMA, classes: Sequence[str], preprocessing: Preprocessing | None) -> dict[str, Any]:
-    content, own = written(backbone), entries(backbone)
-    stated = entries(read(content, backbone.kind))
-    if wrong := [f"{key}={value}" for key, value in own.items() if stated[key] != value]:
-        raise InputError(f"transformers has no {backbone.kind.title} with {' and '.join(wrong)}; write as=release.")
-    return transformers_config(backbone.kind.architecture, backbone.kind.model_type, (), **content)
+    kind = backbone.kind
+    if backbone.window and not kind.window_entries(backbone.window):
+        raise InputError(
+            f"The {kind.title} of transformers has no window, and this one has backbone.window={backbone.window}; only the "
+            "folder of the run can hold it."
+        )
+    return transformers_config(kind.architecture, kind.model_type, (), **written(backbone))
 
 
 FORMATS = {"hf": Format(_of_transformers, lambda backbone: Naming("llama_transformers"))}

@@ -31,7 +31,7 @@ def _of_timm(backbone: ViT, classes: Sequence[str], preprocessing: Preprocessing
         arguments["img_size"] = preprocessing.size
     names: dict[str, Any] = {"layers": ("patch_embed.proj", "head"), "pool": _POOLS[backbone.pool], "fixed_size": True}
     config = timm_config(target.architecture, backbone.width, classes, preprocessing, **names, **arguments)
-    return _checked(backbone, "timm", config)
+    return _checked(backbone, "timm", config, pool=backbone.pool)
 
 
 def _of_transformers(backbone: ViT, classes: Sequence[str], preprocessing: Preprocessing) -> dict[str, Any]:
@@ -41,10 +41,10 @@ def _of_transformers(backbone: ViT, classes: Sequence[str], preprocessing: Prepr
     return _checked(backbone, "transformers", transformers_config(target.architecture, classes=classes, **target.fields))
 
 
-def _checked(backbone: ViT, library: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return a `config.json`; InputError unless it describes the network, as when it is read."""
+def _checked(backbone: ViT, library: str, config: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return a `config.json`; InputError unless it describes the network, by its features and `fields`, as when it is read."""
     described = {name: field.default for name, field in kinds.FIELDS.items()} | (kinds.described(config) or {})
-    own = {**dataclasses.asdict(backbone.features), "patch": backbone.patch} | _size_of(vars(backbone))
+    own = {**dataclasses.asdict(backbone.features), "patch": backbone.patch} | fields | _size_of(vars(backbone))
     read = described | _size_of(dataclasses.asdict(SIZES[described.get("size", "custom")]) | _positive(described))
     # Positions are resized when a file is read, and never again.
     if wrong := [f"{name}={value}" for name, value in own.items() if name != "antialias" and read[name] != value]:

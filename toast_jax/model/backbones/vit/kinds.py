@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from toast_jax.model.backbones import timm_arguments
 from toast_jax.model.backbones.rename_rules import ADDED, Names
 from toast_jax.model.backbones.vit import dinov2, dinov3, siglip, torch_names
-from toast_jax.model.backbones.vit.features import DECIDES, FIELDS, Kind
+from toast_jax.model.backbones.vit.features import DECIDES, FIELDS, SIZES, Kind, size_name
 
 __all__ = ["DECIDES", "FIELDS", "KINDS", "NAMES", "described", "kind_of", "title"]
 
@@ -27,7 +28,27 @@ def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     fields = next((fields for kind in KINDS if (fields := kind.described(content))), None)
     # The release leaves drop-path on while it tunes a ViT.
-    return fields and {"pool": "cls", "drop_path": 0.1, **fields}
+    return fields and _with_arguments({"pool": "cls", "drop_path": 0.1, **fields}, timm_arguments.stated(content))
+
+
+def _with_arguments(fields: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Change the fields of one of timm's architectures by its arguments."""
+    if {"embed_dim", "depth", "num_heads", "mlp_ratio"} & arguments.keys() and fields["size"] in SIZES:
+        size = SIZES[fields["size"]]
+        width, depth = arguments.pop("embed_dim", size.width), arguments.pop("depth", size.depth)
+        ratio = arguments.pop("mlp_ratio", (size.hidden or 4 * size.width) / size.width)
+        fields |= size_name(width, depth, arguments.pop("num_heads", size.num_heads), int(width * ratio))
+    for name, field in {"patch_size": "patch", "reg_tokens": "registers", "class_token": "class_token"}.items():
+        if name in arguments:
+            fields[field] = arguments.pop(name)
+    if fields.get("mlp") != "swiglu" and arguments.get("act_layer") in ("gelu", "gelu_tanh"):
+        fields["mlp"] = arguments.pop("act_layer")
+    # Without fc_norm=False, all but DINOv3 pool the mean before their last norm, as no network here does.
+    pools = {"token": "cls"} | ({"avg": "mean"} if arguments.pop("fc_norm", None) is False or "rotary" in fields else {})
+    if arguments.get("global_pool") in pools:
+        fields["pool"] = pools[arguments.pop("global_pool")]
+    timm_arguments.refuse(arguments)
+    return fields
 
 
 def kind_of(backbone: Any) -> Kind:

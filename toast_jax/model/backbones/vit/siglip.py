@@ -27,7 +27,6 @@ _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     if match := re.fullmatch(_ARCHITECTURE, content.get("architecture", "")):
         mlp = "gelu_tanh" if re.fullmatch(_TANH, match[0].removeprefix("vit_")) else "gelu"
-        mlp = content.get("model_args", {}).get("act_layer", mlp)
         pool = "mean" if match[3] else "attention"
         return {**_FIELDS, "pool": pool, "size": _SIZES[match[1]], "patch": int(match[2]), "mlp": mlp, "antialias": True}
     if content.get("model_type") in ("siglip2", "siglip2_vision_model"):

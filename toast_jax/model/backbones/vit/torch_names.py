@@ -183,10 +183,10 @@ _SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
 
 def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     if match := re.fullmatch(_ARCHITECTURE, content.get("architecture", "")):
-        return {"size": _SIZES[match[1]], "patch": int(match[2])}
+        return {"size": _SIZES[match[1]], "patch": int(match[2]), "antialias": True}
     if content.get("model_type") != "vit" or not content.get("qkv_bias", True):
         return None
-    return of_transformers(content, content.get("intermediate_size"))
+    return of_transformers(content, content.get("intermediate_size"), eps=content.get("layer_norm_eps", 1e-12))
 
 
 def of_transformers(content: Mapping[str, Any], hidden: int | None, act: str = "gelu", **fields: Any) -> dict[str, Any] | None:
