@@ -110,12 +110,6 @@ def test_windows_are_written_as_they_were_read(kind, window):
     assert config_json.entries(again) == config_json.entries(size)
 
 
-def test_a_llama_with_a_window_is_not_written_without_it():
-    windowed = network.LLaMA(**{**vars(kinds.SIZES["llama2_7b"]), "window": 1024})
-    error = refusal(lambda: export.FORMATS["hf"].config(windowed, (), None))
-    assert error == "transformers has no LLaMA with sliding_window=1024; write as=release."
-
-
 SCALED = {"rope_theta": 1e3, "rope_type": "yarn", "factor": 4.0}
 
 

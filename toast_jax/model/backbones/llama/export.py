@@ -5,7 +5,7 @@ from typing import Any
 
 from toast_jax.errors import InputError
 from toast_jax.model.backbones.export_formats import Format, Naming, Preprocessing, transformers_config
-from toast_jax.model.backbones.llama.config_json import entries, read, written
+from toast_jax.model.backbones.llama.config_json import written
 from toast_jax.model.backbones.llama.network import LLaMA
 
 
