@@ -89,6 +89,14 @@ def test_view_is_that_of_the_evaluation(tmp_path):
     np.testing.assert_array_equal(predict.view(tmp_path / "x.png", 50, 50), np.rot90(image, -1))
 
 
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_an_image_of_16_bits_is_not_clipped(ending, tmp_path):
+    gray = np.random.default_rng(0).integers(0, 2**16, (50, 40), np.uint16)
+    Image.fromarray(gray).save(path := tmp_path / f"x.{ending}")
+    expected = views.eval_view(views.decode(path.read_bytes(), path.name), resize=37, size=32)
+    np.testing.assert_array_equal(predict.view(path, 37, 32), expected)
+
+
 @pytest.mark.slow
 def test_folder_works_without_this_package(written, tmp_path):
     """In a process that finds neither toast_jax nor Flax."""

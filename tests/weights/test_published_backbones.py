@@ -101,6 +101,7 @@ def test_a_layout_without_a_place_for_a_parameter_is_refused():
         ("dinov2_reg_hf", {"num_hidden_layers": 4}, "depth is 4 there and 3 in the file"),
         ("dinov2_reg_hf", {"num_register_tokens": 2}, "registers is 2 there and 4 in the file"),
         ("dinov2_reg_hf", {"image_size": 56}, "image_size is 56 there and 9 patches in the file"),
+        ("dinov2_reg_hf", {"image_size": [56, 56]}, "image_size is 56 there and 9 patches in the file"),
         ("dinov2_hf", {"use_swiglu_ffn": False}, "hidden is 192 there and 128 in the file"),
         ("dinov3_vit_hf", {"value_bias": False, "query_bias": False}, "qkv_bias is none there and qv in the file"),
         ("dinov3_vit_hf", {"patch_size": 16}, "patch is 16 there and 8 in the file"),
@@ -113,6 +114,35 @@ def test_a_config_that_contradicts_its_file_is_refused(name, changed, fact, tmp_
     text = refusal(lambda: load(config))
     expected = f"{tmp_path}/model.safetensors contradicts the config.json beside it: {fact}; get both from one place."
     assert text == expected
+
+
+@pytest.mark.parametrize("without", [r"encoder\.layer\.0\.", r"encoder\.layer\.", r"embeddings\.patch_embeddings\."])
+def test_a_file_that_lacks_what_tells_its_size_is_refused_by_what_it_lacks(without, tmp_path):
+    config = config_of(published("dinov2_reg_hf", tmp_path))
+    arrays = pretrained.read(str(tmp_path / "model.safetensors"))
+    save_file({name: array for name, array in arrays.items() if not re.match(without, name)}, tmp_path / "model.safetensors")
+    assert re.search("lacks|has .* layers", refusal(lambda: load(config)))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_shards_are_read_as_one_file(prefix, tmp_path):
+    """A repository is chosen by its index, and its shards downloaded, before it is read."""
+    _, expected = load(config_of(published("dinov2_reg_hf", tmp_path)))
+    arrays = pretrained.read(str(tmp_path / "model.safetensors"))
+    (tmp_path / "model.safetensors").unlink()
+    shard_of = {f"{prefix}{name}": f"model-{number % 2}.safetensors" for number, name in enumerate(arrays)}
+    for shard in set(shard_of.values()):
+        own = {f"{prefix}{name}": array for name, array in arrays.items() if shard_of[f"{prefix}{name}"] == shard}
+        save_file(own, tmp_path / shard)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    config = config_of(tmp_path)
+    assert config.backbone.weights.endswith("model.safetensors.index.json")
+    _, loaded = load(config)
+    assert loaded.keys() == expected.keys()
+    for path, array in loaded.items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+    (tmp_path / "model-1.safetensors").unlink()
+    assert "names the shard model-1.safetensors, which is not beside it; download it." in refusal(lambda: load(config))
 
 
 @pytest.mark.parametrize(

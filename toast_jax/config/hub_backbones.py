@@ -106,9 +106,9 @@ def _images(content: Mapping, preprocessor: Mapping, multiple: int) -> dict[str,
     if timm := content.get("pretrained_cfg"):
         preprocessor = {"size": timm.get("input_size", (3, 224, 224))[-1], "crop_pct": timm.get("crop_pct")}
         preprocessor |= {"image_mean": timm.get("mean"), "image_std": timm.get("std")}
-    size, crop = _side(preprocessor.get("size")), _side(preprocessor.get("crop_size"))
+    size, crop = side_of(preprocessor.get("size")), side_of(preprocessor.get("crop_size"))
     is_cropped = bool(size and crop) and preprocessor.get("do_center_crop", True)
-    side = (crop if is_cropped else size) or _side(content.get("image_size")) or 224
+    side = (crop if is_cropped else size) or side_of(content.get("image_size")) or 224
     # Pixels are resized to a little more than the crop: to the stated size or share, or in the proportion of 256 to 224.
     # Rounded down, as timm and transformers do.
     larger = size if is_cropped else int(side / (preprocessor.get("crop_pct") or 224 / 256))
@@ -120,7 +120,7 @@ def _images(content: Mapping, preprocessor: Mapping, multiple: int) -> dict[str,
     return values | ({"data.normalize": (tuple(map(float, mean)), tuple(map(float, std)))} if mean and std else {})
 
 
-def _side(size: Any) -> int:
+def side_of(size: Any) -> int:
     """Return the side of the square that a `size` of a file stands for; 0 if there is none."""
     if isinstance(size, Mapping):
         size = next((size[key] for key in ("shortest_edge", "height") if key in size), 0)

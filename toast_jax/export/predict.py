@@ -17,9 +17,16 @@ def load(folder):
     return facts, lambda pixels: network(weights, pixels)
 
 
+def rgb(image):
+    """Convert to RGB; of the 16 bits of a gray image the upper 8, where Pillow would clip all above 255 to white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def view(path, resize, size):
     """Read an image as the network sees it: shorter side to `resize` pixels, then the central square of `size`."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = rgb(ImageOps.exif_transpose(Image.open(path)))
     width, height = (int(resize * side / min(image.size)) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))[top : top + size, left : left + size]

@@ -1,10 +1,13 @@
 """Read and write weights files safely, as a flat dict of arrays by PyTorch name."""
 
+import json
 import logging
 import os
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from toast_jax.errors import InputError, listed
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
+Value = TypeVar("Value")
 
 # Suffixes of PyTorch files.
 TORCH = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
@@ -36,7 +40,7 @@ def check_is_file(file: str | os.PathLike, field: str) -> None:
 
 
 def read(path: str, field: str = "backbone.weights") -> Arrays:
-    """Read a file of PyTorch (see `TORCH`), .safetensors or .npz as a flat dict of float32 arrays.
+    """Read a file of PyTorch (see `TORCH`), .safetensors or .npz, or the shards of an index, as a flat dict of float32 arrays.
 
     Wrapping dicts (`model`, `state_dict`, ...) and prefixes of wrapping modules are removed. If a file has raw and averaged
     weights (`model_ema`, `state_dict_ema`), the averaged ones are read and the choice is logged. Pickles are read with
@@ -51,14 +55,7 @@ def read(path: str, field: str = "backbone.weights") -> Arrays:
     """
     file = package_files.find(path)
     check_is_file(file, field)
-    if file.suffix == ".safetensors":
-        state = _read_safetensors(file)
-    elif file.name.endswith(TORCH):
-        state = {name: tensor.float().numpy() for name, tensor in read_tensors(file).items()}
-    elif file.suffix == ".npz":
-        state = _read_npz(file)
-    else:
-        raise InputError(f"Weights file {file} has an unknown ending; give a .pth, .pt, .bin, .safetensors or .npz file.")
+    state = shards(file, _read) if file.suffix == ".json" else _read(file)
     out = {}
     for name, array in state.items():
         bare = re.sub(r"^((module|_orig_mod|backbone|enc)\.)*", "", name)
@@ -66,6 +63,40 @@ def read(path: str, field: str = "backbone.weights") -> Arrays:
             raise InputError(f"{file} holds {bare} twice, under different prefixes; save the weights of one network alone.")
         out[bare] = array
     return out
+
+
+def shards(index: Path, read: Callable[[Path], dict[str, Value]]) -> dict[str, Value]:
+    """Read the shards that an index names, such as `model.safetensors.index.json`, each by `read`.
+
+    Raises:
+      InputError: the index is damaged, a shard is missing, or it lacks an array that the index names.
+    """
+    try:
+        shard_of = json.loads(index.read_text())["weight_map"]
+        names = sorted(set(shard_of.values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index} is no index of shards; download it again.") from error
+    if outside:
+        raise InputError(f"{index} names the shard {outside[0]!r}, which is not beside it; download it again.")
+    out: dict[str, Value] = {}
+    for name in names:
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index} names the shard {name}, which is not beside it; download it.")
+        out |= read(index.parent / name)
+    if missing := sorted(set(shard_of) - set(out)):
+        raise InputError(f"{index} names {listed(missing, 3)}, which its shards have not; download them again.")
+    return out
+
+
+def _read(file: Path) -> Arrays:
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.name.endswith(TORCH):
+        return {name: tensor.float().numpy() for name, tensor in read_tensors(file).items()}
+    if file.suffix == ".npz":
+        return _read_npz(file)
+    raise InputError(f"Weights file {file} has an unknown ending; give a .pth, .pt, .bin, .safetensors or .npz file.")
 
 
 def open_safetensors(file: Path):

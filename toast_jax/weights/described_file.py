@@ -33,7 +33,10 @@ def explained(path: str, backbone: nn.Module) -> Iterator[None]:
         family_of_file, arrays, _ = pretrained.layers(path)
         if family_of_file is not family:
             raise
-        actual = family.shown(family.sized(rename.stack(arrays, backbone.last_blocks), 1))
+        try:
+            actual = family.shown(family.sized(rename.stack(arrays, backbone.last_blocks), 1))
+        except (KeyError, StopIteration, ValueError):  # the file lacks what tells its size, as the error says
+            raise error from None
         for name, value in actual.items():
             if value != stated[name]:
                 raise _contradiction(path, name, stated[name], value) from error
@@ -52,7 +55,7 @@ def check_positions(path: str, backbone: nn.Module, embed: np.ndarray) -> None:
         return
     content = hub_backbones.read_beside(path) or {}
     content = content | content.get("vision_config", {})
-    if not (side := content.get("image_size")):
+    if not (side := hub_backbones.side_of(content.get("image_size"))):
         return
     special, patches = int(backbone.features.class_token), (side // backbone.patch) ** 2
     if embed.ndim == 3 and embed.shape[1] != special + patches:

@@ -23,7 +23,7 @@ from toast_jax.model.backbones.llama.kinds import LLAMA
 from toast_jax.model.backbones.llama.network import LLaMA
 from toast_jax.model.backbones.llama.torch_names import NAMES
 from toast_jax.model.backbones.rename_rules import Unusable
-from toast_jax.weights.containers import TORCH, open_safetensors, read_tensors
+from toast_jax.weights.containers import TORCH, open_safetensors, read_tensors, shards
 from toast_jax.weights.other_projects import known_names
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def stored(path: Path) -> dict[str, Tensor]:
     """List all tensors of a file, or of the shards that it names, by the names that they have there."""
     if is_llama2c(path):
         return _of_llama2c(path)
-    return _of_shards(path) if path.suffix == ".json" else _of_file(path)
+    return shards(path, _of_file) if path.suffix == ".json" else _of_file(path)
 
 
 def file_in(folder: Path) -> Path | None:
@@ -155,25 +155,6 @@ def _of_torch(path: Path) -> dict[str, Tensor]:
         raise InputError(f"Weights file {path} has an unknown ending; give a .safetensors, .bin or .pth file.")
     tensors = read_tensors(path, mmap=True)
     return {name: Tensor(tuple(array.shape), functools.partial(_as_float32, array)) for name, array in tensors.items()}
-
-
-def _of_shards(index: Path) -> dict[str, Tensor]:
-    try:
-        shard_of = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(shard_of.values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{index} is no index of shards; download it again.") from error
-    if outside:
-        raise InputError(f"{index} names the shard {outside[0]!r}, which is not beside it; download it again.")
-    out: dict[str, Tensor] = {}
-    for shard in shards:
-        if not (index.parent / shard).is_file():
-            raise InputError(f"{index} names the shard {shard}, which is not beside it; download it.")
-        out |= _of_file(index.parent / shard)
-    if missing := sorted(set(shard_of) - set(out)):
-        raise InputError(f"{index} names {listed(missing, 3)}, which its shards have not; download them again.")
-    return out
 
 
 def _of_safetensors(path: Path) -> dict[str, Tensor]:
