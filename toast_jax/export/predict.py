@@ -25,7 +25,7 @@ def rgb(image):
 
 
 def view(path, resize, size, crop="center"):
-    """Read an image as the network sees it: shorter side to `resize` pixels, then the central square of `size`; or stretched."""
+    """Read an image as the network sees it: shorter side to `resize`, then the central square of `size`; or stretched."""
     image = rgb(ImageOps.exif_transpose(Image.open(path)))
     if crop == "none":
         square = jax.image.resize(np.asarray(image, np.float32), (size, size, 3), "bilinear", antialias=False)

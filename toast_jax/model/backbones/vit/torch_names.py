@@ -225,6 +225,12 @@ TIMM_POOLS: dict[str, dict[str, Any]] = {"cls": {}, "mean": {"global_pool": "avg
 _PATCHES = {"Ti": (16,), "S": (8, 16, 32), "B": (8, 16, 32), "L": (14, 16, 32), "H": (14,)}
 
 
+def timm_name(sizes: Mapping[str, Mapping[str, Any]], backbone: Any, size: str) -> str:
+    """Return timm's name of a size, from the fields of each such name, "mlp" among them only if it is gated; "" for none."""
+    fields = {"size": size} | ({"mlp": "swiglu"} if backbone.features.mlp == "swiglu" else {})
+    return next((name for name, own in sizes.items() if own == fields), "")
+
+
 def _timm(backbone: Any, size: str) -> Target | None:
     if backbone.patch not in _PATCHES.get(size, ()) or backbone.pool not in TIMM_POOLS:
         return None
