@@ -140,7 +140,7 @@ def _measured(row: Row, seed: int, args, folder: Path) -> tuple[int, list[float]
     network, method = steered.build(config, 0)
     if row.kernels:
         assert isinstance(method.added, LowRankDeltas)
-        method = dataclasses.replace(method, added=dataclasses.replace(method.added, targets=(row.kernels,)))
+        method = dataclasses.replace(method, added=dataclasses.replace(method.added, target=row.kernels))
     params = trees.flat(initial_parameters.start(network, method, seed=seed, weights=args.weights))
     if row.top_down is not TopDown or row.network is not steered.Steered:
         assert isinstance(network.top_down, TopDown)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toast_jax.analysis.views import Views
-from toast_jax.data.images import batches
+from tests.export.runs import tuned
+from toast_jax.analysis.views import Views, stream
+from toast_jax.data.images import batches, pixels
 from toast_jax.data.images.image_files import Files
 from toast_jax.errors import InputError
 
@@ -33,3 +34,14 @@ def test_a_broken_image_is_noted_and_black_and_the_others_keep_their_places(tmp_
     }
     with pytest.raises(InputError, match="bad.jpg cannot be decoded"):
         list(batches.eval_batches(broken, batch_size=3, resize=20, size=16))
+
+
+@pytest.mark.parametrize("format", ["folder", "vtab"])
+def test_a_new_image_is_seen_as_the_run_was_evaluated(format, tmp_path):
+    run = tuned("linear")
+    run.config.data.format, run.config.data.resize = format, run.config.data.image_size
+    image, size = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8), run.config.data.image_size
+    Image.fromarray(image).save(path := tmp_path / "x.png")
+    stretched, cropped = pixels.stretch(image, size), pixels.eval_view(image, resize=size, size=size)
+    (batch,) = stream(run, [str(path)], 1)
+    np.testing.assert_array_equal(batch.image[0], stretched if format == "vtab" else cropped)

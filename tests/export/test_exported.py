@@ -89,6 +89,14 @@ def test_view_is_that_of_the_evaluation(tmp_path):
     np.testing.assert_array_equal(predict.view(tmp_path / "x.png", 50, 50), np.rot90(image, -1))
 
 
+@pytest.mark.parametrize("shape", [(90, 121, 3), (20, 40, 3), (32, 32, 3)])
+def test_a_view_without_a_crop_is_stretched_as_vtab_is(shape, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    Image.fromarray(image).save(path := tmp_path / "x.png")
+    shown, expected = predict.view(path, 32, 32, "none").astype(int), views.stretch(image, 32)
+    assert np.abs(shown - expected).max() <= 1 and (shown == expected).mean() > 0.99
+
+
 @pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
 def test_an_image_of_16_bits_is_not_clipped(ending, tmp_path):
     gray = np.random.default_rng(0).integers(0, 2**16, (50, 40), np.uint16)

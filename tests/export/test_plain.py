@@ -184,6 +184,19 @@ def test_files_say_what_hub_backbones_reads(tmp_path, monkeypatch):
         assert file.metadata() == {"format": "pt"}
 
 
+def test_images_of_a_run_on_vtab_are_stretched():
+    run = tuned("linear", "convnext_t")
+    run.config.data.format, run.config.data.resize = "vtab", run.config.data.image_size
+    stretched = plain.preprocessing_of(run)
+    assert stretched.stretched and not plain.preprocessing_of(tuned("linear")).stretched
+    processor = plain._image_processor(stretched)
+    square = {"height": stretched.size, "width": stretched.size}
+    assert processor["size"] == processor["crop_size"] == square and not processor["do_center_crop"]
+    names = {"layers": ("a", "b"), "pool": "token", "fixed_size": True}
+    config = formats.timm_config("vit", 16, CLASSES, stretched, **names)["pretrained_cfg"]
+    assert (config["crop_mode"], config["crop_pct"]) == ("squash", 1.0)
+
+
 @pytest.mark.parametrize(("resize", "size"), [(256, 224), (18, 16), (73, 64), (36, 32), (64, 64), (455, 448), (299, 97)])
 def test_share_of_the_crop_gives_the_size_back(resize, size):
     """Timm divides by the share and rounds down."""

@@ -243,7 +243,7 @@ def test_arguments_that_no_network_here_has_are_refused(architecture, arguments)
 def test_a_plain_vit_takes_its_epsilon_from_transformers():
     sides = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
     assert kinds.described(sides | {"layer_norm_eps": 1e-5})["eps"] == 1e-5
-    assert kinds.described(sides)["eps"] == 1e-12  # transformers' default
+    assert kinds.described(sides)["eps"] == kinds.described(sides | {"layer_norm_eps": 1e-12})["eps"] == 1e-6  # of Google's
 
 
 def test_a_two_tower_config_of_defaults_alone_is_siglip_base():

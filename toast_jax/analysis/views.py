@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toast_jax.data.images import batches, image_files, pixels, selected
+from toast_jax.data.images import batches, image_files, pixels, selected, sources
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.verify import Subset
 from toast_jax.errors import InputError, fault_of
@@ -74,7 +74,7 @@ def stream(run: SavedRun, images: Iterable[str | dict[str, Any]], batch_size: in
     def load(image: str | dict[str, Any]) -> tuple[np.ndarray | None, str]:
         try:
             example = image if isinstance(image, dict) else _upright(image)
-            return pixels.eval_view(pixels.decode_example(example), resize=run.config.data.resize, size=size), ""
+            return sources.new_view(run.config.data, pixels.decode_example(example)), ""
         except InputError as error:
             return None, fault_of(error)
 

@@ -15,6 +15,7 @@ from toast_jax.config.run_fields import TEMPLATES
 from toast_jax.config.task_fields import SECTIONS, SWEEP, TASKS
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
+from toast_jax.model.backbones.llama.kinds import head_width
 from toast_jax.model.families import FAMILIES, reads
 from toast_jax.model.layers import dtypes
 from toast_jax.model.methods import BACK, BACKBONE, TRANSFORM
@@ -44,7 +45,7 @@ class _Facts:
     tunable = property(lambda c: c.family.tunable_blocks(c.size))  # how many blocks method partial can tune
     # Of a language model: the first number that its size and config lack, and the channels of a head.
     lacking = property(lambda c: next((name for name in _NUMBERS if not getattr(c.size, name)), ""))
-    head_width = property(lambda c: c.size.head_width or c.size.width // c.size.num_heads)
+    head_width = property(lambda c: head_width(c.size))
     share = property(lambda c: c.batch_size // c.devices)  # examples of a batch on each device
 
     @property

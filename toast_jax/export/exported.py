@@ -49,7 +49,7 @@ def files(run: SavedRun) -> Files:
         "resize": preprocessing.resize,
         "size": preprocessing.size,
         "interpolation": "bilinear",
-        "crop": "center",
+        "crop": "none" if preprocessing.stretched else "center",
         "mean": mean,
         "std": std,
         "normalization": "part of the network, which takes pixels from 0 to 255",

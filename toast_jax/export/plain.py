@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from toast_jax import trees
+from toast_jax.data.images import sources
 from toast_jax.data.text import tokenizer
 from toast_jax.errors import InputError, listed
 from toast_jax.export import tokenizer_json
@@ -101,7 +102,8 @@ def merged(run: SavedRun) -> Arrays:
 
 def preprocessing_of(run: SavedRun) -> Preprocessing:
     """Return how a run sees images at evaluation."""
-    return Preprocessing(run.config.data.resize, run.config.data.image_size, statistics_of(run.config.data))
+    data = run.config.data
+    return Preprocessing(data.resize, data.image_size, statistics_of(data), sources.is_stretched(data))
 
 
 def text_of(content: dict[str, Any]) -> str:
@@ -110,16 +112,17 @@ def text_of(content: dict[str, Any]) -> str:
 
 
 def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Build `preprocessor_config.json` for the processor of BiT, which resizes the shorter side and crops."""
+    """Build `preprocessor_config.json` for the processor of BiT, which resizes the shorter side and crops, or stretches."""
     mean, std = preprocessing.statistics
+    square = {"height": preprocessing.size, "width": preprocessing.size}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": preprocessing.resize},
+        "size": square if preprocessing.stretched else {"shortest_edge": preprocessing.resize},
         "resample": Image.Resampling.BILINEAR.value,
-        "do_center_crop": True,
-        "crop_size": {"height": preprocessing.size, "width": preprocessing.size},
+        "do_center_crop": not preprocessing.stretched,
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -24,9 +24,12 @@ def rgb(image):
     return image.convert("RGB")
 
 
-def view(path, resize, size):
-    """Read an image as the network sees it: shorter side to `resize` pixels, then the central square of `size`."""
+def view(path, resize, size, crop="center"):
+    """Read an image as the network sees it: shorter side to `resize`, then the central square of `size`; or stretched."""
     image = rgb(ImageOps.exif_transpose(Image.open(path)))
+    if crop == "none":
+        square = jax.image.resize(np.asarray(image, np.float32), (size, size, 3), "bilinear", antialias=False)
+        return np.rint(square).astype(np.uint8)
     width, height = (int(resize * side / min(image.size)) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))[top : top + size, left : left + size]
@@ -36,6 +39,6 @@ if __name__ == "__main__":
     if not sys.argv[1:]:
         sys.exit(__doc__)
     facts, logits = load(Path(__file__).parent)
-    images = np.stack([view(path, facts["resize"], facts["size"]) for path in sys.argv[1:]])
+    images = np.stack([view(path, facts["resize"], facts["size"], facts["crop"]) for path in sys.argv[1:]])
     for path, row in zip(sys.argv[1:], np.asarray(jax.nn.softmax(logits(images))), strict=True):
         print(f"{row.max():.4f}  {facts['classes'][row.argmax()]}  {path}")

@@ -82,12 +82,12 @@ METHODS = {
     ),
     "bias": Method("", tuned=(HEAD, "backbone/(.*/)?bias"), frozen=("backbone/(?!(.*/)?bias$).*",)),
     "ln": Method("", tuned=(HEAD, NORMS), frozen=(r"backbone/(?!(.*/)?norm\d?/).*",)),
-    "ssf": Method("", tuned=(HEAD, "ssf/.*"), frozen=(BACKBONE,), added=ScaleAndShift((OPERATIONS,))),
+    "ssf": Method("", tuned=(HEAD, "ssf/.*"), frozen=(BACKBONE,), added=ScaleAndShift(OPERATIONS)),
     "adapter_plus": Method(
         "",
         tuned=(HEAD, "adapter/.*"),
         frozen=(BACKBONE,),
-        added=Adapters((BLOCKS,)),
+        added=Adapters(BLOCKS),
         module_fields=("adapter.rank",),
     ),
     "vpt": Method("prompts", tuned=(HEAD, "prompts/.*"), frozen=(BACKBONE,), module_fields=("prompts.num", "prompts.deep")),
@@ -100,7 +100,7 @@ METHODS = {
         "top_down",
         tuned=(HEAD, LORA, PRIOR, TRANSFORM),
         frozen=(BACKBONE, FEEDBACK),
-        added=LowRankDeltas((FEEDBACK,)),
+        added=LowRankDeltas(FEEDBACK),
         module_fields=_LORA_FIELDS,
         starts_from=_WITHOUT_DELTAS,
     ),
@@ -117,7 +117,7 @@ LANGUAGE_METHODS = {
         "top_down",
         tuned=(LORA, PRIOR),
         frozen=(BACKBONE, TRANSFORM, FEEDBACK),
-        added=LowRankDeltas((FEEDBACK,)),
+        added=LowRankDeltas(FEEDBACK),
         module_fields=_LORA_FIELDS,
         starts_from=_WITHOUT_DELTAS,
     ),
@@ -126,7 +126,7 @@ LANGUAGE_METHODS = {
 
 def with_lora(rows: Mapping[str, Method], kernels: str) -> dict[str, Method]:
     """Complete the row of method lora with a family's kernels, a regex over paths."""
-    return {**rows, "lora": dataclasses.replace(rows["lora"], added=LowRankDeltas((kernels,)))}
+    return {**rows, "lora": dataclasses.replace(rows["lora"], added=LowRankDeltas(kernels))}
 
 
 def row(config, rows: Mapping[str, Method]) -> Method:

@@ -4,13 +4,12 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError, listed
 from toast_jax.model.families import Family
-from toast_jax.model.layers.patches import resize_grid
+from toast_jax.model.layers.patches import resize_positions
 from toast_jax.weights.containers import read
 from toast_jax.weights.other_projects import converted, other_network, unwrapped
 from toast_jax.weights.rename import Arrays, depths_of, kind, kind_of_torch, layout_of, rename, stack, unstack
@@ -233,7 +232,4 @@ def resize_pos_embed(
         token = "one class token and " if special else ""
         raise ValueError(f"position embeddings of {embed.shape[1]} tokens are not {token}a square of patches")
     log.info("Interpolating position embeddings from %dx%d to %dx%d patches.", old, old, *new)
-    width = embed.shape[-1]
-    patches = jnp.asarray(embed[0, special:]).reshape(old, old, width)
-    patches = resize_grid(patches, (*new, width), antialias)
-    return np.concatenate([embed[:, :special], np.asarray(patches).reshape(1, -1, width)], axis=1)
+    return np.asarray(resize_positions(embed, (old, old), new, antialias))

@@ -51,7 +51,7 @@ def test_a_branch_is_dropped_by_example():
 
 def test_first_values_are_those_of_the_paper():
     params = {"backbone": {"last_0": {"norm1": {"scale": np.ones(200)}}}}
-    own = Adapters((methods.BLOCKS,), rank=40).init(jax.random.key(0), params)["backbone"]["last_0"]
+    own = Adapters(methods.BLOCKS, rank=40).init(jax.random.key(0), params)["backbone"]["last_0"]
     for name in ("down", "up"):
         assert np.abs(own[name]).max() <= 0.02 and 0.0085 < own[name].std() < 0.0091  # 0.88 of the uncut deviation
         assert not np.any(own[f"{name}_bias"])
@@ -60,7 +60,7 @@ def test_first_values_are_those_of_the_paper():
 
 def test_every_block_has_a_bottleneck_of_its_own():
     shapes = {"down": (D, R), "down_bias": (R,), "up": (R, D), "up_bias": (D,), "scaling": (D,)}
-    own = Adapters((methods.BLOCKS,), rank=R).init(jax.random.key(0), PARAMS)
+    own = Adapters(methods.BLOCKS, rank=R).init(jax.random.key(0), PARAMS)
     stacked = {f"backbone/blocks/{name}": (L, *shape) for name, shape in shapes.items()}
     assert trees.shapes(own) == stacked | {f"backbone/last_0/{name}": shape for name, shape in shapes.items()}
     assert len({float(leaf[0, 0]) for leaf in (*own["backbone"]["blocks"]["down"], own["backbone"]["last_0"]["down"])}) == L + 1
@@ -89,4 +89,4 @@ def test_adapters_are_not_merged():
 
 def test_a_target_that_matches_nothing_is_refused():
     with pytest.raises(InputError, match="The adapter target 'blocks' matches no parameter"):
-        Adapters(("blocks",)).init(jax.random.key(0), PARAMS)
+        Adapters("blocks").init(jax.random.key(0), PARAMS)

@@ -1,5 +1,6 @@
 """Low-rank deltas: the same numbers as dense matrices, on the kernels that a row names."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,7 +16,7 @@ from toast_jax.model.backbones.vit import network as vit
 from toast_jax.model.layers.linear import Linear
 
 D, F, R, L = 6, 5, 2, 3
-ROW = (vit.LORA_KERNELS,)
+ROW = lora.LowRankDeltas(vit.LORA_KERNELS, R)
 
 
 def draw(*shape, seed=0):
@@ -43,7 +44,7 @@ def assert_close(ours, theirs):
 
 def attached(kernel, a, b, scale=0.25):
     params, deltas = {"linear": {"kernel": kernel}}, {"linear": {"a": a, "b": b}}
-    return lora.attach(params, deltas, ("linear/kernel",), scale)["linear"]["kernel"]
+    return lora.LowRankDeltas("linear/kernel", R, scale * R).attach(params, deltas)["linear"]["kernel"]
 
 
 def test_low_rank_is_the_dense_matrix_in_value_and_gradients():
@@ -86,8 +87,8 @@ def test_astype_casts_all_three_matrices():
 
 def test_attach_touches_the_targets_alone():
     params = parameters()
-    deltas = jax.tree.map(jnp.ones_like, lora.init(jax.random.key(0), params, ROW, R))
-    flat, before = trees.flat(lora.attach(params, deltas, ROW, 2.0)), trees.flat(params)
+    deltas = jax.tree.map(jnp.ones_like, ROW.init(jax.random.key(0), params))
+    flat, before = trees.flat(dataclasses.replace(ROW, alpha=2.0 * R).attach(params, deltas)), trees.flat(params)
     assert list(flat) == list(before)
     low_rank = {path for path, leaf in flat.items() if isinstance(leaf, lora.LowRank)}
     assert low_rank == {f"backbone/{part}/attn/{name}/kernel" for part in ("blocks", "last_0") for name in "qkv"}
@@ -100,26 +101,26 @@ def test_attach_touches_the_targets_alone():
 
 def test_first_deltas_change_nothing():
     params = parameters()
-    deltas = lora.init(jax.random.key(0), params, ROW, R)
+    deltas = ROW.init(jax.random.key(0), params)
     assert all(not np.any(leaf) for path, leaf in trees.flat(deltas).items() if path.endswith("b"))
-    kernel = lora.attach(params, deltas, ROW, 1.0)["backbone"]["last_0"]["attn"]["q"]["kernel"]
+    kernel = ROW.attach(params, deltas)["backbone"]["last_0"]["attn"]["q"]["kernel"]
     x = jnp.asarray(draw(4, D))
     np.testing.assert_array_equal(x @ kernel, x @ kernel.kernel)
 
 
 def test_kernels_of_one_input_share_one_a():
-    deltas = lora.init(jax.random.key(0), parameters(), ROW, R)
+    deltas = ROW.init(jax.random.key(0), parameters())
     shared = {"backbone/blocks/attn/a": (2, D, R), "backbone/last_0/attn/a": (D, R)}
     own = {f"backbone/blocks/attn/{name}/b": (2, R, D) for name in "qkv"}
     own |= {f"backbone/last_0/attn/{name}/b": (R, D) for name in "qkv"}
     assert trees.shapes(deltas) == shared | own
-    attention = lora.attach(parameters(), deltas, ROW, 1.0)["backbone"]["blocks"]["attn"]
+    attention = ROW.attach(parameters(), deltas)["backbone"]["blocks"]["attn"]
     assert attention["q"]["kernel"].a is attention["k"]["kernel"].a is attention["v"]["kernel"].a
 
 
 def test_kernels_of_a_target_without_a_shared_group_have_deltas_of_their_own():
     params = {"top_down": {"back": draw(L, D, D), "out": draw(L, D, D), "transform": draw(D, D)}}
-    deltas = lora.init(jax.random.key(0), params, (methods.FEEDBACK,), R)
+    deltas = lora.LowRankDeltas(methods.FEEDBACK, R).init(jax.random.key(0), params)
     sides = {f"top_down/{name}/{side}" for name in ("back", "out") for side in "ab"}
     assert trees.shapes(deltas) == {path: (L, D, R) if path.endswith("a") else (L, R, D) for path in sides}
     drawn = [*deltas["top_down"]["back"]["a"], *deltas["top_down"]["out"]["a"]]
@@ -128,7 +129,7 @@ def test_kernels_of_a_target_without_a_shared_group_have_deltas_of_their_own():
 
 def test_first_a_is_uniform_as_in_the_release():
     width = 400
-    a = lora.init(jax.random.key(0), {"kernel": np.empty((2, width, 8))}, ("kernel",), rank=40)["kernel"]["a"]
+    a = lora.LowRankDeltas("kernel", 40).init(jax.random.key(0), {"kernel": np.empty((2, width, 8))})["kernel"]["a"]
     bound = width**-0.5
     assert 0.99 * bound < np.abs(a).max() <= bound
     np.testing.assert_allclose(a.std(axis=(1, 2)), bound / np.sqrt(3), rtol=0.03)
@@ -137,4 +138,4 @@ def test_first_a_is_uniform_as_in_the_release():
 @pytest.mark.parametrize("target", ["backbone/blocks/attn/query/kernel", "attn/q/kernel", "backbone/last_0/attn/q"])
 def test_a_target_that_matches_nothing_is_refused(target):
     with pytest.raises(InputError, match=f"The LoRA target '{target}' matches no parameter"):
-        lora.init(jax.random.key(0), parameters(), (target,), R)
+        lora.LowRankDeltas(target, R).init(jax.random.key(0), parameters())

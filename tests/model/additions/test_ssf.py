@@ -16,7 +16,7 @@ from toast_jax.model.families import of_config
 from toast_jax.weights import rename
 
 D, F, L = 6, 5, 2
-ROW = ScaleAndShift((".*/(kernel|scale)",))
+ROW = ScaleAndShift(".*/(kernel|scale)")
 
 
 def draw(*shape, seed=0):
@@ -99,4 +99,4 @@ def test_every_kind_of_backbone_has_names_for_its_scales(backbone):
 
 def test_a_target_that_matches_nothing_is_refused():
     with pytest.raises(InputError, match="The SSF target 'attn/query' matches no parameter"):
-        ScaleAndShift(("attn/query",)).init(jax.random.key(0), PARAMS)
+        ScaleAndShift("attn/query").init(jax.random.key(0), PARAMS)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from toast_jax.data.images import image_files, synthetic_scenes, tfds_records
+from toast_jax.data.images import image_files, pixels, synthetic_scenes, tfds_records
 from toast_jax.data.images.labels import class_names, held_out, table
 from toast_jax.data.images.vtab import records
 from toast_jax.errors import InputError, choose
@@ -35,6 +36,21 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+_STRETCHED = ("vtab",)  # formats whose images are stretched to a square, where those of the others are cropped
+
+
+def is_stretched(data: ConfigDict) -> bool:
+    """Return whether a run on this data sees images stretched to a square."""
+    return data.format in _STRETCHED
+
+
+def new_view(data: ConfigDict, image: np.ndarray) -> np.ndarray:
+    """Resize a new image, uint8 [H, W, 3], as evaluation on this data does, and crop it unless it is stretched."""
+    if is_stretched(data):
+        return pixels.stretch(image, data.image_size)
+    return pixels.eval_view(image, resize=data.resize, size=data.image_size)
 
 
 def open_split(data: ConfigDict, split: str, *, seed: int = 0, run: str | Path | None = None) -> Source:

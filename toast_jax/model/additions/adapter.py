@@ -36,11 +36,11 @@ class Adapters:
     """Adds a `Bottleneck` to the output of every block; an `additions.protocol.Addition`.
 
     Attributes:
-      targets: regexes, each of one parameter per block whose last axis is the block's width; group `block` is the block's path.
+      target: regex of one parameter per block whose last axis is the block's width; group `block` is the block's path.
       rank: r, from `config.adapter`.
     """
 
-    targets: tuple[str, ...]
+    target: str
     rank: int = 8
 
     group: ClassVar[str] = "adapter"
@@ -52,18 +52,17 @@ class Adapters:
         """Create the fields of a `Bottleneck` per block: matrices from N(0, 0.01) truncated at 2 sigma, biases 0, scaling 1."""
         flat = trees.flat(params)
         own: dict[str, jax.Array] = {}
-        for target in self.targets:
-            matches = [match for name in flat if (match := re.fullmatch(target, name))]
-            if not matches:
-                raise InputError(f"The adapter target {target!r} matches no parameter.")
-            for match in matches:
-                *layers, width = flat[match.string].shape
-                keys = jax.random.split(jax.random.fold_in(rng, len(own)))
-                shapes = {"down": (*layers, width, self.rank), "up": (*layers, self.rank, width)}
-                for key, (name, shape) in zip(keys, shapes.items(), strict=True):
-                    drawn = 0.01 * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
-                    own |= {f"{match['block']}/{name}": drawn, f"{match['block']}/{name}_bias": jnp.zeros((*layers, shape[-1]))}
-                own[f"{match['block']}/scaling"] = jnp.ones((*layers, width))
+        matches = [match for name in flat if (match := re.fullmatch(self.target, name))]
+        if not matches:
+            raise InputError(f"The adapter target {self.target!r} matches no parameter.")
+        for match in matches:
+            *layers, width = flat[match.string].shape
+            keys = jax.random.split(jax.random.fold_in(rng, len(own)))
+            shapes = {"down": (*layers, width, self.rank), "up": (*layers, self.rank, width)}
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True):
+                drawn = 0.01 * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+                own |= {f"{match['block']}/{name}": drawn, f"{match['block']}/{name}_bias": jnp.zeros((*layers, shape[-1]))}
+            own[f"{match['block']}/scaling"] = jnp.ones((*layers, width))
         return trees.nested(own)
 
     def attach(self, params: dict, own: dict) -> dict:

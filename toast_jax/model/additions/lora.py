@@ -61,12 +61,15 @@ _widened.defvjp(lambda x, b: (x @ b, (x, b)), _widened_backward)
 class LowRankDeltas:
     """Adds `alpha / rank * a @ b` to kernels; an `additions.protocol.Addition`.
 
+    Kernels that differ only in the group `shared` of the regex read the same input and share one `a`, as the release has one A
+    and three Bs on its joint qkv kernel. Leading axes of a kernel are layers; each layer has its own delta.
+
     Attributes:
-      targets: regexes of the kernels, see `init`.
+      target: regex of the whole "/"-joined paths of the kernels.
       rank, alpha: from `config.lora`.
     """
 
-    targets: tuple[str, ...]
+    target: str
     rank: int = 4
     alpha: float = 1.0
 
@@ -76,59 +79,36 @@ class LowRankDeltas:
         return dataclasses.replace(self, rank=config.lora.rank, alpha=config.lora.alpha)
 
     def init(self, rng: Key[Array, ""], params: dict) -> dict:
-        return init(rng, params, self.targets, self.rank)
+        """Create `{path without kernel and shared part}/a` and `{path without kernel}/b` for every kernel of the target.
+
+        `a` is drawn from uniform(+-1 / sqrt(D)), torch's kaiming_uniform_(a=sqrt(5)); `b` starts at zero.
+        """
+        flat = trees.flat(params)
+        deltas: dict[str, jax.Array] = {}
+        names = [name for name in flat if re.fullmatch(self.target, name)]
+        if not names:
+            raise InputError(f"The LoRA target {self.target!r} matches no parameter.")
+        for name in names:
+            *layers, fan_in, fan_out = flat[name].shape
+            a, b = _paths(self.target, name)
+            key = jax.random.fold_in(rng, len(deltas))
+            bound = fan_in**-0.5
+            if a not in deltas:
+                deltas[a] = jax.random.uniform(key, (*layers, fan_in, self.rank), jnp.float32, -bound, bound)
+            deltas[b] = jnp.zeros((*layers, self.rank, fan_out), jnp.float32)
+        return trees.nested(deltas)
 
     def attach(self, params: dict, own: dict) -> dict:
-        return attach(params, own, self.targets, self.alpha / self.rank)
+        """Replace every kernel of the target by `LowRank(kernel, a, alpha / rank * b)`."""
+        flat, own = trees.flat(params), trees.flat(own)
+        for name in [name for name in flat if re.fullmatch(self.target, name)]:
+            a, b = _paths(self.target, name)
+            flat[name] = LowRank(flat[name], own[a], self.alpha / self.rank * own[b])
+        return trees.nested(flat)
 
     def merge(self, params: dict, own: dict) -> dict:
         flat = trees.flat(self.attach(params, own))
         return trees.nested({path: leaf.merged() if isinstance(leaf, LowRank) else leaf for path, leaf in flat.items()})
-
-
-def init(rng: Key[Array, ""], params: dict, targets: tuple[str, ...], rank: int) -> dict:
-    """Create a low-rank delta for every kernel whose whole path matches a regex.
-
-    Kernels that differ only in a regex's group `shared` read the same input and share one `a`, as the release has one A and
-    three Bs on its joint qkv kernel. Leading axes of a kernel are layers; each layer has its own delta.
-
-    Args:
-      rng: to draw `a` from uniform(+-1 / sqrt(D)), torch's kaiming_uniform_(a=sqrt(5)); `b` starts at zero.
-      params: nested dict of arrays or shapes.
-      targets: regexes over "/"-joined paths.
-      rank: r.
-
-    Returns:
-      a nested dict with `{path without kernel and shared part}/a` and `{path without kernel}/b`.
-
-    Raises:
-      InputError: a regex matches no kernel.
-    """
-    flat = trees.flat(params)
-    deltas: dict[str, jax.Array] = {}
-    for target in targets:
-        names = [name for name in flat if re.fullmatch(target, name)]
-        if not names:
-            raise InputError(f"The LoRA target {target!r} matches no parameter.")
-        for name in names:
-            *layers, fan_in, fan_out = flat[name].shape
-            a, b = _paths(target, name)
-            key = jax.random.fold_in(rng, len(deltas))
-            bound = fan_in**-0.5
-            if a not in deltas:
-                deltas[a] = jax.random.uniform(key, (*layers, fan_in, rank), jnp.float32, -bound, bound)
-            deltas[b] = jnp.zeros((*layers, rank, fan_out), jnp.float32)
-    return trees.nested(deltas)
-
-
-def attach(params: dict, deltas: dict, targets: tuple[str, ...], scale: float) -> dict:
-    """Replace every targeted kernel of `params` by `LowRank(kernel, a, scale * b)`."""
-    flat, deltas = trees.flat(params), trees.flat(deltas)
-    for target in targets:
-        for name in [name for name in flat if re.fullmatch(target, name)]:
-            a, b = _paths(target, name)
-            flat[name] = LowRank(flat[name], deltas[a], scale * deltas[b])
-    return trees.nested(flat)
 
 
 def _paths(target: str, name: str) -> tuple[str, str]:

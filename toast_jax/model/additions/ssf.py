@@ -48,10 +48,10 @@ class ScaleAndShift:
     An operation without a bias, such as the keys of some networks, has only a scale.
 
     Attributes:
-      targets: regexes of the operations' parameters: kernels of linear layers and convolutions, scales of norms.
+      target: regex of the operations' parameters: kernels of linear layers and convolutions, scales of norms.
     """
 
-    targets: tuple[str, ...]
+    target: str
 
     group: ClassVar[str] = "ssf"
 
@@ -62,21 +62,20 @@ class ScaleAndShift:
         """Create `{operation}/scale`, drawn from N(1, 0.02), and `{operation}/shift`, from N(0, 0.02), each `[*layers, F]`."""
         flat = trees.flat(params)
         own: dict[str, jax.Array] = {}
-        for target in self.targets:
-            names = [name for name in flat if re.fullmatch(target, name)]
-            if not names:
-                raise InputError(f"The SSF target {target!r} matches no parameter.")
-            for name in names:
-                operation, bias = _operation(name)
-                shape = flat[name].shape
-                if bias in flat:
-                    shape = flat[bias].shape
-                elif name.endswith("/kernel"):
-                    shape = (*shape[:-2], shape[-1])
-                for kind, mean in (("scale", 1.0), ("shift", 0.0)):
-                    if kind == "scale" or bias in flat:
-                        key = jax.random.fold_in(rng, len(own))
-                        own[f"{operation}/{kind}"] = mean + 0.02 * jax.random.normal(key, shape, jnp.float32)
+        names = [name for name in flat if re.fullmatch(self.target, name)]
+        if not names:
+            raise InputError(f"The SSF target {self.target!r} matches no parameter.")
+        for name in names:
+            operation, bias = _operation(name)
+            shape = flat[name].shape
+            if bias in flat:
+                shape = flat[bias].shape
+            elif name.endswith("/kernel"):
+                shape = (*shape[:-2], shape[-1])
+            for kind, mean in (("scale", 1.0), ("shift", 0.0)):
+                if kind == "scale" or bias in flat:
+                    key = jax.random.fold_in(rng, len(own))
+                    own[f"{operation}/{kind}"] = mean + 0.02 * jax.random.normal(key, shape, jnp.float32)
         return trees.nested(own)
 
     def attach(self, params: dict, own: dict) -> dict:
@@ -88,7 +87,7 @@ class ScaleAndShift:
 
     def _scaled(self, params, own, matrix):
         flat, own = trees.flat(params), trees.flat(own)
-        for name in [name for name in flat if any(re.fullmatch(target, name) for target in self.targets)]:
+        for name in [name for name in flat if re.fullmatch(self.target, name)]:
             operation, bias = _operation(name)
             scale, axes = own[f"{operation}/scale"], flat[name].ndim - own[f"{operation}/scale"].ndim
             if axes == 1:

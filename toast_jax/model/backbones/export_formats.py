@@ -8,11 +8,15 @@ from toast_jax.model.backbones.normalize import Statistics
 
 
 class Preprocessing(NamedTuple):
-    """Describes how a run sees an image: shorter side to `resize` pixels, bilinearly, and the central square of `size`."""
+    """Describes how a run sees an image: shorter side to `resize` pixels, bilinearly, and the central square of `size`.
+
+    If `stretched`, the whole image becomes the square, whatever its proportions.
+    """
 
     resize: int
     size: int
     statistics: Statistics
+    stretched: bool = False
 
 
 class Naming(NamedTuple):
@@ -81,7 +85,7 @@ def timm_config(
             "pool_size": None,
             "interpolation": "bilinear",
             "crop_pct": _share(side, preprocessing.resize),
-            "crop_mode": "center",
+            "crop_mode": "squash" if preprocessing.stretched else "center",
             "mean": list(mean),
             "std": list(std),
             "first_conv": layers[0],

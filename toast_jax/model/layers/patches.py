@@ -4,6 +4,7 @@ Letters in shapes: B batch, H and W height and width, C channels.
 """
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from toast_jax.model.layers.arrays import Array
@@ -23,7 +24,15 @@ def join(patches: Float[Array, "B H W SSC"], side: int) -> Float[Array, "B H*{si
     return parts.reshape(b, h * side, w * side, -1)
 
 
-def resize_grid(grid: Float[Array, "*batch h w D"], shape: tuple[int, ...], antialias: bool) -> Float[Array, "*batch _ _ D"]:
-    """Resize a grid bicubically with half-pixel centers, as PyTorch does, whose kernel with antialias is another one."""
+def resize_positions(
+    embed: Float[Array, "1 N D"], old: tuple[int, int], new: tuple[int, int], antialias: bool
+) -> Float[Array, "1 _ D"]:
+    """Resize positions of `old` rows and columns of patches to `new`; a class token before them keeps its own.
+
+    Bicubic with half-pixel centers, as in PyTorch, whose kernel with antialias is another one.
+    """
+    first, width = embed.shape[1] - old[0] * old[1], embed.shape[-1]
     method = jax.image.ResizeMethod.CUBIC if antialias else jax.image.ResizeMethod.CUBIC_PYTORCH
-    return jax.image.resize(grid, shape, method, antialias=antialias)
+    grid = jnp.asarray(embed[:, first:]).reshape(1, *old, width)
+    resized = jax.image.resize(grid, (1, *new, width), method, antialias=antialias)
+    return jnp.concatenate([embed[:, :first], resized.reshape(1, -1, width)], axis=1)

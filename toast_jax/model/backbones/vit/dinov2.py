@@ -37,8 +37,7 @@ def _has(backbone: Any) -> bool:
 
 
 def _timm(backbone: Any, size: str) -> Target | None:
-    features, named = backbone.features, {"size": size} | ({"mlp": "swiglu"} if backbone.features.mlp == "swiglu" else {})
-    name = next((name for name, own in _SIZES.items() if own == named), "")
+    features, name = backbone.features, torch_names.timm_name(_SIZES, backbone, size)
     if not name or backbone.patch != 14 or features.registers not in (0, 4) or backbone.pool not in torch_names.TIMM_POOLS:
         return None
     registers = f"_reg{features.registers}" if features.registers else ""

@@ -46,8 +46,7 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _timm(backbone: Any, size: str) -> Target | None:
-    features, named = backbone.features, {"size": size} | ({"mlp": "swiglu"} if backbone.features.mlp == "swiglu" else {})
-    name = next((name for name, own in _SIZES.items() if own == named), "")
+    features, name = backbone.features, torch_names.timm_name(_SIZES, backbone, size)
     biases = {"qv": "_qkvb"}.get(features.qkv_bias, "")
     if not name or backbone.patch != 16 or backbone.pool not in _POOLS or (name, biases) == ("7b", "_qkvb"):
         return None

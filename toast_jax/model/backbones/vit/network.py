@@ -302,7 +302,5 @@ def of_side(model: ViT, params: dict, sides: tuple[int, int]) -> tuple[ViT, dict
     other = dataclasses.replace(model, grid=(rows, columns))
     if "pos_embed" not in params or rows * columns == model.num_patches:
         return other, params
-    embed, first = params["pos_embed"], int(model.features.class_token)
-    table = embed[:, first:].reshape(1, *model.shape, model.width)
-    resized = patches.resize_grid(table, (1, rows, columns, model.width), model.features.antialias)
-    return other, {**params, "pos_embed": jnp.concatenate([embed[:, :first], resized.reshape(1, -1, model.width)], axis=1)}
+    resized = patches.resize_positions(params["pos_embed"], model.shape, (rows, columns), model.features.antialias)
+    return other, {**params, "pos_embed": resized}

@@ -186,7 +186,9 @@ def _described(content: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"size": _SIZES[match[1]], "patch": int(match[2]), "antialias": True}
     if content.get("model_type") != "vit" or not content.get("qkv_bias", True):
         return None
-    return of_transformers(content, content.get("intermediate_size"), eps=content.get("layer_norm_eps", 1e-12))
+    # Transformers' default, 1e-12, stands for the 1e-6 that Google's networks were trained with, and timm has.
+    eps = content.get("layer_norm_eps", 1e-12)
+    return of_transformers(content, content.get("intermediate_size"), eps=1e-6 if eps == 1e-12 else eps)
 
 
 def of_transformers(content: Mapping[str, Any], hidden: int | None, act: str = "gelu", **fields: Any) -> dict[str, Any] | None:
@@ -223,6 +225,12 @@ def for_transformers(backbone: Any, image_size: int, act: str = "gelu", **fields
 # Of timm's `VisionTransformer`, by pooling; without fc_norm=False it would pool the mean before its last norm.
 TIMM_POOLS: dict[str, dict[str, Any]] = {"cls": {}, "mean": {"global_pool": "avg", "fc_norm": False}}
 _PATCHES = {"Ti": (16,), "S": (8, 16, 32), "B": (8, 16, 32), "L": (14, 16, 32), "H": (14,)}
+
+
+def timm_name(sizes: Mapping[str, Mapping[str, Any]], backbone: Any, size: str) -> str:
+    """Return timm's name of a size, from the fields of each such name, "mlp" among them only if it is gated; "" for none."""
+    fields = {"size": size} | ({"mlp": "swiglu"} if backbone.features.mlp == "swiglu" else {})
+    return next((name for name, own in sizes.items() if own == fields), "")
 
 
 def _timm(backbone: Any, size: str) -> Target | None:
