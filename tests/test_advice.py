@@ -76,7 +76,7 @@ CUT = (
     ("toast_jax.analysis.views", "Views", "toast_jax.data.images.*"),  # faults without their remedies
     ("toast_jax.analysis.views", "stream", "*.pixels.decode_example"),
     ("toast_jax.data.images.segmentation.masks", "MaskedImages", "*.pixels.decode"),  # faults without their remedies
-    ("toast_jax.tasks.visualize", "_decoded", "*.pixels.decode_example"),
+    ("toast_jax.tasks.visualize", "_with_masks", "*.pixels.decode_example"),
     ("toast_jax.data.images.batches", "*", "*.pixels.decode_example"),  # after Views, or `verify`, which the tasks reach too
     ("toast_jax.data.images.vtab.records", "*", "*.pixels.decode"),  # faults without their remedies
     ("toast_jax.data.images.verify", "*", "*.pixels.decode_example"),  # `verify` has a message of its own

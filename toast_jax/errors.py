@@ -52,6 +52,15 @@ def fault_of(error: InputError) -> str:
     return str(error).rpartition(": ")[0]
 
 
+@contextlib.contextmanager
+def with_remedy(remedy: str) -> Iterator[None]:
+    """Put another remedy in place of that of an InputError, for a task that has one of its own."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{fault_of(error)}: {remedy}.") from error
+
+
 class Interrupted(Exception):
     """A run was asked to stop and has saved its state; the same command resumes it."""
 

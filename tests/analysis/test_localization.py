@@ -6,14 +6,6 @@ import pytest
 from toast_jax.analysis import drawing, localization
 
 
-def test_box_is_the_smallest_around_a_mask():
-    mask = np.zeros((6, 8), bool)
-    mask[1, 2] = mask[4, 5] = True
-    box = localization.box_of(mask)
-    assert box.sum() == 4 * 4 and box[1:5, 2:6].all()
-    assert not localization.box_of(np.zeros((3, 3), bool)).any()
-
-
 def test_energy_counts_the_covered_part_of_each_cell():
     maps = np.array([[[1.0, 0.0], [0.0, 3.0]]])
     masks = np.zeros((1, 4, 4), bool)

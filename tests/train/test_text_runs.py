@@ -22,6 +22,7 @@ from configs import alpaca, openwebtext, vicuna
 from configs import convert as convert_config
 from configs import generate as generate_config
 from configs import relevance as relevance_config
+from configs import score as score_config
 from tests import ROOT
 from tests.model.backbones.llama.test_network import D, G, H, L
 from tests.words import Words
@@ -34,7 +35,7 @@ from toast_jax.model import steered
 from toast_jax.model.backbones.llama import network as llama
 from toast_jax.model.layers import dtypes
 from toast_jax.tasks import convert, evaluate, train
-from toast_jax.tasks.language import generate, relevance, stop_strings
+from toast_jax.tasks.language import generate, relevance, score, stop_strings
 from toast_jax.train import checkpoint, loop, saved_run, setup, text_runs
 from toast_jax.weights import rename
 from toast_jax.workdir import fingerprint, interrupt
@@ -417,6 +418,21 @@ def test_questions_without_their_field_are_refused(runs, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "a"}\n{"text": "b"}')
     with pytest.raises(InputError, match='Line 2 of .*q.jsonl has no text under "question"'):
         generate.run(spoken(runs[0], file=str(tmp_path / "q.jsonl")), str(tmp_path))
+
+
+def test_files_without_questions_are_refused(runs, tmp_path):
+    (tmp_path / "q.jsonl").write_text("\n")
+    path, said = str(tmp_path / "q.jsonl"), r"/q\.jsonl has no questions; give another file\."
+    with pytest.raises(InputError, match=said):
+        generate.run(spoken(runs[0], file=path), str(tmp_path))
+    with pytest.raises(InputError, match=said):
+        looked_at(runs[0], tmp_path, file=path)
+    for field in ("questions", "choices"):
+        config = score_config.get_config(f"run={runs[0]}/tuned")
+        config[field] = path
+        with pytest.raises(InputError, match=said):
+            score.run(config, str(tmp_path))
+    assert not (tmp_path / "answers.jsonl").exists()
 
 
 def looked_at(root, folder, **fields):

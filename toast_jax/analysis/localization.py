@@ -59,15 +59,6 @@ def _in_chunks(score, maps, masks):
     return np.concatenate([score(maps[start : start + _CHUNK], masks[start : start + _CHUNK]) for start in starts])
 
 
-def box_of(mask: np.ndarray) -> np.ndarray:
-    """Return the smallest upright box around a mask `[H, W]`, as a mask."""
-    box = np.zeros_like(mask, bool)
-    if mask.any():
-        top, left, bottom, right = _edges(mask)
-        box[top:bottom, left:right] = True
-    return box
-
-
 def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the share of each map's sum inside the mask; each cell's value is spread evenly over its pixels.
 

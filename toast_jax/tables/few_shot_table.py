@@ -121,14 +121,14 @@ def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
     """
     facts = opened(folders)
     rows, cells = [], {}
-    for method, (label, folder) in itertools.product(METHODS, _labeled(folders)):
-        name, config = "/".join(filter(None, (label, method))), None
-        for path in sorted((Path(folder).expanduser() / method).glob("*/")):
+    for name, folder in method_folders(folders):
+        (label, _, method), config = name.rpartition("/"), None
+        for path in sorted(folder.glob("*/")):
             if cell := read_measured(path):
                 runs = {run: json.loads((run / "result.json").read_text()) for run in _tested(path)}
                 result = next(iter(runs.values()))
                 config = result["config"]
-                correct = {run["seed"]: _correct(folder, run["test"]["accuracy"]) for folder, run in runs.items()}
+                correct = {run["seed"]: _correct(place, run["test"]["accuracy"]) for place, run in runs.items()}
                 task, shots = path.name.rpartition("_")[0], config["data"]["shots"]  # TASK_4shot or TASK_all
                 cells[name, task, shots] = Cell(cell, correct, result["steps"] * config["batch_size"])
         if config:
@@ -138,13 +138,10 @@ def collect(folders: Sequence[str | Path], reference: str = "") -> Table:
 
 def method_folders(folders: Sequence[str | Path]) -> Iterator[tuple[str, Path]]:
     """Yield the name of the row and the folder of every method in sweeps, whether it has runs there or not."""
-    for method, (label, folder) in itertools.product(METHODS, _labeled(folders)):
+    # Sweeps have names only if there are several.
+    labels = short_names([str(folder) for folder in folders]) if len(folders) > 1 else [""]
+    for method, (label, folder) in itertools.product(METHODS, zip(labels, folders, strict=True)):
         yield "/".join(filter(None, (label, method))), Path(folder).expanduser() / method
-
-
-def _labeled(folders):
-    """Pair each folder with the name of its sweep, if there are several."""
-    return list(zip(short_names([str(folder) for folder in folders]) if len(folders) > 1 else [""], folders, strict=True))
 
 
 def _tested(path):

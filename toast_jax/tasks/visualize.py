@@ -11,7 +11,7 @@ from toast_jax.analysis.segmentation import looks, pictures
 from toast_jax.config.check import check_fields
 from toast_jax.data.images import pixels, selected
 from toast_jax.data.images.segmentation import sets
-from toast_jax.errors import InputError, fault_of
+from toast_jax.errors import InputError, with_remedy
 from toast_jax.model import families
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.workdir import run_folder
@@ -122,14 +122,8 @@ def _with_masks(run: SavedRun, images: str, most: int) -> tuple[list[str], list[
     files, _ = selected.open_images(run.config.data, images)
     examples = [files[i] for i in selected.spread(len(files), most)]
     names = [Path(example["name"]).name for example in examples]
-    return names, [_decoded(example) for example in examples], [None] * len(examples)
-
-
-def _decoded(example: dict) -> np.ndarray:
-    try:
-        return pixels.decode_example(example)
-    except InputError as error:
-        raise InputError(f"{fault_of(error)}: download it again, or remove it.") from error
+    with with_remedy("download it again, or remove it"):
+        return names, [pixels.decode_example(example) for example in examples], [None] * len(examples)
 
 
 def _draw(folder: Path, run_name: str, images: np.ndarray, names: list[str], truths: list[str], looked) -> str:

@@ -246,4 +246,4 @@ def test_a_conversation_that_a_template_refuses_is_named(folder, tmp_path):
     with pytest.raises(
         InputError, match="^Line 2 of .*a.jsonl: The chat template of .* .System role not supported.; give anoth"
     ):
-        documents.read(str(tmp_path / "a.jsonl"), template.documents)
+        list(documents.stream(str(tmp_path / "a.jsonl"), template.documents))

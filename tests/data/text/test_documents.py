@@ -40,9 +40,9 @@ def test_line_ends_marks_and_control_characters(tmp_path, name, content, texts):
     (tmp_path / name).write_bytes(content)
     if texts is None:
         with pytest.raises(InputError, match=f"The text .*/{name} cannot be read .*utf-8.*; correct --config.data.splits"):
-            documents.read(str(tmp_path / name), documents.plain)
+            list(documents.stream(str(tmp_path / name), documents.plain))
     else:
-        made = documents.read(str(tmp_path / name), documents.plain)
+        made = list(documents.stream(str(tmp_path / name), documents.plain))
         assert [turn.text for document in made for turn in document] == texts
 
 
@@ -105,9 +105,9 @@ def test_files_of_every_ending(tmp_path, caplog):
     (tmp_path / "x.txt").write_text("all of\n\nit")
     caplog.set_level("WARNING", "toast_jax")
     for name in ("x.json", "x.jsonl"):
-        assert answers(documents.read(str(tmp_path / name), documents.plain)) == [["a"], ["b"]]
+        assert answers(list(documents.stream(str(tmp_path / name), documents.plain))) == [["a"], ["b"]]
         assert f"{name}: 1 records left out" in caplog.text
-    assert answers(documents.read(str(tmp_path / "x.txt"), documents.plain)) == [["all of\n\nit"]]
+    assert answers(list(documents.stream(str(tmp_path / "x.txt"), documents.plain))) == [["all of\n\nit"]]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_files_that_are_refused(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
-        documents.read(str(tmp_path / name), documents.plain)
+        list(documents.stream(str(tmp_path / name), documents.plain))
 
 
 def chat_of(*turns):
@@ -185,7 +185,7 @@ def test_messages_of_sharegpt_are_read_by_their_names():
 def test_records_that_are_no_messages_are_refused(record, tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([record]))
     with pytest.raises(InputError, match="^Record 1 of .*x.json is no record of this --config.data.format"):
-        documents.read(str(tmp_path / "x.json"), documents.messages)
+        list(documents.stream(str(tmp_path / "x.json"), documents.messages))
 
 
 def test_parquet_is_read_like_lines(tmp_path):
@@ -202,15 +202,17 @@ def test_parquet_is_read_like_lines(tmp_path):
     ):
         (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
         parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "x.parquet", row_group_size=1)
-        assert documents.read(str(tmp_path / "x.parquet"), of_record) == documents.read(str(tmp_path / "x.jsonl"), of_record)
+        assert list(documents.stream(str(tmp_path / "x.parquet"), of_record)) == list(
+            documents.stream(str(tmp_path / "x.jsonl"), of_record)
+        )
     with pytest.raises(InputError, match=r"^Row 1 of .*x.parquet is no record of this --config.data.format \(KeyError\('text'"):
-        documents.read(str(tmp_path / "x.parquet"), documents.plain)
+        list(documents.stream(str(tmp_path / "x.parquet"), documents.plain))
     for content in (b"", b"PAR1 and no more", None):
         (tmp_path / "x.parquet").unlink(missing_ok=True)
         if content is not None:
             (tmp_path / "x.parquet").write_bytes(content)
         with pytest.raises(InputError, match="The text .*x.parquet cannot be read .*; correct --config.data.splits"):
-            documents.read(str(tmp_path / "x.parquet"), documents.plain)
+            list(documents.stream(str(tmp_path / "x.parquet"), documents.plain))
 
 
 def turns(question, answer):
@@ -240,12 +242,12 @@ NO_TEXT = [None, 3, float("nan"), True, ["a"], {"text": "a"}, [{"type": "text", 
 def test_only_text_becomes_text(tmp_path, value, of_record, field, made):
     (tmp_path / "x.json").write_text(json.dumps([made("a"), made(value)]))
     if field == "input" and value is None:
-        assert len(documents.read(str(tmp_path / "x.json"), of_record)) == 2
+        assert len(list(documents.stream(str(tmp_path / "x.json"), of_record))) == 2
         return
     with pytest.raises(
         InputError, match=r"^Record 2 of .*x.json is no record of this .*data.format \(TypeError\(.*not text"
     ) as raised:
-        documents.read(str(tmp_path / "x.json"), of_record)
+        list(documents.stream(str(tmp_path / "x.json"), of_record))
     assert f"{field} is " in str(raised.value)
 
 
@@ -260,10 +262,10 @@ def test_a_null_input_is_no_input():
 )
 def test_a_byte_order_mark_is_not_read(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    plain = documents.read(str(tmp_path / name), documents.plain)
+    plain = list(documents.stream(str(tmp_path / name), documents.plain))
     assert plain[0][0].text == "a"
     (tmp_path / name).write_text("\ufeff" + content)
-    assert documents.read(str(tmp_path / name), documents.plain) == plain
+    assert list(documents.stream(str(tmp_path / name), documents.plain)) == plain
 
 
 def test_reading_stops_at_the_last_document(tmp_path):

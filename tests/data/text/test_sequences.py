@@ -55,7 +55,7 @@ def test_a_space_before_the_answer_is_of_its_first_word():
 def test_answers_of_real_conversations_by_a_real_tokenizer():
     pytest.importorskip("sentencepiece")
     words = tokenizer.load(LLAMA)
-    texts = documents.read(SHAREGPT, documents.conversation)[:60]
+    texts = list(documents.stream(SHAREGPT, documents.conversation))[:60]
     for document in texts:
         ids, answers = sequences.encode(document, words)
         assert (ids, answers) == slow(document, words)

@@ -47,11 +47,16 @@ class Files:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        example = {"image": _content(path), "label": self.labels[index], "name": path}
+        example = {"image": content(path), "label": self.labels[index], "name": path}
         return {**example, "orient": True} if self.orient else example
 
 
-def _content(path: str) -> bytes:
+def content(path: str) -> bytes:
+    """Read the file of an image, which may be in an archive.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     if inside := archive.split(path):
         return archive.read(*inside)
     try:

@@ -198,11 +198,6 @@ PROMPTS: dict[str, Callable[[str, bool], str]] = {
 }
 
 
-def read(path: str, of_record: Callable[[Any], list[Document]]) -> list[Document]:
-    """Read all documents of a file into memory; see `stream`."""
-    return list(stream(path, of_record))
-
-
 def check(path: str, of_record: Callable[[Any], list[Document]], most: int) -> None:
     """Check that a file exists, and its first document; arguments and errors as of `stream`.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from toast_jax.config.check import check_fields
-from toast_jax.data.text import documents
 from toast_jax.errors import InputError, renaming
+from toast_jax.tasks.language import question_file
 from toast_jax.tasks.language.speaker import Speaker
 from toast_jax.workdir import run_folder
 
@@ -39,14 +39,11 @@ def run(config: ConfigDict, folder: str) -> None:
 
 
 def _answer_file(config, speaker, folder: Path) -> None:
-    path = Path(config.file).expanduser()
     with renaming({"data.splits": "file"}):
-        questions = list(documents.records(path))
-    if not questions:
-        raise InputError(f"{path} has no questions; give another file.")
+        questions = question_file.read(config.file)
     for place, record in questions:
         if not isinstance(record, dict) or not isinstance(record.get("question"), str):
-            raise InputError(f'{place} of {path} has no text under "question"; write {{"question": "..."}} in every line.')
+            raise InputError(f'{place} has no text under "question"; write {{"question": "..."}} in every line.')
     prompts = [speaker.tokens(record["question"]) for _, record in questions]
     answered = folder / "answers.jsonl"
     with answered.open("w", encoding="utf-8") as file:

@@ -3,7 +3,6 @@
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from toast_jax.data.text import documents, sequences, tokenizer
 from toast_jax.errors import InputError, renaming
 from toast_jax.model.methods import Method
 from toast_jax.model.steered import Steered, apply
+from toast_jax.tasks.language import question_file
 from toast_jax.tasks.language.speaker import Speaker
 from toast_jax.workdir import run_folder
 
@@ -105,19 +105,16 @@ def _questions(config) -> Iterator[tuple[str, str]]:
     if not config.file:
         yield config.prompt, config.answer
         return
-    path = Path(config.file).expanduser()
     with renaming({"data.splits": "file"}):
-        records = list(documents.records(path))
+        records = question_file.read(config.file)
     for place, record in records:
         fields: dict[str, Any] = {"answer": ""} | (record if isinstance(record, dict) else {})
         if not isinstance(fields.get("question"), str) or not isinstance(fields["answer"], str):
             raise InputError(
-                f'{place} of {path} has no text under "question", or an "answer" that is no text; write {{"question": "..."}} '
+                f'{place} has no text under "question", or an "answer" that is no text; write {{"question": "..."}} '
                 'or {"question": "...", "answer": "..."} in every line.'
             )
         yield fields["question"], fields["answer"]
-    if not records:
-        raise InputError(f"{path} has no questions; give another file.")
 
 
 def _given(speaker, question: str, answer: str) -> tuple[list[int], list[bool]]:

@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 from toast_jax.analysis import bootstrap, report
 from toast_jax.config.check import check_fields
 from toast_jax.config.task_fields import OF_SAVED
-from toast_jax.data.text import batches, documents, sequences
+from toast_jax.data.text import batches, sequences
 from toast_jax.data.text.documents import Turn
 from toast_jax.data.text.sequences import Sequences
 from toast_jax.devices import parallel
 from toast_jax.errors import InputError, renaming
 from toast_jax.model import losses
+from toast_jax.tasks.language import question_file
 from toast_jax.tasks.language.speaker import Speaker
 from toast_jax.train import text_runs
 from toast_jax.train.evaluation import evaluate, mapped
@@ -106,7 +107,7 @@ def _perplexity(config, speaker, folder) -> dict[str, Any]:
 
 def _of_choices(config, speaker, folder: Path) -> dict[str, Any]:
     with renaming({"data.splits": "choices"}):
-        questions = read_choices(Path(config.choices).expanduser())
+        questions = _read_choices(config.choices)
     scored, cut = log_likelihoods(speaker, questions, _batch_size(config))
     # The length in characters, as in lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
     picks = [
@@ -123,33 +124,31 @@ def _of_choices(config, speaker, folder: Path) -> dict[str, Any]:
     return {**bootstrap.summary(scores, config.seed), "count": len(questions), "contexts_cut": cut}
 
 
-def read_choices(path: Path) -> list[Question]:
+def _read_choices(path: str) -> list[Question]:
     """Read records of `context`, `choices` and `answer`, the position of the right choice from 0 or its text.
 
     Raises:
       InputError: the file cannot be read, or a record lacks one of them.
     """
     questions = []
-    for place, record in documents.records(path):
+    for place, record in question_file.read(path):
         fields = record if isinstance(record, dict) else {}
         context, choices, answer = (fields.get(name) for name in Question._fields)
         if not isinstance(context, str) or not isinstance(choices, list) or len(choices) < 2:
             raise InputError(
-                f'{place} of {path} has no text under "context" or no list of two or more under "choices"; write '
+                f'{place} has no text under "context" or no list of two or more under "choices"; write '
                 '{"context": "...", "choices": ["...", "..."], "answer": 0} in every line.'
             )
         if not all(isinstance(choice, str) and choice.strip() for choice in choices):
-            raise InputError(f"{place} of {path} has a choice that is empty or no text; correct or remove it.")
+            raise InputError(f"{place} has a choice that is empty or no text; correct or remove it.")
         if isinstance(answer, str) and choices.count(answer) == 1:
             answer = choices.index(answer)
         if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
             raise InputError(
-                f'{place} of {path} has no "answer" among its {len(choices)} choices ({answer!r}); write the position of the '
+                f'{place} has no "answer" among its {len(choices)} choices ({answer!r}); write the position of the '
                 "right one, from 0, or its text."
             )
         questions.append(Question(context, choices, answer))
-    if not questions:
-        raise InputError(f"{path} has no questions; give another file.")
     return questions
 
 
@@ -223,9 +222,8 @@ def _summed(scores: Callable, params: dict, batch: dict) -> jax.Array:
 
 
 def _of_answers(config, speaker, folder: Path) -> dict[str, Any]:
-    path = Path(config.questions).expanduser()
     with renaming({"data.splits": "questions"}):
-        records = list(documents.records(path))
+        records = question_file.read(config.questions)
     expected = []
     for place, record in records:
         fields = record if isinstance(record, dict) else {}
@@ -233,14 +231,12 @@ def _of_answers(config, speaker, folder: Path) -> dict[str, Any]:
         answers = [answers] if isinstance(answers, str) else answers
         if not isinstance(fields.get("question"), str) or not isinstance(answers, list) or not answers:
             raise InputError(
-                f'{place} of {path} has no text under "question" or none under "answer"; write {{"question": "...", "answer": '
+                f'{place} has no text under "question" or none under "answer"; write {{"question": "...", "answer": '
                 '"..."} in every line, or a list of right answers.'
             )
         if not all(isinstance(answer, str) for answer in answers):
-            raise InputError(f"{place} of {path} has an answer that is no text; correct it.")
+            raise InputError(f"{place} has an answer that is no text; correct it.")
         expected.append(answers)
-    if not records:
-        raise InputError(f"{path} has no questions; give another file.")
     generated = list(speaker.each([speaker.tokens(record["question"]) for _, record in records], config.batch_size))
     matches = [max(exact_match(text, answer) for answer in answers) for text, answers in zip(generated, expected, strict=True)]
     shares = [max(token_f1(text, answer) for answer in answers) for text, answers in zip(generated, expected, strict=True)]

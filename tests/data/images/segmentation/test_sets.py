@@ -1,6 +1,7 @@
 """Sets of images with masks: where files are, what values mean, and one sentence for each fault."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -168,6 +169,17 @@ def test_missing_files_and_lists_are_named(root):
             (root / f"{split}.txt").write_text(content)
         with pytest.raises(InputError, match=f"List .*{split}.txt (cannot be read|names no image)"):
             opened(root, split=split)
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_files_that_cannot_be_read_are_named(root, kind):
+    file = next((root / kind).glob("train_0.*"))
+    source = opened(root)
+    file.unlink()
+    file.mkdir()
+    remedy = "replace it, or take it out of the list."
+    with pytest.raises(InputError, match=re.escape(f"{file} cannot be read (Is a directory): {remedy}")):
+        source[0]
 
 
 @pytest.mark.parametrize("content", ["[", "[]", '{"a": "b"}', '{"a": [1, 2]}', '{"a": 255}', '{"a": 1, "b": 1}'])

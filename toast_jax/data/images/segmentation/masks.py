@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from toast_jax.data.images import pixels
+from toast_jax.data.images.image_files import content
 from toast_jax.data.images.segmentation.labels import IGNORED
-from toast_jax.errors import InputError, fault_of, listed
+from toast_jax.errors import InputError, listed, with_remedy
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,10 @@ class MaskedImages:
         Raises:
             InputError: either cannot be decoded, or they do not fit each other or the classes.
         """
-        try:
-            image = pixels.decode(_content(self.paths[index]), self.paths[index], orient=self.orient)
-        except InputError as error:
-            raise InputError(f"{fault_of(error)}: replace it, or take it out of the list.") from error
-        is_colored = isinstance(self.codes[0], tuple)
-        values = decode(_content(self.masks[index]), self.masks[index], colors=is_colored, orient=self.orient)
+        with with_remedy("replace it, or take it out of the list"):
+            image = pixels.decode(content(self.paths[index]), self.paths[index], orient=self.orient)
+            mask = content(self.masks[index])
+        values = decode(mask, self.masks[index], colors=isinstance(self.codes[0], tuple), orient=self.orient)
         if image.shape[:2] != values.shape[:2]:
             raise InputError(
                 f"Mask {self.masks[index]} is {_sides(values)} pixels and its image {self.paths[index]} {_sides(image)}: "
@@ -146,14 +145,6 @@ def _labels(values: np.ndarray, codes: Sequence[Code], ignored: Sequence[Code]) 
     wanted = np.array([*range(len(codes)), *[IGNORED] * len(ignored)], np.int32)[order]
     places = np.searchsorted(keys[order], values).clip(max=len(keys) - 1)
     return np.where(keys[order][places] == values, wanted[places], _OUTSIDE)
-
-
-def _content(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): mend or replace it.") from error
 
 
 def _sides(array: np.ndarray) -> str:

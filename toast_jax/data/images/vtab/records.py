@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.data.images import pixels, tfds_records
 from toast_jax.data.images.vtab import published_lists, tasks
-from toast_jax.errors import InputError, choose, fault_of, listed
+from toast_jax.errors import InputError, choose, listed, with_remedy
 
 # Splits up to this size are cached in memory; larger ones are test splits, which are read once.
 CACHED = tasks.TRAIN + tasks.VAL
@@ -64,10 +64,8 @@ class VtabImages(tfds_records.Records):
                 f"Image {name} has class {label} of {self.task}, which has 0 to {task.num_classes - 1}: remove "
                 f"{self.directory} and prepare it again."
             )
-        try:
+        with with_remedy(f"remove {self.directory} and prepare it again"):
             image = pixels.decode(record["image"], name) * tasks.BUILDERS[task.builder].scale
-        except InputError as error:
-            raise InputError(f"{fault_of(error)}: remove {self.directory} and prepare it again.") from error
         return {"image": pixels.stretch(image, self.size), "label": label, "name": name}
 
     @functools.cached_property
