@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import gc  # noqa: E402
+import logging  # noqa: E402
 import re  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
@@ -74,6 +75,16 @@ def tiny_size(monkeypatch):
     """Adds sizes that no user needs."""
     monkeypatch.setitem(vit.SIZES, "tiny", vit.Size(width=16, depth=3, num_heads=2))
     monkeypatch.setitem(convnext.SIZES, "tiny", TINY_CONVNEXT)
+
+
+@pytest.fixture(autouse=True)
+def package_log():
+    """Undoes what a command of this test's process has set."""
+    log = logging.getLogger("toast_jax")
+    level, propagate, handlers = log.level, log.propagate, log.handlers.copy()
+    yield
+    log.setLevel(level)
+    log.propagate, log.handlers = propagate, handlers
 
 
 @pytest.fixture(autouse=True, scope="module")
