@@ -43,7 +43,7 @@ class State(flax.struct.PyTreeNode):
         return self.tuned if self.average is None else self.average
 
     @property
-    def skipped(self) -> np.ndarray:
+    def skipped(self) -> Int32[np.ndarray, "*runs"]:
         """How many of the last steps in a row were not finite, and skipped; of each run if several train together."""
         return np.asarray(getattr(self.opt_state, "notfinite_count", 0))
 

@@ -213,6 +213,10 @@ def test_a_list_names_each_image_once_and_endings_may_be_upper_case(root):
     (root / "images/train_0.png").rename(root / "images/train_0.PNG")
     (root / "train.txt").write_text("train_0.PNG\ntrain_1\n")
     assert [path.split("/")[-1] for path in opened(root).paths] == ["train_0.PNG", "train_1.png"]
+    for other in ("train_0.jpg", "train_1.Png"):  # a name that is a file is that file
+        save(root / "images" / other, np.zeros((24, 32, 3)))
+    (root / "train.txt").write_text("train_0.PNG\ntrain_1.Png\n")
+    assert [path.split("/")[-1] for path in opened(root).paths] == ["train_0.PNG", "train_1.Png"]
     (root / "train.txt").write_text("train_0\ntrain_1\ntrain_0.PNG\n")
     with pytest.raises(InputError, match=r"List .*train.txt names the image 'train_0' twice: leave it in once\."):
         opened(root)

@@ -76,7 +76,8 @@ def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     if len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise InputError(f"List {path} names the image {twice!r} twice: leave it in once.")
-    files = [stem + _suffix(folder, stem) for stem in stems]
+    is_file = lambda name, stem: name != stem and os.path.exists(os.path.join(folder, name))  # noqa: E731
+    files = [name if is_file(name, stem) else stem + _suffix(folder, stem) for name, stem in zip(names, stems, strict=True)]
     return _pairs(path, root, [(f"images/{file}", f"masks/{stem}.png") for file, stem in zip(files, stems, strict=True)]), (
         _described(os.path.join(root, "classes.json"))
     )
