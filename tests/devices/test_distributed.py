@@ -126,11 +126,11 @@ def test_both_processes_save_the_same_step_when_one_is_asked_to_stop(who, long_r
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other(image_folder, tmp_path):
-    """Here the first one, which alone writes numbers, finds no room for them."""
-    (tmp_path / "metrics.jsonl.partial").mkdir()
+    """Here the first one, which alone writes what is correct, cannot replace a folder by it."""
+    (tmp_path / "test_correct.txt").mkdir()
     pair = start_pair(image_folder, tmp_path)
     outputs = [process.communicate(timeout=60)[0] for process in pair]
-    assert pair[0].returncode == 2 and "metrics.jsonl cannot be written" in outputs[0], outputs[0]
+    assert pair[0].returncode == 2 and "test_correct.txt cannot be written" in outputs[0], outputs[0]
     assert pair[1].returncode not in (0, None) and ("is gone" in outputs[1] or "another task died" in outputs[1]), outputs[1]
 
 
