@@ -29,13 +29,16 @@ class Jax:
         tuned, frozen = trees.split(jax.jit(lambda: steered.init(network, row, jax.random.key(0)))(), mask)
         self.frozen, self.state = parallel.place(frozen), parallel.place(init_state(tuned, tx, seed=0))
         self.step = parallel.replicate(step, num_replicated=2, donate=(0,))
-        programs.compile_ahead(self.step, self.state, self.frozen, parallel.shard({"image": self.images, "label": self.labels}))
         self.eval_step = parallel.replicate(functools.partial(eval_step, scores=losses.tune(network, row)), num_replicated=2)
         self.features_of = feature_cache.features_of(network, row)
         self.features: dict | None = None
         params = trees.merge(self.state.tuned, self.frozen)
         release_weights.save(f"{folder}/weights.npz", params)
         np.save(f"{folder}/jax.npy", jax.jit(functools.partial(steered.apply, network, row))(params, self.images))
+
+    def compile(self) -> None:
+        """Compile the train step, as a run does before its first one."""
+        programs.compile_ahead(self.step, self.state, self.frozen, parallel.shard({"image": self.images, "label": self.labels}))
 
     def train(self) -> float:
         """Time a train step on new views."""

@@ -1,7 +1,7 @@
 """Compiled programs of this process: compiled before their first call, dropped after their last one.
 
-XLA's compilers allocate hundreds of megabytes, which the C library keeps for this process when they are freed. Both functions
-give them back to the system.
+XLA's compilers allocate hundreds of megabytes, which the C library keeps for this process when they are freed. The functions
+here give them back to the system.
 """
 
 import ctypes
