@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
+CUSTOM = "custom"  # the size of a backbone whose numbers are all in the config
+
 
 class Rule(Protocol):
     """The values that a field may hold; `str` of it says which, as in "whole number, 1 or more"."""

@@ -16,6 +16,8 @@ from toast_jax.errors import InputError
 from toast_jax.export import exported, folder, predict
 from toast_jax.model import steered
 
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6
 # A finder ahead of all others hides what the tests, but not every user, can import.
 _SCRIPT = """
 import pathlib, sys
@@ -97,12 +99,21 @@ def test_a_view_without_a_crop_is_stretched_as_vtab_is(shape, tmp_path):
     assert np.abs(shown - expected).max() <= 1 and (shown == expected).mean() > 0.99
 
 
-@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
-def test_an_image_of_16_bits_is_not_clipped(ending, tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "options"), [("png", {}), ("png", {"exif": _TURNED}), ("tif", {}), ("tif", {"tiffinfo": {262: 0}}), ("pgm", {})]
+)
+def test_an_image_of_16_bits_is_not_clipped(ending, options, tmp_path):
     gray = np.random.default_rng(0).integers(0, 2**16, (50, 40), np.uint16)
-    Image.fromarray(gray).save(path := tmp_path / f"x.{ending}")
-    expected = views.eval_view(views.decode(path.read_bytes(), path.name), resize=37, size=32)
+    Image.fromarray(gray).save(path := tmp_path / f"x.{ending}", **options)
+    expected = views.eval_view(views.decode(path.read_bytes(), path.name, orient=True), resize=37, size=32)
     np.testing.assert_array_equal(predict.view(path, 37, 32), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_an_image_of_32_bits_is_refused(dtype, tmp_path):
+    Image.fromarray(np.full((50, 40), 70_000, dtype)).save(path := tmp_path / "x.tif")
+    with pytest.raises(SystemExit, match="x.tif has 32 bits a pixel, whose brightness is not defined"):
+        predict.view(path, 37, 32)
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ from typing import Any
 from toast_jax import hub
 from toast_jax.config import peft_adapters
 from toast_jax.errors import InputError
+from toast_jax.fields import CUSTOM
 from toast_jax.model.backbones.llama import kinds as llama_kinds
 from toast_jax.model.backbones.vit.kinds import FIELDS, KINDS
 
 RANDOM = "random"  # value of backbone.weights: random weights, no file
-LLAMAS = tuple(size for size in llama_kinds.SIZES if size != llama_kinds.CUSTOM)
+LLAMAS = tuple(size for size in llama_kinds.SIZES if size != CUSTOM)
 _ELSEWHERE = "Others are named by their repository on the Hugging Face Hub, hf:OWNER/NAME, or by a folder with a config.json."
 _GATED = {"backbone.mlp": "swiglu"}
 _VIT_SIZES: dict[str, dict[str, Any]] = {

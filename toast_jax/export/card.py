@@ -11,7 +11,7 @@ from typing import Any
 from toast_jax import hub
 from toast_jax.data.text import documents
 from toast_jax.errors import listed
-from toast_jax.fields import flat_fields
+from toast_jax.fields import CUSTOM, flat_fields
 from toast_jax.model import families
 from toast_jax.train.saved_run import SavedRun
 from toast_jax.weights import places
@@ -165,7 +165,7 @@ def card(run: SavedRun, result: Mapping[str, Any], kind: str, name: str, files: 
 def _network(family, run):
     """Name the network by its kind and size, or its numbers where the size has no name."""
     backbone, size = run.model.backbone, run.config.backbone.size
-    of = size if size != "custom" else f"of width {backbone.width} and depth {backbone.depth}"
+    of = size if size != CUSTOM else f"of width {backbone.width} and depth {backbone.depth}"
     return f"{family.kind_of(backbone) if family.kind_of else family.title} {of}"
 
 

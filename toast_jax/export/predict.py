@@ -17,16 +17,21 @@ def load(folder):
     return facts, lambda pixels: network(weights, pixels)
 
 
-def rgb(image):
-    """Convert to RGB; of the 16 bits of a gray image the upper 8, where Pillow would clip all above 255 to white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+def rgb(path):
+    """Read an image upright, in RGB; of more than 8 bits of gray the upper 8, where Pillow would clip them to white."""
+    file = Image.open(path)
+    image, tags = ImageOps.exif_transpose(file), getattr(file, "tag_v2", {})
+    if file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
+        gray = (np.asarray(image) >> (4 if tags.get(258) in (12, (12,)) else 8)).astype(np.uint8)  # bits a pixel
+        image = Image.fromarray(255 - gray if tags.get(262) == 0 else gray)  # 0: white is zero
+    elif file.mode in ("I", "F"):
+        sys.exit(f"{path} has 32 bits a pixel, whose brightness is not defined; save it with 8 or 16 bits.")
     return image.convert("RGB")
 
 
 def view(path, resize, size, crop="center"):
     """Read an image as the network sees it: shorter side to `resize`, then the central square of `size`; or stretched."""
-    image = rgb(ImageOps.exif_transpose(Image.open(path)))
+    image = rgb(path)
     if crop == "none":
         square = jax.image.resize(np.asarray(image, np.float32), (size, size, 3), "bilinear", antialias=False)
         return np.rint(square).astype(np.uint8)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toast_jax.model.backbones.llama.kinds import CUSTOM, KINDS, SIZES, Kind, RopeScaling, Size, fields_of, head_width
+from toast_jax.fields import CUSTOM
+from toast_jax.model.backbones.llama.kinds import KINDS, SIZES, Kind, RopeScaling, Size, fields_of, head_width
 from toast_jax.model.backbones.rename_rules import Unusable
 
 # Keys that determine a network's outputs, and the fields of a `Size` that hold them.

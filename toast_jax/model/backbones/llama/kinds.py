@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from toast_jax.fields import Choice, Field, Flag, real, whole
+from toast_jax.fields import CUSTOM, Choice, Field, Flag, real, whole
 from toast_jax.model.backbones.rename_rules import Unusable
 
 
@@ -138,9 +138,6 @@ class Size:
     head_width: int = 0
     window: int = 0
     kind: Kind = LLAMA
-
-
-CUSTOM = "custom"  # the size whose numbers are all in the config
 
 
 def head_width(size: Any) -> int:

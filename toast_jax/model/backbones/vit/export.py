@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toast_jax.errors import InputError
+from toast_jax.fields import CUSTOM
 from toast_jax.model.backbones.export_formats import Format, Naming, Preprocessing, timm_config, transformers_config
 from toast_jax.model.backbones.vit import kinds
 from toast_jax.model.backbones.vit.features import SIZES, Size, Target, size_name
@@ -45,7 +46,7 @@ def _checked(backbone: ViT, library: str, config: dict[str, Any], **fields: Any)
     """Return a `config.json`; InputError unless it describes the network, by its features and `fields`, as when it is read."""
     described = {name: field.default for name, field in kinds.FIELDS.items()} | (kinds.described(config) or {})
     own = {**dataclasses.asdict(backbone.features), "patch": backbone.patch} | fields | _size_of(vars(backbone))
-    read = described | _size_of(dataclasses.asdict(SIZES[described.get("size", "custom")]) | _positive(described))
+    read = described | _size_of(dataclasses.asdict(SIZES[described.get("size", CUSTOM)]) | _positive(described))
     # Positions are resized when a file is read, and never again.
     if wrong := [f"{name}={value}" for name, value in own.items() if name != "antialias" and read[name] != value]:
         raise InputError(f"{library} has no {kinds.title(backbone)} with {' and '.join(wrong)}; write as=stablehlo.")

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from toast_jax.fields import Choice, Field, Flag, real, whole
+from toast_jax.fields import CUSTOM, Choice, Field, Flag, real, whole
 from toast_jax.model.backbones.rename_rules import Layout
 
 
@@ -34,7 +34,7 @@ SIZES = {
     "7B": Size(width=4096, depth=40, num_heads=32, hidden=8192),  # DINOv3
     "So400m": Size(width=1152, depth=27, num_heads=16, hidden=4304),  # SigLIP
     "giant-opt": Size(width=1536, depth=40, num_heads=16, hidden=6144),  # SigLIP 2
-    "custom": Size(width=0, depth=0, num_heads=0),
+    CUSTOM: Size(width=0, depth=0, num_heads=0),
 }
 
 
@@ -98,11 +98,11 @@ DECIDES = {
 
 
 def size_name(width: int, depth: int, num_heads: int, hidden: int) -> dict[str, Any]:
-    """Return the config fields of a size: its name in `SIZES`, or "custom" and its numbers."""
+    """Return the config fields of a size: its name in `SIZES`, or `CUSTOM` and its numbers."""
     for name, size in SIZES.items():
         if (size.width, size.depth, size.num_heads, size.hidden or 4 * size.width) == (width, depth, num_heads, hidden):
             return {"size": name}
-    return {"size": "custom", "width": width, "depth": depth, "num_heads": num_heads, "hidden": hidden}
+    return {"size": CUSTOM, "width": width, "depth": depth, "num_heads": num_heads, "hidden": hidden}
 
 
 @dataclasses.dataclass(frozen=True)
