@@ -142,7 +142,7 @@ def test_a_run_that_never_leaves_its_warmup_is_refused(tmp_path):
     write(tmp_path, ASKED[:8])
     config = of(alpaca, tmp_path, method="toast")
     config.data.format, config.data.held_out, config.epochs, config.warmup_epochs = "prompts", 0.0, 1, 0.09
-    with pytest.raises(InputError, match="The run has 1 steps, all of them in its warm-up at a learning rate of 0"):
+    with pytest.raises(InputError, match="The learning rate is 0 in each of the 1 steps: make the warm-up shorter"):
         setup.prepare(config, tmp_path / "run")
 
 
