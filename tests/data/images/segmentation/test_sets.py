@@ -182,10 +182,15 @@ def test_files_that_cannot_be_read_are_named(root, kind):
         source[0]
 
 
-@pytest.mark.parametrize("content", ["[", "[]", '{"a": "b"}', '{"a": [1, 2]}', '{"a": 255}', '{"a": 1, "b": 1}'])
+NOT_NAMES, TWICE = ('[["a"], ["b"]]', '[{"name": "a"}]', '["a", null]'), ('["a", "b", "a"]', '{"a": 0, "b": 1, "a": 2}')
+
+
+@pytest.mark.parametrize(
+    "content", ["[", "[]", '{"a": "b"}', '{"a": [1, 2]}', '{"a": 255}', '{"a": 1, "b": 1}', *NOT_NAMES, *TWICE]
+)
 def test_wrong_classes_are_refused(root, content):
     (root / "classes.json").write_text(content)
-    with pytest.raises(InputError, match="classes.json (is not valid JSON|must hold|gives two)"):
+    with pytest.raises(InputError, match="classes.json (is not valid JSON|must hold|gives two|has the class 'a' twice)"):
         opened(root)
 
 
