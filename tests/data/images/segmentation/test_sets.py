@@ -65,6 +65,10 @@ def test_voc_has_a_list_for_each_folder_of_masks(tmp_path):
     source = opened(tmp_path, "voc", "train+aug")
     assert len(source.classes) == 21 and [len(source), source[1][1].max()] == [2, 1]
     np.testing.assert_array_equal(source[0][1][::2, ::2], [[0, 20], [255, 3]])
+    (lists / "aug.txt").write_text("b\na\n")
+    save(tmp_path / "SegmentationClassAug/a.png", np.ones((4, 4)))
+    with pytest.raises(InputError, match=r"The lists of train\+aug name 1 images twice, .*/a.jpg for one: take them out of"):
+        opened(tmp_path, "voc", "train+aug")
 
 
 def test_ade20k_ignores_zero_and_counts_from_one(tmp_path):

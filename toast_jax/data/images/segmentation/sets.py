@@ -128,6 +128,10 @@ def _voc(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
         masks = "SegmentationClassAug" if name.endswith("aug") else "SegmentationClass"
         files = [(f"JPEGImages/{stem}.jpg", f"{masks}/{stem}.png") for stem in _names(root, file)]
         pairs += _pairs(os.path.join(root, file), root, files)
+    images = [image for image, _ in pairs]
+    if more := len(images) - len(set(images)):
+        twice = next(image for image in images if images.count(image) > 1)
+        raise InputError(f"The lists of {split} name {more} images twice, {twice} for one: take them out of one list.")
     return pairs, _Labels(VOC_CLASSES, tuple(range(len(VOC_CLASSES))))
 
 
