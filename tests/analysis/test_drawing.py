@@ -61,6 +61,14 @@ def test_title_is_above_its_panel_and_takes_the_same_room_for_every_text():
     assert len(shapes) == 1
 
 
+@pytest.mark.parametrize("width", [1, 15])
+def test_a_panel_narrower_than_any_title_has_the_room_for_one(width):
+    panel = np.full((10, width, 3), 7, np.uint8)
+    drawn = drawing.titled(panel, "last look", 1)
+    assert drawn.shape == drawing.titled(np.zeros((10, 90, 3), np.uint8), "", 1)[:, :width].shape
+    np.testing.assert_array_equal(drawn[-10:], panel)
+
+
 def test_panels_of_other_sizes_are_filled_up_with_white():
     black, grey = np.zeros((3, 5, 3), np.uint8), np.full((2, 4, 3), 9, np.uint8)
     below = drawing.stacked([black, grey])

@@ -112,6 +112,20 @@ def test_log_likelihoods_of_choices_are_those_of_one_at_a_time(scored):
     assert (result["count"], result["contexts_cut"]) == (5, 1) and differ
 
 
+def test_a_context_that_is_cut_without_a_begin_token_is_its_end(scored, monkeypatch):
+    _, speaker, _ = scored
+    words, choices = Words(), ["!", "?!"]
+    monkeypatch.setattr(words, "begin", None, raising=False)
+    monkeypatch.setattr(speaker, "tokenizer", words)
+    context = "".join("ab"[i % 3 == 0] for i in range(SIZE.context + 9)) + ":"
+    (values,), cut = score.log_likelihoods(speaker, [score.Question(context, choices, 0)], 8)
+    ids = [words.encode(f"{context} {choice}").ids for choice in choices]
+    counts = [len(one) - len(words.encode(context).ids) for one in ids]
+    expected = [sum(slow(speaker, one[-SIZE.context :], SIZE.context - count)) for one, count in zip(ids, counts, strict=True)]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert cut == 1
+
+
 def test_answers_are_those_of_one_question_at_a_time(scored):
     folder, _, generated = scored
     result, answered = json.loads((folder / "score.json").read_text())["questions"], lines(folder / "answers.jsonl")

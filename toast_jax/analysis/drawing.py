@@ -66,7 +66,7 @@ def titled(panel: np.ndarray, title: str, lines: int = 2) -> np.ndarray:
     width = panel.shape[1]
     strip = Image.new("RGB", (width, lines * _LINE + 2), "white")
     drawn, font = ImageDraw.Draw(strip), ImageFont.load_default(12)
-    for letters in range(width // 4, 3, -1):  # the longest lines that fit
+    for letters in range(max(4, width // 4), 3, -1):  # the longest lines that fit
         wrapped = textwrap.wrap(title, letters, max_lines=lines, placeholder="...")
         if all(font.getlength(line) < width - 2 for line in wrapped):
             break

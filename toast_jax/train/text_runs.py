@@ -51,7 +51,8 @@ def open_tokenizer(config: ConfigDict) -> tokenizer.Tokenizer:
     if not vocabulary - padding <= opened.vocabulary <= vocabulary:
         raise InputError(
             f"The tokenizer {config.data.tokenizer} has {opened.vocabulary} tokens, and {config.backbone.size} {vocabulary}; "
-            "give the tokenizer that came with the weights in --config.data.tokenizer."
+            "give the tokenizer that came with the weights in --config.data.tokenizer or, if their embedding has a row for "
+            "each of its tokens, and perhaps more, set --config.backbone.vocabulary to the vocab_size in their config.json."
         )
     end = {"end": opened.end, "begin": opened.begin}[config.data.get("end", "end")]  # earlier versions have no such field
     if end is None:

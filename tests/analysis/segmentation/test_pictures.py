@@ -48,3 +48,10 @@ def test_ignored_pixels_keep_their_color_and_do_not_count():
     other[:2] = (other[:2] + 1) % 3
     assert pictures.agreement(labels, other, 3) == 1.0 and pictures.agreement(TRUTHS[0], other, 3) < 1
     assert pictures.agreement(np.zeros((2, 2), np.uint8), np.array([[0, 0], [0, 2]], np.uint8), 3) == pytest.approx(0.75)
+
+
+def test_an_image_all_of_whose_pixels_are_ignored_has_no_score():
+    ignored = np.full_like(TRUTHS[0], 255)
+    assert pictures.agreement(ignored, TRUTHS[0], 3) is None
+    text, header = table([ignored, TRUTHS[1]], linear=looked())
+    assert header[:2] == ["image", "mask"] and text.count("mIoU") == text.count("mIoU 100%") == 1

@@ -170,20 +170,34 @@ def test_the_vicuna_template_is_that_of_the_release(folder):
     (expected,), (rendered,) = documents.conversation(record), template.documents(record)
     assert sequences.encode(rendered, words) == sequences.encode(expected, words)
     assert template.prompt("a").text == documents.converse("a") and template.stop == words.end
-    assert template.prompt("a", first=False).text == documents.converse("a", first=False)
+    assert template.prompt("a", first=False).text == "</s>" + documents.converse("a", first=False)
 
 
 @pytest.mark.parametrize(("name", "of"), BOTH)
 def test_a_prompt_begins_the_conversation_that_is_learned(folder, name, of):
-    """Token by token, so that a network is asked as it was tuned; a later prompt follows the token that ends an answer."""
+    """Token by token, so that a network is asked as it was tuned; a later prompt begins with the token that ends an answer."""
     words, template = opened(folder / of, name)
+    is_learned_as_asked(words, template)
+
+
+def test_a_later_prompt_has_no_space_that_a_tokenizer_puts_before_a_text_alone(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    model = library.Tokenizer.from_file(str(json_model(tmp_path / "tokenizer.json", special=CHAT)))
+    model.pre_tokenizer = library.pre_tokenizers.Sequence(
+        [library.pre_tokenizers.Metaspace(prepend_scheme="first"), library.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    model.save(str(tmp_path / "tokenizer.json"))
+    is_learned_as_asked(*opened(tmp_path, "chatml"))
+
+
+def is_learned_as_asked(words, template):
     whole, flags = sequences.encode(template.render(conversation(*SAID)), words)
     first, _ = sequences.encode(template.prompt(SAID[0]), words)
     assert whole[: len(first)] == first and flags.index(True) == len(first)
     end = whole.index(template.stop, len(first))
     later, _ = sequences.encode(template.prompt(SAID[2], first=False), words, begins=False)
-    assert whole[end + 1 :][: len(later)] == later and flags[end] and not any(flags[end + 1 :][: len(later)])
-    assert flags[end + 1 + len(later)]
+    assert whole[end:][: len(later)] == later and flags[end] and not any(flags[end + 1 :][: len(later) - 1])
+    assert flags[end + len(later)]
 
 
 def test_templates_in_files(folder, tmp_path):

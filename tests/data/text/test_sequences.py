@@ -114,6 +114,15 @@ def test_padded_documents_are_cut_and_those_without_answer_left_out(caplog):
     assert len(sequences.padded(documents, Words(), 11, too_long="refuse")) == 3
 
 
+def test_a_text_whose_only_answer_is_its_first_token_is_left_out(monkeypatch, caplog):
+    """Nothing comes before it, so it is not predicted; a validation set of such texts had a loss of 0 / 0."""
+    words = Words()
+    monkeypatch.setattr(words, "begin", None, raising=False)
+    assert len(sequences.padded([[Turn("", 0)], [Turn("a", 0)]], words, 6)) == 1 and "1 are left out" in caplog.text
+    with pytest.raises(InputError, match="No answer begins within 6 tokens"):
+        sequences.padded([[Turn("", 0)]], words, 6)
+
+
 class Numbers:
     """A tokenizer that takes no time: as many tokens as characters, of all sizes."""
 

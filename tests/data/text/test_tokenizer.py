@@ -96,6 +96,15 @@ def test_pieces_are_of_whole_characters(make, name, tmp_path):
     assert "\ufffd" in broken[0][1] and broken[-1][1].strip("\ufffd ") == "a"
 
 
+@pytest.mark.parametrize(("make", "name"), MODELS)
+def test_tokens_that_only_a_padded_embedding_has_are_no_text(make, name, tmp_path):
+    make(tmp_path / name)
+    words = tokenizer.load(str(tmp_path))
+    beyond, encoded = [words.vocabulary, words.vocabulary + 63], words.encode("an owl").ids
+    assert words.decode([*encoded, *beyond]) == "an owl" and words.decode(beyond) == ""
+    assert "".join(text for _, text in tokenizer.pieces(words, [*encoded, *beyond, *encoded])).count("owl") == 2
+
+
 def test_tokenizer_of_llama2c_gives_the_tokens_of_sentencepiece(tmp_path):
     theirs = tokenizer.load(str(sentencepiece_model(tmp_path / "tokenizer.model")))
     ours = tokenizer.load(str(llama2c_model(tmp_path / "tok300.bin")))

@@ -11,6 +11,8 @@ from configs import segment as segmentation
 from tests.conftest import METHODS
 from tests.data.images.segmentation import small_set
 from toast_jax import trees
+from toast_jax.analysis import maps
+from toast_jax.analysis.segmentation import looks
 from toast_jax.config.task_fields import config_of
 from toast_jax.data.images.segmentation import masks, views
 from toast_jax.errors import InputError
@@ -181,6 +183,16 @@ def test_runs_are_shown_side_by_side_on_a_split_or_on_files(done, root, tmp_path
     (tmp_path / "new/b.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"b.png cannot be decoded \(.*\): download it again, or remove it\.$"):
         visualize.run(config, str(tmp_path / "files"))
+
+
+def test_an_image_that_fits_one_sliding_window_has_no_maps_as_the_others_have_none(root, small_vit):
+    shown = lambda function: lambda *args: np.zeros((64, 64)) if function is looks._predicted else {maps.FIRST: 0}  # noqa: E731
+    images = [np.zeros(sides, np.uint8) for sides in ((8, 8, 3), (16, 64, 3))]
+    for window, expected in (((16, 16), [{}, {}]), ((0, 0), [{maps.FIRST: 0}] * 2)):
+        config = tiny(root, **{"data.window": window, "data.stride": (12, 10)})
+        config.data.scale = (40, 16)
+        segmented = looks.compiled(SimpleNamespace(config=config, classes=("a", "b"), params=None, compiled=shown))
+        assert [segmented(image).maps for image in images] == expected
 
 
 @pytest.mark.slow

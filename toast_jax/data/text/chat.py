@@ -146,13 +146,19 @@ class Template:
         return _unmarked(text, mark, special, learned, changes)
 
     def prompt(self, question: str, first: bool = True) -> Rendered:
-        """Render a question up to where its answer begins; of a later question, from the end of the last answer on."""
+        """Render a question up to where its answer begins; of a later question, from the token that ends the last answer on.
+
+        Without this token, a tokenizer that puts a space before the beginning of a text would put one into the conversation.
+        """
         asked = [Message("user", question)]
         mark = _mark(asked)
         before = [] if first else [Message("user", "a"), Message("assistant", "b")]
         text = self._text([*before, *self._escaped(asked, mark)], prompt=True)
         special = special_spans(text, self._tokenizer.special)
-        start = 0 if first else self._learned(text, before[:1], special)[1]
+        start = 0
+        if not first:
+            _, end = self._learned(text, before[:1], special)
+            start = next(left for left, right in special if right == end)
         special = [(left - start, right - start) for left, right in special if left >= start]
         return _unmarked(text[start:], mark, special, [])
 

@@ -176,7 +176,7 @@ def padded(documents: Iterable[Document], tokenizer: Tokenizer, length: int, too
     for document in documents:
         ids, flags = encode(document, tokenizer)
         sizes.append(len(ids))
-        if any(flags[:length]):
+        if any(flags[1:length]):  # the first token is not predicted
             rows.append((np.array(ids[:length], np.int32), np.array(flags[:length], bool)))
             cut += len(ids) > length
         else:

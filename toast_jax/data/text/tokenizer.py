@@ -51,7 +51,8 @@ class Tokenizer(Protocol):
     def encode_marked(self, text: str, special: Sequence[tuple[int, int]]) -> Encoded:
         """Encode a text with the names of special tokens at these places; anywhere else a name is plain text."""
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of tokens; those beyond `vocabulary`, which a padded embedding has, stand for no text."""
 
 
 def load(path: str) -> Tokenizer:
@@ -185,7 +186,7 @@ class _SentencePiece:
         return encode_parts(self.encode, self.special, text, special)
 
     def decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids)
+        return self._model.decode([token for token in ids if token < self.vocabulary])
 
 
 def _ends(text: str, sizes: list[int]) -> list[int]:
@@ -272,7 +273,7 @@ class _Llama2c:
         return [piece for piece in pieces if piece]
 
     def decode(self, ids: list[int]) -> str:
-        text = b"".join(self._pieces[token] for token in ids if token >= FIRST_BYTE).decode(errors="replace")
+        text = b"".join(self._pieces[token] for token in ids if FIRST_BYTE <= token < self.vocabulary).decode(errors="replace")
         return text.removeprefix(" ")
 
 

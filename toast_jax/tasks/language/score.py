@@ -194,11 +194,11 @@ def _encoded(speaker, context: str, choice: str) -> tuple[list[int], list[bool],
     context = context if spaced else f"{context} "
     # Of a space before it, too, where the tokenizer joins them, and as a network would generate it.
     ids, flags = sequences.encode([Turn(context + choice, len(context.rstrip()), ends=False)], speaker.tokenizer)
-    surplus = len(ids) - speaker.context
-    begins = not flags[0]  # with a token that is kept
+    surplus, first = len(ids) - speaker.context, 0 if speaker.tokenizer.begin is None else 1  # the begin token is kept
+    begins = not flags[0]
     if surplus > 0:
-        ids, flags = ids[:1] + ids[surplus + 1 :], flags[:1] + flags[surplus + 1 :]
-    if not begins or (surplus > 0 and flags[1]):
+        ids, flags = ids[:first] + ids[first + surplus :], flags[:first] + flags[first + surplus :]
+    if not begins or (surplus > 0 and flags[first]):
         raise InputError(
             f"The choice {choice[:40]!r} has no context before it in the {speaker.context} tokens that this network reads; "
             "write a context, or shorten the choice."

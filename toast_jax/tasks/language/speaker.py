@@ -89,7 +89,7 @@ class Speaker:
         """
         document: documents.Document
         if self.template:
-            document = self.template.prompt(question, not before)
+            document, before = self.template.prompt(question, not before), before[:-1]  # which it begins with
         else:
             document = [documents.Turn(documents.PROMPTS[self.config.data.format](question, not before), ends=False)]
         ids = [*before, *sequences.encode(document, self.tokenizer, begins=not before)[0]]

@@ -65,6 +65,10 @@ def test_voc_has_a_list_for_each_folder_of_masks(tmp_path):
     source = opened(tmp_path, "voc", "train+aug")
     assert len(source.classes) == 21 and [len(source), source[1][1].max()] == [2, 1]
     np.testing.assert_array_equal(source[0][1][::2, ::2], [[0, 20], [255, 3]])
+    (lists / "aug.txt").write_text("b\na\n")
+    save(tmp_path / "SegmentationClassAug/a.png", np.ones((4, 4)))
+    with pytest.raises(InputError, match=r"The lists of train\+aug name 1 images twice, .*/a.jpg for one: take them out of"):
+        opened(tmp_path, "voc", "train+aug")
 
 
 def test_ade20k_ignores_zero_and_counts_from_one(tmp_path):
@@ -182,10 +186,15 @@ def test_files_that_cannot_be_read_are_named(root, kind):
         source[0]
 
 
-@pytest.mark.parametrize("content", ["[", "[]", '{"a": "b"}', '{"a": [1, 2]}', '{"a": 255}', '{"a": 1, "b": 1}'])
+NOT_NAMES, TWICE = ('[["a"], ["b"]]', '[{"name": "a"}]', '["a", null]'), ('["a", "b", "a"]', '{"a": 0, "b": 1, "a": 2}')
+
+
+@pytest.mark.parametrize(
+    "content", ["[", "[]", '{"a": "b"}', '{"a": [1, 2]}', '{"a": 255}', '{"a": 1, "b": 1}', *NOT_NAMES, *TWICE]
+)
 def test_wrong_classes_are_refused(root, content):
     (root / "classes.json").write_text(content)
-    with pytest.raises(InputError, match="classes.json (is not valid JSON|must hold|gives two)"):
+    with pytest.raises(InputError, match="classes.json (is not valid JSON|must hold|gives two|has the class 'a' twice)"):
         opened(root)
 
 

@@ -93,25 +93,27 @@ def _described(path: str) -> _Labels:
     """Read `classes.json`: names in the order of their indices, or an object from names to indices or colors."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
+            content = json.load(file, object_pairs_hook=tuple)  # pairs, as a dict would drop a name that is given twice
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): write the names of the classes to it.") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}): mend it.") from error
-    if isinstance(content, list):
-        content = {name: index for index, name in enumerate(content)}
+    pairs = [(name, index) for index, name in enumerate(content)] if isinstance(content, list) else content
     is_index = lambda code: isinstance(code, int) and 0 <= code < IGNORED  # noqa: E731
     is_color = lambda code: isinstance(code, list) and len(code) == 3 and all(map(_is_byte, code))  # noqa: E731
-    codes = list(content.values()) if isinstance(content, dict) else []
-    if not codes or len(codes) > IGNORED or not (all(map(is_index, codes)) or all(map(is_color, codes))):
+    names, codes = zip(*pairs, strict=True) if pairs and isinstance(pairs, (list, tuple)) else ((), ())
+    are_names = all(isinstance(name, (str, int)) for name in names)
+    if not 0 < len(codes) <= IGNORED or not are_names or not (all(map(is_index, codes)) or all(map(is_color, codes))):
         raise InputError(
             f"{path} must hold a list of at most {IGNORED} class names, or an object from names to indices below {IGNORED} or "
             "to colors [red, green, blue]: rewrite it."
         )
-    codes = [tuple(code) if isinstance(code, list) else code for code in codes]
+    names, codes = tuple(map(str, names)), tuple(tuple(code) if isinstance(code, list) else code for code in codes)
     if len(set(codes)) < len(codes):
         raise InputError(f"{path} gives two classes the same index or color: make them differ.")
-    return _Labels(tuple(map(str, content)), tuple(codes), (IGNORED,) if isinstance(codes[0], int) else ())
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{path} has the class {twice!r} twice: give each class one name of its own.")
+    return _Labels(names, codes, (IGNORED,) if isinstance(codes[0], int) else ())
 
 
 def _is_byte(value) -> bool:
@@ -126,6 +128,10 @@ def _voc(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
         masks = "SegmentationClassAug" if name.endswith("aug") else "SegmentationClass"
         files = [(f"JPEGImages/{stem}.jpg", f"{masks}/{stem}.png") for stem in _names(root, file)]
         pairs += _pairs(os.path.join(root, file), root, files)
+    images = [image for image, _ in pairs]
+    if more := len(images) - len(set(images)):
+        twice = next(image for image in images if images.count(image) > 1)
+        raise InputError(f"The lists of {split} name {more} images twice, {twice} for one: take them out of one list.")
     return pairs, _Labels(VOC_CLASSES, tuple(range(len(VOC_CLASSES))))
 
 
