@@ -204,7 +204,7 @@ def _parse(argv: list[str]) -> list[str]:
         text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither True nor False", str(error))
         for fault, rule in _NO_NUMBER.items():
             text = re.sub(rf"flag --(config\.[\w.]+)=(.*): {fault}.*", rf"\1 is \2; it has to be a {rule}", text)
-        raise InputError(f"{text}.") from error
+        raise InputError(f"{text.rstrip('.')}.") from error
 
 
 def _exit(status: int, message: str) -> None:
