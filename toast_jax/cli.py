@@ -76,9 +76,9 @@ def cli() -> None:
     except KeyboardInterrupt:
         _exit(130, "Interrupted.")
     except Exception as error:
-        from toast_jax.workdir.run_folder import disk_fault, unwritable
+        from toast_jax.workdir.run_folder import IN_THE_WAY, disk_fault, unwritable
 
-        if isinstance(error, OSError) and disk_fault(error):
+        if isinstance(error, OSError) and (disk_fault(error) or error.errno in IN_THE_WAY):
             _exit(2, f"error: {unwritable(error.filename or 'A file', error)}")
         _exit(1, traceback.format_exc())
 
@@ -204,7 +204,7 @@ def _parse(argv: list[str]) -> list[str]:
         text = re.sub(r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither True nor False", str(error))
         for fault, rule in _NO_NUMBER.items():
             text = re.sub(rf"flag --(config\.[\w.]+)=(.*): {fault}.*", rf"\1 is \2; it has to be a {rule}", text)
-        raise InputError(f"{text}.") from error
+        raise InputError(f"{text.rstrip('.')}.") from error
 
 
 def _exit(status: int, message: str) -> None:

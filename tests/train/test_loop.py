@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import COUNTS, METHODS, tiny_config
+from tests.conftest import COUNTS, METHODS, refusal, tiny_config
 from tests.workdir.test_locks import held_elsewhere
 from toast_jax import trees
 from toast_jax.data.images import batches
@@ -28,7 +28,7 @@ from toast_jax.tasks import evaluate, train
 from toast_jax.train import checkpoint, evaluation, image_runs, loop, saved_run, setup
 from toast_jax.train.evaluation import Evaluation
 from toast_jax.weights import containers, pretrained, rename
-from toast_jax.workdir import interrupt, run_folder
+from toast_jax.workdir import interrupt, metrics, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -562,6 +562,45 @@ def test_a_result_that_is_damaged_is_named(config, tmp_path, content):
     (tmp_path / "result.json").write_text(content, errors="surrogateescape")
     with pytest.raises(InputError, match="/result.json is damaged .*; remove it and give the same command again"):
         run_folder.recorded(tmp_path, config)
+
+
+@pytest.mark.parametrize("name", ["running", "metrics.jsonl", "result.json", "confusion.csv"])
+def test_a_folder_where_a_run_writes_a_file_is_refused_before_the_first_step(name, config, tmp_path):
+    (tmp_path / name).mkdir()
+    told = refusal(lambda: loop.fit(config, tmp_path))
+    assert told == f"{tmp_path / name} is a folder, where a file is needed: move it away, or give another place."
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard"])
+def test_a_file_where_a_run_writes_a_folder_is_refused_before_the_first_step(name, config, tmp_path):
+    (tmp_path / name).write_text("")
+    assert refusal(lambda: loop.fit(config, tmp_path)).startswith(f"{tmp_path / name} is a file, where a folder is needed: ")
+
+
+@pytest.mark.parametrize("file", ["meta", "meta/metadata", "tuned/_METADATA", "progress/manifest.ocdbt"])
+def test_a_checkpoint_that_is_damaged_is_named_and_the_run_goes_on_from_the_one_before(file, config, tmp_path, result):
+    (tmp_path / "result.json").unlink()
+    last = tmp_path / "checkpoints" / "6"
+    if (last / file).is_dir():
+        shutil.rmtree(last / file)
+    else:
+        (last / file).write_bytes(b"\x82" * 20)
+    told = refusal(lambda: loop.fit(config, tmp_path))
+    assert told.startswith(f"Checkpoint {last} is damaged (")
+    assert told.endswith("): remove this folder, and the same command goes on from the checkpoint before it, if there is one.")
+    shutil.rmtree(last)
+    assert loop.fit(config, tmp_path)["test"] == result["test"]
+
+
+def test_a_config_that_is_damaged_is_named(config, tmp_path, result):
+    (tmp_path / "config.json").write_bytes(b"\x82" * 20)
+    assert refusal(lambda: loop.fit(config, tmp_path)).startswith(f"{tmp_path / 'config.json'} is missing or damaged (")
+
+
+def test_lines_of_metrics_that_are_damaged_are_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\x82\x83\n{"step": 2}\n')
+    metrics.Writer(tmp_path, 2).close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
 def test_remote_workdir_is_refused(config):

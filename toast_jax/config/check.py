@@ -288,7 +288,7 @@ def _mistakes_of_run(config):
         try:
             if holds(facts):
                 sentences.append(sentence.format(c=facts))
-        except AttributeError:  # a field that it compares is invalid and was deleted
+        except (AttributeError, KeyError):  # a field that it compares is invalid and was deleted
             if not wrong:
                 raise
     return sentences

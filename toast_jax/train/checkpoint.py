@@ -6,6 +6,8 @@ an incomplete checkpoint is never read. Its items are `tuned` (the parameters, o
 """
 
 import contextlib
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from toast_jax.train.step import State
 from toast_jax.workdir import run_folder
 
 KEEP = 2
+_DAMAGE = "Item .* was not found in the checkpoint|DATA_LOSS|NOT_FOUND|OUT_OF_RANGE"  # of Orbax, and of TensorStore
 
 
 @contextlib.contextmanager
@@ -118,12 +121,12 @@ def read_meta(checkpoints: ocp.CheckpointManager) -> dict:
     """Read the `config`, `classes` and fingerprints (`data` and `frozen`) that the latest checkpoint was made with.
 
     Raises:
-      InputError: there is no checkpoint.
+      InputError: there is no checkpoint, or it is damaged.
     """
     step = checkpoints.latest_step()
     if step is None:
         raise InputError(f"There is no checkpoint in {checkpoints.directory}; check the folder.")
-    return checkpoints.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+    return _restored(checkpoints, step, meta=ocp.args.JsonRestore()).meta
 
 
 def _items(state):
@@ -148,11 +151,20 @@ def _read(checkpoints, step, **like):
     """Read items of a checkpoint, each with the structure and shapes that `like` has under its name."""
     # In NumPy arrays, which `parallel.place` can put on any number of devices.
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
+    return _restored(checkpoints, step, **{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()})
+
+
+def _restored(checkpoints, step, **items):
+    folder = checkpoints.directory / str(step)
     try:
-        return checkpoints.restore(step, args=args)
+        return checkpoints.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, FileNotFoundError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0].strip("'")
+        if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)) or re.match(_DAMAGE, reason):
+            raise InputError(
+                f"Checkpoint {folder} is damaged ({reason}): remove this folder, and the same command goes on from the "
+                "checkpoint before it, if there is one."
+            ) from error
         raise InputError(
-            f"Checkpoint {checkpoints.directory / str(step)} does not hold this network ({str(error).splitlines()[0]}); "
-            "use the config it was made with, or another --workdir."
+            f"Checkpoint {folder} does not hold this network ({reason}); use the config it was made with, or another --workdir."
         ) from error

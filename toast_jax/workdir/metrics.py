@@ -200,14 +200,14 @@ class Writer:
 
 
 def _lines(path: Path) -> list[dict]:
-    """Return the complete lines of a file, without one that was cut off when the run was killed."""
+    """Return the complete lines of a file, without one that was cut off when the run was killed, or is damaged."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().splitlines():
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
+        except ValueError:
             continue
     return lines
 

@@ -25,6 +25,11 @@ from toast_jax.fields import TO_EVALUATE, TO_MOVE, TO_RESUME, flat_fields
 from toast_jax.workdir import locks
 
 SWEEP = "sweep.json"  # in the folder of every sweep
+_CORRECT, PREDICTIONS = "test_correct.txt", "test_logits.npz"
+# What runs write; some of it only at their end.
+_FILES = ("running", "config.json", "metrics.jsonl", "result.json", "confusion.csv", _CORRECT, PREDICTIONS)
+_FILES += ("module.safetensors", "top_down.safetensors")
+_FOLDERS = ("checkpoints", "tensorboard", "held_out", "profile")
 
 
 def claim(workdir: str | Path, config: ConfigDict) -> Path:
@@ -37,7 +42,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
       InputError: the folder cannot be written, or holds checkpoints of another config (the differing fields are listed), or of
         this config while `config.resume` is False.
     """
-    folder = writable(workdir)
+    folder = _of_run(workdir)
     if jax.process_index():
         return folder
     if has_checkpoint(folder):
@@ -63,6 +68,15 @@ def writable(workdir: str | Path, field: str = "--workdir") -> Path:
     return folder
 
 
+def _of_run(workdir):
+    """Return the folder of a run, as from `writable`; InputError if something else has the name of what the run writes."""
+    folder = writable(workdir)
+    for names, number, is_in_the_way in ((_FILES, errno.EISDIR, Path.is_dir), (_FOLDERS, errno.EEXIST, Path.is_file)):
+        for path in filter(is_in_the_way, map(folder.joinpath, names)):
+            raise InputError(unwritable(path, OSError(number, os.strerror(number))))
+    return folder
+
+
 @contextlib.contextmanager
 def used_alone(workdir: str | Path) -> Iterator[None]:
     """Lock a folder against other runs inside the block; a new folder that stays empty is removed.
@@ -71,7 +85,7 @@ def used_alone(workdir: str | Path) -> Iterator[None]:
       InputError: the folder cannot be written, another run has locked it, or it is that of a sweep.
     """
     is_new = not Path(workdir).expanduser().exists()
-    folder = writable(workdir)
+    folder = _of_run(workdir)
     if (folder / SWEEP).exists() and not has_checkpoint(folder):
         raise InputError(f"{folder} is the folder of a sweep, and a run needs one of its own; give another --workdir.")
     if jax.process_index():
@@ -147,7 +161,7 @@ def _differing(folder, config, *changeable):
     defaults = {name: field.default for name, field in fields.items()}
     try:
         saved = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged ({error}); give another --workdir.") from error
     # Through JSON, which turns tuples into lists.
     old, new = (json.loads(json.dumps(defaults | flat_fields(tree))) for tree in (saved, config.to_dict()))
@@ -168,9 +182,6 @@ def write_json(path: Path, value: dict) -> None:
     """Write JSON with `replace_file`, in the first process only."""
     if not jax.process_index():
         replace_file(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-_CORRECT, PREDICTIONS = "test_correct.txt", "test_logits.npz"
 
 
 def write_correct(folder: Path, correct: np.ndarray) -> None:
@@ -273,8 +284,18 @@ def disk_fault(error: BaseException | None) -> str | None:
     return None
 
 
+# Errors of a path where something else is, by how its sentence goes on.
+IN_THE_WAY = {
+    errno.EISDIR: "is a folder, where a file is needed",
+    errno.EEXIST: "is a file, where a folder is needed",
+    errno.ENOTDIR: "is in no folder, as a part of it is a file",
+}
+
+
 def unwritable(path: str | Path, error: OSError) -> str:
     """Return the error message for a file that cannot be written."""
+    if error.errno in IN_THE_WAY:
+        return f"{path} {IN_THE_WAY[error.errno]}: move it away, or give another place."
     return (
         f"{path} cannot be written ({error.strerror}): free some space or mend the disk, and give the same command again; "
         "a run goes on from its last checkpoint."
