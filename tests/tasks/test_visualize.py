@@ -50,6 +50,7 @@ def runs(image_folder):
             "vpt": made_up(image_folder, "vpt"),
             "convnext": made_up(image_folder, "toast", "convnext_t"),
             "pretuned": made_up(image_folder, "toast"),
+            "stretched": made_up(image_folder, "toast", format="vtab"),
             "larger": made_up(image_folder, "toast", resize=20),
             "other": dataclasses.replace(made_up(image_folder, "toast"), classes=("heron", "kite", "swan")),
         }
@@ -92,6 +93,7 @@ def test_runs_go_by_what_tells_them_apart(folders, names):
         (("toast", "toast"), "is given twice"),
         (("toast", "pretuned"), "has pre-tuned a top-down module; give one that tuned with it"),
         (("toast", "larger"), r"differ in config.data.resize \(18 and 20\), so they see other pictures"),
+        (("toast", "stretched"), "one stretches its images and one crops them, so they see other pictures"),
         (("toast", "other"), "runs/toast and runs/other name other classes; compare runs that name the same"),
         (("toast", "convnext"), r"differ in config.data.image_size \(16 and 32\)"),
     ],
