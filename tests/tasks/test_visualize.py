@@ -127,6 +127,26 @@ def test_a_split_that_the_data_lacks_is_refused_before_the_runs_are_looked_at(ru
             task.run(configured(module, "runs=runs/vpt"), str(tmp_path))
 
 
+def test_a_run_is_not_compared_on_images_that_it_has_trained_on_and_another_one_held_out(runs, tmp_path, monkeypatch):
+    """Held-out images are drawn by seed."""
+
+    def held_out(seed, share):
+        config = runs["vpt"].config.copy_and_resolve_references()
+        config.seed, config.data.held_out = seed, share
+        return dataclasses.replace(runs["vpt"], config=config)
+
+    first, same, other, whole = held_out(0, 0.25), held_out(0, 0.25), held_out(1, 0.25), held_out(0, 0.0)
+    for second, images, accepted in ((same, "val", True), (other, "val", False), (whole, "val", False), (other, "test", True)):
+        monkeypatch.setattr(saved_run, "load_compared", lambda *_, second=second: {"a": first, "b": second})
+        for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics), (corrupt_config, corruptions)):
+            config = configured(module, "runs=runs/a+runs/b", images=images)
+            if accepted:
+                assert comparison.open_runs(config, tmp_path, task.log)
+            else:
+                with pytest.raises(InputError, match="runs/a and runs/b differ in seed or config.data.held_out"):
+                    task.run(config, str(tmp_path))
+
+
 # Pictures.
 
 
