@@ -159,7 +159,8 @@ def picture_of(image: np.ndarray, title: str, looked: Looked, i: int) -> np.ndar
     for name, heads in ((maps.FIRST, parts.first_heads), (maps.LAST, parts.last_heads)):
         rows += _rows(image, [(f"{name}, head {k}", values[i]) for k, values in enumerate(heads, start=1)])
     where = "block" if parts.last_heads else "stage"
-    norms = [(f"norm fed back, {where} {k}, mean {norm[i].mean():.2g}", norm[i]) for k, norm in enumerate(parts.top_down, 1)]
+    numbered = enumerate(parts.top_down, parts.unsteered + 1)
+    norms = [(f"norm fed back, {where} {k}, mean {norm[i].mean():.2g}", norm[i]) for k, norm in numbered]
     return drawing.titled(drawing.stacked(rows + _rows(image, norms)), title, lines=1)
 
 
