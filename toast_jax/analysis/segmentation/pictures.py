@@ -31,8 +31,10 @@ def panels(image: np.ndarray, segmented: Segmented, palette: np.ndarray) -> dict
     return drawn | {name: drawing.overlay(image, segmented.maps[name]) for name in maps.ORDER if name in segmented.maps}
 
 
-def agreement(labels: np.ndarray, mask: np.ndarray, count: int) -> float:
-    """Return the mIoU of one image over the classes in its labels; `count` is the number of all classes."""
+def agreement(labels: np.ndarray | None, mask: np.ndarray, count: int) -> float | None:
+    """Return the mIoU of one image over the classes in its labels, None without any; `count` is the number of all classes."""
+    if labels is None or not (labels < count).any():
+        return None
     return metrics.scores(metrics.confusion(labels, mask, count), label_absent="nan")["mean_iou"]
 
 
@@ -60,7 +62,8 @@ def grid(
             first = next(own[i].maps[maps.FIRST] for own in looked.values() if maps.FIRST in own[i].maps)
             cells[maps.FIRST] = report.picture(drawing.overlay(sized, first), alt=maps.FIRST)
         for network, own in looked.items():
-            below = "" if truth is None else f"mIoU {agreement(truth, own[i].mask, len(palette)):.0%}"
+            score = agreement(truth, own[i].mask, len(palette))
+            below = "" if score is None else f"mIoU {score:.0%}"
             drawn = panels(sized, Segmented(_sized(own[i].mask, side), own[i].maps), palette)
             for name, picture in drawn.items():
                 if not (shared and name == maps.FIRST):
