@@ -136,7 +136,8 @@ def test_a_run_is_not_compared_on_images_that_it_has_trained_on_and_another_one_
         return dataclasses.replace(runs["vpt"], config=config)
 
     first, same, other, whole = held_out(0, 0.25), held_out(0, 0.25), held_out(1, 0.25), held_out(0, 0.0)
-    for second, images, accepted in ((same, "val", True), (other, "val", False), (whole, "val", False), (other, "test", True)):
+    cases = ((same, "val", True), (other, "test", True), (other, "val", False), (other, "train", False), (whole, "val", False))
+    for second, images, accepted in cases:
         monkeypatch.setattr(saved_run, "load_compared", lambda *_, second=second: {"a": first, "b": second})
         for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics), (corrupt_config, corruptions)):
             config = configured(module, "runs=runs/a+runs/b", images=images)

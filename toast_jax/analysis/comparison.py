@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from toast_jax.analysis import drawing, maps, report
 from toast_jax.analysis.maps import Parts
 from toast_jax.config.task_fields import OF_SAVED
-from toast_jax.data.images import selected, sources
+from toast_jax.data.images import image_files, selected, sources
 from toast_jax.data.images.labels import held_out
 from toast_jax.errors import InputError, renaming
 from toast_jax.fields import flat_fields, nested
@@ -69,7 +69,7 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger, masks: bool
             f"The data of {config.runs[0]} has no {config.images} split, only {' and '.join(splits)}: write "
             f"--config.images={splits[-1]}, or give another split in --config.data.splits.{config.images}."
         )
-    if config.images == held_out.VAL and data.get("held_out", 0):
+    if config.images in (image_files.TRAIN, held_out.VAL) and data.get("held_out", 0):
         drawn = [(run.config.data.get("held_out", 0), run.config.seed) for run in runs.values()]
         if other := next((folder for folder, one in zip(config.runs, drawn, strict=True) if one != drawn[0]), None):
             raise InputError(
