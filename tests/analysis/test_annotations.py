@@ -44,7 +44,8 @@ def test_boxes_are_half_open_pixels(root):
     assert tall[:25].all() and not tall[25:].any()
 
 
-def test_view_of_an_object_is_that_of_its_image(root):
+@pytest.mark.parametrize("format", ["folder", "vtab"])
+def test_view_of_an_object_is_that_of_its_image(format):
     """An image that is white in the box and black elsewhere keeps being so."""
     rng = np.random.default_rng(0)
     for size in [(40, 60), (60, 41), (33, 33)]:
@@ -52,8 +53,8 @@ def test_view_of_an_object_is_that_of_its_image(root):
         mask = np.zeros(size, bool)
         mask[top : top + 13, left : left + 17] = True
         picture = np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255
-        seen = pixels.eval_view(picture, resize=36, size=32)
-        ours = annotations.view(mask, resize=36, size=32)
+        seen = pixels.stretch(picture, 32) if format == "vtab" else pixels.eval_view(picture, resize=36, size=32)
+        ours = annotations.view(mask, ConfigDict({"format": format, "resize": 36, "image_size": 32}))
         np.testing.assert_array_equal(ours, seen[..., 0] > 127)
         assert ours.shape == (32, 32) and ours.any()
 
@@ -63,7 +64,8 @@ def test_view_by_hand():
     mask[:, 20:] = True  # the right half; resized to 10 x 20, the crop takes columns 5 to 15
     expected = np.zeros((10, 10), bool)
     expected[:, 5:] = True
-    np.testing.assert_array_equal(annotations.view(mask, resize=10, size=10), expected)
+    data = ConfigDict({"format": "folder", "resize": 10, "image_size": 10})
+    np.testing.assert_array_equal(annotations.view(mask, data), expected)
 
 
 def test_masks_are_pictures_with_the_name_of_the_image(root):

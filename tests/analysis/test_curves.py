@@ -44,6 +44,22 @@ def test_runs_of_one_name_become_their_median(tmp_path):
     np.testing.assert_allclose(values, [2, 3, 4])
 
 
+def test_runs_of_other_lengths_and_with_skipped_steps_are_compared_at_the_steps_that_all_have(tmp_path):
+    """The second run has skipped its step 2, and was killed while it wrote step 5."""
+    long, short = (
+        save_run(tmp_path / "long", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        save_run(tmp_path / "short", [1.0, None, 5.0, 8.0]),
+    )
+    with (short / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "train/l')
+    for runs in ((long, short), (short, long)):
+        steps, values = curves.median_of_runs([curves.read(run, "train/loss") for run in runs])
+        np.testing.assert_array_equal(steps, [1, 3, 4])
+        np.testing.assert_array_equal(values, [1, 4, 6])
+    with pytest.raises(InputError, match="have no step in common"):
+        curves.median_of_runs([(np.array([1]), np.array([2.0])), (np.array([2]), np.array([2.0]))])
+
+
 def test_a_line_that_does_not_move_is_drawn(tmp_path):
     run = save_run(tmp_path / "a", [0.0, 0.0])
     curves.main(["train/loss", str(tmp_path / "x.svg"), f"flat={run}"])
@@ -55,7 +71,7 @@ def test_a_line_that_does_not_move_is_drawn(tmp_path):
     [
         (["train/loss"], "Write: python -m toast_jax.curves METRIC"),
         (["train/loss", "x.svg", "runs/a"], "Write: python -m toast_jax.curves"),
-        (["train/loss", "x.svg", "a={tmp}/nowhere"], "metrics.jsonl cannot be read"),
+        (["train/loss", "x.svg", "a={tmp}/nowhere"], "There is no .*/nowhere/metrics.jsonl; give the folder of a run"),
         (["train/lost", "x.svg", "a={tmp}/run"], "has no train/lost; it has step, train/loss, val/accuracy"),
     ],
 )

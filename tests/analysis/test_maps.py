@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import tiny_config
-from toast_jax.analysis import maps
+from toast_jax.analysis import comparison, drawing, maps
 from toast_jax.model import steered
 
 WEIGHTS = np.random.default_rng(0).dirichlet(np.ones(7), (3, 2, 4, 7)).astype(np.float32)  # L, B, H, N; two prompts
@@ -66,6 +66,27 @@ def test_closer_look_of_a_vit():
     _, out = jax.device_get(apply(images, call="explain"))
     norms = np.sqrt((out["td"][:, :, 1:] ** 2).sum(axis=-1)).reshape(3, 3, 2, 2)
     np.testing.assert_allclose(np.stack(parts.top_down), norms, rtol=1e-4)
+
+
+def test_blocks_before_a_second_look_that_starts_late_are_those_of_the_first(monkeypatch):
+    """Of three blocks the last two look again."""
+    config = tiny_config("unused", "toast")
+    config.steered_blocks = 2
+    network, row = steered.build(config, 3)
+    params = steered.init(network, row, jax.random.key(0))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    _, by_name = maps.look_in_blocks(network, row, params, images)
+    first, last = by_name[maps.FIRST], by_name[maps.LAST]
+    assert first.shape == last.shape == (2, 3, 2, 2)
+    np.testing.assert_array_equal(last[:, :1], first[:, :1])
+    probabilities, found, parts = jax.device_get(maps.look_closely(network, row, params, images))
+    np.testing.assert_allclose(last[:, 2], found[maps.LAST], rtol=1e-5)
+    titles = []
+    monkeypatch.setattr(drawing, "titled", lambda panel, title, lines=2: titles.append(title) or panel)
+    looked = comparison.Looked(("a", "b"), probabilities.max(axis=-1), found, parts)
+    comparison.picture_of(images[0], "picture", looked, 0)
+    numbered = [title.split(", mean")[0] for title in titles if "fed back" in title]
+    assert numbered == ["norm fed back, block 2", "norm fed back, block 3"]
 
 
 def measured_look(method, **fields):

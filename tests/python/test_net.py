@@ -376,6 +376,8 @@ def test_configs_of_other_tasks_are_not_loaded():
         ("{tmp}", "Folder .* has no class folders: put the images in one folder for each class"),
         ([], "There are no images in the data"),
         (["a.jpg", "b.jpg"], "Item 0 of the data is 'a.jpg'; give pairs of a path and a label"),
+        ([("a.jpg", "x"), ("b.jpg", np.nan)], r"Item 1 of the data, b.jpg, has no label \(nan\); add it, or leave it out"),
+        ([("a.jpg", "x"), ("b.jpg", None)], r"Item 1 of the data, b.jpg, has no label \(None\)"),
         ([("a.jpg", "x")], r"1 of 1 images of .*tuned_on.csv do not exist, .* correct the paths, or set image_dir"),
         (3, "The data is 3; give a folder, a table, or a list"),
         ("{images}", "The data has the classes heron, kite, owl, and the network was loaded for a, b; load it with"),

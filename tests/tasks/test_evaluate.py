@@ -109,3 +109,17 @@ def test_a_run_that_is_evaluated_on_other_images_keeps_its_logits(config, image_
     evaluate.run(config, str(tmp_path / "run"))
     np.testing.assert_array_equal(run_folder.read_predictions(tmp_path / "run")["logits"], before)
     assert (np.load(tmp_path / "run/logits_test.npz")["logits"] != before).any()
+
+
+def test_a_run_keeps_its_logits_where_a_network_of_the_release_is_evaluated_in_its_folder(config, tmp_path):
+    config.save_predictions, config.epochs = True, 1
+    loop.fit(config, tmp_path / "run")
+    before = run_folder.read_predictions(tmp_path / "run")["logits"]
+    write_weights(config, tmp_path / "other.safetensors", factor=3.0)
+    config.task, config.checkpoint = "evaluate", str(tmp_path / "other.safetensors")
+    evaluate.run(config, str(tmp_path / "run"))
+    np.testing.assert_array_equal(run_folder.read_predictions(tmp_path / "run")["logits"], before)
+    evaluate.run(config, str(tmp_path / "of its own"))
+    others = run_folder.read_predictions(tmp_path / "of its own")["logits"]
+    assert (others != before).any()
+    np.testing.assert_array_equal(np.load(tmp_path / "run/logits_test.npz")["logits"], others)

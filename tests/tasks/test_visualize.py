@@ -50,6 +50,7 @@ def runs(image_folder):
             "vpt": made_up(image_folder, "vpt"),
             "convnext": made_up(image_folder, "toast", "convnext_t"),
             "pretuned": made_up(image_folder, "toast"),
+            "stretched": made_up(image_folder, "toast", format="vtab"),
             "larger": made_up(image_folder, "toast", resize=20),
             "other": dataclasses.replace(made_up(image_folder, "toast"), classes=("heron", "kite", "swan")),
         }
@@ -92,6 +93,7 @@ def test_runs_go_by_what_tells_them_apart(folders, names):
         (("toast", "toast"), "is given twice"),
         (("toast", "pretuned"), "has pre-tuned a top-down module; give one that tuned with it"),
         (("toast", "larger"), r"differ in config.data.resize \(18 and 20\), so they see other pictures"),
+        (("toast", "stretched"), "one stretches its images and one crops them, so they see other pictures"),
         (("toast", "other"), "runs/toast and runs/other name other classes; compare runs that name the same"),
         (("toast", "convnext"), r"differ in config.data.image_size \(16 and 32\)"),
     ],
@@ -123,6 +125,27 @@ def test_a_split_that_the_data_lacks_is_refused_before_the_runs_are_looked_at(ru
     for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics), (corrupt_config, corruptions)):
         with pytest.raises(InputError, match="runs/vpt has no test split, only train and val: write --config.images=val, or"):
             task.run(configured(module, "runs=runs/vpt"), str(tmp_path))
+
+
+def test_a_run_is_not_compared_on_images_that_it_has_trained_on_and_another_one_held_out(runs, tmp_path, monkeypatch):
+    """Held-out images are drawn by seed."""
+
+    def held_out(seed, share):
+        config = runs["vpt"].config.copy_and_resolve_references()
+        config.seed, config.data.held_out = seed, share
+        return dataclasses.replace(runs["vpt"], config=config)
+
+    first, same, other, whole = held_out(0, 0.25), held_out(0, 0.25), held_out(1, 0.25), held_out(0, 0.0)
+    cases = ((same, "val", True), (other, "test", True), (other, "val", False), (other, "train", False), (whole, "val", False))
+    for second, images, accepted in cases:
+        monkeypatch.setattr(saved_run, "load_compared", lambda *_, second=second: {"a": first, "b": second})
+        for module, task in ((visualize_config, visualize), (metrics_config, attention_metrics), (corrupt_config, corruptions)):
+            config = configured(module, "runs=runs/a+runs/b", images=images)
+            if accepted:
+                assert comparison.open_runs(config, tmp_path, task.log)
+            else:
+                with pytest.raises(InputError, match="runs/a and runs/b differ in seed or config.data.held_out"):
+                    task.run(config, str(tmp_path))
 
 
 # Pictures.

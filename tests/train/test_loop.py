@@ -616,6 +616,14 @@ def test_workdir_that_cannot_be_written(config, tmp_path):
         setup.prepare(config, tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("name", ["lr[0.1]", "of [a, b] and c", "a\\b"])
+def test_a_workdir_whose_checkpoints_could_not_be_read_is_refused(config, tmp_path, name, monkeypatch):
+    monkeypatch.setattr(image_runs, "verify_splits", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=r"Checkpoints in .* could not be read, as .* is a pattern; give another --workdir"):
+        loop.fit(config, tmp_path / name / "run")
+    assert not (tmp_path / name / "run").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
 def test_read_only_workdir(config, tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from toast_jax.analysis import drawing, maps, report
 from toast_jax.analysis.maps import Parts
 from toast_jax.config.task_fields import OF_SAVED
-from toast_jax.data.images import selected, sources
+from toast_jax.data.images import image_files, selected, sources
+from toast_jax.data.images.labels import held_out
 from toast_jax.errors import InputError, renaming
 from toast_jax.fields import flat_fields, nested
 from toast_jax.train import saved_run
@@ -55,7 +56,8 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger, masks: bool
     The dozen lines that each network logs go to `log.txt` alone.
 
     Raises:
-      InputError: as of `saved_run.load_compared`; or `config.images` is a split that the data of the first run does not have.
+      InputError: as of `saved_run.load_compared`; or `config.images` is a split that the data of the first run does not have,
+        or one that it held out and another run has trained on.
     """
     with log_to_file(folder / "log.txt", but=log), renaming(OF_SAVED):
         runs = saved_run.load_compared(config.runs, config.weights, config.top_down, config.module, masks)
@@ -67,6 +69,13 @@ def open_runs(config: ConfigDict, folder: Path, log: logging.Logger, masks: bool
             f"The data of {config.runs[0]} has no {config.images} split, only {' and '.join(splits)}: write "
             f"--config.images={splits[-1]}, or give another split in --config.data.splits.{config.images}."
         )
+    if config.images in (image_files.TRAIN, held_out.VAL) and data.get("held_out", 0):
+        drawn = [(run.config.data.get("held_out", 0), run.config.seed) for run in runs.values()]
+        if other := next((folder for folder, one in zip(config.runs, drawn, strict=True) if one != drawn[0]), None):
+            raise InputError(
+                f"The runs in {config.runs[0]} and {other} differ in seed or config.data.held_out, so one has trained on "
+                "images that the other held out: give --config.images= images that both have not seen, or measure each alone."
+            )
     return runs
 
 
@@ -150,7 +159,8 @@ def picture_of(image: np.ndarray, title: str, looked: Looked, i: int) -> np.ndar
     for name, heads in ((maps.FIRST, parts.first_heads), (maps.LAST, parts.last_heads)):
         rows += _rows(image, [(f"{name}, head {k}", values[i]) for k, values in enumerate(heads, start=1)])
     where = "block" if parts.last_heads else "stage"
-    norms = [(f"norm fed back, {where} {k}, mean {norm[i].mean():.2g}", norm[i]) for k, norm in enumerate(parts.top_down, 1)]
+    numbered = enumerate(parts.top_down, parts.unsteered + 1)
+    norms = [(f"norm fed back, {where} {k}, mean {norm[i].mean():.2g}", norm[i]) for k, norm in numbered]
     return drawing.titled(drawing.stacked(rows + _rows(image, norms)), title, lines=1)
 
 

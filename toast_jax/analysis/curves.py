@@ -2,10 +2,10 @@
 
     python -m toast_jax.curves train/task_loss curves.svg both=runs/a,runs/b cross-entropy=runs/c
 
-draws one metric of `metrics.jsonl` over the steps: a line per name, the median over its runs, averaged in bins.
+draws one metric of `metrics.jsonl` over the steps: a line per name, the median over its runs at the steps that all have,
+averaged in bins.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from toast_jax.errors import InputError
+from toast_jax.workdir.metrics import complete_lines
 
 WIDTH, HEIGHT = 640, 360
 BINS = 30  # points of a line, each the mean over its steps
@@ -27,10 +28,9 @@ def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
       InputError: the folder has no `metrics.jsonl`, or the file does not have this metric.
     """
     path = Path(folder) / "metrics.jsonl"
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); give the folder of a run.") from error
+    if not path.exists():
+        raise InputError(f"There is no {path}; give the folder of a run.")
+    lines = complete_lines(path)
     if not (points := [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]):
         raise InputError(f"{path} has no {metric}; it has {', '.join(sorted({key for line in lines for key in line}))}.")
     steps, values = zip(*points, strict=True)
@@ -38,9 +38,16 @@ def read(folder: str | Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def median_of_runs(runs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Take the median over runs of equal length, then average steps into at most `BINS` points."""
-    steps = runs[0][0]
-    values = np.median([values[: len(steps)] for _, values in runs], axis=0)
+    """Take the median over runs at the steps that all have, then average steps into at most `BINS` points.
+
+    Raises:
+      InputError: no step is common to all.
+    """
+    by_step = [dict(zip(steps.tolist(), values, strict=True)) for steps, values in runs]
+    steps = np.array(sorted(set.intersection(*map(set, by_step))))
+    if not len(steps):
+        raise InputError("The runs of a line have no step in common that has this metric; give each a name of its own.")
+    values = np.median([[run[step] for step in steps.tolist()] for run in by_step], axis=0)
     parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 

@@ -29,12 +29,14 @@ class Parts:
 
     Attributes:
       first_heads, last_heads: attention of the class token in the last block, by head, in the first and the last look.
-      top_down: norm over channels of the top-down input, by block of a ViT or by stage of a ConvNeXt.
+      top_down: norm over channels of the top-down input, by steered block of a ViT or stage of a ConvNeXt.
+      unsteered: number of blocks or stages before these.
     """
 
     first_heads: list[jax.Array]
     last_heads: list[jax.Array]
     top_down: list[jax.Array]
+    unsteered: int = dataclasses.field(default=0, metadata={"static": True})
 
 
 def look(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -52,8 +54,9 @@ def look(model: Steered, method: Method, params: dict, images: jax.Array) -> tup
 def look_in_blocks(model: Steered, method: Method, params: dict, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Run `look` of a ViT, with `FIRST` and `LAST` in every block: `[B, L, g, g]`."""
     logits, out = apply(model, method, params, images, call="explain")
-    looks = {FIRST: out["first_look"]} if "first_look" in out else {}
-    of_looks = {name: of_blocks(_attention(look), model.backbone.grid) for name, look in (looks | {LAST: out["look"]}).items()}
+    attention = {FIRST: _attention(out["first_look"])} if "first_look" in out else {}
+    attention[LAST] = _attention_to_the_last(out)
+    of_looks = {name: of_blocks(weights, model.backbone.grid) for name, weights in attention.items()}
     return jax.nn.softmax(logits), _maps(model, out) | of_looks
 
 
@@ -67,11 +70,11 @@ def look_closely(model: Steered, method: Method, params: dict, images: jax.Array
     maps, norms = _maps(model, out), [model.backbone.on_grid(jnp.linalg.norm(td, axis=-1)) for td in out.get("td", ())]
     if "attention" not in out["look"]:
         maps[GRAD_CAM] = _grad_cam(model, method, params, out["look"]["hidden"][-1], logits.argmax(axis=-1))
-        return jax.nn.softmax(logits), maps, Parts([], [], norms)
+        return jax.nn.softmax(logits), maps, Parts([], [], norms, _unsteered(out))
     grid = maps[LAST].shape[-1]
     maps[ROLLOUT] = _rollout_of_last_look(model, out)
     first_heads = _heads(_attention(out["first_look"]), grid) if "first_look" in out else []
-    return jax.nn.softmax(logits), maps, Parts(first_heads, _heads(_attention(out["look"]), grid), norms)
+    return jax.nn.softmax(logits), maps, Parts(first_heads, _heads(_attention(out["look"]), grid), norms, _unsteered(out))
 
 
 def look_to_measure(
@@ -163,12 +166,19 @@ def _attention(look):
     return attention.at[:-1, :, :, 0, 0].set(1.0).at[-1, :, :, 0, 1:].set(look["reads"])
 
 
+def _unsteered(out):
+    """Return how many blocks or stages the second look skips."""
+    return len(out["first_look"]["hidden"]) - len(out["look"]["hidden"]) if "first_look" in out else 0
+
+
+def _attention_to_the_last(out):
+    """Return the attention in all blocks behind the prediction; those that the second look skips are the first look's."""
+    attention = _attention(out["look"])
+    return jnp.concatenate([_attention(out["first_look"])[: _unsteered(out)], attention]) if _unsteered(out) else attention
+
+
 def _rollout_of_last_look(model, out):
-    """Compute the rollout through all blocks; those that the second look skips are the first look's."""
-    attention, deep_prompts = _attention(out["look"]), 0
-    if "first_look" in out:
-        first = _attention(out["first_look"])
-        attention = jnp.concatenate([first[: len(first) - len(attention)], attention])
+    attention, deep_prompts = _attention_to_the_last(out), 0
     if model.prompts is not None and model.prompts.layers > 1:
         deep_prompts = model.prompts.num
     return rollout(attention, model.backbone.grid, replaced=deep_prompts)

@@ -91,6 +91,10 @@ def _listed(pairs: Iterable, folder: Path) -> dict[str, Any]:
         raise InputError(f"The data is {pairs!r}; give a folder, a table, or a list of (path, label).")
     for number, pair in enumerate(_some(pairs, "the data")):
         match pair:
+            case [str() | os.PathLike() as path, label] if table.is_missing(label):
+                raise InputError(
+                    f"Item {number} of the data, {os.fspath(path)}, has no label ({label}); add it, or leave it out."
+                )
             case [str() | os.PathLike() as path, label]:
                 rows.append((os.path.abspath(os.path.expanduser(path)), str(label)))
             case _:

@@ -100,11 +100,11 @@ class Table:
         for row, (task, shots) in itertools.product(self.rows, self.columns):
             parts = self.parts(row.name, task, shots)
             other = self.parts(self.references[row.name], task, shots) if row.name in self.references else []
-            if parts:
-                accuracy = resampler.interval([_stacked(cell, cell.correct) for cell in parts])
-                pairs = [_difference(cell, second, row.name, task) for cell, second in zip(parts, other, strict=bool(other))]
-                paired = bool(pairs) and all(pair is not None for pair in pairs)
-                summaries[row.name, task, shots] = accuracy, resampler.interval(pairs) if paired else None
+            if seeds := _shared_seeds(parts):
+                accuracy = resampler.interval([_stacked(cell, seeds) for cell in parts])
+                both = _shared_seeds([*parts, *other]) if other else []
+                pairs = [_difference(*pair, both, row.name, task) for pair in zip(parts, other, strict=True)] if both else []
+                summaries[row.name, task, shots] = accuracy, resampler.interval(pairs) if pairs else None
         return summaries
 
 
@@ -172,11 +172,13 @@ def _stacked(cell, seeds):
     return 100 * np.stack(values)
 
 
-def _difference(cell, other, name, task):
-    """Return the paired differences `[seeds, n]` of two results, in percent; None without a seed in common."""
-    seeds = [seed for seed in cell.correct if seed in other.correct]
-    if not seeds:
-        return None
+def _shared_seeds(parts):
+    """List the seeds that all of some results have, so that a mean over tasks, and its interval, can be taken for each seed."""
+    return [seed for seed in parts[0].correct if all(seed in cell.correct for cell in parts)] if parts else []
+
+
+def _difference(cell, other, seeds, name, task):
+    """Return the paired differences `[seeds, n]` of two results, in percent."""
     first, second = _stacked(cell, seeds), _stacked(other, seeds)
     if 1 in (first.shape[1], second.shape[1]):
         first, second = (values.mean(axis=1, keepdims=True) for values in (first, second))
@@ -227,8 +229,7 @@ def _hours(table, name):
 
 def _by_seed(parts: Sequence[Cell]) -> list[float]:
     """Return, for each seed that all tasks have, the mean accuracy over tasks."""
-    seeds = [seed for seed in parts[0].correct if all(seed in cell.correct for cell in parts)] if parts else []
-    return [statistics.fmean(100 * float(cell.correct[seed].mean()) for cell in parts) for seed in seeds]
+    return [statistics.fmean(100 * float(cell.correct[seed].mean()) for cell in parts) for seed in _shared_seeds(parts)]
 
 
 def _spread(parts):
@@ -249,7 +250,7 @@ def values(table: Table) -> list[list[object]]:
         reference = table.references.get(name, "") if difference else ""
         images, hours = sum(cell.images for cell in parts), sum(cell.measured.hours for cell in parts)
         lines.append(
-            [name, row.sweep, row.method, task, shots or "all", statistics.fmean(seeds) if seeds else "", std, len(seeds)]
+            [name, row.sweep, row.method, task, shots or "all", statistics.fmean(seeds), std, len(seeds)]
             + [accuracy.low, accuracy.high, reference, *(difference or ("", "", ""))]
             + [parts[0].measured.tuned, *row.gflop, images, hours]
         )

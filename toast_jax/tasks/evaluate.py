@@ -27,7 +27,8 @@ def run(config: ConfigDict, folder: str) -> None:
     """Evaluate every evaluation split; log the scores and write `evaluation.json` to the folder.
 
     With `config.save_predictions`, also write the logits of the test split, if they are of the tuned parameters: to
-    `test_logits.npz`, or to `logits_SPLIT.npz` if the run has another test split, or data at another place.
+    `test_logits.npz`, or to `logits_SPLIT.npz` if the folder has a run with another test split, with data at another place, or
+    beside the network of `config.checkpoint`.
     """
     check(config)
     config = places.pin(config, folder)
@@ -67,7 +68,10 @@ def run(config: ConfigDict, folder: str) -> None:
             evaluation = reads.evaluate(config, source, step, tuned, frozen, devices)
             results[name] = reads.summary(evaluation.means)
             if name == "test" and evaluation.predictions:
-                split = "" if run_folder.is_tested_on(saved.parent, config.data) else config.data.splits.test
+                is_of_run = run_folder.is_tested_on(saved.parent, config.data) and not (
+                    config.get("checkpoint") and run_folder.has_checkpoint(folder)
+                )
+                split = "" if is_of_run else config.data.splits.test
                 run_folder.write_predictions(saved.parent, split=split, **evaluation.predictions)
     facts = {"checkpoint": origin, "seed": config.seed, "config": config.to_dict(), **run_folder.circumstances()}
     run_folder.write_json(saved, {**results, **facts})

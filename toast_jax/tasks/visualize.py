@@ -103,7 +103,7 @@ def _segment(config: ConfigDict, folder: Path, runs: dict[str, SavedRun]) -> Non
     (folder / "comparison.html").write_text(page)
     scores = {
         name: [
-            {"image": image, "mean_iou": None if truth is None else pictures.agreement(truth, own.mask, len(palette))}
+            {"image": image, "mean_iou": pictures.agreement(truth, own.mask, len(palette))}
             for image, truth, own in zip(names, truths, by_image, strict=True)
         ]
         for name, by_image in looked.items()

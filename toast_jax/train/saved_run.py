@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from toast_jax import package_files, trees
 from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.data.images import sources
 from toast_jax.devices import precision
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
@@ -125,7 +126,7 @@ def load_compared(
 
     Raises:
       InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size, or in whether
-        they classify or segment.
+        they stretch their images, or classify or segment.
     """
     if not folders:
         raise InputError("There is no run to look at; name some, joined by +, as in :runs=runs/toast+runs/lora.")
@@ -142,6 +143,11 @@ def load_compared(
                     f"The runs in {folders[0]} and {folder} differ in config.data.{field} ({runs[0].config.data[field]} and "
                     f"{run.config.data[field]}), so they see other pictures; compare runs that see the same."
                 )
+        if sources.is_stretched(run.config.data) != sources.is_stretched(runs[0].config.data):
+            raise InputError(
+                f"Of the runs in {folders[0]} and {folder}, one stretches its images and one crops them, so they see other "
+                "pictures; compare runs that see the same."
+            )
         if run.classes != runs[0].classes:
             raise InputError(f"The runs in {folders[0]} and {folder} name other classes; compare runs that name the same.")
     return dict(zip(short_names(folders), runs, strict=True))

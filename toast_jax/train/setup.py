@@ -129,8 +129,8 @@ def prepare(config: ConfigDict, folder: str | Path, *, several_seeds: bool = Fal
     of_steps = rates(config, steps_per_epoch)
     if config.optimizer.lr and not of_steps.any():
         raise InputError(
-            f"The learning rate is 0 in each of the {len(of_steps)} steps: make the warm-up shorter, --config.batch_size smaller, "
-            "or --config.optimizer.lr larger."
+            f"The learning rate is 0 in each of the {len(of_steps)} steps: make the warm-up shorter, --config.batch_size "
+            "smaller, or --config.optimizer.lr larger."
         )
     log.info("%s", methods.table(trees.merge(network.tuned, network.frozen), network.method))
     scores, tx = scores_of(config, network), optimizer(config, schedule(config, steps_per_epoch), network.mask)

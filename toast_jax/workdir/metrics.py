@@ -154,7 +154,7 @@ class Writer:
         if jax.process_index():
             return
         path = Path(workdir) / "metrics.jsonl"
-        lines = [line for line in _lines(path) if line["step"] <= start_step]
+        lines = [line for line in complete_lines(path) if line["step"] <= start_step]
         replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
         # A run that was killed between its last checkpoint and its result is evaluated again.
         self._written = {(start_step, frozenset(line)) for line in lines if line["step"] == start_step}
@@ -199,7 +199,7 @@ class Writer:
         self.close()
 
 
-def _lines(path: Path) -> list[dict]:
+def complete_lines(path: Path) -> list[dict]:
     """Return the complete lines of a file, without one that was cut off when the run was killed, or is damaged."""
     if not path.exists():
         return []

@@ -39,9 +39,12 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
     after it has checked the content of data and weights that have moved. Only the first of several processes checks.
 
     Raises:
-      InputError: the folder cannot be written, or holds checkpoints of another config (the differing fields are listed), or of
-        this config while `config.resume` is False.
+      InputError: the folder cannot be written or checkpoints in it not be read, or it holds those of another config (the
+        differing fields are listed), or of this config while `config.resume` is False.
     """
+    if found := re.search(r"\[[^/]*\]|\\", place := Path(workdir).expanduser().resolve().as_posix()):
+        # Orbax takes the path for a pattern, and would leave the parameters out of a checkpoint without a word.
+        raise InputError(f"Checkpoints in {place} could not be read, as {found[0]} is a pattern; give another --workdir.")
     folder = _of_run(workdir)
     if jax.process_index():
         return folder

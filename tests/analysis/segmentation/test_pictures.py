@@ -38,6 +38,13 @@ def test_first_looks_that_differ_stand_with_their_networks_and_images_may_have_n
     assert header == ["image", "a: prediction", "a: first look", "b: prediction", "b: first look"] and "mIoU" not in text
 
 
+def test_an_image_whose_pixels_are_all_ignored_has_no_score():
+    ignored = np.full_like(TRUTHS[0], 255)
+    assert pictures.agreement(ignored, TRUTHS[0], 3) is None and pictures.agreement(None, TRUTHS[0], 3) is None
+    text, _ = table([ignored, TRUTHS[1]], a=looked(maps.LAST))
+    assert text.count("mIoU") == text.count("mIoU 100%") == 1
+
+
 def test_ignored_pixels_keep_their_color_and_do_not_count():
     labels = TRUTHS[0].copy()
     labels[:2] = 255

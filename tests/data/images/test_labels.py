@@ -56,6 +56,11 @@ def test_parquet_reads_like_csv(tmp_path):
     assert sources.open_split(table_config(tmp_path / "all.parquet"), "val") == sources.open_split(
         table_config(csv_file), "val"
     )
+    lacking = {**columns, "label": [0.0, float("nan"), None, *[1.0] * (len(columns["label"]) - 3)]}
+    parquet.write_table(pyarrow.table(lacking), tmp_path / "all.parquet")
+    assert (
+        "rows of" in (told := error_of(table_config(tmp_path / "all.parquet"))) and "have no label, the first is row 2" in told
+    )
     write(tmp_path / "all.parquet", b"no parquet")
     assert f"Table {tmp_path}/all.parquet cannot be read (" in error_of(table_config(tmp_path / "all.parquet"))
 

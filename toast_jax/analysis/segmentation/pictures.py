@@ -31,10 +31,11 @@ def panels(image: np.ndarray, segmented: Segmented, palette: np.ndarray) -> dict
     return drawn | {name: drawing.overlay(image, segmented.maps[name]) for name in maps.ORDER if name in segmented.maps}
 
 
-def agreement(labels: np.ndarray, mask: np.ndarray, count: int) -> float | None:
-    """Return the mIoU of one image over the classes in its labels, None if all are ignored; `count` is of all classes."""
-    value = metrics.scores(metrics.confusion(labels, mask, count), label_absent="nan")["mean_iou"]
-    return value if np.isfinite(value) else None
+def agreement(labels: np.ndarray | None, mask: np.ndarray, count: int) -> float | None:
+    """Return the mIoU of one image over the classes in its labels, None without any; `count` is the number of all classes."""
+    if labels is None or not (labels < count).any():
+        return None
+    return metrics.scores(metrics.confusion(labels, mask, count), label_absent="nan")["mean_iou"]
 
 
 def grid(
@@ -61,8 +62,8 @@ def grid(
             first = next(own[i].maps[maps.FIRST] for own in looked.values() if maps.FIRST in own[i].maps)
             cells[maps.FIRST] = report.picture(drawing.overlay(sized, first), alt=maps.FIRST)
         for network, own in looked.items():
-            share = None if truth is None else agreement(truth, own[i].mask, len(palette))
-            below = "" if share is None else f"mIoU {share:.0%}"
+            score = agreement(truth, own[i].mask, len(palette))
+            below = "" if score is None else f"mIoU {score:.0%}"
             drawn = panels(sized, Segmented(_sized(own[i].mask, side), own[i].maps), palette)
             for name, picture in drawn.items():
                 if not (shared and name == maps.FIRST):

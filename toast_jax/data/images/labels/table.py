@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from toast_jax.data.images import image_files
@@ -137,9 +139,14 @@ def _of_text(file: str) -> tuple[tuple[str, ...], list]:
     return columns, rows
 
 
+def is_missing(cell: Any) -> bool:
+    """Return whether other programs mean no value by a cell: None, or a NaN in a column of numbers."""
+    return cell is None or (isinstance(cell, float | np.floating) and bool(np.isnan(cell)))
+
+
 def _text(cell) -> str:
     """Return a cell as text; whole floats, which other programs make of integers with gaps, without their point."""
-    return "" if cell is None else str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
+    return "" if is_missing(cell) else str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
 
 
 def _of_parquet(file: str) -> tuple[tuple[str, ...], list]:
