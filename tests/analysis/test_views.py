@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.export.runs import tuned
-from toast_jax.analysis.views import Views, stream
+from toast_jax.analysis.views import Views, all_of_run, stream
 from toast_jax.data.images import batches, pixels
 from toast_jax.data.images.image_files import Files
 from toast_jax.errors import InputError
@@ -20,7 +21,7 @@ def test_a_broken_image_is_noted_and_black_and_the_others_keep_their_places(tmp_
     bad, gone = tmp_path / "bad.jpg", tmp_path / "gone.jpg"
     bad.write_bytes(b"nothing")
     broken = Files((str(bad), *source.paths[1:5], str(gone), *source.paths[6:]), source.labels, source.classes)
-    views = Views(broken, resize=20, size=16)
+    views = Views(broken, ConfigDict({"format": "folder", "resize": 20, "image_size": 16}))
     steps = list(batches.eval_batches(views, batch_size=3, resize=16, size=16))
     whole = list(batches.eval_batches(source, batch_size=3, resize=20, size=16))
     for batch, expected in zip(steps, whole, strict=True):
@@ -45,3 +46,5 @@ def test_a_new_image_is_seen_as_the_run_was_evaluated(format, tmp_path):
     stretched, cropped = pixels.stretch(image, size), pixels.eval_view(image, resize=size, size=size)
     (batch,) = stream(run, [str(path)], 1)
     np.testing.assert_array_equal(batch.image[0], stretched if format == "vtab" else cropped)
+    images, _ = all_of_run(run, Files((str(path),), (0,), ("a",)), 1)  # of other tasks than `predict`
+    np.testing.assert_array_equal(images, batch.image)

@@ -166,7 +166,7 @@ def test_accuracy_is_that_on_the_corrupted_views(there, tmp_path):
         for k, severity in enumerate(fields["severities"]):
             worse = [corruptions.corrupt(one, name, severity, 3, i) for i, one in enumerate(views)]
             assert told["accuracy"][name]["linear"][k] == pytest.approx(accuracy(worse))
-    seen = analysis_views.Views(source, 18, 16, task.corruption("impulse_noise", 4, 3))[2]["image"]
+    seen = analysis_views.Views(source, saved.config.data, task.corruption("impulse_noise", 4, 3))[2]["image"]
     np.testing.assert_array_equal(seen, corruptions.corrupt(views[2], "impulse_noise", 4, 3, 2))
     table = (tmp_path / "corruptions.md").read_text().splitlines()
     assert table[0] == "| accuracy, % | linear | bias |" and len(table) == 2 + 2 + 2 + 2

@@ -1,7 +1,7 @@
 """Object annotations of images: boxes and masks, read as boolean masks.
 
 Every kind is a sequence as long as the source; `objects[i]` is bool `[H, W]` over the pixels of image i as decoded. `view`
-applies the resize and crop of the image to it.
+applies the resize and crop, or the stretch, of the image to it.
 """
 
 import dataclasses
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-from toast_jax.data.images import pixels, synthetic_scenes
+from toast_jax.data.images import pixels, sources, synthetic_scenes
 from toast_jax.data.images.image_files import Files, opened
 from toast_jax.data.images.sources import Source
 from toast_jax.data.images.tfds_records import TfdsRecords, record_of, records
@@ -37,13 +38,13 @@ class Objects(Protocol):
     def __getitem__(self, index: int) -> np.ndarray: ...
 
 
-def view(mask: np.ndarray, *, resize: int, size: int) -> np.ndarray:
-    """Resize and crop a mask as `pixels.eval_view` does the image: bool `[size, size]`.
+def view(mask: np.ndarray, data: ConfigDict) -> np.ndarray:
+    """Resize and crop, or stretch, a mask as `sources.new_view` does the image: bool `[size, size]`.
 
     A pixel is set if the object covers more than half of its area.
     """
     grey = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, axis=-1)
-    return pixels.eval_view(grey, resize=resize, size=size)[..., 0] > 127
+    return sources.new_view(data, grey)[..., 0] > 127
 
 
 @dataclasses.dataclass(frozen=True)

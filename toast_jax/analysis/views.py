@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from toast_jax.data.images import batches, image_files, pixels, selected, sources
 from toast_jax.data.images.sources import Source
@@ -21,17 +22,16 @@ _AHEAD = 3  # batches that `stream` loads at once
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Resizes and crops the images of a source as for evaluation.
+    """Shows the images of a source as a run on some data sees them at evaluation.
 
     Attributes:
-      resize, size: of `pixels.eval_view`.
+      data: of the config of the run, see `sources.new_view`.
       change: applied to each view uint8 `[size, size, 3]` and its index, if set.
       faults: filled with the fault of each image that cannot be decoded, by index; its view is black.
     """
 
     source: Source
-    resize: int
-    size: int
+    data: ConfigDict
     change: Callable[[np.ndarray, int], np.ndarray] | None = None
     faults: dict[int, str] = dataclasses.field(default_factory=dict)
 
@@ -45,10 +45,10 @@ class Views:
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             example = self.source[index]
-            view = pixels.eval_view(pixels.decode_example(example), resize=self.resize, size=self.size)
+            view = sources.new_view(self.data, pixels.decode_example(example))
         except InputError as error:
             self.faults[index] = fault_of(error)
-            return {"image": np.zeros((self.size, self.size, 3), np.uint8), "label": 0, "name": ""}
+            return {"image": np.zeros((self.data.image_size, self.data.image_size, 3), np.uint8), "label": 0, "name": ""}
         return {**example, "image": self.change(view, index) if self.change else view}
 
 
@@ -118,7 +118,7 @@ def of_run(run: SavedRun, source: Source, batch_size: int, change=None, faults=N
       InputError: while iterating, an image cannot be decoded and `faults` is None.
     """
     size, noted = run.config.data.image_size, {} if faults is None else faults
-    views = Views(source, run.config.data.resize, size, change, noted)
+    views = Views(source, run.config.data, change, noted)
     for batch in batches.eval_batches(views, batch_size=batch_size, resize=size, size=size):
         if noted and faults is None:  # not raised by `Views`: Grain would append lines to the message
             raise InputError(f"{next(iter(noted.values()))}: download it again, or remove it.")

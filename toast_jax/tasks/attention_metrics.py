@@ -215,7 +215,7 @@ def _objects(config, first: SavedRun, where: str) -> Objects:
     source, root = selected.open_images(data, where, first.classes, seed=first.config.seed, run=first.folder)
     source, object_masks = annotations.open_objects(config.objects, source, root, config.only_annotated)
     indices = selected.spread(len(source), config.most or len(source))
-    masks = [annotations.view(object_masks[i], resize=data.resize, size=data.image_size) for i in indices]
+    masks = [annotations.view(object_masks[i], data) for i in indices]
     kept = [k for k, mask in enumerate(masks) if mask.any()]
     if not kept:
         raise InputError(

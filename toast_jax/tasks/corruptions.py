@@ -103,9 +103,9 @@ def _with_interval(values: np.ndarray, seed: int) -> str:
 def _pictures(source, run, config) -> tuple[str, str]:
     """Render views of the first image at the middle and the highest severity, with a heading."""
     shown = sorted({sorted(config.severities)[len(config.severities) // 2], max(config.severities)})
-    drawn, data = [], run.config.data
+    drawn = []
     for severity, name in itertools.product(shown, config.kinds):
-        changed = views.Views(source, data.resize, data.image_size, corruption(name, severity, config.seed))
+        changed = views.Views(source, run.config.data, corruption(name, severity, config.seed))
         drawn.append(report.picture(drawing.enlarged(changed[0]["image"], _SIDE), name.replace("_", " ")))
     rows = [drawn[i : i + _PICTURES] for i in range(0, len(drawn), _PICTURES)]
     title = report.heading(f"The first image, at severity {' and '.join(map(str, shown))}")

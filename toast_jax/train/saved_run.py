@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from toast_jax import package_files, trees
 from toast_jax.config import schema
 from toast_jax.config.backbone_names import RANDOM
+from toast_jax.data.images import sources
 from toast_jax.devices import precision
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields, nested
@@ -124,8 +125,8 @@ def load_compared(
     """Read runs with the same images and classes, by the part of their paths that differs; `masks` as in `load_tuned`.
 
     Raises:
-      InputError: there is no run, one is named twice or cannot be read, or they differ in classes or image size, or in whether
-        they classify or segment.
+      InputError: there is no run, one is named twice or cannot be read, or they differ in classes, in size or shape of
+        their views, or in whether they classify or segment.
     """
     if not folders:
         raise InputError("There is no run to look at; name some, joined by +, as in :runs=runs/toast+runs/lora.")
@@ -142,6 +143,11 @@ def load_compared(
                     f"The runs in {folders[0]} and {folder} differ in config.data.{field} ({runs[0].config.data[field]} and "
                     f"{run.config.data[field]}), so they see other pictures; compare runs that see the same."
                 )
+        if sources.is_stretched(run.config.data) != sources.is_stretched(runs[0].config.data):
+            raise InputError(
+                f"Of the runs in {folders[0]} and {folder}, one stretches images to a square, as VTAB-1k does, where the other "
+                "crops them, so they see other pictures; compare runs that see the same."
+            )
         if run.classes != runs[0].classes:
             raise InputError(f"The runs in {folders[0]} and {folder} name other classes; compare runs that name the same.")
     return dict(zip(short_names(folders), runs, strict=True))
