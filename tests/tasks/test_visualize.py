@@ -94,7 +94,7 @@ def test_runs_go_by_what_tells_them_apart(folders, names):
         (("toast", "pretuned"), "has pre-tuned a top-down module; give one that tuned with it"),
         (("toast", "larger"), r"differ in config.data.resize \(18 and 20\), so they see other pictures"),
         (("toast", "other"), "runs/toast and runs/other name other classes; compare runs that name the same"),
-        (("toast", "stretched"), "one stretches images to a square, as VTAB-1k does, where the other crops them, so they see o"),
+        (("toast", "stretched"), "one stretches images to a square, as VTAB-1k does, where the other crops them, so they"),
         (("toast", "convnext"), r"differ in config.data.image_size \(16 and 32\)"),
     ],
 )

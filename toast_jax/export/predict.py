@@ -1,5 +1,6 @@
 """Classify images with the network beside this file: `python predict.py IMAGE ...`. Needs jax, flatbuffers, numpy, pillow."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -18,15 +19,19 @@ def load(folder):
 
 
 def rgb(image):
-    """Convert to RGB; of the 16 bits of a gray image the upper 8, where Pillow would clip all above 255 to white."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    """Turn upright and convert to RGB: of 16 bits of gray the upper 8, of floats 0 to 1, which Pillow would clip."""
+    image.load()
+    upright, tags = ImageOps.exif_transpose(image), getattr(image, "tag_v2", {})  # of TIFF: bits, and whether 0 is white
+    if image.mode[0] in "IF":
+        values = np.asarray(upright)
+        gray = np.rint(values * 255) if image.mode == "F" else values >> (4 if tags.get(258) in (12, (12,)) else 8)
+        upright = Image.fromarray((255 - gray if tags.get(262) == 0 else gray).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 def view(path, resize, size, crop="center"):
     """Read an image as the network sees it: shorter side to `resize`, then the central square of `size`; or stretched."""
-    image = rgb(ImageOps.exif_transpose(Image.open(path)))
+    image = rgb(Image.open(io.BytesIO(Path(path).read_bytes())))  # by its path, Pillow mixes up the rows of a turned TIFF
     if crop == "none":
         square = jax.image.resize(np.asarray(image, np.float32), (size, size, 3), "bilinear", antialias=False)
         return np.rint(square).astype(np.uint8)
