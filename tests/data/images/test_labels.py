@@ -56,6 +56,9 @@ def test_parquet_reads_like_csv(tmp_path):
     assert sources.open_split(table_config(tmp_path / "all.parquet"), "val") == sources.open_split(
         table_config(csv_file), "val"
     )
+    columns["label"][1] = float("nan")  # a gap
+    parquet.write_table(pyarrow.table(columns), tmp_path / "all.parquet")
+    assert "all.parquet have no label, the first is row 2" in error_of(table_config(tmp_path / "all.parquet"))
     write(tmp_path / "all.parquet", b"no parquet")
     assert f"Table {tmp_path}/all.parquet cannot be read (" in error_of(table_config(tmp_path / "all.parquet"))
 

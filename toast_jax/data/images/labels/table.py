@@ -138,8 +138,8 @@ def _of_text(file: str) -> tuple[tuple[str, ...], list]:
 
 
 def _text(cell) -> str:
-    """Return a cell as text; whole floats, which other programs make of integers with gaps, without their point."""
-    return "" if cell is None else str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
+    """Return a cell as text; of integers with gaps, of which other programs make floats, without points, gaps being empty."""
+    return "" if cell is None or cell != cell else str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
 
 
 def _of_parquet(file: str) -> tuple[tuple[str, ...], list]:
