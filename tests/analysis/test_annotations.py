@@ -35,6 +35,10 @@ def opened(root, boxes=BOXES, **options):
     return annotations.open_objects(str(root / "boxes.json"), image_files.unlabelled(str(where)), str(where), **options)
 
 
+def seen_by(format, *, resize, size):
+    return ConfigDict({"format": format, "resize": resize, "image_size": size})
+
+
 def test_boxes_are_half_open_pixels(root):
     source, boxes = opened(root)
     assert [path.split("/")[-1] for path in source.paths] == ["wide.png", "tall.jpg"] and len(boxes) == 2
@@ -54,7 +58,7 @@ def test_view_of_an_object_is_that_of_its_image(format):
         mask[top : top + 13, left : left + 17] = True
         picture = np.repeat(mask[..., None], 3, axis=-1).astype(np.uint8) * 255
         seen = pixels.stretch(picture, 32) if format == "vtab" else pixels.eval_view(picture, resize=36, size=32)
-        ours = annotations.view(mask, ConfigDict({"format": format, "resize": 36, "image_size": 32}))
+        ours = annotations.view(mask, seen_by(format, resize=36, size=32))
         np.testing.assert_array_equal(ours, seen[..., 0] > 127)
         assert ours.shape == (32, 32) and ours.any()
 
@@ -64,8 +68,12 @@ def test_view_by_hand():
     mask[:, 20:] = True  # the right half; resized to 10 x 20, the crop takes columns 5 to 15
     expected = np.zeros((10, 10), bool)
     expected[:, 5:] = True
-    data = ConfigDict({"format": "folder", "resize": 10, "image_size": 10})
-    np.testing.assert_array_equal(annotations.view(mask, data), expected)
+    np.testing.assert_array_equal(annotations.view(mask, seen_by("folder", resize=10, size=10)), expected)
+    mask[:, 20:28] = False
+    for format, first in (("folder", 9), ("vtab", 7)):  # which stretches the whole width
+        expected[:, 5:first] = False
+        expected[:, first:] = True
+        np.testing.assert_array_equal(annotations.view(mask, seen_by(format, resize=10, size=10)), expected)
 
 
 def test_masks_are_pictures_with_the_name_of_the_image(root):

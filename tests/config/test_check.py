@@ -312,6 +312,19 @@ def test_a_contradiction_is_told(family, changes, message):
     assert re.search(message, sentence), sentence
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("vit", {"method": "toast", "tune_back": True}), ("llama", {"optimizer.schedule": "epoch"})],
+)
+def test_what_only_training_refuses_lets_runs_of_earlier_versions_be_evaluated(family, changes):
+    """The fields may not change, as they decided how the run was tuned, or were ignored."""
+    config = FAMILIES[family]()
+    config.update_from_flattened_dict(changes)
+    assert len(refusal(config)) == 1
+    config.task = "evaluate"
+    assert refusal(config) == []
+
+
 def test_a_group_takes_devices_of_a_host_or_all_of_several_hosts(monkeypatch):
     config = FAMILIES["llama"]()
     config.method, config.batch_size = "finetune", 24

@@ -112,8 +112,17 @@ def test_an_image_of_16_bits_is_not_clipped(ending, options, tmp_path):
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_an_image_of_32_bits_is_refused(dtype, tmp_path):
     Image.fromarray(np.full((50, 40), 70_000, dtype)).save(path := tmp_path / "x.tif")
-    with pytest.raises(SystemExit, match="x.tif has 32 bits a pixel, whose brightness is not defined"):
+    with pytest.raises(SystemExit, match="x.tif: only 8 bits, 16 bits and floats from 0 to 1 have a defined"):
         predict.view(path, 37, 32)
+
+
+@pytest.mark.parametrize(("kind", "photometric"), [(np.float32, 1), (np.float32, 0), (np.uint16, 0)])
+def test_tiffs_of_floats_and_of_white_zeros_are_read_as_the_run_did(kind, photometric, tmp_path):
+    values = np.random.default_rng(0).random((50, 40)) * (1 if kind == np.float32 else 2**16 - 1)
+    Image.fromarray(values.astype(kind)).save(path := tmp_path / "x.tif", tiffinfo={262: photometric, 0x0112: 6})
+    expected = views.eval_view(views.decode(path.read_bytes(), path.name, orient=True), resize=37, size=32)
+    np.testing.assert_array_equal(predict.view(path, 37, 32), expected)
+    assert expected.std() > 20
 
 
 @pytest.mark.slow

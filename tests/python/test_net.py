@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -227,7 +228,7 @@ def test_statistics_of_a_probe_are_not_for_an_optimizer():
 
 def splits_of(given, folder):
     config = config_files.read_config("folder")
-    config = keywords.changed(config, data.to_tune_on(given, folder, config, has_format=False))
+    config = keywords.changed(config, data.to_tune_on(given, folder, config, {}, has_format=False))
     return {name: len(source) for name, source in sources.open_splits(config.data).items()}
 
 
@@ -254,7 +255,7 @@ def test_a_list_holds_out_the_images_that_its_folder_would(image_folder, tmp_pat
     held_out = []
     for given in (rows, image_folder / "train"):
         config = config_files.read_config("folder")
-        config = keywords.changed(config, data.to_tune_on(given, tmp_path, config, has_format=False))
+        config = keywords.changed(config, data.to_tune_on(given, tmp_path, config, {}, has_format=False))
         held_out.append(sources.open_split(config.data, "val", seed=1).paths)
     assert held_out[0] == held_out[1]
 
@@ -262,7 +263,7 @@ def test_a_list_holds_out_the_images_that_its_folder_would(image_folder, tmp_pat
 def test_data_of_a_former_run_does_not_reach_the_next(image_folder, tmp_path):
     config = config_files.read_config("folder")
     config.data.root, config.data.held_out, config.data.image_dir, config.data.splits.val = "former", 0.5, "x", ""
-    fields = data.to_tune_on(image_folder, tmp_path, config, has_format=False)
+    fields = data.to_tune_on(image_folder, tmp_path, config, {}, has_format=False)
     changed = keywords.changed(config, fields).data
     assert (changed.held_out, changed.image_dir, changed.splits.val) == (0.0, "", "val")
 
@@ -272,8 +273,23 @@ def test_how_to_split_can_be_said_before_the_data(image_folder, tmp_path):
     config.data.held_out = 0.4
     train, pairs = image_folder / "train", [(image_folder / "train" / "a.jpg", "a")]
     for given, share in ((train, 0.4), (pairs, 0.4), ({"root": str(train)}, 0.4), ({"root": str(train), "held_out": 0.1}, 0.1)):
-        fields = data.to_tune_on(given, tmp_path, config, has_format=False)
+        fields = data.to_tune_on(given, tmp_path, config, {}, has_format=False)
         assert keywords.changed(config, fields).data.held_out == share
+
+
+def test_splits_of_other_names_are_used_as_they_are_named_before_or_with_the_data(image_folder, tmp_path):
+    for split, name in (("train", "train"), ("val", "validation")):
+        shutil.copytree(image_folder / split, tmp_path / "data" / name)
+    rows = [f"{split}/{label}/0.jpg,{label},{split}" for split in ("train", "validation") for label in ("kite", "owl")]
+    (tmp_path / "data/all.csv").write_text("\n".join(["path,label,split", *rows]))
+    named = {"splits": {"val": "validation"}}
+    config = config_files.read_config("folder")
+    of_another_run = keywords.changed(config, {"data.root": "former", "data.held_out": 0.5, "data.splits.train": "all"})
+    for given, count in ((tmp_path / "data", 6), (tmp_path / "data/all.csv", 2)):
+        for before, fields in ((keywords.changed(config, named), {}), (config, named), (of_another_run, named)):
+            own = data.to_tune_on(given, tmp_path, before, fields, has_format=False)
+            opened = sources.open_splits(keywords.changed(keywords.changed(before, own), fields).data)
+            assert {name: len(source) for name, source in opened.items()}["val"] == count and "test" not in opened
 
 
 def test_without_a_workdir_a_temporary_folder_is_said_and_removed_if_the_run_fails(fresh, image_folder, tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ _OF_RUNS: _Conflicts = {
         lambda c: c.stage == "pretune" and not (c.task_weight or c.distillation_weight) and c.tune_transform
     ),
     "config.tune_back is True, but method {c.method} of a {c.family.title} has no frozen layers A_l that it would tune; set it "
-    "to False.": lambda c: c.tune_back and not (c.row and BACK in c.row.frozen),
+    "to False.": lambda c: c.tune_back and c.task == "train" and not (c.row and BACK in c.row.frozen),
     "config.tune_transform is True, but method {c.method} has no transform; set it to False.": (
         lambda c: c.tune_transform and not (c.row and TRANSFORM in c.row.tuned + c.row.frozen)
     ),
@@ -230,7 +230,7 @@ _OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items
 _OF_TEXT: _Conflicts = _OF_EPOCHS | {
     "config.warmup_epochs is {c.warmup_epochs}, but config.optimizer.schedule=epoch has one learning rate an epoch, and 0 in "
     "the first of a warm-up; set --config.optimizer.schedule=step.": (
-        lambda c: c.optimizer.schedule == "epoch" and c.warmup_epochs % 1
+        lambda c: c.optimizer.schedule == "epoch" and c.warmup_epochs % 1 and c.task == "train"
     ),
     "config.distillation_weight is {c.distillation_weight}, but only images can be degraded for it; set it to 0.": (
         lambda c: c.stage == "pretune" and c.distillation_weight

@@ -1,5 +1,6 @@
 """Classify images with the network beside this file: `python predict.py IMAGE ...`. Needs jax, flatbuffers, numpy, pillow."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -18,15 +19,21 @@ def load(folder):
 
 
 def rgb(path):
-    """Read an image upright, in RGB; of more than 8 bits of gray the upper 8, where Pillow would clip them to white."""
-    file = Image.open(path)
-    image, tags = ImageOps.exif_transpose(file), getattr(file, "tag_v2", {})
-    if file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
-        gray = (np.asarray(image) >> (4 if tags.get(258) in (12, (12,)) else 8)).astype(np.uint8)  # bits a pixel
-        image = Image.fromarray(255 - gray if tags.get(262) == 0 else gray)  # 0: white is zero
-    elif file.mode in ("I", "F"):
-        sys.exit(f"{path} has 32 bits a pixel, whose brightness is not defined; save it with 8 or 16 bits.")
-    return image.convert("RGB")
+    """Read an image upright, in RGB; of 16 bits of gray the upper 8, of floats 0 to 1, where Pillow would clip them."""
+    image = Image.open(io.BytesIO(Path(path).read_bytes()))  # by its path, Pillow mixes up the rows of a turned TIFF
+    image.load()
+    upright, tags = ImageOps.exif_transpose(image), getattr(image, "tag_v2", {})  # of TIFF: bits, and whether 0 is white
+    if image.mode[0] in "IF":
+        values = np.asarray(upright)
+        if image.mode == "F":
+            is_known, gray = values.min() >= 0 and values.max() <= 1, np.rint(values * 255)
+        else:
+            is_known = image.mode != "I" or image.format in ("PNG", "PPM")
+            gray = values >> (4 if tags.get(258) in (12, (12,)) else 8)
+        if not is_known:
+            sys.exit(f"{path}: only 8 bits, 16 bits and floats from 0 to 1 have a defined brightness; save it with 8 bits.")
+        upright = Image.fromarray((255 - gray if tags.get(262) == 0 else gray).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 def view(path, resize, size, crop="center"):

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from toast_jax.data.images import selected
 from toast_jax.data.images.labels import table
 from toast_jax.errors import InputError
 from toast_jax.fields import flat_fields
+from toast_jax.python import keywords
 from toast_jax.workdir import run_folder
 
 _HELD_OUT = 0.2  # share of the images for validation, if the data has no split for it
@@ -24,13 +25,14 @@ _DEFAULTS = {name: IMAGES[name].default for name in IMAGES if re.match(r"data\.(
 LISTING = "tuned_on.csv"  # in the folder of a run: images that were passed as a list
 
 
-def to_tune_on(data: Any, folder: Path, config: ConfigDict, *, has_format: bool) -> dict[str, Any]:
+def to_tune_on(data: Any, folder: Path, config: ConfigDict, fields: Mapping[str, Any], *, has_format: bool) -> dict[str, Any]:
     """Return the fields of a config that describe labeled images, by dotted name.
 
     Args:
       data: see `Net.tune`.
       folder: of the run; a list of images is written to it.
       config: of the network. Its fields for splits are kept if it names no data, and otherwise are for that data alone.
+      fields: that the caller sets, as keyword arguments.
       has_format: whether the caller sets `data.format` itself, so that a path sets only `data.root`.
 
     Raises:
@@ -38,7 +40,7 @@ def to_tune_on(data: Any, folder: Path, config: ConfigDict, *, has_format: bool)
     """
     if data is None:
         return {}
-    stated = {} if config.data.root else flat_fields(config.to_dict())
+    stated = flat_fields(keywords.changed(config, (_DEFAULTS if config.data.root else {}) | dict(fields)).to_dict())
     own = {name: stated[name] for name, default in _DEFAULTS.items() if stated.get(name, default) != default}
     if isinstance(data, Mapping):
         return _DEFAULTS | own | {f"data.{name}": value for name, value in flat_fields(data).items()}
@@ -48,15 +50,15 @@ def to_tune_on(data: Any, folder: Path, config: ConfigDict, *, has_format: bool)
     if has_format:
         return {"data.root": root}
     if table.is_table(root):
-        splits = {cells.get(table.SPLIT, "") for _, cells in table.load(root).rows}
-        return _DEFAULTS | {"data.format": "table", "data.root": root} | _splits(splits) | own
+        named = {cells.get(table.SPLIT, "") for _, cells in table.load(root).rows}
+        return _DEFAULTS | {"data.format": "table", "data.root": root} | _splits(named.__contains__, own) | own
     if not os.path.isdir(root):
         raise InputError(
             f"There is no folder or table (.csv, .tsv, .parquet) at {root!r}; give a folder with one folder of images for each "
             "class, a table, or a list of (path, label)."
         )
-    splits = {name for name in selected.SPLITS if os.path.isdir(os.path.join(root, name))}
-    return _DEFAULTS | {"data.format": "folder", "data.root": root} | _splits(splits) | own
+    is_there = lambda name: os.path.isdir(os.path.join(root, name))  # noqa: E731
+    return _DEFAULTS | {"data.format": "folder", "data.root": root} | _splits(is_there, own) | own
 
 
 def to_look_at(images: Any) -> Iterator[str | dict[str, Any]]:
@@ -76,12 +78,14 @@ def to_look_at(images: Any) -> Iterator[str | dict[str, Any]]:
             yield {"image": _content(image, number), "name": str(number), "orient": True}
 
 
-def _splits(present: set[str]) -> dict[str, Any]:
-    """Return the fields for the splits of the data; without val and test, some images are held out."""
-    if "train" not in present:
+def _splits(is_there: Callable[[str], bool], own: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields for the splits of the data, by their `own` names; without val and test, some images are held out."""
+    names = {split: own.get(f"data.splits.{split}", split) for split in selected.SPLITS}
+    present = {split: name if name and is_there(name) else "" for split, name in names.items()}
+    if not present["train"]:
         return {"data.held_out": _HELD_OUT}
-    fields: dict[str, Any] = {f"data.splits.{name}": name if name in present else "" for name in selected.SPLITS}
-    return fields if present & {"val", "test"} else fields | {"data.held_out": _HELD_OUT}
+    fields: dict[str, Any] = {f"data.splits.{split}": name for split, name in present.items()}
+    return fields if present["val"] or present["test"] else fields | {"data.held_out": _HELD_OUT}
 
 
 def _listed(pairs: Iterable, folder: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Net:
         is_new, has_listing = not folder.exists(), listing.exists()
         try:
             has_format = "data.format" in fields or "format" in fields
-            of_data = python_data.to_tune_on(data, folder, self.config, has_format=has_format)
+            of_data = python_data.to_tune_on(data, folder, self.config, fields, has_format=has_format)
             config = checked(keywords.changed(keywords.changed(self.config, of_data), fields))
             if config.data.format == "folder" and not config.data.root:
                 raise InputError("There is no data to tune on; give a folder, a table, or a list of (path, label).")

@@ -238,6 +238,16 @@ def test_a_record_of_numbered_classes_keeps_their_order(tmp_path):
     assert again[1].classes == before[1].classes == tuple(map(str, range(12))) and again[1].labels == before[1].labels
 
 
+def test_a_record_of_numbers_that_are_text_keeps_their_order(tmp_path):
+    root = folder_root(tmp_path / "images", *(f"{name}/{i}.png" for name in range(12) for i in range(3)))
+    write(root / "train.json", json.dumps({f"{name}/{i}.png": str(name) for name in range(12) for i in range(3)}).encode())
+    before = parts(config(root, "json", held_out=0.3, image_dir=""))
+    for split, part in zip(("train", "val"), before, strict=True):
+        write(tmp_path / f"splits/{split}.json", json.dumps(held_out.record(part, str(root))).encode())
+    again = parts(config(tmp_path / "splits", "json", image_dir=str(root)))
+    assert again[1].classes == before[1].classes == tuple(sorted(map(str, range(12)))) and again[1].labels == before[1].labels
+
+
 def test_classes_of_single_images_cannot_be_held_out(tmp_path):
     assert "No class has two images" in error_of(config(folder_root(tmp_path, "a/1.png", "b/1.png"), "folder", held_out=0.5))
 

@@ -51,9 +51,10 @@ def part(source: Files, split: str, *, share: float, seed: int, root: str, run: 
 def record(source: Files, root: str) -> dict[str, str | int]:
     """Return the images of a source, by path below `root`, with their classes: a JSON split file.
 
-    Classes that are numbers are written as such, as they are sorted otherwise than text.
+    Classes that are in the order of numbers are written as such, as a split file sorts them otherwise than text.
     """
     are_numbers = all(name.isascii() and name.isdecimal() and name == str(int(name)) for name in source.classes)
+    are_numbers = are_numbers and list(source.classes) == sorted(source.classes, key=int)
     classes = (int(name) if are_numbers else name for name in (source.classes[label] for label in source.labels))
     return dict(zip((os.path.relpath(path, root) for path in source.paths), classes, strict=True))
 

@@ -164,5 +164,6 @@ def described(content: Mapping[str, Any]) -> dict[str, Any] | None:
     if content.get("model_type") == "convnext":
         size = size_name(content["depths"], content["hidden_sizes"])
     if size:
-        timm_arguments.refuse(timm_arguments.stated(content))
+        arguments = timm_arguments.stated(content)
+        timm_arguments.refuse({name: value for name, value in arguments.items() if (name, value) != ("global_pool", "avg")})
     return {"size": size} if size else None

@@ -39,12 +39,14 @@ def _with_arguments(fields: dict[str, Any], arguments: dict[str, Any]) -> dict[s
         ratio = arguments.pop("mlp_ratio", (size.hidden or 4 * size.width) / size.width)
         fields |= size_name(width, depth, arguments.pop("num_heads", size.num_heads), int(width * ratio))
     for name, field in {"patch_size": "patch", "reg_tokens": "registers", "class_token": "class_token"}.items():
-        if name in arguments:
+        if isinstance(arguments.get(name), int):
             fields[field] = arguments.pop(name)
     if fields.get("mlp") != "swiglu" and arguments.get("act_layer") in ("gelu", "gelu_tanh"):
         fields["mlp"] = arguments.pop("act_layer")
     # Without fc_norm=False, all but DINOv3 pool the mean before their last norm, as no network here does.
     pools = {"token": "cls"} | ({"avg": "mean"} if arguments.pop("fc_norm", None) is False or "rotary" in fields else {})
+    if fields["pool"] == "attention":
+        pools["map"] = "attention"
     if arguments.get("global_pool") in pools:
         fields["pool"] = pools[arguments.pop("global_pool")]
     timm_arguments.refuse(arguments)
