@@ -313,12 +313,16 @@ def test_a_contradiction_is_told(family, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"),
-    [("vit", {"method": "toast", "tune_back": True}), ("llama", {"optimizer.schedule": "epoch"})],
+    ("configs", "changes"),
+    [
+        (folder, {"method": "toast", "tune_back": True}),
+        (segment, {"head.tune": False}),
+        (vicuna, {"optimizer.schedule": "epoch"}),
+    ],
 )
-def test_what_only_training_refuses_lets_runs_of_earlier_versions_be_evaluated(family, changes):
+def test_what_only_training_refuses_lets_runs_of_earlier_versions_be_evaluated(configs, changes):
     """The fields may not change, as they decided how the run was tuned, or were ignored."""
-    config = FAMILIES[family]()
+    config = configs.get_config()
     config.update_from_flattened_dict(changes)
     assert len(refusal(config)) == 1
     config.task = "evaluate"

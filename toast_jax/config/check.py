@@ -208,7 +208,9 @@ _PAIRS = ("scale", "crop", "window", "stride")
 _OF_MASKS: _Conflicts = {sentence: holds for sentence, holds in _OF_IMAGES.items() if sentence.startswith(_OF_VISION)} | {
     "config.warmup_steps is {c.warmup_steps} and config.steps {c.steps}: the run would never leave its warm-up; make the "
     "warm-up shorter.": lambda c: c.warmup_steps >= c.steps,
-    "config.head.tune is False, which leaves a head at random; set it to True.": lambda c: not c.head.tune,
+    "config.head.tune is False, which leaves a head at random; set it to True.": (
+        lambda c: not c.head.tune and c.task == "train"
+    ),
     "Method {c.method} pools the tokens of an image, but segmentation needs all of them; use another --config.method.": (
         lambda c: c.row and c.row.probe
     ),
