@@ -108,6 +108,14 @@ def test_pretuning_leaves_a_module_by_the_names_of_the_release(runs):
     assert result(root / "pretuned")["tuned_parameters"]["all"] == 2 * L * D * D + D
 
 
+def test_a_variational_loss_alone_has_no_perplexity(tmp_path):
+    write(tmp_path, PLAIN)
+    config = of(openwebtext, tmp_path)
+    config.data.splits.val, config.epochs, config.task_weight = config.data.splits.train, 1, 0.0
+    told = loop.fit(config, tmp_path / "run")["val"]
+    assert set(told) == {"loss", "variational_loss", "count"} and told["loss"] > 0
+
+
 @pytest.mark.parametrize(
     ("field", "arrays", "message"),
     [

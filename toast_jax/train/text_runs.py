@@ -212,6 +212,8 @@ def examples(config: ConfigDict) -> int:
 
 
 def summary(scores: dict[str, float]) -> dict[str, float]:
-    """Return the scores of a split and its perplexity, the exponential of the cross-entropy."""
+    """Return the scores of a split and its perplexity, the exponential of the cross-entropy if that is among them."""
+    if "variational_loss" in scores and "task_loss" not in scores:  # config.task_weight is 0
+        return scores
     entropy = scores.get("task_loss", scores["loss"])
     return {**scores, "perplexity": math.exp(min(entropy, 700.0))}
