@@ -154,7 +154,7 @@ class Writer:
         if jax.process_index():
             return
         path = Path(workdir) / "metrics.jsonl"
-        lines = [line for line in _lines(path) if line["step"] <= start_step]
+        lines = _lines(path, start_step)
         replace_file(path, "".join(json.dumps(line) + "\n" for line in lines))
         # A run that was killed between its last checkpoint and its result is evaluated again.
         self._written = {(start_step, frozenset(line)) for line in lines if line["step"] == start_step}
@@ -199,16 +199,13 @@ class Writer:
         self.close()
 
 
-def _lines(path: Path) -> list[dict]:
-    """Return the complete lines of a file, without one that was cut off when the run was killed, or is damaged."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_bytes().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
+def _lines(path: Path, last: int) -> list[dict]:
+    """Return the lines up to step `last`, without those that were cut off when the run was killed, or that are no metrics."""
+    lines: list[dict] = []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            line = json.loads(text)
+            lines += [line] if line["step"] <= last else []
     return lines
 
 
