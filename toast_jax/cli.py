@@ -76,9 +76,9 @@ def cli() -> None:
     except KeyboardInterrupt:
         _exit(130, "Interrupted.")
     except Exception as error:
-        from toast_jax.workdir.run_folder import IN_THE_WAY, disk_fault, unwritable
+        from toast_jax.workdir.run_folder import disk_fault, is_in_the_way, unwritable
 
-        if isinstance(error, OSError) and (disk_fault(error) or error.errno in IN_THE_WAY):
+        if isinstance(error, OSError) and (disk_fault(error) or is_in_the_way(error)):
             _exit(2, f"error: {unwritable(error.filename or 'A file', error)}")
         _exit(1, traceback.format_exc())
 

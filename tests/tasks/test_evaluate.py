@@ -91,6 +91,9 @@ def test_logits_of_other_data_leave_those_of_the_test_split(tmp_path):
     for change in ({"splits": {"test": "val"}}, {"root": f"{tmp_path}/degraded"}, {"image_dir": "large"}):
         other = ConfigDict({**data, **change})
         assert not run_folder.is_tested_on(tmp_path, other) and run_folder.is_tested_on(tmp_path / "no run", other)
+    for content in ('{"model_type": "vit"}', "{"):  # of another program, or damaged
+        (tmp_path / "data" / "config.json").write_text(content)
+        assert run_folder.is_tested_on(tmp_path / "data", data)
     label = np.arange(2)
     run_folder.write_predictions(tmp_path, logits=np.eye(2), label=label)
     run_folder.write_predictions(tmp_path, logits=np.zeros((2, 2)), label=label, split="other/test[:2]")

@@ -213,6 +213,18 @@ def test_views_that_epochs_take_in_turn_are_kept(method, image_folder, tmp_path,
     np.testing.assert_allclose(numbers(tmp_path / "kept"), numbers(tmp_path / "computed"), rtol=1e-5)
 
 
+def test_views_that_no_epoch_takes_are_not_computed(image_folder, tmp_path, monkeypatch):
+    config = tiny_config(image_folder, "linear")
+    config.backbone.drop_path, config.data.views, config.data.verify = 0.0, 20, False
+    decoded, decode = [], pixels.decode
+    monkeypatch.setattr(pixels, "decode", lambda content, name, **how: decoded.append(name) or decode(content, name, **how))
+    loop.fit(config, tmp_path / "kept")
+    assert sum("/train/" in name for name in decoded) == 24 * 2  # of two epochs
+    config.keep_known = False
+    loop.fit(config, tmp_path / "computed")
+    np.testing.assert_allclose(numbers(tmp_path / "kept"), numbers(tmp_path / "computed"), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [

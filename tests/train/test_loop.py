@@ -597,8 +597,9 @@ def test_a_config_that_is_damaged_is_named(config, tmp_path, result):
     assert refusal(lambda: loop.fit(config, tmp_path)).startswith(f"{tmp_path / 'config.json'} is missing or damaged (")
 
 
-def test_lines_of_metrics_that_are_damaged_are_left_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\x82\x83\n{"step": 2}\n')
+@pytest.mark.parametrize("other", [b"\x82\x83", b'{"epoch": 1}', b"7", b'{"step": null}', b'{"step": 3}'])
+def test_lines_that_are_no_metrics_of_the_run_are_left_out(other, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + other + b'\n{"step": 2}\n')
     metrics.Writer(tmp_path, 2).close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 

@@ -154,6 +154,25 @@ def test_any_task_on_a_disk_that_fails_ends_with_a_sentence(number, monkeypatch,
     assert ended.value.code == 2 and error.startswith(f"error: pictures/1.png cannot be written ({os.strerror(number)}): free")
 
 
+@pytest.mark.parametrize(
+    "write, told",
+    [
+        (lambda folder: (folder / "folder").write_text(""), "error: {}/folder is a folder, where a file is needed: move"),
+        (lambda folder: (folder / "file").mkdir(), "error: {}/file is a file, where a folder is needed: move it away"),
+        (lambda folder: (folder / "file/1.png").write_text(""), "error: {}/file/1.png is in no folder, as a part of "),
+        (lambda folder: (folder / "folder").mkdir(), "Traceback (most recent call last)"),
+    ],
+)
+def test_any_task_whose_file_finds_something_else_ends_with_a_sentence(write, told, tmp_path, monkeypatch, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(cli.app, "run", lambda *_, **__: write(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["main.py", "--help"])
+    with pytest.raises(SystemExit):
+        cli.cli()
+    assert capsys.readouterr().err.startswith(told.format(tmp_path))
+
+
 def test_another_error_of_the_system_keeps_its_traceback(monkeypatch, capsys):
     def missing(*_, **__):
         raise FileNotFoundError(errno.ENOENT, "x")

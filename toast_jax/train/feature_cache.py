@@ -109,7 +109,7 @@ def build(config: ConfigDict, features: Callable, frozen: dict, source: sources.
     def gathered(frozen, batch):
         return jax.tree.map(lambda a: jax.lax.all_gather(a, parallel.AXIS, tiled=True), features(frozen, batch))
 
-    step, views = parallel.replicate(gathered, num_replicated=1), max(1, config.data.views)
+    step, views = parallel.replicate(gathered, num_replicated=1), image_runs.num_views(config)
     count, row = len(source) * views, 0
     arrays: dict[str, np.ndarray] = {}
     labels = np.empty(len(source), np.int32)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from toast_jax.devices import parallel
 from toast_jax.devices.protocol import Mapped
-from toast_jax.train import feature_cache
+from toast_jax.train import feature_cache, image_runs
 from toast_jax.train.grid_step import grid_eval_step, grid_step, own, with_own
 from toast_jax.train.setup import Run, optimizer, prepare, rates, schedule
 from toast_jax.train.step import State
@@ -100,7 +100,7 @@ def _cached(run, batch, free) -> int:
     if "features" not in batch:
         return 0
     of_batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch["features"]))
-    size = of_batch // run.config.batch_size * len(run.train) * max(1, run.config.data.views)
+    size = of_batch // run.config.batch_size * len(run.train) * image_runs.num_views(run.config)
     return size if feature_cache.is_placed(size, free) else 0
 
 

@@ -93,9 +93,14 @@ def train_batches(
     )
 
 
+def num_views(config: ConfigDict) -> int:
+    """Return how many fixed views of an image a run sees: not more than it has epochs."""
+    return min(max(1, config.data.views), config.epochs)
+
+
 def fixed_views(config: ConfigDict, source: sources.Source) -> Generator[Batch]:
     """Return batches of every fixed view of every image, in order."""
-    return batches.fixed_views(source, views=max(1, config.data.views), **_loading(config))
+    return batches.fixed_views(source, views=num_views(config), **_loading(config))
 
 
 def _loading(config):

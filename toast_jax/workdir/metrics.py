@@ -200,15 +200,12 @@ class Writer:
 
 
 def complete_lines(path: Path) -> list[dict]:
-    """Return the complete lines of a file, without one that was cut off when the run was killed, or is damaged."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_bytes().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
+    """Return the metrics in a file, without lines that were cut off when the run was killed, or that are no metrics."""
+    lines: list[dict] = []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            line = json.loads(text)
+            lines += [line] if line["step"] >= 0 else []
     return lines
 
 

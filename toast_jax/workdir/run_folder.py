@@ -221,7 +221,7 @@ def is_tested_on(folder: Path, data: ConfigDict) -> bool:
     """
     try:
         of_run = json.loads((folder / "config.json").read_text())["data"]
-    except OSError:
+    except (OSError, ValueError, KeyError):  # no config of a run
         return True
     return _place(of_run) == _place(data)
 
@@ -287,18 +287,24 @@ def disk_fault(error: BaseException | None) -> str | None:
     return None
 
 
-# Errors of a path where something else is, by how its sentence goes on.
-IN_THE_WAY = {
+# Errors of a path where something else is, by how their sentence goes on.
+_IN_THE_WAY = {
     errno.EISDIR: "is a folder, where a file is needed",
     errno.EEXIST: "is a file, where a folder is needed",
     errno.ENOTDIR: "is in no folder, as a part of it is a file",
 }
 
 
+def is_in_the_way(error: OSError) -> bool:
+    """Return whether the path of an error is a folder where a file is needed, or a file where a folder is."""
+    is_folder = bool(error.filename) and Path(error.filename).is_dir()
+    return error.errno in _IN_THE_WAY and is_folder == (error.errno == errno.EISDIR)
+
+
 def unwritable(path: str | Path, error: OSError) -> str:
     """Return the error message for a file that cannot be written."""
-    if error.errno in IN_THE_WAY:
-        return f"{path} {IN_THE_WAY[error.errno]}: move it away, or give another place."
+    if error.errno in _IN_THE_WAY:
+        return f"{path} {_IN_THE_WAY[error.errno]}: move it away, or give another place."
     return (
         f"{path} cannot be written ({error.strerror}): free some space or mend the disk, and give the same command again; "
         "a run goes on from its last checkpoint."
