@@ -124,9 +124,12 @@ def test_files(tmp_path):
 
 
 def test_latex_is_escaped():
-    lines = report.latex(("a_b", "c"), [("50 % & x", "-1.0"), ("y", "-")]).splitlines()
+    lines = report.latex(("a_b", "c"), [("50 % & x", "-1.0"), (r"y~\^2", "-")]).splitlines()
     assert lines[0] == r"\begin{tabular}{lr}" and lines[-1] == r"\end{tabular}"
-    assert lines[2] == r"a\_b & c \\" and lines[4:6] == [r"50 \% \& x & $-$1.0 \\", r"y & - \\"]
+    assert lines[2] == r"a\_b & c \\" and lines[4:6] == [
+        r"50 \% \& x & $-$1.0 \\",
+        r"y\textasciitilde{}\textbackslash{}\textasciicircum{}2 & - \\",
+    ]
 
 
 def test_several_sweeps(tmp_path):

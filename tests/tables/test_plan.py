@@ -774,6 +774,9 @@ def test_data_without_a_test_split_is_reported_before_the_first_run(folder, tmp_
     told = f"birds_4shot: The data in {tmp_path}/birds has no test split, only the train and val of --config.data.held_out: "
     error = failure(config, folder)
     assert told in error and "in folders train and test, or give a table a column split." in error and not made_up.made
+    config.sweep.splits.final.test = ""
+    assert failure(config, folder) == "config.sweep.splits.final.test is '', but the table reports its score; name a split."
+    assert not made_up.made
 
 
 def test_tasks_that_cannot_be_read_are_named_before_the_first_run(folder, tmp_path, monkeypatch):

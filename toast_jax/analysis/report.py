@@ -162,8 +162,11 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*body, r"\end{tabular}"])
 
 
+_LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+
+
 def _latex_text(text: str) -> str:
-    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text).replace("+-", r"$\pm$")
+    escaped = re.sub(r"[&%$#_{}\\^~]", lambda mark: _LATEX.get(mark[0], rf"\{mark[0]}"), text).replace("+-", r"$\pm$")
     return re.sub(r"^([+-])(?=\d)", r"$\1$", escaped)  # a minus, not a hyphen
 
 

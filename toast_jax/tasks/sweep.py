@@ -76,6 +76,10 @@ def _check(config: ConfigDict, work: list[Cell], folder: Path) -> None:
                 unit = plan.final(config, cell, point, folder)
                 with renaming(unit.names):
                     check(unit.config)
+            if not _is_final(unit):
+                raise InputError(
+                    f"config.{unit.names['data.splits']}.test is '', but the table reports its score; name a split."
+                )
             try:
                 if cell.task not in num_classes and cell.task not in failed:
                     with renaming(unit.names):
