@@ -685,6 +685,9 @@ def test_a_step_that_is_not_finite_can_be_left_out(image_folder, tmp_path, monke
     skipped = [message for message in caplog.messages if "the step is skipped, 1 of at most 1 in a row" in message]
     assert len(skipped) == 2 and all(re.search(r"examples number ([\d, ]*\b)?7\b", message) for message in skipped)
     assert losses(tmp_path).count(None) == 2 and len(losses(tmp_path)) == 6
+    lines = metrics.complete_lines(tmp_path / "metrics.jsonl")
+    used = [line["train/lr"] for line in lines if line.get("train/loss") is not None]
+    np.testing.assert_array_equal(used, setup.rates(config, 3)[:4])  # as the schedule waits
     assert np.isfinite(result["test"]["loss"])
     before, after = setup.prepare(config, tmp_path / "new")[1].tuned, final_state(tmp_path, config).tuned
     assert np.any(before["head"]["kernel"] != after["head"]["kernel"]) and np.all(np.isfinite(after["head"]["kernel"]))

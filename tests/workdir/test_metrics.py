@@ -140,7 +140,7 @@ def test_what_is_written_between_two_steps_needs_neither_device_nor_disk(config,
     monkeypatch.setattr(os, "fsync", None)
     flushed = []
     monkeypatch.setattr(metrics.Writer, "flush", lambda writer: flushed.append(writer))
-    with metrics.Record(members, 0, 3, image_runs, np.zeros(())) as record, jax.transfer_guard("disallow"):
+    with metrics.Record(members, 0, 3, image_runs, np.zeros(2, int)) as record, jax.transfer_guard("disallow"):
         flushed.clear()
         fetched = [(step, {"loss": np.array([1.0, 2.0]), "grad_norm": np.float32(1)}, np.arange(8)) for step in range(1, 7)]
         assert record.steps(fetched)[0] == 6

@@ -57,7 +57,10 @@ def to_tune_on(data: Any, folder: Path, config: ConfigDict, fields: Mapping[str,
             f"There is no folder or table (.csv, .tsv, .parquet) at {root!r}; give a folder with one folder of images for each "
             "class, a table, or a list of (path, label)."
         )
-    is_there = lambda name: os.path.isdir(os.path.join(root, name))  # noqa: E731
+
+    def is_there(name: str) -> bool:
+        return os.path.isdir(os.path.join(root, name))
+
     return _DEFAULTS | {"data.format": "folder", "data.root": root} | _splits(is_there, own) | own
 
 

@@ -43,9 +43,9 @@ class State(flax.struct.PyTreeNode):
         return self.tuned if self.average is None else self.average
 
     @property
-    def skipped(self) -> Int32[np.ndarray, "*runs"]:
-        """How many of the last steps in a row were not finite, and skipped; of each run if several train together."""
-        return np.asarray(getattr(self.opt_state, "notfinite_count", 0))
+    def skipped(self) -> Int32[np.ndarray, " 2 *runs"]:
+        """How many steps were not finite, and skipped: the last in a row, and all; of each run if several train together."""
+        return np.stack([np.asarray(getattr(self.opt_state, name, 0)) for name in ("notfinite_count", "total_notfinite")])
 
 
 def init_state(tuned: dict, tx: optax.GradientTransformation, seed: int, averaged: bool = False) -> State:

@@ -46,7 +46,7 @@ class Record(contextlib.ExitStack):
       start: the step before the first one to be written.
       steps_per_epoch: for messages.
       reads: the module for their data, see `train.setup.domain`, with its unit and its summary of scores.
-      skipped: how many steps in a row, up to `start`, were not finite; `[members]`, or a scalar for one.
+      skipped: how many steps up to `start` were not finite: the last in a row, and all; `[2, members]`, or `[2]` for one.
 
     Attributes:
       diverged: by the index of the member, how it diverged.
@@ -55,7 +55,7 @@ class Record(contextlib.ExitStack):
     def __init__(self, members: Sequence[Member], start: int, steps_per_epoch: int, reads, skipped: np.ndarray):
         super().__init__()
         self._members, self._steps_per_epoch, self._reads = members, steps_per_epoch, reads
-        self._skipped = np.broadcast_to(skipped, len(members)).tolist()  # consecutive steps
+        self._in_a_row, self._skipped = (np.broadcast_to(number, len(members)).tolist() for number in skipped)
         self._writers = [self.enter_context(Writer(member.folder, start)) for member in members]
         self.diverged: dict[int, Diverged] = {}
 
@@ -79,22 +79,23 @@ class Record(contextlib.ExitStack):
 
     def _step(self, i, step, metrics, examples):
         member = self._members[i]
-        metrics["lr"] = float(member.rates[step - 1])
+        metrics["lr"] = float(member.rates[step - 1 - self._skipped[i]])  # the schedule waits in a skipped step
         self._write(i, step, {f"train/{name}": value for name, value in metrics.items()})
         if all(map(np.isfinite, metrics.values())):
-            self._skipped[i] = 0
+            self._in_a_row[i] = 0
             return metrics
         what = (
             f"The loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']} at step {step} (epoch "
             f"{(step - 1) // self._steps_per_epoch}, learning rate {metrics['lr']:.3g}, examples number "
             f"{listed([str(index) for index in np.ravel(examples)], most=64)} of the training data)"
         )
+        self._in_a_row[i] += 1
         self._skipped[i] += 1
-        if self._skipped[i] > member.config.skip_nonfinite:
+        if self._in_a_row[i] > member.config.skip_nonfinite:
             self._note(i, what)
         elif i not in self.diverged:
             log.warning(
-                "%s; the step is skipped, %d of at most %d in a row.", what, self._skipped[i], member.config.skip_nonfinite
+                "%s; the step is skipped, %d of at most %d in a row.", what, self._in_a_row[i], member.config.skip_nonfinite
             )
         return metrics
 
