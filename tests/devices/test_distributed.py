@@ -78,12 +78,18 @@ def long_run(image_folder, tmp_path_factory):
     return numbers(folder)
 
 
-def disturbed(image_folder, folder, who, number):
-    """Sends a signal to one of two processes in the middle of a run."""
+def under_way(image_folder, folder):
+    """Starts two processes and returns them in the middle of their run."""
     pair = start_pair(image_folder, folder, *LONG)
     for line in pair[0].stdout:
         if line.startswith("step 40/"):
             break
+    return pair
+
+
+def disturbed(image_folder, folder, who, number):
+    """Sends a signal to one of two processes in the middle of a run."""
+    pair = under_way(image_folder, folder)
     pair[who].send_signal(number)
     return pair
 
@@ -127,10 +133,10 @@ def test_both_processes_save_the_same_step_when_one_is_asked_to_stop(who, long_r
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other(image_folder, tmp_path):
     """Here the first one, which alone writes what is correct, cannot replace a folder by it."""
+    pair = under_way(image_folder, tmp_path)
     (tmp_path / "test_correct.txt").mkdir()
-    pair = start_pair(image_folder, tmp_path)
-    outputs = [process.communicate(timeout=60)[0] for process in pair]
-    assert pair[0].returncode == 2 and "test_correct.txt cannot be written" in outputs[0], outputs[0]
+    outputs = [process.communicate(timeout=90)[0] for process in pair]
+    assert pair[0].returncode == 2 and "test_correct.txt is a folder, where a file is needed" in outputs[0], outputs[0]
     assert pair[1].returncode not in (0, None) and ("is gone" in outputs[1] or "another task died" in outputs[1]), outputs[1]
 
 
