@@ -206,7 +206,8 @@ def complete_lines(path: Path) -> list[dict]:
     for text in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):
             line = json.loads(text)
-            lines += [line] if line["step"] >= 0 else []
+            if line["step"] >= 0:
+                lines.append(line)
     return lines
 
 

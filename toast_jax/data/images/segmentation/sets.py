@@ -1,10 +1,11 @@
 """Sets of images with masks: your own folder, VOC2012, ADE20K with 150 classes, Cityscapes, and the scenes of the demo."""
 
+import collections
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ml_collections import ConfigDict
 
@@ -73,9 +74,8 @@ def _folder(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
     names = _names(root, f"{split}.txt")
     # With or without the ending of the image.
     stems = [os.path.splitext(name)[0] if name.lower().endswith(_SUFFIXES) else name for name in names]
-    if len(set(stems)) < len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise InputError(f"List {path} names the image {twice!r} twice: leave it in once.")
+    if twice := _repeated(stems):
+        raise InputError(f"List {path} names the image {twice[0]!r} twice: leave it in once.")
     is_file = lambda name, stem: name != stem and os.path.exists(os.path.join(folder, name))  # noqa: E731
     files = [name if is_file(name, stem) else stem + _suffix(folder, stem) for name, stem in zip(names, stems, strict=True)]
     return _pairs(path, root, [(f"images/{file}", f"masks/{stem}.png") for file, stem in zip(files, stems, strict=True)]), (
@@ -111,9 +111,14 @@ def _described(path: str) -> _Labels:
     names, codes = tuple(map(str, names)), tuple(tuple(code) if isinstance(code, list) else code for code in codes)
     if len(set(codes)) < len(codes):
         raise InputError(f"{path} gives two classes the same index or color: make them differ.")
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"{path} has the class {twice!r} twice: give each class one name of its own.")
+    if twice := _repeated(names):
+        raise InputError(f"{path} has the class {twice[0]!r} twice: give each class one name of its own.")
     return _Labels(names, codes, (IGNORED,) if isinstance(codes[0], int) else ())
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    """List the names that are there more than once."""
+    return [name for name, count in collections.Counter(names).items() if count > 1]
 
 
 def _is_byte(value) -> bool:
@@ -128,10 +133,8 @@ def _voc(root: str, split: str) -> tuple[list[tuple[str, str]], _Labels]:
         masks = "SegmentationClassAug" if name.endswith("aug") else "SegmentationClass"
         files = [(f"JPEGImages/{stem}.jpg", f"{masks}/{stem}.png") for stem in _names(root, file)]
         pairs += _pairs(os.path.join(root, file), root, files)
-    images = [image for image, _ in pairs]
-    if more := len(images) - len(set(images)):
-        twice = next(image for image in images if images.count(image) > 1)
-        raise InputError(f"The lists of {split} name {more} images twice, {twice} for one: take them out of one list.")
+    if twice := _repeated(image for image, _ in pairs):
+        raise InputError(f"The lists of {split} name {len(twice)} images twice, {twice[0]} for one: take them out of one list.")
     return pairs, _Labels(VOC_CLASSES, tuple(range(len(VOC_CLASSES))))
 
 
